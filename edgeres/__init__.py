@@ -1,0 +1,36 @@
+"""edgeres: a trained ResNet in, a verified INT8 engine out.
+
+Names are imported on first use, so that ``import edgeres`` costs nothing and needs no torch.
+
+    >>> import edgeres
+    >>> result = edgeres.build("resnet18")                # doctest: +SKIP
+    >>> classify = edgeres.load(result.path)              # doctest: +SKIP
+    >>> classify(image).label                             # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from edgeres._version import __version__
+
+if TYPE_CHECKING:
+    from edgeres.pipeline import BuildOptions, BuildResult, build
+    from edgeres.runtime import Classifier, load
+
+_WHERE = {
+    "build": "edgeres.pipeline",
+    "BuildOptions": "edgeres.pipeline",
+    "BuildResult": "edgeres.pipeline",
+    "Classifier": "edgeres.runtime",
+    "load": "edgeres.runtime",
+}
+
+__all__ = ["BuildOptions", "BuildResult", "Classifier", "__version__", "build", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'edgeres' has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)

@@ -1,0 +1,75 @@
+"""Errors that a user can act on.
+
+    EdgeresError                    exit code 3: the input or the environment prevents it
+    ├── InputError                  a file, an image, a checkpoint, a graph is not what was expected
+    │   ├── SourceError             calibration or validation data
+    │   ├── WeightsError            a checkpoint or its download
+    │   ├── ModelError              an ONNX graph or an architecture
+    │   └── BundleError             a bundle is incomplete, changed, or made for something else
+    └── EnvironmentError_           a package, a GPU, disk space is missing
+        └── EngineError             the TensorRT builder or runtime refused
+    UsageError                      exit code 2: options that contradict each other
+
+Each carries three parts: what happened, where, and what to do next. ``str(error)`` is one line with all of them, and the
+command line prints exactly that line. Nothing but these (and bugs) leaves a public function.
+"""
+
+from __future__ import annotations
+
+
+class EdgeresError(Exception):
+    """What went wrong, where, and the next step, in one line.
+
+    >>> str(EdgeresError("image cannot be decoded", where="cat/001.jpg", hint="remove or replace it"))
+    'cat/001.jpg: image cannot be decoded; remove or replace it'
+    """
+
+    exit_code = 3
+
+    def __init__(self, what: str, *, where: object = None, hint: str | None = None) -> None:
+        self.what = what
+        self.where = None if where is None else str(where)
+        self.hint = hint
+        line = what if self.where is None else f"{self.where}: {what}"
+        if hint:
+            line = f"{line}; {hint}"
+        super().__init__(" ".join(line.split()))
+
+
+class UsageError(EdgeresError):
+    """Options that contradict each other or name something that does not exist."""
+
+    exit_code = 2
+
+
+class InputError(EdgeresError):
+    """A file, an image, a checkpoint or a graph is not what was expected."""
+
+
+class SourceError(InputError):
+    """Calibration or validation data cannot be used as it is."""
+
+
+class WeightsError(InputError):
+    """A checkpoint cannot be found, fetched, trusted or matched to the architecture."""
+
+
+class ModelError(InputError):
+    """An ONNX graph or an architecture that edgeres cannot take."""
+
+
+class BundleError(InputError):
+    """A bundle is incomplete, was changed after it was written, or is made for something else."""
+
+
+class EnvironmentError_(EdgeresError):
+    """A package, a GPU, memory or disk space is missing on this machine."""
+
+
+class EngineError(EnvironmentError_):
+    """The TensorRT builder or runtime refused, in readable words."""
+
+
+def needs(extra: str, package: str) -> EnvironmentError_:
+    """The error for a missing optional dependency, naming the extra that brings it."""
+    return EnvironmentError_(f"this step needs {package}, which is not installed", hint=f"pip install 'edgeres[{extra}]'")

@@ -1,0 +1,361 @@
+"""The records that stages pass to each other: frozen, numpy only, units in names.
+
+    source -> calibration -> ranges -> plan -> Q/DQ graph -> engine -> verdict
+
+A record that is written to disk has ``to_dict`` and ``from_dict``; both are plain JSON types.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+U8 = npt.NDArray[np.uint8]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+ChannelOrder = Literal["RGB", "BGR"]
+Layout = Literal["NCHW", "NHWC"]
+Style = Literal["tensorrt", "cpu"]
+Method = Literal["minmax", "percentile", "entropy", "mse"]
+METHODS: tuple[Method, ...] = ("mse", "entropy", "percentile", "minmax")
+
+_R = TypeVar("_R")
+
+
+def _from_dict(cls: type[_R], data: dict[str, Any]) -> _R:
+    """Rebuild a flat record: lists become tuples again, keys of a newer version are ignored."""
+    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    kept = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in known}
+    return cls(**kept)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """From a decoded image to the network's input, the same in calibration, verification and on the robot.
+
+    ``input = (pixel * pixel_scale - mean) / std`` after resize and centre crop; see :mod:`edgeres.data.preprocess`.
+
+    Attributes:
+        crop_px: height and width of the network's input.
+        resize_px: length of the shorter side before the crop (for a square crop); None: the image is resized to
+            ``crop_px`` exactly, and left untouched where it already has that size.
+        interpolation: filter of the resize, with antialiasing as Pillow does it.
+        mean, std: per channel, in units of ``pixel * pixel_scale``, in the order of ``channel_order``.
+        channel_order: order of the channels in the network's input; images are always decoded to RGB.
+        pixel_scale: 1/255 for networks trained on [0, 1], 1.0 for raw pixels.
+        layout: axis order of the network's input.
+    """
+
+    crop_px: tuple[int, int]
+    resize_px: int | None = None
+    interpolation: Interpolation = "bilinear"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    channel_order: ChannelOrder = "RGB"
+    pixel_scale: float = 1 / 255
+    layout: Layout = "NCHW"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> Preprocess:
+        return _from_dict(Preprocess, data)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a network is, apart from its weights' values.
+
+    Attributes:
+        name: architecture or file stem, e.g. ``resnet18``.
+        preprocess: the contract its input was trained with.
+        labels: one name per class, in the order of the outputs.
+        weights: where the weights came from, in words (``signs``, ``imagenet (V1)``, a file's name).
+        weights_sha256: digest of the weights' file, None for random weights.
+        output: what the last tensor holds; probabilities where the graph ends in Softmax.
+    """
+
+    name: str
+    preprocess: Preprocess
+    labels: tuple[str, ...]
+    weights: str = "random"
+    weights_sha256: str | None = None
+    output: Literal["logits", "probabilities"] = "logits"
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.labels)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> ModelSpec:
+        return _from_dict(ModelSpec, {**data, "preprocess": Preprocess.from_dict(data["preprocess"])})
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Published weights of an architecture.
+
+    Attributes:
+        sha256: full digest, or the leading digits that the publisher put into the file's name.
+        published_top1: per cent on ImageNet's validation set, as the publisher states it.
+    """
+
+    tag: str
+    url: str
+    sha256: str
+    license: str
+    published_top1: float
+    preprocess: Preprocess
+
+
+@dataclass(frozen=True)
+class TensorRange:
+    """The interval of real values that a tensor's codes will cover.
+
+    Attributes:
+        low, high: in the tensor's own units; low <= 0 <= high so that zero stays exact.
+        method: how it was chosen.
+        samples: images it was measured on.
+    """
+
+    tensor: str
+    low: float
+    high: float
+    method: str
+    samples: int
+
+    @property
+    def amax(self) -> float:
+        return max(-self.low, self.high)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> TensorRange:
+        return _from_dict(TensorRange, data)
+
+
+@dataclass(frozen=True)
+class QuantParams:
+    """An affine code: ``real = (code - zero_point) * scale`` (Jacob et al. 2018, eq. 1).
+
+    Attributes:
+        scale: float32, shape () for one scale per tensor, (C,) for one per channel along ``axis``.
+        zero_point: the code of real zero, one for the whole tensor.
+        dtype: of the codes.
+    """
+
+    scale: F32
+    zero_point: int
+    dtype: Literal["int8", "uint8", "int32"]
+    axis: int | None = None
+
+    @property
+    def code_limits(self) -> tuple[int, int]:
+        info = np.iinfo(self.dtype)
+        return int(info.min), int(info.max)
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A Q/DQ pair on an activation.
+
+    Attributes:
+        tensor: the float tensor that is quantized.
+        consumers: names of the nodes that read the dequantized value; other readers keep the float one.
+        reason: why it is placed here.
+    """
+
+    tensor: str
+    params: QuantParams
+    consumers: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class WeightEdge:
+    """A constant stored as codes with a DequantizeLinear behind it.
+
+    Attributes:
+        tensor: name of the initializer.
+        node: the Conv or Gemm that reads it.
+        codes: same shape as the initializer, of ``params.dtype``.
+    """
+
+    tensor: str
+    node: str
+    params: QuantParams
+    codes: npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Something that was left in floating point on purpose."""
+
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class QuantPlan:
+    """Where codes go and where they do not: the one input of the rewrite besides the FP32 graph.
+
+    Attributes:
+        style: the placement; ``tensorrt`` (symmetric int8) or ``cpu`` (uint8 activations for ONNX Runtime).
+        calibration_digest: SHA-256 of the calibration it was made from.
+    """
+
+    style: Style
+    edges: tuple[Edge, ...]
+    weights: tuple[WeightEdge, ...]
+    skipped: tuple[Skipped, ...]
+    calibration_digest: str
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """A built engine, or the reason why there is none.
+
+    Attributes:
+        file: path inside the bundle, None where it was not built.
+        precision: of the weights and activations in the graph it was built from.
+        size_bytes: 0 where it was not built.
+        status: ``built, not run here``, ``verified``, or why it was not built and where to run what.
+    """
+
+    target: str
+    runtime: str
+    version: str
+    precision: Literal["fp32", "fp16", "int8"]
+    status: str
+    file: str | None = None
+    size_bytes: int = 0
+    compute_capabilities: tuple[str, ...] = ()
+    build_seconds: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> EngineRecord:
+        return _from_dict(EngineRecord, data)
+
+
+def percentile_nearest(seconds: F64, percent: float) -> float:
+    """A percentile without interpolation, as trtexec reports it: ``sorted[max(n - 1 - int((1 - p/100) n), 0)]``.
+
+    >>> percentile_nearest(np.arange(1.0, 101.0), 99)
+    99.0
+    """
+    ordered = np.sort(seconds)
+    n = len(ordered)
+    return float(ordered[max(n - 1 - int((1 - percent / 100) * n), 0)])
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Raw latencies of one runner; everything else is derived.
+
+    Attributes:
+        seconds: one float64 per inference, in the order they were taken.
+        batch: images per inference.
+        scope: what lies between the two clock readings, e.g. ``host to host, batch 1, 1 thread``.
+        backend: e.g. ``ONNX Runtime 1.32 CPU``.
+        warmup_seconds: time spent before the first recorded inference.
+    """
+
+    seconds: F64
+    batch: int
+    scope: str
+    backend: str
+    warmup_seconds: float
+
+    def p(self, percent: float) -> float:
+        """Percentile in milliseconds."""
+        return 1e3 * percentile_nearest(self.seconds, percent)
+
+    @property
+    def throughput_ips(self) -> float:
+        """Images per second."""
+        return float(self.batch * len(self.seconds) / self.seconds.sum())
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Hits of one graph on a labelled set; top-1 and top-5 in per cent."""
+
+    correct: int
+    correct_top5: int
+    total: int
+
+    @property
+    def top1(self) -> float:
+        return 100.0 * self.correct / self.total
+
+    @property
+    def top5(self) -> float:
+        return 100.0 * self.correct_top5 / self.total
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A limit on one figure, e.g. ``Gate("drop_pp", 1.0, "pp")``; whether it is a floor or a ceiling belongs to the metric."""
+
+    metric: str
+    limit: float
+    unit: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A gate with the observed figure; ``observed`` None: it could not be measured, and ``reason`` says why."""
+
+    gate: Gate
+    observed: float | None
+    passed: bool
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle holds; see :mod:`edgeres.bundle`.
+
+    Attributes:
+        files: SHA-256 of every other file of the bundle, by path relative to it.
+        inputs, outputs: name, dtype and shape (None: any) of the graph's tensors.
+        environment: versions of what made it.
+    """
+
+    model: ModelSpec
+    inputs: dict[str, Any]
+    outputs: dict[str, Any]
+    files: dict[str, str]
+    plan_digests: dict[str, str]
+    engines: tuple[EngineRecord, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    schema: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> Manifest:
+        engines = tuple(EngineRecord.from_dict(e) for e in data.get("engines", ()))
+        return _from_dict(Manifest, {**data, "model": ModelSpec.from_dict(data["model"]), "engines": engines})
