@@ -10,8 +10,8 @@
         └── EngineError             the TensorRT builder or runtime refused
     UsageError                      exit code 2: options that contradict each other
 
-Each carries three parts: what happened, where, and what to do next. ``str(error)`` is one line with all of them, and the
-command line prints exactly that line. Nothing but these (and bugs) leaves a public function.
+Each carries three parts: what happened, where, and what to do next. ``str(error)`` is one line with all of them, and
+the command line prints exactly that line. Nothing but these (and bugs) leaves a public function.
 """
 
 from __future__ import annotations
@@ -72,4 +72,6 @@ class EngineError(EnvironmentError_):
 
 def needs(extra: str, package: str) -> EnvironmentError_:
     """The error for a missing optional dependency, naming the extra that brings it."""
-    return EnvironmentError_(f"this step needs {package}, which is not installed", hint=f"pip install 'edgeres[{extra}]'")
+    return EnvironmentError_(
+        f"this step needs {package}, which is not installed", hint=f"pip install 'edgeres[{extra}]'"
+    )

@@ -276,6 +276,7 @@ class Measurement:
         scope: what lies between the two clock readings, e.g. ``host to host, batch 1, 1 thread``.
         backend: e.g. ``ONNX Runtime 1.32 CPU``.
         warmup_seconds: time spent before the first recorded inference.
+        block: inferences taken in one turn, where several runners took turns; ``seconds`` holds whole blocks.
     """
 
     seconds: F64
@@ -283,6 +284,7 @@ class Measurement:
     scope: str
     backend: str
     warmup_seconds: float
+    block: int = 1
 
     def p(self, percent: float) -> float:
         """Percentile in milliseconds."""
@@ -313,7 +315,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Gate:
-    """A limit on one figure, e.g. ``Gate("drop_pp", 1.0, "pp")``; whether it is a floor or a ceiling belongs to the metric."""
+    """A limit on one figure, e.g. ``Gate("drop_pp", 1.0, "pp")``; the metric knows which side of it is good."""
 
     metric: str
     limit: float

@@ -1,0 +1,238 @@
+"""The bundle: a directory that says what it is, what it was verified on, and what it lost.
+
+    manifest.json         schema, model, tensors, SHA-256 of every other file, environment
+    model.fp32.onnx       the baseline
+    model.int8.onnx       Q/DQ for TensorRT             model.int8.cpu.onnx   Q/DQ for ONNX Runtime's CPU kernels
+    engines/*.engine      named <runtime>-<version>-<compute capability>
+    calibration.json      ranges     report.json, report.html   verdict     labels.txt   one class a line
+
+It is written to a hidden sibling and renamed when complete, so a reader finds a whole bundle or none, whenever the
+writer is killed. Every file is checked against the manifest when it is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edgeres.errors import BundleError
+from edgeres.records import EngineRecord, Manifest
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+FP32 = "model.fp32.onnx"
+GRAPHS = {"tensorrt": "model.int8.onnx", "cpu": "model.int8.cpu.onnx"}
+CALIBRATION = "calibration.json"
+REPORT, REPORT_PAGE = "report.json", "report.html"
+LABELS = "labels.txt"
+ENGINES = "engines"
+
+
+class Bundle:
+    """A bundle on disk.
+
+    Args:
+        path: the directory.
+
+    Raises:
+        BundleError: it is missing, has no readable manifest, or was written by a newer edgeres.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise BundleError("no such bundle", where=path, hint="edgeres build -o DIR writes one")
+        try:
+            data = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+            schema = data["schema"]
+        except FileNotFoundError:
+            raise BundleError("not a bundle: it has no manifest.json", where=path) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise BundleError(f"manifest.json cannot be read ({error})", where=path, hint="build it again") from error
+        if schema > SCHEMA:
+            raise BundleError(
+                f"written in format {schema}, this edgeres reads {SCHEMA}", where=path, hint="upgrade edgeres"
+            )
+        try:
+            self.manifest = Manifest.from_dict(data)
+        except (KeyError, TypeError) as error:
+            raise BundleError(f"manifest.json is incomplete ({error})", where=path, hint="build it again") from error
+
+    def has(self, name: str) -> bool:
+        return name in self.manifest.files
+
+    def file(self, name: str) -> Path:
+        """The path of a file of the bundle, after checking its hash.
+
+        Raises:
+            BundleError: the bundle has no such file, or it is missing or not as it was written.
+        """
+        expected = self.manifest.files.get(name)
+        if expected is None:
+            raise BundleError(f"has no {name}", where=self.path)
+        path = self.path / name
+        if not path.is_file():
+            raise BundleError(f"{name} is missing", where=self.path, hint="copy the whole directory, or build it again")
+        if sha256(path) != expected:
+            raise BundleError(f"{name} was changed after it was written", where=self.path, hint="build it again")
+        return path
+
+    def check(self) -> None:
+        """Check every file.
+
+        Raises:
+            BundleError: names the first that is missing or changed.
+        """
+        for name in self.manifest.files:
+            self.file(name)
+
+    def report(self) -> dict[str, Any]:
+        """The content of report.json."""
+        data: dict[str, Any] = json.loads(self.file(REPORT).read_text(encoding="utf-8"))
+        return data
+
+    def add_engine(self, record: EngineRecord, engine: bytes) -> None:
+        """Put an engine into the bundle, in place of an earlier one of the same name; the manifest is replaced last."""
+        if record.file is None:
+            raise ValueError("an engine that is kept needs a file name")
+        _replace(self.path / record.file, engine)
+        engines = tuple(e for e in self.manifest.engines if e.file != record.file)
+        files = self.manifest.files | {record.file: hashlib.sha256(engine).hexdigest()}
+        self.manifest = replace(self.manifest, engines=(*engines, record), files=files)
+        _replace(self.path / MANIFEST, _json(self.manifest.to_dict()))
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file in hex."""
+    hasher = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            hasher.update(block)
+    return hasher.hexdigest()
+
+
+@contextmanager
+def new_bundle(target: str | Path) -> Iterator[Path]:
+    """An empty directory to fill with a bundle's files; becomes ``target`` when the block ends well.
+
+    The block must call :func:`seal` last. On an error or an interrupt the directory is removed and ``target``, if it
+    was there, is as it was.
+
+    Raises:
+        BundleError: ``target`` exists and is not a bundle, or its parent cannot be written.
+    """
+    target = Path(target).absolute()
+    check_target(target)
+    _clear_leftovers(target)
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise BundleError(f"cannot be written ({error.strerror})", where=target, hint="choose another -o") from error
+    try:
+        yield partial
+        if not (partial / MANIFEST).is_file():
+            raise ValueError("the bundle was not sealed")
+        _publish(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_target(target: str | Path) -> None:
+    """Refuse to overwrite something that is not a bundle.
+
+    Raises:
+        BundleError: ``target`` is a file, or a directory that holds something else.
+    """
+    target = Path(target)
+    if target.is_dir() and ((target / MANIFEST).is_file() or not any(target.iterdir())):
+        return
+    if target.exists() or target.is_symlink():
+        raise BundleError("exists and is not a bundle, so it is left alone", where=target, hint="choose another -o")
+
+
+def seal(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest with the hashes of everything in ``folder``, and force all of it to disk."""
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            files[path.relative_to(folder).as_posix()] = sha256(path)
+            _sync(path)
+    _replace(folder / MANIFEST, _json(replace(manifest, files=files).to_dict()))
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON document for people: indented, UTF-8, no NaN; complete or not at all."""
+    _replace(path, _json(content))
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file that is complete or not there, whenever the writer is killed."""
+    _replace(path, content)
+
+
+def _publish(partial: Path, target: Path) -> None:
+    """Rename into place; an older bundle steps aside first and comes back if the second rename fails."""
+    if not target.exists():
+        partial.rename(target)
+        return
+    aside = target.with_name(f".{target.name}.old-{os.getpid()}")
+    target.rename(aside)
+    try:
+        partial.rename(target)
+    except OSError:
+        aside.rename(target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _clear_leftovers(target: Path) -> None:
+    """What killed writers of the same target left: partial bundles go, an old bundle that stepped aside comes back."""
+    for kind in ("old", "partial"):
+        for path in target.parent.glob(f".{target.name}.{kind}-*"):
+            pid = path.name.rpartition("-")[2]
+            if pid.isdigit() and _alive(int(pid)):
+                continue
+            if kind == "old" and not target.exists():
+                path.rename(target)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _replace(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        partial.write_bytes(content)
+        _sync(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()

@@ -1,0 +1,113 @@
+"""A histogram of float32 values that needs no prior range, has fixed size, and merges exactly.
+
+Bins are taken from the float's own bits: sign, exponent and the top ``MANTISSA_BITS`` of the mantissa. A bin is
+therefore ``2**-MANTISSA_BITS`` of its value wide (0.2 %), wherever the values lie; adding images in any order or any
+grouping gives the same counts, and merging two sketches is adding their counts. Minimum and maximum are kept exactly.
+
+    >>> sketch = Sketch()
+    >>> sketch.add(np.array([0.0, 1.0, -3.0], np.float32))
+    >>> sketch.count, sketch.low, sketch.high
+    (3, -3.0, 1.0)
+
+Error bound: a quantile of the sketch lies in the same bin as the exact one, so it is off by at most 0.2 % of its value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeres.records import F64, I64
+
+MANTISSA_BITS = 9
+BIN_SHIFT = 23 - MANTISSA_BITS
+_HALF = 1 << (8 + MANTISSA_BITS)  # bins of one sign; the sign bit is the top bit of the index
+# Counting a piece that fits the cache together with its bin indices is several times faster than counting it whole.
+_PIECE = 1 << 18
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """The non-empty bins in ascending order of value; density inside a bin is taken as uniform.
+
+    Attributes:
+        lows, highs: (B,) edges of each bin, lows < highs; zeros are not in here.
+        counts: (B,) values in each.
+        zeros: values that are exactly zero (or subnormal).
+        low, high: exact extremes of everything, zeros included.
+    """
+
+    lows: F64
+    highs: F64
+    counts: F64
+    zeros: int
+    low: float
+    high: float
+
+    @property
+    def total(self) -> float:
+        return float(self.counts.sum()) + self.zeros
+
+
+class Sketch:
+    """Counts by float bits, plus exact extremes; ``counts`` has shape (2 * _HALF,), positive values first."""
+
+    def __init__(self) -> None:
+        self.counts: I64 = np.zeros(2 * _HALF, np.int64)
+        self.low = np.inf
+        self.high = -np.inf
+
+    @property
+    def count(self) -> int:
+        return int(self.counts.sum())
+
+    def add(self, values: npt.NDArray[np.float32]) -> None:
+        """Count an array of any shape.
+
+        Raises:
+            ValueError: an infinite or undefined value, after which the sketch must not be used.
+        """
+        flat = np.ascontiguousarray(values, np.float32).reshape(-1)
+        low, high = float(flat.min()), float(flat.max())
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise ValueError("infinite or undefined values")
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        bits = flat.view(np.uint32)
+        for start in range(0, len(bits), _PIECE):
+            found = np.bincount(bits[start : start + _PIECE] >> BIN_SHIFT)
+            self.counts[: len(found)] += found
+
+    def merge(self, other: Sketch) -> None:
+        """Add everything that ``other`` has seen: exact, commutative, associative."""
+        self.counts += other.counts
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+
+    def histogram(self) -> Histogram:
+        """The non-empty bins, ascending, clipped to the exact extremes."""
+        positive = np.flatnonzero(self.counts[1:_HALF]) + 1
+        negative = np.flatnonzero(self.counts[_HALF + 1 :]) + 1
+        near, far = _edges(positive)
+        low_side, high_side = _edges(negative[::-1])
+        lows = np.concatenate([-high_side, near])
+        highs = np.concatenate([-low_side, far])
+        counts = np.concatenate([self.counts[_HALF:][negative[::-1]], self.counts[positive]]).astype(np.float64)
+        return Histogram(
+            lows=np.maximum(lows, self.low),
+            highs=np.minimum(highs, self.high),
+            counts=counts,
+            zeros=int(self.counts[0] + self.counts[_HALF]),
+            low=float(self.low),
+            high=float(self.high),
+        )
+
+
+def _edges(index: I64) -> tuple[F64, F64]:
+    """Magnitudes at which bins begin and end."""
+
+    def value(bins: I64) -> F64:
+        bits: npt.NDArray[np.uint32] = (bins << BIN_SHIFT).astype(np.uint32)
+        return bits.view(np.float32).astype(np.float64)
+
+    return value(index), value(index + 1)

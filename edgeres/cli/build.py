@@ -1,0 +1,83 @@
+"""edgeres build"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgeres.cli.options import as_json, calibration_options, gate_options, input_choice, input_options, model_options
+from edgeres.cli.progress import progress
+
+
+@click.command("build")
+@click.option(
+    "--model", required=True, metavar="NAME|FILE.onnx", help="An architecture of `edgeres models`, or an ONNX file."
+)
+@click.option(
+    "--int8", is_flag=True, default=True, help="Quantize to INT8 after training (the default; says it aloud)."
+)
+@model_options
+@input_options
+@calibration_options
+@click.option("--validation", metavar="SRC", help="Images to verify on; forms as for --calibration.")
+@click.option("--validation-size", type=click.IntRange(1), metavar="N", help="Images taken from it; all by default.")
+@click.option(
+    "--target", "targets", multiple=True, metavar="NAME", help="What to build for, of `edgeres targets`; repeatable."
+)
+@click.option("--also", multiple=True, type=click.Choice(["fp32", "fp16"]), help="Keep engines of this precision, too.")
+@click.option("--max-batch", type=click.IntRange(1), default=8, show_default=True, metavar="N", help="Of the engines.")
+@click.option(
+    "--compute-capability",
+    "compute_capabilities",
+    multiple=True,
+    metavar="SM",
+    help="Of RTX engines, e.g. 8.9; repeatable. Without it the engine is portable.",
+)
+@gate_options
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="The bundle. [default: MODEL.edgeres]"
+)
+@as_json
+@click.pass_context
+def command(ctx: click.Context, **given: Any) -> None:
+    """Take a trained ResNet to a verified INT8 bundle.
+
+    \b
+    edgeres build --model resnet18 --int8
+    edgeres build --model resnet50 --weights my.pth --calibration train/ --validation val/
+    edgeres build --model my.onnx --calibration train/ --validation val/ --target jetson-orin-nx
+    """
+    from edgeres.pipeline import build
+    from edgeres.report import render_terminal, to_json
+
+    given.pop("int8")
+    quiet = given.pop("as_json")
+    chosen = input_choice(given)
+    for name in ("mean", "std", "pixel_scale", "resize_px", "channel_order"):
+        given.pop(name)
+    result = build(
+        given.pop("model"),
+        progress=progress(quiet=quiet),
+        command=shown_command(sys.argv[1:]),
+        on_unreadable="skip" if given.pop("skip_unreadable") else "fail",
+        **chosen,
+        **given,
+    )
+    if quiet:
+        click.echo(to_json(result.report), nl=False)
+    else:
+        from rich.console import Console
+
+        render_terminal(result.report, Console())
+        click.echo(f"\nbundle: {result.path}    report: {result.path / 'report.html'}")
+    ctx.exit(0 if result.passed else 1)
+
+
+def shown_command(arguments: list[str]) -> str:
+    """The command line as it can be pasted into a shell."""
+    import shlex
+
+    return shlex.join(["edgeres", *arguments])

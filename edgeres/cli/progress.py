@@ -1,0 +1,57 @@
+"""Progress drawn by rich on stderr; nothing but plain lines where nobody watches."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from edgeres.progress import SILENT, Advance
+from edgeres.progress import Progress as Contract
+
+
+class Bars:
+    """Bars while tasks run, gone when they end; notes stay."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    @contextmanager
+    def task(self, name: str, total: int | None) -> Iterator[Advance]:
+        bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+        )
+        with bar:
+            number = bar.add_task(name, total=total)
+            yield lambda steps: bar.advance(number, steps)
+
+    def say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class Lines:
+    """Notes only: for logs and pipes."""
+
+    @contextmanager
+    def task(self, name: str, total: int | None) -> Iterator[Advance]:
+        yield lambda steps: None
+
+    def say(self, line: str) -> None:
+        print(line, file=sys.stderr)  # noqa: T201
+
+
+def progress(*, quiet: bool = False) -> Contract:
+    """Bars on a terminal, lines elsewhere, nothing where ``quiet``."""
+    if quiet:
+        return SILENT
+    console = Console(stderr=True)
+    return Bars(console) if console.is_terminal else Lines()

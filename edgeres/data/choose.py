@@ -1,0 +1,98 @@
+"""Which images calibrate and which validate: what the user names, or what belongs to the model's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edgeres.data.base import Role, Source, View, subset
+from edgeres.data.matching import match_labels
+from edgeres.data.sources import open_source
+from edgeres.errors import UsageError
+from edgeres.records import ModelSpec
+
+_FORMS = "a directory with one folder per class, a .zip of one, an .npz, a CIFAR-10 directory, or signs[:count][@seed]"
+
+
+@dataclass(frozen=True)
+class DataChoice:
+    """What the user says about images; None takes the default.
+
+    Attributes:
+        calibration_size: images chosen from the calibration source.
+        validation_size: images chosen from the validation source; None takes all.
+        seed: of both choices.
+    """
+
+    calibration: str | None = None
+    validation: str | None = None
+    calibration_size: int = 512
+    validation_size: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The images of a build; ``reasons`` says why a figure will be missing, by its path in the report."""
+
+    calibration: Source
+    validation: Source
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def overlap(self) -> bool:
+        """Whether the same images calibrate and validate, which flatters INT8."""
+        return self.calibration.digest() == self.validation.digest()
+
+
+def choose_calibration(choice: DataChoice, spec: ModelSpec) -> Source:
+    """The calibration images of a model.
+
+    Raises:
+        UsageError: none are named and none belong to the weights.
+        SourceError: they cannot be used.
+    """
+    source = open_source(_named(choice.calibration, spec, "calibration"), role="calibration", px=_side(spec))
+    return subset(source, choice.calibration_size, choice.seed)
+
+
+def choose_validation(choice: DataChoice, spec: ModelSpec) -> tuple[Source, Mapping[str, str]]:
+    """The validation images of a model with labels that count its outputs, and why figures will be missing.
+
+    Random weights are validated without labels: there is no accuracy to lose, but agreement and SQNR still say something.
+
+    Raises:
+        UsageError, SourceError: as :func:`choose_calibration`; also labels that do not fit the model.
+    """
+    source = open_source(_named(choice.validation, spec, "validation"), role="validation", px=_side(spec))
+    if choice.validation_size is not None:
+        source = subset(source, choice.validation_size, choice.seed)
+    if choice.validation is None and spec.weights == "random":
+        unlabelled = np.full(len(source), -1, np.int64)
+        description = f"{source.description}, labels ignored"
+        view = View(source, np.arange(len(source)), unlabelled, (), description)
+        return view, {"accuracy": "the weights are random, so there is no accuracy to lose"}
+    return match_labels(source, spec.labels), {}
+
+
+def choose_sources(choice: DataChoice, spec: ModelSpec) -> Sources:
+    """Both, opened before anything is computed so that a wrong path costs no time."""
+    validation, reasons = choose_validation(choice, spec)
+    return Sources(choose_calibration(choice, spec), validation, reasons)
+
+
+def _named(text: str | None, spec: ModelSpec, role: Role) -> str:
+    if text is not None:
+        return text
+    from edgeres.data.signs import CLASSES
+
+    if spec.labels == CLASSES or spec.weights == "random":
+        return "signs"
+    raise UsageError(f"{spec.name} ({spec.weights}) needs {role} images", hint=f"--{role} SRC: {_FORMS}")
+
+
+def _side(spec: ModelSpec) -> int:
+    """Resolution at which a generated set is rendered: no larger than what the resize keeps."""
+    return spec.preprocess.resize_px or min(spec.preprocess.crop_px)

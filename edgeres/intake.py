@@ -1,0 +1,183 @@
+"""What the user names as a model -> its FP32 graph and what it is.
+
+    zoo name + weights   -> torch module -> export   \\
+    torch module         ----------------> export     > FP32 ONNX, canonical, with a ModelSpec
+    ONNX file            -------------> normalize    /
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeres.errors import InputError, UsageError, needs
+from edgeres.progress import SILENT, Progress
+from edgeres.records import ChannelOrder, Layout, ModelSpec, Preprocess
+
+if TYPE_CHECKING:
+    import onnx
+
+    from edgeres.graph.normalize import Canonical
+
+
+@dataclass(frozen=True)
+class InputChoice:
+    """What the user says about the network's input; None leaves what is known of the model, or the default.
+
+    ``input = (pixel * pixel_scale - mean) / std`` after resize and centre crop.
+    """
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    pixel_scale: float | None = None
+    resize_px: int | None = None
+    channel_order: ChannelOrder | None = None
+
+    def over(self, known: Preprocess) -> Preprocess:
+        """The contract with the user's choices in place of what was known."""
+        chosen = {name: value for name, value in vars(self).items() if value is not None}
+        return replace(known, **chosen)
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which network, in the user's words.
+
+    Attributes:
+        model: a zoo name, the path of an ``.onnx`` file, or (from Python) a ``torch.nn.Module``.
+        weights: tag, file, URL or ``random``; None takes the default of the zoo.
+        num_classes: only for random weights; otherwise the checkpoint says it.
+        labels: class names, in the order of the outputs, or the path of a file with one a line.
+        input: how pixels become the input; needed for a module, optional for the rest.
+        name: of a module.
+        input_px: height and width of a module's input.
+    """
+
+    model: Any
+    weights: str | None = None
+    num_classes: int | None = None
+    labels: Sequence[str] | Path | None = None
+    input: InputChoice = InputChoice()
+    name: str | None = None
+    input_px: tuple[int, int] = (224, 224)
+
+
+@dataclass(frozen=True)
+class Fp32Model:
+    """The baseline.
+
+    Attributes:
+        graph: canonical FP32 ONNX.
+        max_error: largest difference to where it came from (torch, or the file's own graph), as a share of the largest
+            output.
+        notes: what was found or changed on the way, in words.
+    """
+
+    graph: onnx.ModelProto
+    spec: ModelSpec
+    max_error: float
+    notes: tuple[str, ...] = ()
+
+
+def take(choice: ModelChoice, progress: Progress = SILENT) -> Fp32Model:
+    """Load, export or normalize the model.
+
+    Raises:
+        UsageError: no such architecture, or options that do not go together.
+        WeightsError, ModelError: what was given cannot be used; the line says why.
+        EnvironmentError_: the ``export`` extra is not installed.
+    """
+    try:
+        import onnx  # noqa: F401
+    except ImportError as error:
+        raise needs("export", "onnx") from error
+    if not isinstance(choice.model, str | Path):
+        return _take_module(choice)
+    if str(choice.model).lower().endswith(".onnx"):
+        return _take_onnx(Path(choice.model), choice)
+    return _take_zoo(str(choice.model), choice, progress)
+
+
+def _take_zoo(name: str, choice: ModelChoice, progress: Progress) -> Fp32Model:
+    from edgeres.zoo.registry import find_model
+
+    if Path(name).suffix in {".pt", ".pth", ".th", ".safetensors"}:
+        raise UsageError(
+            "a checkpoint holds weights, not the architecture", where=name, hint=f"--model resnet18 --weights {name}"
+        )
+    find_model(name)  # a misspelt name is told before torch is loaded
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise needs("export", "torch") from error
+    from edgeres.export import export
+    from edgeres.zoo.checkpoint import load_model
+
+    module, spec = load_model(name, choice.weights, choice.num_classes, progress)
+    spec = _described(spec, choice)
+    progress.say(f"{name}: weights {spec.weights}, {spec.num_classes} classes")
+    exported = export(module, spec)
+    return Fp32Model(exported.model, spec, exported.relative_error, exported.canonical.notes)
+
+
+def _take_module(choice: ModelChoice) -> Fp32Model:
+    from edgeres.export import export
+
+    name = choice.name or type(choice.model).__name__.lower()
+    known = Preprocess(crop_px=choice.input_px, resize_px=_usual_resize(choice.input_px))
+    exported = export(choice.model, ModelSpec(name, known, ()))
+    labels = tuple(f"class {i}" for i in range(exported.canonical.num_classes))
+    spec = _described(_outputs(ModelSpec(name, known, labels, weights="module"), exported.canonical), choice)
+    return Fp32Model(exported.model, spec, exported.relative_error, exported.canonical.notes)
+
+
+def _take_onnx(path: Path, choice: ModelChoice) -> Fp32Model:
+    from edgeres.bundle import sha256
+    from edgeres.graph.normalize import load_onnx, normalize
+
+    if choice.weights is not None or choice.num_classes is not None:
+        raise UsageError("an ONNX file brings its own weights and classes", hint="drop --weights and --num-classes")
+    canonical = normalize(load_onnx(path), where=path)
+    layout: Layout = canonical.layout
+    known = Preprocess(crop_px=canonical.size_px, resize_px=_usual_resize(canonical.size_px), layout=layout)
+    labels = tuple(f"class {i}" for i in range(canonical.num_classes))
+    spec = ModelSpec(path.stem, known, labels, weights=path.name, weights_sha256=sha256(path))
+    return Fp32Model(
+        canonical.model, _described(_outputs(spec, canonical), choice), canonical.max_error, canonical.notes
+    )
+
+
+def _outputs(spec: ModelSpec, canonical: Canonical) -> ModelSpec:
+    return replace(spec, output="probabilities" if canonical.ends_in_softmax else "logits")
+
+
+def _usual_resize(size_px: tuple[int, int]) -> int | None:
+    """ImageNet's convention, 256 for a crop of 224; small images are taken as they are."""
+    return round(min(size_px) * 256 / 224) if min(size_px) >= 128 else None
+
+
+def _described(spec: ModelSpec, choice: ModelChoice) -> ModelSpec:
+    """The spec with what the user said in place of what was known."""
+    labels = spec.labels
+    if choice.labels is not None:
+        labels = read_labels(choice.labels) if isinstance(choice.labels, str | Path) else tuple(choice.labels)
+        if len(labels) != spec.num_classes:
+            raise InputError(
+                f"{len(labels)} labels for {spec.num_classes} classes", where=spec.name, hint="one label per output"
+            )
+    return replace(spec, labels=labels, preprocess=choice.input.over(spec.preprocess))
+
+
+def read_labels(path: str | Path) -> tuple[str, ...]:
+    """Class names from a text file, one a line.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"labels cannot be read ({error})", where=path, hint="UTF-8 text, one label a line") from error
+    return tuple(line.strip() for line in lines if line.strip())

@@ -1,0 +1,239 @@
+"""The stages in order, on one screen.
+
+model -> FP32 graph -> calibration -> Q/DQ graphs -> engines -> verdict -> bundle
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeres.bundle import CALIBRATION, FP32, GRAPHS, LABELS, check_target, new_bundle, seal, write_file, write_json
+from edgeres.data.choose import DataChoice, choose_sources
+from edgeres.data.loader import Loader, OnUnreadable
+from edgeres.engine.cpu import has_vnni
+from edgeres.engine.stage import EngineChoice, build_engines
+from edgeres.engine.targets import Target, get_target
+from edgeres.engine.vendor import MODULES, available
+from edgeres.environment import environment
+from edgeres.errors import UsageError
+from edgeres.intake import Fp32Model, InputChoice, ModelChoice, take
+from edgeres.progress import SILENT, Progress
+from edgeres.records import EngineRecord, Gate, Manifest, Method, Style
+from edgeres.report.document import CalibrationRecord, DataRecord, ReportInput, build_report
+from edgeres.report.files import write_report
+from edgeres.verify.gates import gate
+from edgeres.verify.stage import Graphs, Verified, verify
+
+if TYPE_CHECKING:
+    from edgeres.quantize.stage import Quantized
+
+VALIDATION_BATCH = 16
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """Everything that a build can be told.
+
+    Attributes:
+        targets: names of ``edgeres targets``; empty: cpu, and each of rtx and tensorrt that this machine can build.
+        method: how ranges are chosen.
+        batch: images per calibration step; ranges do not depend on it beyond the rounding of the forward pass.
+        max_drop: gate on the top-1 drop in percentage points, None for no gate.
+        min_speedup: gate on FP32's p50 latency over INT8's, None for no gate.
+        on_unreadable: ``skip`` goes on without images that cannot be decoded, and names them in the report.
+        output: of the bundle; None is ``<model>.edgeres`` in the working directory.
+    """
+
+    model: ModelChoice
+    data: DataChoice = DataChoice()
+    engines: EngineChoice = EngineChoice()
+    targets: tuple[str, ...] = ()
+    method: Method = "mse"
+    batch: int = 8
+    max_drop: float | None = 1.0
+    min_speedup: float | None = None
+    on_unreadable: OnUnreadable = "fail"
+    output: Path | None = None
+
+    @property
+    def gates(self) -> tuple[Gate, ...]:
+        limits = {"drop_pp": self.max_drop, "speedup": self.min_speedup}
+        return tuple(gate(metric, limit) for metric, limit in limits.items() if limit is not None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, for the report."""
+        model = {**vars(self.model), "model": str(self.model.model), "input": vars(self.model.input)}
+        rest = {k: v for k, v in vars(self).items() if k not in {"model", "data", "engines", "output"}}
+        output = None if self.output is None else str(self.output)
+        return {**model, **asdict(self.data), **asdict(self.engines), **rest, "output": output}
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """A finished build: ``report`` is the content of report.json in the bundle at ``path``."""
+
+    path: Path
+    report: dict[str, Any]
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.report["passed"])
+
+
+@dataclass
+class Stopwatch:
+    """Wall seconds by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+
+def build(model: Any, *, progress: Progress = SILENT, command: str = "", **options: Any) -> BuildResult:
+    """Take a trained ResNet to a verified INT8 bundle.
+
+    Args:
+        model: a zoo name, the path of an ONNX file, a ``torch.nn.Module``, or a whole :class:`BuildOptions`.
+        command: what the report names as the way to reproduce it.
+        options: fields of :class:`BuildOptions` and of the records in it: ``weights``, ``labels``, ``mean``, ``std``,
+            ``calibration``, ``validation``, ``targets``, ``method``, ``max_drop``, ``output``, ...
+
+    Raises:
+        EdgeresError: in one line, what prevents it; nothing is left behind then. A gate that fails raises nothing: the
+            result says so.
+
+    Example:
+        >>> result = build("resnet20", calibration="signs:64", validation="signs:64@1")     # doctest: +SKIP
+        >>> result.passed, result.report["accuracy"]["drop_pp"]                             # doctest: +SKIP
+        (True, 0.0)
+    """
+    o = _options(model, options)
+    watch = Stopwatch()
+    targets = choose_targets(o.targets)
+    if o.output is not None:
+        check_target(o.output)
+    with watch.stage("export"):
+        fp32 = take(o.model, progress)
+    sources = choose_sources(o.data, fp32.spec)
+    if sources.overlap:
+        progress.say("calibration and validation are the same images, which flatters INT8")
+    calibration = Loader(sources.calibration, fp32.spec.preprocess, o.batch, o.on_unreadable)
+    validation = Loader(sources.validation, fp32.spec.preprocess, VALIDATION_BATCH, o.on_unreadable)
+    output = o.output or Path(f"{fp32.spec.name}.edgeres")
+    with new_bundle(output) as folder:
+        with watch.stage("quantize"):
+            quantized = _quantize(o, fp32, targets, calibration, progress)
+            _write_graphs(folder, fp32, quantized)
+        with watch.stage("engines"):
+            engines = build_engines(folder, targets, o.engines, progress)
+        with watch.stage("verify"):
+            verified = verify(graphs_in(folder), fp32.spec, validation, progress)
+        data = ReportInput(
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            command=command,
+            options=o.to_dict(),
+            environment=environment(),
+            model=fp32.spec,
+            headline=graphs_in(folder).headline,
+            gates=o.gates,
+            validation=data_record(validation, verified.comparison.images),
+            calibration=CalibrationRecord(data_record(calibration, quantized.images), o.method, o.batch),
+            plans={str(style): plan for style, plan in quantized.plans.items()},
+            comparison=verified.comparison,
+            latency=verified.latency,
+            sizes=_sizes(folder),
+            engines=engines,
+            timings=watch.seconds,
+            reasons={**verified.reasons, **sources.reasons},
+        )
+        report = build_report(data)
+        write_report(folder, report)
+        seal(folder, _manifest(fp32, quantized, engines))
+    return BuildResult(output, report)
+
+
+def choose_targets(names: Sequence[str]) -> tuple[Target, ...]:
+    """The named targets; by default the CPU and every TensorRT that can build on this machine."""
+    if names:
+        return tuple(get_target(name) for name in dict.fromkeys(names))
+    found = [flavour for flavour in MODULES if available(flavour).can_build]
+    return tuple(get_target(name) for name in ("cpu", *found))
+
+
+def graphs_in(folder: Path) -> Graphs:
+    """The graphs of a bundle, finished or in the making."""
+    return Graphs(folder / FP32, {style: folder / name for style, name in GRAPHS.items() if (folder / name).is_file()})
+
+
+def data_record(loader: Loader, images: int) -> DataRecord:
+    """What a loader read, for the report; the loader must have been run through."""
+    return DataRecord(loader.source.description, loader.source.digest(), images, tuple(loader.unreadable))
+
+
+def _options(model: Any, given: dict[str, Any]) -> BuildOptions:
+    """Sort keyword arguments into the records that hold them."""
+
+    def pick(record: type) -> dict[str, Any]:
+        return {f.name: given.pop(f.name) for f in fields(record) if f.name in given}
+
+    if isinstance(model, BuildOptions):
+        options = model
+    else:
+        own = pick(BuildOptions)
+        choice = ModelChoice(model, **{"input": InputChoice(**pick(InputChoice)), **pick(ModelChoice)})
+        rest = {"data": DataChoice(**pick(DataChoice)), "engines": EngineChoice(**pick(EngineChoice))}
+        options = BuildOptions(choice, **{**rest, **own})
+    if given:
+        raise UsageError(f"no such option: {', '.join(sorted(given))}", where="build")
+    return options
+
+
+def _quantize(
+    o: BuildOptions, fp32: Fp32Model, targets: Sequence[Target], loader: Loader, progress: Progress
+) -> Quantized:
+    from edgeres.quantize.stage import quantize
+
+    styles: list[Style] = list(dict.fromkeys(target.style for target in targets))
+    # Without VNNI the sum of two products saturates at 16 bits, which 7-bit weights cannot reach.
+    bits = 7 if has_vnni() is False else 8
+    return quantize(fp32.graph, styles, loader, o.method, bits, progress)
+
+
+def _write_graphs(folder: Path, fp32: Fp32Model, quantized: Quantized) -> None:
+    write_file(folder / FP32, fp32.graph.SerializeToString())
+    for style, graph in quantized.graphs.items():
+        write_file(folder / GRAPHS[style], graph.SerializeToString())
+    write_json(folder / CALIBRATION, dict(quantized.calibration))
+    write_file(folder / LABELS, "".join(f"{label}\n" for label in fp32.spec.labels).encode())
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    graphs = graphs_in(folder)
+    return {name: path.stat().st_size for name, path in {"fp32": graphs.fp32, **graphs.int8}.items()}
+
+
+def _manifest(fp32: Fp32Model, quantized: Quantized, engines: Sequence[EngineRecord]) -> Manifest:
+    from edgeres.quantize.plan import plan_digest
+
+    crop, spec = fp32.spec.preprocess.crop_px, fp32.spec
+    shape = [None, 3, *crop] if spec.preprocess.layout == "NCHW" else [None, *crop, 3]
+    graph = fp32.graph.graph
+    return Manifest(
+        model=spec,
+        inputs={graph.input[0].name: {"dtype": "float32", "shape": shape}},
+        outputs={graph.output[0].name: {"dtype": "float32", "shape": [None, spec.num_classes]}},
+        files={},
+        plan_digests={style: plan_digest(plan) for style, plan in quantized.plans.items()},
+        engines=tuple(engines),
+        environment=environment(),
+    )

@@ -1,0 +1,86 @@
+"""Ranges and weights -> scales, zero points and codes.
+
+``real = (code - zero_point) * scale`` (Jacob et al. 2018, eq. 1).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeres.records import F32, QuantParams, TensorRange
+
+
+def symmetric_int8(interval: TensorRange) -> QuantParams:
+    """int8 codes around zero: scale = amax / 127, zero_point 0, as TensorRT demands.
+
+    >>> float(symmetric_int8(TensorRange("x", -1.0, 2.54, "minmax", 1)).scale)
+    0.019999999552965164
+    """
+    return QuantParams(np.float32(_scale(interval.amax, 127)), 0, "int8")  # type: ignore[arg-type]
+
+
+def affine_uint8(interval: TensorRange) -> QuantParams:
+    """uint8 codes over [low, high] with zero exactly on a code; behind a ReLU zero_point is 0 and all 256 codes serve.
+
+    >>> affine_uint8(TensorRange("x", -1.0, 3.0, "minmax", 1)).zero_point
+    64
+    """
+    scale = _scale(interval.high - interval.low, 255)
+    zero_point = int(np.clip(round(-interval.low / scale), 0, 255))
+    return QuantParams(np.float32(scale), zero_point, "uint8")  # type: ignore[arg-type]
+
+
+def _scale(span: float, steps: int) -> float:
+    """A tensor that was zero on every image gets scale 1: any scale codes it exactly, and 0 would be refused.
+
+    Scales below float32's normal numbers would be flushed to zero.
+    """
+    return max(span / steps, 1e-30) if span > 0 else 1.0
+
+
+def quantize_weight(values: F32, axis: int, bits: int = 8) -> tuple[QuantParams, npt.NDArray[np.int8]]:
+    """Symmetric int8 codes with one scale per output channel.
+
+    Args:
+        values: (..., C at ``axis``, ...) float32.
+        axis: of the output channels: 0 for Conv.
+        bits: 7 keeps |code| <= 63, for processors whose 16-bit accumulators saturate on pairs of products.
+
+    Returns:
+        params with ``scale`` (C,) = amax per channel / (2**(bits-1) - 1), and codes of the shape of ``values``.
+    """
+    top = (1 << (bits - 1)) - 1
+    others = tuple(i for i in range(values.ndim) if i != axis)
+    amax = np.abs(values).max(axis=others).astype(np.float64)
+    scale = np.where(amax > 0, np.maximum(amax / top, 1e-30), 1.0).astype(np.float32)
+    params = QuantParams(scale, 0, "int8", axis)
+    return params, np.clip(codes(values, params), -top, top).astype(np.int8)
+
+
+def widen_for_bias(params: QuantParams, bias: F32, input_scale: float) -> QuantParams:
+    """Raise channel scales until the bias fits int32 at ``input_scale * scale``.
+
+    A channel whose weights are all but zero has a scale so small that its bias would overflow; such weights lose
+    nothing.
+    """
+    least = np.abs(bias.astype(np.float64)) / (input_scale * 2.0**30)
+    scale = np.maximum(params.scale, least).astype(np.float32)
+    return QuantParams(scale, 0, params.dtype, params.axis)
+
+
+def codes(values: npt.NDArray[Any], params: QuantParams) -> npt.NDArray[np.int64]:
+    """What QuantizeLinear gives before it narrows the type: round half to even, saturated to the type's limits.
+
+    The division is float32's, as in ONNX and TensorRT, so that ties fall the same way everywhere.
+    """
+    shape = [1] * values.ndim
+    if params.axis is not None:
+        shape[params.axis] = -1
+    scale = np.asarray(params.scale, values.dtype).reshape(shape if params.axis is not None else ())
+    low, high = params.code_limits
+    rounded = np.rint(values / scale).astype(np.float64) + params.zero_point
+    result: npt.NDArray[np.int64] = np.clip(rounded, low, high).astype(np.int64)
+    return result

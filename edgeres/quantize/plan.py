@@ -1,0 +1,80 @@
+"""Placement + ranges + weights -> the quantization plan."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx
+
+from edgeres.graph.view import GraphView
+from edgeres.quantize.affine import affine_uint8, codes, quantize_weight, symmetric_int8, widen_for_bias
+from edgeres.quantize.placement import Placement, weight_axis
+from edgeres.records import Edge, QuantParams, QuantPlan, Skipped, TensorRange, WeightEdge
+
+
+def make_plan(
+    view: GraphView,
+    placement: Placement,
+    ranges: Mapping[str, TensorRange],
+    calibration_digest: str,
+    weight_bits: int = 8,
+) -> QuantPlan:
+    """Scales for every site, codes for every weight and, for ONNX Runtime, int32 codes for every bias.
+
+    Args:
+        ranges: of at least ``placement.observed``.
+        weight_bits: 7 where the CPU's int8 dot product saturates (x86-64 without VNNI).
+    """
+    cpu = placement.style == "cpu"
+    to_params = affine_uint8 if cpu else symmetric_int8
+    params = {tensor: to_params(ranges[tensor]) for tensor in placement.observed}
+    params |= {site.tensor: params[site.like] for site in placement.sites if site.like is not None}
+    coded = [node for node in view.nodes if node.name in set(placement.weighted)]
+    make = _integer_layer if cpu else _float_bias_layer
+    skipped = placement.skipped
+    if not cpu:
+        skipped += tuple(
+            Skipped(f"bias of {node.name}", "TensorRT's parsers take a float bias only")
+            for node in coded
+            if len(node.input) > 2
+        )
+    return QuantPlan(
+        style=placement.style,
+        edges=tuple(Edge(site.tensor, params[site.tensor], site.consumers, site.reason) for site in placement.sites),
+        weights=tuple(edge for node in coded for edge in make(view, node, params[node.input[0]], weight_bits)),
+        skipped=skipped,
+        calibration_digest=calibration_digest,
+    )
+
+
+def _float_bias_layer(view: GraphView, node: onnx.NodeProto, data: QuantParams, bits: int) -> Iterator[WeightEdge]:
+    params, weight_codes = quantize_weight(view.constant(node.input[1]), weight_axis(node), bits)
+    yield WeightEdge(node.input[1], node.name, params, weight_codes)
+
+
+def _integer_layer(view: GraphView, node: onnx.NodeProto, data: QuantParams, bits: int) -> Iterator[WeightEdge]:
+    """Weights, and the bias in the accumulator's own unit: scale = input scale * weight scale, int32."""
+    values = view.constant(node.input[1])
+    params, weight_codes = quantize_weight(values, weight_axis(node), bits)
+    if len(node.input) > 2 and node.input[2]:
+        bias = view.constant(node.input[2]).reshape(-1)
+        wider = widen_for_bias(params, bias, float(data.scale))
+        if not np.array_equal(wider.scale, params.scale):
+            params, weight_codes = wider, codes(values, wider).astype(np.int8)
+        unit = QuantParams((params.scale * data.scale).astype(np.float32), 0, "int32", 0)
+        yield WeightEdge(node.input[2], node.name, unit, codes(bias.astype(np.float64), unit).astype(np.int32))
+    yield WeightEdge(node.input[1], node.name, params, weight_codes)
+
+
+def plan_digest(plan: QuantPlan) -> str:
+    """SHA-256 over every scale, zero point, code and decision of a plan."""
+    hasher = hashlib.sha256(plan.style.encode())
+    for edge in plan.edges:
+        hasher.update(f"{edge.tensor}|{edge.consumers}|{edge.params.zero_point}|{edge.params.dtype}".encode())
+        hasher.update(edge.params.scale.tobytes())
+    for weight in plan.weights:
+        hasher.update(f"{weight.tensor}|{weight.node}|{weight.params.axis}".encode())
+        hasher.update(weight.params.scale.tobytes() + weight.codes.tobytes())
+    return hasher.hexdigest()

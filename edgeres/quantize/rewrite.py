@@ -1,0 +1,100 @@
+"""Plan + FP32 graph -> Q/DQ graph.
+
+    before:  x ----------------> Conv(W, b)
+    after:   x -> Q -> DQ -----> Conv(DQ(codes of W), b)
+
+Readers of ``x`` that the plan does not name keep the float tensor. Reasons travel with the file, in ``metadata_props``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+
+from edgeres.graph.view import prune
+from edgeres.records import QuantParams, QuantPlan
+
+PLAN_KEY = "edgeres.plan"
+
+
+def rewrite(model: onnx.ModelProto, plan: QuantPlan) -> onnx.ModelProto:
+    """Insert the plan's Q/DQ pairs; the graph given is not changed."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    by_name = {node.name: node for node in graph.node}
+    before: dict[str, list[onnx.NodeProto]] = {}
+    for edge in plan.edges:
+        pair = _pair(graph, edge.tensor, edge.params)
+        producer = next((node.name for node in graph.node if edge.tensor in node.output), "")
+        before.setdefault(producer, []).extend(pair)
+        for reader in edge.consumers:
+            _redirect(by_name[reader], edge.tensor, pair[-1].output[0])
+    for weight in plan.weights:
+        node = by_name[weight.node]
+        # The same initializer may serve two layers with two scales, hence the layer's name in the tensor's.
+        name = f"{weight.tensor}.{weight.node}" if _readers(model, weight.tensor) > 1 else weight.tensor
+        before.setdefault("", []).append(_constant(graph, name, weight.codes, weight.params))
+        _redirect(node, weight.tensor, f"{name}_dq")
+    ordered = list(before.get("", ()))
+    for node in graph.node:
+        ordered.append(node)
+        ordered.extend(before.get(node.name, ()))
+    del graph.node[:]
+    graph.node.extend(ordered)
+    del graph.value_info[:]
+    prune(graph, [output.name for output in graph.output])
+    _note_decisions(result, plan)
+    onnx.checker.check_model(result)
+    return result
+
+
+def _pair(graph: onnx.GraphProto, tensor: str, params: QuantParams) -> list[onnx.NodeProto]:
+    inputs = _parameters(graph, tensor, params)
+    return [
+        helper.make_node("QuantizeLinear", [tensor, *inputs], [f"{tensor}_q"], name=f"{tensor}_QuantizeLinear"),
+        helper.make_node(
+            "DequantizeLinear", [f"{tensor}_q", *inputs], [f"{tensor}_dq"], name=f"{tensor}_DequantizeLinear"
+        ),
+    ]
+
+
+def _constant(graph: onnx.GraphProto, name: str, codes: npt.NDArray[np.generic], params: QuantParams) -> onnx.NodeProto:
+    graph.initializer.append(numpy_helper.from_array(codes, f"{name}_q"))
+    inputs = [f"{name}_q", *_parameters(graph, name, params)]
+    return helper.make_node(
+        "DequantizeLinear", inputs, [f"{name}_dq"], name=f"{name}_DequantizeLinear", axis=params.axis
+    )
+
+
+def _parameters(graph: onnx.GraphProto, tensor: str, params: QuantParams) -> Sequence[str]:
+    scale = np.asarray(params.scale, np.float32)
+    zero = np.full(scale.shape, params.zero_point, params.dtype)
+    graph.initializer.append(numpy_helper.from_array(scale, f"{tensor}_scale"))
+    graph.initializer.append(numpy_helper.from_array(zero, f"{tensor}_zero_point"))
+    return f"{tensor}_scale", f"{tensor}_zero_point"
+
+
+def _redirect(node: onnx.NodeProto, old: str, new: str) -> None:
+    for index, name in enumerate(node.input):
+        if name == old:
+            node.input[index] = new
+
+
+def _readers(model: onnx.ModelProto, tensor: str) -> int:
+    return sum(tensor in node.input for node in model.graph.node)
+
+
+def _note_decisions(model: onnx.ModelProto, plan: QuantPlan) -> None:
+    decisions = {
+        "style": plan.style,
+        "calibration": plan.calibration_digest,
+        "quantized": {edge.tensor: edge.reason for edge in plan.edges},
+        "skipped": [[item.what, item.reason] for item in plan.skipped],
+    }
+    helper.set_model_props(model, {PLAN_KEY: json.dumps(decisions)})

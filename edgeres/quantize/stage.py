@@ -1,0 +1,68 @@
+"""FP32 graph + calibration images -> Q/DQ graphs, one per style, from one calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from edgeres.calibrate.forward import observe
+from edgeres.calibrate.record import digest
+from edgeres.data.loader import Loader
+from edgeres.graph.view import GraphView
+from edgeres.progress import SILENT, Progress
+from edgeres.quantize.placement import place
+from edgeres.quantize.plan import make_plan
+from edgeres.quantize.rewrite import rewrite
+from edgeres.records import Method, QuantPlan, Style
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Graphs and plans by style.
+
+    Attributes:
+        calibration: the content of calibration.json.
+        images: how many it was made from.
+    """
+
+    graphs: Mapping[Style, onnx.ModelProto]
+    plans: Mapping[Style, QuantPlan]
+    calibration: Mapping[str, Any]
+    images: int
+
+
+def quantize(
+    graph: onnx.ModelProto,
+    styles: Sequence[Style],
+    loader: Loader,
+    method: Method,
+    weight_bits: int = 8,
+    progress: Progress = SILENT,
+) -> Quantized:
+    """Observe every tensor that any style needs in one pass, then plan and rewrite for each.
+
+    Args:
+        graph: canonical FP32.
+        weight_bits: of the ``cpu`` style; 7 where the CPU's int8 dot product saturates.
+
+    Raises:
+        SourceError: images cannot be read.
+        ModelError: a tensor is not finite.
+    """
+    view = GraphView(graph)
+    placements = {style: place(view, style) for style in styles}
+    wanted = dict.fromkeys(tensor for placement in placements.values() for tensor in placement.observed)
+    calibration = observe(graph, tuple(wanted), loader, progress)
+    with progress.task("choosing ranges", total=None):
+        ranges = {style: calibration.ranges(method, style, placements[style].observed) for style in styles}
+        document = calibration.to_dict(method, ranges)
+        source = digest(document)
+        plans = {
+            style: make_plan(view, placements[style], ranges[style], source, weight_bits if style == "cpu" else 8)
+            for style in styles
+        }
+    graphs = {style: rewrite(graph, plan) for style, plan in plans.items()}
+    return Quantized(graphs, plans, document, calibration.samples)

@@ -1,0 +1,74 @@
+"""A bundle's graphs against their FP32 baseline: accuracy on images, latency on this machine's CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from edgeres.data.loader import Loader
+from edgeres.progress import SILENT, Progress
+from edgeres.records import Measurement, ModelSpec
+from edgeres.runtime.ort import OrtRunner
+from edgeres.runtime.runner import Feed, Runner
+from edgeres.verify.accuracy import Comparison, compare
+from edgeres.verify.latency import LatencyPlan, measure
+
+LATENCY_SCOPE = "host to host, batch 1, 1 thread"
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """Files to verify: the FP32 graph, and INT8 graphs by style."""
+
+    fp32: Path
+    int8: Mapping[str, Path]
+
+    @property
+    def headline(self) -> str:
+        """The graph whose figures stand first: the one that runs here."""
+        return "cpu" if "cpu" in self.int8 else next(iter(self.int8))
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was measured, and why something was not (by its path in the report)."""
+
+    comparison: Comparison
+    latency: Mapping[str, Measurement] | None
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+
+def verify(graphs: Graphs, spec: ModelSpec, loader: Loader, progress: Progress = SILENT) -> Verified:
+    """Run every image through every graph once, then time FP32 and the CPU graph side by side.
+
+    The graph for TensorRT runs with float arithmetic between its Q/DQ pairs, as TensorRT computes; its latency on a CPU
+    would say nothing about a GPU and is not measured.
+
+    Raises:
+        SourceError: images cannot be read, or labels do not fit.
+        ModelError: a graph cannot be loaded, or gives outputs that are not finite.
+    """
+    with ExitStack() as stack:
+        fp32 = stack.enter_context(OrtRunner(graphs.fp32))
+        int8: dict[str, Runner] = {
+            style: stack.enter_context(OrtRunner(path, integer=style == "cpu")) for style, path in graphs.int8.items()
+        }
+        comparison = compare(fp32, int8, loader, spec, progress)
+    if "cpu" not in graphs.int8:
+        reason = "the bundle has no graph for this machine's CPU, and engines run on their device only"
+        return Verified(comparison, None, {"latency": reason})
+    return Verified(comparison, _latency(graphs, loader, progress))
+
+
+def _latency(graphs: Graphs, loader: Loader, progress: Progress) -> Mapping[str, Measurement]:
+    image = next(iter(Loader(loader.source, loader.preprocess, 1, on_unreadable="skip"))).inputs
+    with OrtRunner(graphs.fp32, threads=1) as fp32, OrtRunner(graphs.int8["cpu"], threads=1) as int8:
+
+        def feed(runner: Runner) -> Feed:
+            return {runner.input_name: np.ascontiguousarray(image)}
+
+        return measure({"fp32": fp32, "int8": int8}, feed, LatencyPlan(LATENCY_SCOPE), progress)
