@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -98,15 +98,12 @@ class Bundle:
         data: dict[str, Any] = json.loads(self.file(REPORT).read_text(encoding="utf-8"))
         return data
 
-    def add_engine(self, record: EngineRecord, engine: bytes) -> None:
-        """Put an engine into the bundle, in place of an earlier one of the same name; the manifest is replaced last."""
-        if record.file is None:
-            raise ValueError("an engine that is kept needs a file name")
-        _replace(self.path / record.file, engine)
-        engines = tuple(e for e in self.manifest.engines if e.file != record.file)
-        files = self.manifest.files | {record.file: hashlib.sha256(engine).hexdigest()}
-        self.manifest = replace(self.manifest, engines=(*engines, record), files=files)
-        _replace(self.path / MANIFEST, _json(self.manifest.to_dict()))
+    def add_engines(self, records: Sequence[EngineRecord]) -> None:
+        """Enter engines that were written below this directory, in place of earlier ones; the manifest is replaced."""
+        kept = tuple(old for old in self.manifest.engines if old.key not in {new.key for new in records})
+        hashes = {record.file: sha256(self.path / record.file) for record in records if record.file}
+        self.manifest = replace(self.manifest, engines=(*kept, *records), files=self.manifest.files | hashes)
+        write_json(self.path / MANIFEST, self.manifest.to_dict())
 
 
 def sha256(path: Path) -> str:

@@ -6,9 +6,9 @@ model -> FP32 graph -> calibration -> Q/DQ graphs -> engines -> verdict -> bundl
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from edgeres.records import EngineRecord, Gate, Manifest, Method, Style
 from edgeres.report.document import CalibrationRecord, DataRecord, ReportInput, build_report
 from edgeres.report.files import write_report
 from edgeres.verify.gates import gate
-from edgeres.verify.stage import Graphs, Verified, verify
+from edgeres.verify.stage import Graphs, verify
 
 if TYPE_CHECKING:
     from edgeres.quantize.stage import Quantized
@@ -63,8 +63,7 @@ class BuildOptions:
 
     @property
     def gates(self) -> tuple[Gate, ...]:
-        limits = {"drop_pp": self.max_drop, "speedup": self.min_speedup}
-        return tuple(gate(metric, limit) for metric, limit in limits.items() if limit is not None)
+        return gates_of({"drop_pp": self.max_drop, "speedup": self.min_speedup})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, for the report."""
@@ -170,6 +169,16 @@ def choose_targets(names: Sequence[str]) -> tuple[Target, ...]:
     return tuple(get_target(name) for name in ("cpu", *found))
 
 
+def gates_of(limits: Mapping[str, float | None]) -> tuple[Gate, ...]:
+    """Gates by metric; None sets none."""
+    return tuple(gate(metric, limit) for metric, limit in limits.items() if limit is not None)
+
+
+def weight_bits() -> int:
+    """Of weights for this CPU: without VNNI two products are summed in 16 bits, where 8-bit weights saturate."""
+    return 7 if has_vnni() is False else 8
+
+
 def graphs_in(folder: Path) -> Graphs:
     """The graphs of a bundle, finished or in the making."""
     return Graphs(folder / FP32, {style: folder / name for style, name in GRAPHS.items() if (folder / name).is_file()})
@@ -204,9 +213,7 @@ def _quantize(
     from edgeres.quantize.stage import quantize
 
     styles: list[Style] = list(dict.fromkeys(target.style for target in targets))
-    # Without VNNI the sum of two products saturates at 16 bits, which 7-bit weights cannot reach.
-    bits = 7 if has_vnni() is False else 8
-    return quantize(fp32.graph, styles, loader, o.method, bits, progress)
+    return quantize(fp32.graph, styles, loader, o.method, weight_bits(), progress)
 
 
 def _write_graphs(folder: Path, fp32: Fp32Model, quantized: Quantized) -> None:

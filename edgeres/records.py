@@ -110,7 +110,7 @@ class Weights:
 
     Attributes:
         sha256: full digest, or the leading digits that the publisher put into the file's name.
-        published_top1: per cent on ImageNet's validation set, as the publisher states it.
+        published_top1: per cent on the validation set of the data it was trained on, as the publisher states it.
     """
 
     tag: str
@@ -246,6 +246,11 @@ class EngineRecord:
     size_bytes: int = 0
     compute_capabilities: tuple[str, ...] = ()
     build_seconds: float | None = None
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What a newer engine must share to take this one's place."""
+        return (self.target, self.precision, *self.compute_capabilities)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import click
 
 from edgeres.cli.options import as_json, calibration_options, gate_options, input_choice, input_options, model_options
 from edgeres.cli.progress import progress
+from edgeres.cli.show import command_line
 
 
 @click.command("build")
@@ -42,7 +42,7 @@ from edgeres.cli.progress import progress
 )
 @as_json
 @click.pass_context
-def command(ctx: click.Context, **given: Any) -> None:
+def command(ctx: click.Context, /, **given: Any) -> None:
     """Take a trained ResNet to a verified INT8 bundle.
 
     \b
@@ -55,15 +55,12 @@ def command(ctx: click.Context, **given: Any) -> None:
 
     given.pop("int8")
     quiet = given.pop("as_json")
-    chosen = input_choice(given)
-    for name in ("mean", "std", "pixel_scale", "resize_px", "channel_order"):
-        given.pop(name)
     result = build(
         given.pop("model"),
         progress=progress(quiet=quiet),
-        command=shown_command(sys.argv[1:]),
+        command=command_line(),
         on_unreadable="skip" if given.pop("skip_unreadable") else "fail",
-        **chosen,
+        **input_choice(given),
         **given,
     )
     if quiet:
@@ -74,10 +71,3 @@ def command(ctx: click.Context, **given: Any) -> None:
         render_terminal(result.report, Console())
         click.echo(f"\nbundle: {result.path}    report: {result.path / 'report.html'}")
     ctx.exit(0 if result.passed else 1)
-
-
-def shown_command(arguments: list[str]) -> str:
-    """The command line as it can be pasted into a shell."""
-    import shlex
-
-    return shlex.join(["edgeres", *arguments])

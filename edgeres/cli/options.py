@@ -83,6 +83,7 @@ gate_options = _all(
 
 
 def input_choice(given: dict[str, Any]) -> dict[str, Any]:
-    """The options of :data:`input_options` that were given, as keyword arguments."""
+    """Move what was said about the input out of ``given``; None means unsaid."""
     names = ("mean", "std", "pixel_scale", "resize_px", "channel_order")
-    return {name: given[name] for name in names if given[name] is not None}
+    said = {name: given.pop(name) for name in names}
+    return {name: value for name, value in said.items() if value is not None}

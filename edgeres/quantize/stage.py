@@ -11,6 +11,8 @@ import onnx
 from edgeres.calibrate.forward import observe
 from edgeres.calibrate.record import digest
 from edgeres.data.loader import Loader
+from edgeres.engine.refusals import lint
+from edgeres.errors import ModelError
 from edgeres.graph.view import GraphView
 from edgeres.progress import SILENT, Progress
 from edgeres.quantize.placement import place
@@ -65,4 +67,16 @@ def quantize(
             for style in styles
         }
     graphs = {style: rewrite(graph, plan) for style, plan in plans.items()}
+    if "tensorrt" in graphs:
+        _refuse_unparsable(graphs["tensorrt"])
     return Quantized(graphs, plans, document, calibration.samples)
+
+
+def _refuse_unparsable(model: onnx.ModelProto) -> None:
+    """A graph that TensorRT's parsers stop at, or read as something else, must not leave this stage."""
+    found = [finding for finding in lint(model) if finding.effect in {"refused", "wrong"}]
+    if found:
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        raise ModelError(
+            f"TensorRT would not take the graph: {found[0]}{more}", hint="report this with edgeres inspect"
+        )

@@ -1,0 +1,35 @@
+"""edgeres export"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgeres.cli.options import as_json, model_options
+from edgeres.cli.progress import progress
+from edgeres.cli.show import print_json
+
+
+@click.command("export")
+@click.option("--model", required=True, metavar="NAME", help="An architecture of `edgeres models`.")
+@model_options
+@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.onnx")
+@as_json
+def command(model: str, output: Path, as_json: bool, **given: Any) -> None:
+    """Write a model of the zoo as FP32 ONNX: batch norm folded, batch dynamic, parity with torch checked.
+
+    \b
+    edgeres export --model resnet50 --weights my.pth -o resnet50.onnx
+    """
+    from edgeres.bundle import write_file
+    from edgeres.intake import ModelChoice, take
+
+    taken = take(ModelChoice(model, **given), progress(quiet=as_json))
+    write_file(output, taken.graph.SerializeToString())
+    size = output.stat().st_size
+    if as_json:
+        print_json({"file": str(output), "bytes": size, "max_error": taken.max_error, "model": taken.spec.to_dict()})
+    else:
+        click.echo(f"{output}: {size / 1e6:.1f} MB, differs from torch by {taken.max_error:.1e} of the largest logit")

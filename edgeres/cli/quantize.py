@@ -1,0 +1,45 @@
+"""edgeres quantize"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgeres.cli.options import as_json, calibration_options, input_choice, input_options
+from edgeres.cli.progress import progress
+from edgeres.cli.show import print_json
+
+
+@click.command("quantize")
+@click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
+@input_options
+@calibration_options
+@click.option("--target", default="tensorrt", show_default=True, metavar="NAME", help="Of `edgeres targets`.")
+@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), metavar="OUT.onnx")
+@as_json
+def command(model: Path, output: Path, target: str, as_json: bool, **given: Any) -> None:
+    """Quantize any ResNet-like FP32 ONNX file to INT8 with Q/DQ; no checkpoint needed.
+
+    \b
+    edgeres quantize my.onnx --calibration images/ --target jetson-orin-nx -o my.int8.onnx
+    """
+    from edgeres.bundle import write_file
+    from edgeres.data.choose import DataChoice
+    from edgeres.intake import InputChoice, ModelChoice
+    from edgeres.steps import QuantizeOptions, quantize_file
+
+    choice = ModelChoice(model, labels=given.pop("labels"), input=InputChoice(**input_choice(given)))
+    data = DataChoice(given.pop("calibration"), None, given.pop("calibration_size"), None, given.pop("seed"))
+    given["on_unreadable"] = "skip" if given.pop("skip_unreadable") else "fail"
+    done = quantize_file(choice, data, QuantizeOptions(target, **given), progress(quiet=as_json))
+    write_file(output, done.model)
+    if as_json:
+        print_json({"file": str(output), "bytes": len(done.model), **done.summary})
+    else:
+        s = done.summary
+        click.echo(
+            f"{output}: {len(done.model) / 1e6:.1f} MB for {target}, {s['activations']} activations and {s['weights']} "
+            f"weights with {s['method']} ranges from {s['images']} images; edgeres inspect {output} tells the rest"
+        )

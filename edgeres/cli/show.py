@@ -1,0 +1,36 @@
+"""How commands print: JSON alone on stdout, or text for people."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+
+
+def print_json(content: Any) -> None:
+    """One JSON document on stdout."""
+    click.echo(json.dumps(content, indent=2, allow_nan=False))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[str] = ()) -> None:
+    """A plain table, as wide as the terminal; full width where it is piped."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
+    for name in columns:
+        table.add_column(name, justify="right" if name in set(right) else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
+
+
+def command_line() -> str:
+    """The command as it can be pasted into a shell."""
+    return shlex.join(["edgeres", *sys.argv[1:]])

@@ -1,0 +1,221 @@
+"""What this machine can do, what is missing, and the next step.
+
+Packages are looked up, not imported, but for the vendor's own, whose shared libraries show only then whether they load.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from edgeres.engine.cpu import Cpu, this_cpu
+from edgeres.engine.gpu import Gpu, this_gpu
+from edgeres.engine.targets import target_of_board
+from edgeres.engine.vendor import Availability, Flavour, available
+from edgeres.zoo.download import cache_dir
+
+_JETPACK_OF_L4T = {"32": "4", "34": "5", "35": "5", "36": "6", "38": "7", "39": "7"}
+_GIB = 1 << 30
+_ENOUGH_MEMORY = 2 * _GIB
+_ENOUGH_DISK = 2 * _GIB  # weights of the largest ResNet, its graphs and its engines
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the diagnosis.
+
+    Attributes:
+        ok: True: there and fit; False: in the way of what edgeres is for; None: not there, and not needed by everyone.
+        found: what there is, in words.
+        next_step: what to do about it; "" where nothing is to be done.
+    """
+
+    name: str
+    ok: bool | None
+    found: str
+    next_step: str = ""
+
+
+class Machine:
+    """The questions that the diagnosis asks; a test answers them from a recording."""
+
+    python = platform.python_version_tuple()
+
+    def read(self, path: str) -> str | None:
+        """A text file, None where it is missing."""
+        try:
+            return Path(path).read_text(errors="replace")
+        except OSError:
+            return None
+
+    def package(self, *distributions: str) -> str | None:
+        """Version of the first of these distributions that is installed."""
+        for name in distributions:
+            try:
+                return version(name)
+            except PackageNotFoundError:
+                continue
+        return None
+
+    def providers(self) -> tuple[str, ...]:
+        """Execution providers that ONNX Runtime's package brings besides the CPU's."""
+        spec = find_spec("onnxruntime")
+        folders = [] if spec is None else [Path(place) for place in spec.submodule_search_locations or ()]
+        libraries = " ".join(file.name for folder in folders for file in folder.glob("capi/*onnxruntime_providers_*"))
+        return tuple(name for name in ("CUDA", "TensorRT") if f"providers_{name.lower()}." in libraries)
+
+    def cpu(self) -> Cpu:
+        return this_cpu()
+
+    def gpu(self) -> tuple[Gpu | None, str]:
+        return this_gpu()
+
+    def vendor(self, flavour: Flavour) -> Availability:
+        return available(flavour)
+
+    def cache(self) -> Path:
+        return cache_dir()
+
+    def free_bytes(self, folder: Path) -> int:
+        return shutil.disk_usage(folder).free
+
+    def writable(self, folder: Path) -> bool:
+        return os.access(folder, os.W_OK | os.X_OK)
+
+
+def diagnose(machine: Machine | None = None) -> list[Check]:
+    """Every check, from the ground up; the last ones say what can be done here."""
+    m = machine or Machine()
+    rtx, tensorrt = m.vendor("rtx"), m.vendor("tensorrt")
+    packages = _packages(m)
+    return [
+        _python(m),
+        *packages,
+        _cpu(m.cpu()),
+        _memory(m),
+        _cache(m),
+        _gpu(*m.gpu()),
+        *_jetson(m),
+        _vendor("tensorrt_rtx", rtx),
+        _vendor("tensorrt", tensorrt),
+        _cuda_bindings(m, tensorrt),
+        *_abilities({check.name for check in packages if check.ok}, rtx, tensorrt),
+    ]
+
+
+def _python(m: Machine) -> Check:
+    ok = tuple(int(part) for part in m.python[:2]) >= (3, 10)
+    return Check("python", ok, ".".join(m.python), "" if ok else "edgeres needs Python 3.10 or later")
+
+
+def _packages(m: Machine) -> list[Check]:
+    checks = []
+    for name, distributions, extra in (
+        ("numpy", ("numpy",), None),
+        ("pillow", ("pillow",), None),
+        ("onnxruntime", ("onnxruntime", "onnxruntime-gpu"), None),
+        ("torch", ("torch",), "export"),
+        ("onnx", ("onnx",), "export"),
+        ("safetensors", ("safetensors",), "export"),
+    ):
+        found = m.package(*distributions)
+        if found is None:
+            install = f"pip install 'edgeres[{extra}]'" if extra else f"pip install {name}"
+            checks.append(Check(name, None if extra else False, "not installed", install))
+        elif name == "onnxruntime":
+            checks.append(Check(name, True, f"{found}, providers {', '.join(('CPU', *m.providers()))}"))
+        else:
+            checks.append(Check(name, True, found))
+    return checks
+
+
+def _cpu(cpu: Cpu) -> Check:
+    features = ", ".join(cpu.features) or "no INT8 instructions"
+    found = f"{cpu.model}, {cpu.cores} cores, {features}"
+    if cpu.saturates:
+        found += "; INT8 products can saturate, so weights for this CPU keep to 7 bits (reduce_range)"
+    return Check("cpu", True, found)
+
+
+def _memory(m: Machine) -> Check:
+    match = re.search(r"MemAvailable:\s+(\d+) kB", m.read("/proc/meminfo") or "")
+    if match is None:
+        return Check("memory", None, "unknown")
+    free = int(match[1]) * 1024
+    ok = free >= _ENOUGH_MEMORY
+    return Check("memory", ok, f"{free / _GIB:.1f} GiB free", "" if ok else "close other programs: 2 GiB are needed")
+
+
+def _cache(m: Machine) -> Check:
+    folder = m.cache()
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    if not m.writable(existing):
+        return Check("cache", False, f"{folder} cannot be written", "set EDGERES_CACHE to a folder that can")
+    free = m.free_bytes(existing)
+    ok = free >= _ENOUGH_DISK
+    step = "" if ok else "free some disk space, or set EDGERES_CACHE to another disk: 2 GiB are needed"
+    return Check("cache", ok, f"{folder}, {free / _GIB:.1f} GiB free", step)
+
+
+def _gpu(gpu: Gpu | None, reason: str) -> Check:
+    if gpu is None:
+        return Check("gpu", None, reason, "install the NVIDIA driver, if this machine has an NVIDIA GPU")
+    return Check("gpu", True, f"{gpu.name}, SM {gpu.sm}, {gpu.memory_bytes / _GIB:.1f} GiB, driver for CUDA {gpu.cuda}")
+
+
+def _jetson(m: Machine) -> list[Check]:
+    """The board and its JetPack, on a Jetson alone."""
+    board = (m.read("/proc/device-tree/model") or "").rstrip("\0\n")
+    release = re.match(r"# R(\d+) \(release\), REVISION: ([\d.]+)", m.read("/etc/nv_tegra_release") or "")
+    target = target_of_board(board)
+    if target is None and release is None:
+        return []
+    found = board or "a Jetson"
+    if release is not None:
+        found += f", L4T {release[1]}.{release[2]} (JetPack {_JETPACK_OF_L4T.get(release[1], 'unknown')})"
+    if target is None:
+        return [Check("jetson", None, found, "this board is not among: edgeres targets")]
+    if target.refused:
+        return [Check("jetson", False, found, f"{target.title} cannot be a target: {target.refused}")]
+    return [Check("jetson", True, f"{found}, target {target.name}")]
+
+
+def _vendor(name: str, here: Availability) -> Check:
+    if here.importable:
+        return Check(name, True, str(here.version))
+    return Check(name, None, here.reason.removeprefix(f"{name} is "), here.next_step)
+
+
+def _cuda_bindings(m: Machine, tensorrt: Availability) -> Check:
+    found = {"cuda-python": m.package("cuda-python", "cuda-bindings"), "pycuda": m.package("pycuda")}
+    there = ", ".join(f"{name} {release}" for name, release in found.items() if release)
+    if there:
+        return Check("cuda bindings", True, there)
+    needed = tensorrt.gpu is not None
+    return Check("cuda bindings", None, "not installed", "pip install cuda-python" if needed else "")
+
+
+def _abilities(packages: set[str], rtx: Availability, tensorrt: Availability) -> list[Check]:
+    """What can be done here, in the order in which one does it."""
+    export = "" if {"torch", "onnx", "safetensors"} <= packages else "pip install 'edgeres[export]'"
+    quantize = "" if {"onnx", "onnxruntime"} <= packages else "pip install 'edgeres[export]'"
+    cpu = "" if "onnxruntime" in packages else "pip install onnxruntime"
+    return [
+        _ability("export a checkpoint", not export, export),
+        _ability("calibrate and quantize a graph", not quantize, quantize),
+        _ability("run on the CPU", not cpu, cpu),
+        _ability("build RTX engines", rtx.can_build, rtx.next_step),
+        _ability("run RTX engines", rtx.can_run, rtx.next_step),
+        _ability("build TensorRT engines", tensorrt.can_build, tensorrt.next_step),
+        _ability("run TensorRT engines", tensorrt.can_run, tensorrt.next_step),
+    ]
+
+
+def _ability(name: str, can: bool, next_step: str) -> Check:
+    return Check(name, True if can else None, "yes" if can else "no", "" if can else next_step)

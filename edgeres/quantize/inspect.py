@@ -1,0 +1,96 @@
+"""What an ONNX file says about its own quantization."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import helper, numpy_helper
+
+from edgeres.bundle import FP32, GRAPHS, Bundle
+from edgeres.engine.refusals import lint
+from edgeres.graph.normalize import load_onnx
+from edgeres.quantize.rewrite import PLAN_KEY
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """An activation behind QuantizeLinear; ``reason`` is empty where another tool placed it."""
+
+    tensor: str
+    dtype: str
+    scale: float
+    zero_point: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """One graph.
+
+    Attributes:
+        style: of the placement, None where edgeres did not quantize the file.
+        operators: how many of each, most frequent first.
+        skipped: what stays in float and why, as pairs.
+        refused: what TensorRT's parsers would not take as it is meant; looked for in quantized graphs but those for
+            ONNX Runtime's CPU kernels.
+    """
+
+    file: str
+    opset: int
+    style: str | None
+    operators: dict[str, int]
+    quantized: tuple[QuantizedTensor, ...]
+    skipped: tuple[tuple[str, str], ...]
+    refused: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def inspect(path: Path) -> list[Inspected]:
+    """Read an ONNX file, or every graph of a bundle.
+
+    Raises:
+        ModelError: not an ONNX file. BundleError: an incomplete or changed bundle.
+    """
+    if not path.is_dir():
+        return [_inspect(path)]
+    bundle = Bundle(path)
+    return [_inspect(bundle.file(name)) for name in (FP32, *GRAPHS.values()) if bundle.has(name)]
+
+
+def _inspect(path: Path) -> Inspected:
+    model = load_onnx(path)
+    notes = next((entry.value for entry in model.metadata_props if entry.key == PLAN_KEY), None)
+    plan = json.loads(notes) if notes else {}
+    quantized = _quantized(model, plan.get("quantized", {}))
+    for_tensorrt = bool(quantized) and plan.get("style") != "cpu"
+    return Inspected(
+        file=str(path),
+        opset=max((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), default=0),
+        style=plan.get("style"),
+        operators=dict(Counter(node.op_type for node in model.graph.node).most_common()),
+        quantized=quantized,
+        skipped=tuple((what, reason) for what, reason in plan.get("skipped", ())),
+        refused=tuple(str(finding) for finding in lint(model)) if for_tensorrt else (),
+    )
+
+
+def _quantized(model: onnx.ModelProto, reasons: dict[str, str]) -> tuple[QuantizedTensor, ...]:
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    found = []
+    for node in model.graph.node:
+        if node.op_type != "QuantizeLinear" or node.input[1] not in constants:
+            continue
+        scale = numpy_helper.to_array(constants[node.input[1]])
+        zero = constants.get(node.input[2]) if len(node.input) > 2 else None
+        dtype = "uint8" if zero is None else helper.tensor_dtype_to_string(zero.data_type).removeprefix("TensorProto.")
+        point = 0 if zero is None else int(numpy_helper.to_array(zero).flat[0])
+        reason = reasons.get(node.input[0], "")
+        found.append(QuantizedTensor(node.input[0], dtype.lower(), float(scale.flat[0]), point, reason))
+    return tuple(found)
