@@ -1,0 +1,232 @@
+"""One file from the web, once: resumed after a cut, checked before use, shared by all processes of a user.
+
+The cache holds, for a file NAME: ``NAME`` itself, complete and checked; while it is on its way, ``NAME.part`` with what
+has arrived and ``NAME.part.tag`` with the server's validator of it; ``NAME.lock``, held by the process that downloads.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import http.client
+import os
+import re
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from edgeres._version import __version__
+from edgeres.bundle import sha256 as file_sha256
+from edgeres.errors import EnvironmentError_, WeightsError
+from edgeres.progress import SILENT, Progress
+
+TIMEOUT_S = 30.0  # for a connection, and for each read
+ATTEMPTS = 5
+_CHUNK_BYTES = 1 << 18
+
+
+def cache_dir() -> Path:
+    """``EDGERES_CACHE``, else ``XDG_CACHE_HOME/edgeres``, else ``~/.cache/edgeres``."""
+    own = os.environ.get("EDGERES_CACHE")
+    return Path(own).expanduser() if own else _user_cache() / "edgeres"
+
+
+def fetch(url: str, sha256: str | None = None, progress: Progress = SILENT) -> Path:
+    """The local copy of a file on the web, downloaded where it is not there yet.
+
+    Args:
+        url: http or https; a fragment ``#sha256=...`` stands for the next argument where that is None.
+        sha256: hex digits that the file's SHA-256 begins with: all 64, or the few that a publisher states.
+            None: not known; the digest that was found is said.
+
+    Returns:
+        A file in :func:`cache_dir`, or in torch hub's folder where it already lies there, complete and checked.
+
+    Raises:
+        WeightsError: no connection, no such file, another digest; the line says the ways on.
+        EnvironmentError_: the cache cannot be written.
+    """
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise WeightsError(f"is not an address: {error}", where=url) from error
+    if parts.scheme not in ("http", "https"):
+        raise WeightsError("only http and https addresses can be fetched", where=url)
+    want = (sha256 or parts.fragment.removeprefix("sha256=")).lower() or None
+    if want and not re.fullmatch("[0-9a-f]{8,64}", want):
+        raise WeightsError(f"{want!r} is not a SHA-256", where=url, hint="end the address with #sha256= and hex digits")
+    url = urllib.parse.urldefrag(url).url
+    path = _cache_path(url, want)
+    for copy in (path, _user_torch_hub() / path.name) if want else (path,):
+        if _good(copy, want):
+            break
+    else:
+        copy = _fetch_into(path, url, want, progress)
+    if want is None:
+        progress.say(f"{copy} has SHA-256 {file_sha256(copy)}; add #sha256=... to the address to have it checked")
+    return copy
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+
+
+def _user_torch_hub() -> Path:
+    """Where ``torch.hub`` keeps checkpoints."""
+    home = os.environ.get("TORCH_HOME")
+    return (Path(home).expanduser() if home else _user_cache() / "torch") / "hub" / "checkpoints"
+
+
+def _cache_path(url: str, want: str | None) -> Path:
+    """The publisher's file name where it carries the digest, as torchvision's do; else one of this address alone."""
+    name = re.sub(r"[^\w.-]", "_", Path(urllib.parse.urlsplit(url).path).name) or "file"
+    unique = want is not None and want[:8] in name
+    return cache_dir() / (name if unique else f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}")
+
+
+def _good(path: Path, want: str | None) -> bool:
+    return path.is_file() and (want is None or file_sha256(path).startswith(want))
+
+
+def _fetch_into(path: Path, url: str, want: str | None, progress: Progress) -> Path:
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path.with_name(path.name + ".lock"), progress):
+            if not _good(path, want):  # another process may have fetched it meanwhile
+                _download(url, part, progress)
+                _check(part, want, url)
+                part.replace(path)
+                _tag_of(part).unlink(missing_ok=True)
+    except OSError as error:  # of the network: turned into WeightsError where it arises
+        hint = "free some space" if error.errno == errno.ENOSPC else "set EDGERES_CACHE to a directory you can write"
+        raise EnvironmentError_(
+            f"cannot be written: {error.strerror or error}", where=path.parent, hint=hint
+        ) from error
+    except _NetworkError as error:
+        other = " in place of what lies there, which has another SHA-256" if path.is_file() else ""
+        raise WeightsError(
+            f"cannot be fetched: {error}",
+            where=url,
+            hint=f"three ways on: fetch it elsewhere and put it at {path}{other}; give a file you have with --weights "
+            "FILE; or do without: --weights signs where it is bundled (see edgeres models), else --weights random",
+        ) from error
+    return path
+
+
+@contextmanager
+def _locked(path: Path, progress: Progress) -> Iterator[None]:
+    """Hold a lock file, after the process that holds it; the kernel frees it when its holder dies."""
+    with path.open("ab") as handle:
+        if sys.platform != "win32":  # there the check of the digest alone guards against two writers
+            import fcntl
+
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                progress.say(f"waiting for another process that fetches {path.stem}")
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _check(part: Path, want: str | None, url: str) -> None:
+    if want and not (found := file_sha256(part)).startswith(want):
+        part.unlink()
+        raise WeightsError(
+            f"SHA-256 is {found} where {want} is expected; the download was deleted",
+            where=url,
+            hint="try again; if it stays so, the file was replaced, or something on the way changes it",
+        )
+
+
+class _NetworkError(Exception):
+    """Why nothing (more) can be had from the server, and its answer where it gave one."""
+
+    def __init__(self, reason: str, status: int | None = None) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+def _download(url: str, part: Path, progress: Progress) -> None:
+    """Complete ``part``, as often as a cut connection has brought it further."""
+    for attempt in range(1, ATTEMPTS + 1):
+        before = _size(part)
+        try:
+            _transfer(url, part, progress)
+            return
+        except _NetworkError as error:
+            if error.status == 416 and attempt < ATTEMPTS and before:
+                part.unlink()  # nothing lies beyond what is there, but it was never checked and renamed: start afresh
+            elif attempt == ATTEMPTS or _size(part) <= before:
+                raise
+
+
+def _transfer(url: str, part: Path, progress: Progress) -> None:
+    """One request: the rest of ``part`` where the server still has the same file, else all of it."""
+    have = _size(part) if _tag_of(part).is_file() else 0
+    request = urllib.request.Request(url, headers={"User-Agent": f"edgeres/{__version__}"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+        request.add_header("If-Range", _tag_of(part).read_text(encoding="latin-1"))
+    with _network_errors():
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    with response:
+        if response.headers.get_content_type() == "text/html":
+            hint = "give the address of the file itself; a network that asks for a login answers so, too"
+            raise WeightsError("the server sent a web page, not a file", where=url, hint=hint)
+        resumes = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        have = have if resumes else 0
+        with part.open("ab" if resumes else "wb") as file:  # emptied before its tag changes, so that the two always fit
+            _write_tag(part, response.headers)
+            _receive(response, file, have, progress)
+
+
+def _receive(response: http.client.HTTPResponse, file: BinaryIO, have: int, progress: Progress) -> None:
+    total = None if response.length is None else have + response.length
+    name = Path(file.name).name.removesuffix(".part")
+    with progress.task(f"downloading {name}", total) as advance:
+        advance(have)
+        while True:
+            with _network_errors():
+                chunk = response.read1(_CHUNK_BYTES)
+            if not chunk:
+                break
+            file.write(chunk)
+            have += len(chunk)
+            advance(len(chunk))
+    if total is not None and have < total:
+        raise _NetworkError(f"the connection was cut after {have:,} of {total:,} bytes")
+
+
+@contextmanager
+def _network_errors() -> Iterator[None]:
+    try:
+        yield
+    except urllib.error.HTTPError as error:
+        raise _NetworkError(f"the server answered {error.code} {error.reason}", error.code) from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise _NetworkError(str(getattr(reason, "strerror", None) or reason or type(reason).__name__)) from error
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _tag_of(part: Path) -> Path:
+    return part.with_name(part.name + ".tag")
+
+
+def _write_tag(part: Path, headers: http.client.HTTPMessage) -> None:
+    """Keep what ``If-Range`` needs (RFC 9110, 13.1.5): a strong ETag, else the date; without either, no resuming."""
+    etag = headers.get("ETag", "")
+    validator = etag if etag.startswith('"') else headers.get("Last-Modified")
+    if validator:
+        _tag_of(part).write_text(validator, encoding="latin-1")
+    else:
+        _tag_of(part).unlink(missing_ok=True)
