@@ -196,7 +196,7 @@ def _kl_after_clip(counts: F64, clip: int) -> float:
     p = kept.copy()
     p[-1] += counts[clip:].sum()
     level = np.arange(clip) * LEVELS // clip
-    alive = kept > 0
+    alive = p > 0
     sums = np.bincount(level, kept, LEVELS)
     sizes = np.bincount(level, alive, LEVELS)
     q = np.where(alive, sums[level] / np.maximum(sizes[level], 1), 0.0)
