@@ -1,0 +1,98 @@
+"""The GPU of this machine, asked in a child process: a broken driver can neither hang nor crash the caller.
+
+The CUDA driver library answers alike on a desktop and on a Jetson, where ``nvidia-smi`` is missing or silent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+Runner = Callable[[Sequence[str]], "str | None"]
+
+_NAME_BYTES = 256
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute of cuda.h
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The first CUDA device.
+
+    Attributes:
+        sm: compute capability, e.g. ``8.7``.
+        cuda: the newest CUDA version that the driver can run, e.g. ``12.6``.
+    """
+
+    name: str
+    sm: str
+    memory_bytes: int
+    cuda: str
+
+
+def run_command(argv: Sequence[str], timeout_s: float = 10.0) -> str | None:
+    """Standard output of a command; None where it is missing, fails, or does not answer in time."""
+    try:
+        child = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, errors="replace")
+    except OSError:
+        return None
+    try:
+        output, _ = child.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        child.kill()  # and not waited for: a process inside a hanging driver call does not die
+        return None
+    return output if child.returncode == 0 else None
+
+
+def find_gpu(run: Runner = run_command) -> tuple[Gpu | None, str]:
+    """The GPU, or None and the reason in words."""
+    answer = run([sys.executable, "-I", __file__])
+    if answer is None:
+        return None, "the NVIDIA driver does not answer"
+    found = json.loads(answer)
+    return (None, found["reason"]) if "reason" in found else (Gpu(**found), "")
+
+
+@cache
+def this_gpu() -> tuple[Gpu | None, str]:
+    """:func:`find_gpu`, asked once in a process."""
+    return find_gpu()
+
+
+def _ask_driver() -> dict[str, object]:
+    """Fields of :class:`Gpu`, or ``{"reason": ...}``."""
+    try:
+        cuda = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return {"reason": "no NVIDIA driver (libcuda is not installed)"}
+    device, version = ctypes.c_int(), ctypes.c_int()
+    for status in (cuda.cuInit(0), cuda.cuDeviceGet(ctypes.byref(device), 0)):
+        if status:
+            return {"reason": f"the NVIDIA driver finds no usable GPU ({_words(cuda, status)})"}
+    name, memory = ctypes.create_string_buffer(_NAME_BYTES), ctypes.c_size_t()
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    cuda.cuDeviceGetName(name, _NAME_BYTES, device)
+    cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+    cuda.cuDeviceGetAttribute(ctypes.byref(major), _CAPABILITY_MAJOR, device)
+    cuda.cuDeviceGetAttribute(ctypes.byref(minor), _CAPABILITY_MINOR, device)
+    cuda.cuDriverGetVersion(ctypes.byref(version))
+    return {
+        "name": name.value.decode(errors="replace"),
+        "sm": f"{major.value}.{minor.value}",
+        "memory_bytes": memory.value,
+        "cuda": f"{version.value // 1000}.{version.value % 1000 // 10}",
+    }
+
+
+def _words(cuda: ctypes.CDLL, status: int) -> str:
+    text = ctypes.c_char_p()
+    cuda.cuGetErrorString(status, ctypes.byref(text))
+    return (text.value or f"CUDA error {status}".encode()).decode(errors="replace")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(_ask_driver()))

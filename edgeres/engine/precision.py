@@ -1,0 +1,33 @@
+"""FP32 graph -> FP16 graph, for engines that INT8 is compared with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgeres.errors import ModelError, needs
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same network in float16, with float32 inputs and outputs and casts behind and before them.
+
+    A strongly typed TensorRT network takes its precision from the graph, so an FP16 engine needs an FP16 graph.
+    Weights beyond +-65504 are clipped to it, as onnxruntime's converter does.
+
+    Raises:
+        ModelError: the graph is quantized.
+        EnvironmentError_: onnx is not installed.
+    """
+    try:
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+    except ImportError as error:
+        raise needs("export", "onnx") from error
+
+    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
+        raise ModelError("the graph is quantized", hint="make the FP16 graph from the float graph")
+    copy = type(model)()
+    copy.CopyFrom(model)  # the converter works in place
+    converted: onnx.ModelProto = convert_float_to_float16(copy, keep_io_types=True)
+    return converted
