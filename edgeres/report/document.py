@@ -1,0 +1,309 @@
+"""report.json: every figure of a build, what it was measured on, and the verdict.
+
+The shape never changes: a figure that was not measured is null, and ``reasons`` says why, under the figure's dotted
+path or that of a group it belongs to (``"latency": "skipped by --no-latency"``). ``schema.json`` beside this file
+describes all of it; the terminal table and the HTML page are drawn from the document alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from edgeres._version import __version__
+from edgeres.records import F64, Accuracy, EngineRecord, Gate, Measurement, ModelSpec, QuantPlan, Verdict
+from edgeres.verify.accuracy import TOP_K, Answers, Comparison
+from edgeres.verify.gates import METRICS, judge
+from edgeres.verify.latency import drift_percent, noise, speedup, variation_percent
+from edgeres.verify.statistics import Estimate, mcnemar_p, proportion_percent
+
+SCHEMA = 1
+HISTOGRAM_BINS = 80
+
+Json = dict[str, Any]
+
+_HITS = ("top1", "top1_ci95", "top5", "correct", "total", "runner")
+_PAIRED = (
+    "drop_pp",
+    "drop_pp_ci95",
+    "lost",
+    "gained",
+    "mcnemar_p",
+    "agreement",
+    "agreement_ci95",
+    "logit_sqnr_db",
+)
+_TIMES = ("p50_ms", "p90_ms", "p99_ms", "throughput_ips", "iterations", "variation_percent", "drift_percent")
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """A data source as it was used.
+
+    Attributes:
+        images: that were read and counted.
+        unreadable: names of those that could not be decoded.
+    """
+
+    description: str
+    sha256: str
+    images: int
+    unreadable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CalibrationRecord:
+    """How ranges were found; ``images`` come from ``data`` in batches of ``batch_size``."""
+
+    data: DataRecord
+    method: str
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class ReportInput:
+    """Everything a report is made of. What is None was not done; ``reasons`` then says why.
+
+    Attributes:
+        created: time in ISO 8601 with its zone.
+        command: one line that reproduces the build; ``options`` are all its options with their values.
+        headline: the candidate in ``comparison`` that ``accuracy.int8`` reports and ``latency`` measured.
+        plans: quantization plans by style.
+        latency: measurements taken in one run, under ``fp32`` and ``int8``.
+        sizes: bytes of the ONNX graphs: ``fp32``, and each candidate by its name.
+        timings: wall time of each stage in seconds.
+        reasons: why something was not measured, by its dotted path in the report (``accuracy``, ``latency``).
+    """
+
+    created: str
+    command: str
+    options: Mapping[str, Any]
+    environment: Mapping[str, str]
+    model: ModelSpec
+    headline: str
+    gates: tuple[Gate, ...] = ()
+    validation: DataRecord | None = None
+    calibration: CalibrationRecord | None = None
+    plans: Mapping[str, QuantPlan] = field(default_factory=dict)
+    comparison: Comparison | None = None
+    latency: Mapping[str, Measurement] | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    engines: tuple[EngineRecord, ...] = ()
+    timings: Mapping[str, float] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+
+def build_report(data: ReportInput) -> Json:
+    """The content of report.json, judged: plain JSON types, no NaN, no infinity."""
+    reasons = dict(data.reasons)
+    figures: Json = {
+        "accuracy": _accuracy(data, reasons),
+        "latency": _latency(data.latency, reasons),
+        "sizes": _sizes(data, reasons),
+        "reasons": reasons,
+    }
+    verdicts = judge(data.gates, figures)
+    report = {
+        "schema": SCHEMA,
+        "edgeres": __version__,
+        "created": data.created,
+        "passed": all(verdict.passed for verdict in verdicts),
+        "verdicts": [_verdict(verdict) for verdict in verdicts],
+        "model": data.model.to_dict() | {"num_classes": data.model.num_classes},
+        "data": _data(data, reasons),
+        "calibration": _calibration(data.calibration, reasons),
+        "quantization": {style: _plan(plan) for style, plan in data.plans.items()},
+        **figures,
+        "engines": [engine.to_dict() for engine in data.engines],
+        "timings_seconds": dict(data.timings),
+        "environment": dict(data.environment),
+        "command": data.command,
+        "options": dict(data.options),
+    }
+    # As read from disk: lists for tuples, and file names that are no UTF-8 with their odd bytes as "?"
+    plain: Json = json.loads(to_json(report).encode(errors="replace"))
+    return plain
+
+
+def to_json(report: Json) -> str:
+    """The text of report.json: strict JSON, readable, UTF-8."""
+    return json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _verdict(verdict: Verdict) -> Json:
+    metric = METRICS[verdict.gate.metric]
+    return verdict.to_dict() | {
+        "title": metric.title,
+        "bound": metric.bound,
+        "rule": metric.words(verdict.gate.limit),
+    }
+
+
+def _data(data: ReportInput, reasons: dict[str, str]) -> Json:
+    if data.validation is None:
+        reasons.setdefault("data.validation", "no validation source was given")
+    if data.calibration is None:
+        reasons.setdefault("data.calibration", "nothing was calibrated in this run")
+    return {
+        "validation": asdict(data.validation) if data.validation else None,
+        "calibration": asdict(data.calibration.data) if data.calibration else None,
+    }
+
+
+def _calibration(record: CalibrationRecord | None, reasons: dict[str, str]) -> Json:
+    if record is None:
+        reasons.setdefault("calibration", "nothing was calibrated in this run")
+        return dict.fromkeys(("method", "images", "batch_size"))
+    return {"method": record.method, "images": record.data.images, "batch_size": record.batch_size}
+
+
+def _plan(plan: QuantPlan) -> Json:
+    return {
+        "activations": len(plan.edges),
+        "weights": len(plan.weights),
+        "skipped": [asdict(skipped) for skipped in plan.skipped],
+        "calibration_digest": plan.calibration_digest,
+    }
+
+
+def _accuracy(data: ReportInput, reasons: dict[str, str]) -> Json:
+    comparison = data.comparison
+    if comparison is None:
+        reasons.setdefault("accuracy", "nothing was compared in this run")
+        empty = dict.fromkeys(_HITS)
+        return {
+            "graph": None,
+            "fp32": empty,
+            "int8": empty,
+            **dict.fromkeys(_PAIRED),
+            "per_class": None,
+            "graphs": {},
+        }
+    if not comparison.labelled:
+        reasons.setdefault("accuracy", "the validation source has no labels")
+    headline = comparison.candidates[data.headline]
+    return {
+        "graph": data.headline,
+        "fp32": _hits(comparison, comparison.reference, "accuracy.fp32", reasons),
+        "int8": _hits(comparison, headline, "accuracy.int8", reasons),
+        **_paired(comparison, data.headline, "accuracy", reasons),
+        "per_class": _per_class(comparison, data.headline),
+        "graphs": {name: _graph(comparison, name, reasons) for name in comparison.candidates},
+    }
+
+
+def _hits(comparison: Comparison, answers: Answers, path: str, reasons: dict[str, str]) -> Json:
+    accuracy: Accuracy | None = comparison.accuracy(answers)
+    if accuracy is None:
+        return dict.fromkeys(_HITS) | {"runner": answers.runner}
+    few_classes = comparison.num_classes <= TOP_K
+    if few_classes:
+        reasons[f"{path}.top5"] = f"top-5 says nothing about {comparison.num_classes} classes"
+    return {
+        "top1": accuracy.top1,
+        "top1_ci95": _ci(proportion_percent(accuracy.correct, accuracy.total)),
+        "top5": None if few_classes else accuracy.top5,
+        "correct": accuracy.correct,
+        "total": accuracy.total,
+        "runner": answers.runner,
+    }
+
+
+def _paired(comparison: Comparison, name: str, path: str, reasons: dict[str, str]) -> Json:
+    lost, gained = len(comparison.lost(name)), len(comparison.gained(name))
+    drop, agreement = comparison.drop_pp(name), comparison.agreement(name)
+    sqnr = comparison.candidates[name].sqnr_db
+    if sqnr is None or not math.isfinite(sqnr):
+        reasons[f"{path}.logit_sqnr_db"] = "no finite ratio: the logits equal those of FP32, or FP32's are all zero"
+        sqnr = None
+    return {
+        "drop_pp": drop.value if drop else None,
+        "drop_pp_ci95": _ci(drop) if drop else None,
+        "lost": lost if drop else None,
+        "gained": gained if drop else None,
+        "mcnemar_p": mcnemar_p(lost, gained) if drop else None,
+        "agreement": agreement.value,
+        "agreement_ci95": _ci(agreement),
+        "logit_sqnr_db": sqnr,
+    }
+
+
+def _graph(comparison: Comparison, name: str, reasons: dict[str, str]) -> Json:
+    answers = comparison.candidates[name]
+    path = f"accuracy.graphs.{name}"
+    oracle = name.startswith("tensorrt") and "TensorRT" not in answers.runner
+    return {
+        **_hits(comparison, answers, path, reasons),
+        **_paired(comparison, name, path, reasons),
+        "note": f"graph for TensorRT, measured on {answers.runner} as its oracle" if oracle else "",
+        "lost_images": [asdict(image) for image in comparison.lost(name)],
+        "gained_images": [asdict(image) for image in comparison.gained(name)],
+    }
+
+
+def _per_class(comparison: Comparison, headline: str) -> list[Json] | None:
+    if not comparison.labelled:
+        return None
+    columns = (
+        comparison.class_sizes,
+        comparison.per_class(comparison.reference),
+        comparison.per_class(comparison.candidates[headline]),
+    )
+    rows = enumerate(zip(*(column.tolist() for column in columns), strict=True))
+    return [{"class": i, "total": n, "fp32": fp32, "int8": int8} for i, (n, fp32, int8) in rows if n]
+
+
+def _latency(measured: Mapping[str, Measurement] | None, reasons: dict[str, str]) -> Json:
+    if measured is None:
+        reasons.setdefault("latency", "latency was not measured in this run")
+        head = ("backend", "scope", "batch", "warmup_seconds", "speedup", "speedup_ci95", "histogram")
+        return {**dict.fromkeys(head), "fp32": dict.fromkeys(_TIMES), "int8": dict.fromkeys(_TIMES), "noise": []}
+    fp32, int8 = measured["fp32"], measured["int8"]
+    ratio = speedup(fp32, int8)
+    return {
+        "backend": int8.backend,
+        "scope": int8.scope,
+        "batch": int8.batch,
+        "warmup_seconds": int8.warmup_seconds,
+        "fp32": _times(fp32),
+        "int8": _times(int8),
+        "speedup": ratio.value,
+        "speedup_ci95": _ci(ratio),
+        "noise": [f"{name}: {what}" for name, m in (("FP32", fp32), ("INT8", int8)) for what in noise(m)],
+        "histogram": _histogram(fp32.seconds, int8.seconds),
+    }
+
+
+def _times(m: Measurement) -> Json:
+    values = (m.p(50), m.p(90), m.p(99), m.throughput_ips, len(m.seconds), variation_percent(m), drift_percent(m))
+    return dict(zip(_TIMES, values, strict=True))
+
+
+def _histogram(fp32: F64, int8: F64) -> Json:
+    """Counts in bins of equal width from zero, the same for both; the last bin also holds all that took longer."""
+    top = 1.1e3 * max(np.percentile(fp32, 99), np.percentile(int8, 99))
+    width = top / HISTOGRAM_BINS
+
+    def counts(seconds: F64) -> list[int]:
+        bins = np.minimum(1e3 * seconds / width, HISTOGRAM_BINS - 1).astype(np.int64)
+        found: list[int] = np.bincount(bins, minlength=HISTOGRAM_BINS).tolist()
+        return found
+
+    return {"bin_ms": float(width), "fp32": counts(fp32), "int8": counts(int8)}
+
+
+def _sizes(data: ReportInput, reasons: dict[str, str]) -> Json:
+    fp32, int8 = data.sizes.get("fp32"), data.sizes.get(data.headline)
+    if fp32 is None or int8 is None:
+        reasons.setdefault("sizes", "this graph was not written in this run")
+    candidates = {f"int8_{name}_bytes": size for name, size in data.sizes.items() if name != "fp32"}
+    return {"fp32_bytes": fp32, "int8_bytes": int8, **candidates}
+
+
+def _ci(estimate: Estimate) -> list[float]:
+    return [estimate.low, estimate.high]

@@ -1,0 +1,48 @@
+"""Markup that cannot be injected into: elements that escape every child and attribute they are given.
+
+Only :func:`el` and :func:`join` make :class:`Html`, so a label or a file name never becomes markup.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+
+
+class Html(str):
+    """Markup that needs no escaping."""
+
+
+def el(tag: str, *children: object, **attributes: object) -> Html:
+    """An element. Children that are not Html are escaped, attribute values always; ``class_`` becomes ``class``."""
+    names = ((key.rstrip("_").replace("_", "-"), html.escape(str(value))) for key, value in attributes.items())
+    head = "".join(f' {name}="{value}"' for name, value in names)
+    return Html(f"<{tag}{head}>{join(children)}</{tag}>")
+
+
+def join(children: Iterable[object]) -> Html:
+    return Html("".join(c if isinstance(c, Html) else html.escape(str(c)) for c in children))
+
+
+def table(label: str, head: Sequence[str], rows: Iterable[Sequence[object]], numbers: Iterable[int] = ()) -> Html:
+    """A table that scrolls by itself where it is wider than the screen; the first cell of a row names it."""
+    right = frozenset(numbers)
+
+    def cell(tag: str, i: int, content: object, **scope: str) -> Html:
+        return el(tag, content, **scope, **({"class_": "n"} if i in right else {}))
+
+    def row(cells: Sequence[object]) -> Html:
+        first, *rest = cells
+        return el("tr", cell("th", 0, first, scope="row"), *(cell("td", i, c) for i, c in enumerate(rest, 1)))
+
+    header = el("thead", el("tr", *(cell("th", i, name, scope="col") for i, name in enumerate(head))))
+    body = el("table", header, el("tbody", *map(row, rows)))
+    return el("div", body, class_="scroll", role="region", aria_label=label, tabindex=0)
+
+
+def section(title: str, *content: object) -> Html:
+    return el("section", el("h2", title), *content)
+
+
+def more(title: str, *content: object, open_: bool = False) -> Html:
+    return el("details", el("summary", title), *content, **({"open": ""} if open_ else {}))

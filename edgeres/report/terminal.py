@@ -1,0 +1,85 @@
+"""The verdict in a terminal, readable at 80 columns, in words before colours."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from edgeres.report.text import Report, findings, headline, megabytes, observed, percent, significant, unreadable
+
+
+def render_terminal(report: Report, console: Console) -> None:
+    """Print a report. Colours appear only where the console has them; nothing depends on them."""
+    console.print(Text(headline(report), style="bold"))
+    validation = report["data"]["validation"]
+    if validation:
+        console.print(Text(f"validated on {validation['description']}"))
+        if unreadable(validation):
+            console.print(Text(unreadable(validation), style="yellow"))
+    for block in (_figures(report), _findings(report), _gates(report), _engines(report)):
+        if block is not None:
+            console.print()
+            console.print(block)
+    console.print()
+    console.print(_verdict(report))
+
+
+def _figures(report: Report) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
+    for column in ("", "top-1", "top-5", "p50 ms", "p90 ms", "p99 ms", "img/s", "size"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    accuracy, latency = report["accuracy"], report["latency"]
+    for name in ("fp32", "int8"):
+        hits, taken = accuracy[name], latency[name]
+        ms = (significant(taken[key]) for key in ("p50_ms", "p90_ms", "p99_ms", "throughput_ips"))
+        size = megabytes(report["sizes"][f"{name}_bytes"])
+        table.add_row(name.upper(), percent(hits["top1"]), percent(hits["top5"]), *ms, size)
+    return table
+
+
+def _findings(report: Report) -> Table:
+    """Name and words, one figure a line; what was not measured says why."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, words in findings(report):
+        table.add_row(Text(name), Text(words))
+    return table
+
+
+def _gates(report: Report) -> Table | None:
+    if not report["verdicts"]:
+        return None
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
+    for column in ("gate", "limit", "observed", "verdict"):
+        table.add_column(column, no_wrap=True)
+    for verdict in report["verdicts"]:
+        word = Text("pass", style="green") if verdict["passed"] else Text("FAIL", style="bold red")
+        table.add_row(verdict["title"], verdict["rule"], observed(verdict), word)
+    return table
+
+
+def _engines(report: Report) -> Table | None:
+    if not report["engines"]:
+        return None
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
+    for column in ("engine", "runtime", "", "size"):
+        table.add_column(column, no_wrap=True, justify="right" if column == "size" else "left")
+    table.add_column("status", overflow="fold")
+    for engine in report["engines"]:
+        size = megabytes(engine["size_bytes"] or None)
+        runtime = f"{engine['runtime']} {engine['version']}"
+        table.add_row(
+            *(Text(cell) for cell in (engine["target"], runtime, engine["precision"], size, engine["status"]))
+        )
+    return table
+
+
+def _verdict(report: Report) -> Text:
+    if not report["verdicts"]:
+        return Text("no gate was set", style="bold")
+    failed = [f"{verdict['title']}: {verdict['reason']}" for verdict in report["verdicts"] if not verdict["passed"]]
+    if not failed:
+        return Text("PASSED", style="bold green")
+    return Text("\n".join(["FAILED", *failed]), style="bold red")

@@ -1,0 +1,113 @@
+"""How figures are written for people, the same in the terminal and on the page. None is a dash."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgeres.verify.gates import look_up, why_missing
+
+Report = dict[str, Any]
+
+NOT_MEASURED = "-"
+
+
+def percent(value: float | None) -> str:
+    return NOT_MEASURED if value is None else f"{value:.2f} %"
+
+
+def points(value: float | None) -> str:
+    """Percentage points."""
+    return NOT_MEASURED if value is None else f"{value:.2f} pp"
+
+
+def decibels(value: float | None) -> str:
+    return NOT_MEASURED if value is None else f"{value:.1f} dB"
+
+
+def times(value: float | None) -> str:
+    """A ratio."""
+    return NOT_MEASURED if value is None else f"{value:.2f}x"
+
+
+def significant(value: float | None) -> str:
+    """Three significant digits, never in powers of ten: 0.412, 9.98, 33.9, 1,284."""
+    if value is None:
+        return NOT_MEASURED
+    size = abs(float(f"{value:.3g}"))  # rounded first: 9.996 is 10.0
+    digits = next((d for d, limit in ((3, 1.0), (2, 10.0), (1, 100.0)) if size < limit), 0)
+    return f"{value:,.{digits}f}"
+
+
+def megabytes(value: int | None) -> str:
+    """Decimal megabytes, as disks and downloads are sold."""
+    return NOT_MEASURED if value is None else f"{significant(value / 1e6)} MB"
+
+
+def interval(limits: list[float] | None) -> str:
+    return NOT_MEASURED if limits is None else f"{limits[0]:.2f} to {limits[1]:.2f}"
+
+
+def observed(verdict: dict[str, Any]) -> str:
+    value = verdict["observed"]
+    return "not measured" if value is None else f"{value:.4g} {verdict['gate']['unit']}"
+
+
+def unreadable(data: dict[str, Any]) -> str:
+    """Images of a source that could not be decoded, counted; empty where all could."""
+    names = data["unreadable"]
+    return f"{len(names):,} unreadable image{'s' * (len(names) > 1)} left out" if names else ""
+
+
+def headline(report: Report) -> str:
+    model, calibration = report["model"], report["calibration"]
+    line = f"edgeres {report['edgeres']}: {model['name']} ({model['weights']}) to INT8"
+    if calibration["method"] is None:
+        return line
+    return f"{line}, {calibration['method']} ranges from {calibration['images']:,} images"
+
+
+def findings(report: Report) -> list[tuple[str, str]]:
+    """What compares INT8 with FP32, name and words: figure and interval, or the reason why there is none."""
+    figures = [
+        ("top-1 drop", "accuracy.drop_pp", _drop),
+        ("agreement", "accuracy.agreement", _agreement),
+        ("logit SQNR", "accuracy.logit_sqnr_db", _sqnr),
+        ("speedup", "latency.speedup", _speedup),
+    ]
+    told = [
+        (name, words(report) if look_up(path, report) is not None else f"not measured: {why_missing(path, report)}")
+        for name, path, words in figures
+    ]
+    told += [("noise", what) for what in report["latency"]["noise"]]
+    accuracy = report["accuracy"]
+    told += [(f"{name} graph", _graph(graph, name == accuracy["graph"])) for name, graph in accuracy["graphs"].items()]
+    return told
+
+
+def _drop(report: Report) -> str:
+    a = report["accuracy"]
+    pairs = f"{a['lost']} images lost, {a['gained']} gained, McNemar p = {a['mcnemar_p']:.2g}"
+    return f"{points(a['drop_pp'])}, 95 % interval {interval(a['drop_pp_ci95'])} ({pairs})"
+
+
+def _agreement(report: Report) -> str:
+    a = report["accuracy"]
+    return f"{percent(a['agreement'])}, 95 % interval {interval(a['agreement_ci95'])}"
+
+
+def _sqnr(report: Report) -> str:
+    return decibels(report["accuracy"]["logit_sqnr_db"])
+
+
+def _speedup(report: Report) -> str:
+    m = report["latency"]
+    return f"{times(m['speedup'])}, 95 % interval {interval(m['speedup_ci95'])}, on {m['backend']}, {m['scope']}"
+
+
+def _graph(graph: dict[str, Any], is_headline: bool) -> str:
+    if is_headline:
+        return f"the INT8 above; {graph['note'] or graph['runner']}"
+    words = f"agreement {percent(graph['agreement'])}"
+    if graph["drop_pp"] is not None:
+        words = f"top-1 {percent(graph['top1'])}, drop {points(graph['drop_pp'])}, {words}"
+    return f"{words}; {graph['note'] or graph['runner']}"
