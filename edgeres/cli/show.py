@@ -23,9 +23,12 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right:
     from rich.text import Text
 
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200)  # a pipe has no width, and folded cells cannot be searched
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
     for name in columns:
-        table.add_column(name, justify="right" if name in set(right) else "left", overflow="fold")
+        fold = name != columns[0] or "tensor" in name
+        table.add_column(name, justify="right" if name in set(right) else "left", overflow="fold", no_wrap=not fold)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)

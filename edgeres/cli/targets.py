@@ -8,25 +8,31 @@ import click
 
 from edgeres.cli.options import as_json
 from edgeres.cli.show import print_json, print_table
+from edgeres.engine.targets import TARGETS, Target
 
 
 @click.command("targets")
 @as_json
 def command(as_json: bool) -> None:
     """List devices and runtimes to build for, and where their engines are built."""
-    from edgeres.engine.targets import TARGETS
-
     if as_json:
         print_json([asdict(target) for target in TARGETS.values()])
         return
     rows = (
-        (
-            target.name,
-            " ".join(target.sm) or "-",
-            "-".join(dict.fromkeys(target.tensorrt)) if target.tensorrt else "-",
-            "-".join(dict.fromkeys(target.jetpack)) if target.jetpack else "-",
-            f"refused: {target.refused}" if target.refused else target.where,
-        )
-        for target in TARGETS.values()
+        (t.name, " ".join(t.sm) or "-", _span(t.tensorrt), _span(t.jetpack), _span(t.dla), t.title)
+        for t in TARGETS.values()
     )
-    print_table(("target", "SM", "TensorRT", "JetPack", "engine"), rows)
+    print_table(("target", "SM", "TensorRT", "JetPack", "DLA", "device"), rows)
+    click.echo()
+    for words in dict.fromkeys(_engine(t) for t in TARGETS.values()):
+        names = ", ".join(t.name for t in TARGETS.values() if _engine(t) == words)
+        click.echo(f"{names}: {words}\n")
+
+
+def _span(limits: tuple[object, object] | None) -> str:
+    """First and last of a range, one where they are the same."""
+    return "-".join(dict.fromkeys(map(str, limits))) if limits else "-"
+
+
+def _engine(target: Target) -> str:
+    return f"refused: {target.refused}" if target.refused else target.where

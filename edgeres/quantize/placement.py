@@ -145,9 +145,8 @@ def _place_skip_input(view: GraphView, add: onnx.NodeProto, draft: _Draft) -> No
     if skip is None:
         draft.skip(add, "neither input is nearer to a common ancestor, so neither is the skip")
         return
-    main = next(name for name in add.input if name != skip)
     draft.want(skip, add.name, "skip input of Add")
-    draft.skip(add, f"main branch {main} stays float so that Conv + Add + ReLU fuse into one INT8 kernel")
+    draft.skip(add, "its main branch stays float, so that Conv + Add + ReLU fuse into one INT8 kernel")
     # An option-A shortcut slices and pads the block's input: it reads the codes that the block's first Conv reads.
     tensor, reader = skip, add
     while tensor not in {view.input} and (node := view.producer(tensor)) is not None and node.op_type in PASS_THROUGH:
