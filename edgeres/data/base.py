@@ -1,0 +1,117 @@
+"""What every source of images offers, and selections from it."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeres.errors import SourceError, UsageError
+from edgeres.records import I64, U8
+
+Role = Literal["calibration", "validation"]
+
+
+class Source(ABC):
+    """Random access to images and labels; cheap to open, images are decoded on demand, from any thread.
+
+    Attributes:
+        classes: class names in label order; () where the source does not name them (labels are then indices of a
+            network's outputs) or has no labels at all.
+        labels: int64 (N,); -1 where unlabelled.
+        description: one line for people, e.g. ``cifar10_test1000.npz: 1,000 images, 10 classes``.
+    """
+
+    classes: tuple[str, ...]
+    labels: I64
+    description: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What to call an image in a message: ``cat/001.jpg``, ``images[17]``."""
+
+    @abstractmethod
+    def image(self, index: int) -> U8:
+        """The decoded image, (H, W, 3) uint8 RGB.
+
+        Raises:
+            SourceError: it cannot be decoded; ``where`` is the image's name and ``what`` the cause.
+        """
+
+    @abstractmethod
+    def digest(self) -> str:
+        """SHA-256 in hex over what identifies the content."""
+
+
+class View(Source):
+    """Some images of another source in a chosen order, with labels of its own."""
+
+    def __init__(self, source: Source, indices: I64, labels: I64, classes: tuple[str, ...], description: str) -> None:
+        self.classes = classes
+        self.labels = labels
+        self.description = description
+        self._source = source
+        self._indices = indices
+
+    def name(self, index: int) -> str:
+        return self._source.name(int(self._indices[index]))
+
+    def image(self, index: int) -> U8:
+        return self._source.image(int(self._indices[index]))
+
+    def digest(self) -> str:
+        parts = (self._source.digest(), self._indices.tolist(), self.labels.tolist(), self.classes)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def subset(source: Source, count: int, seed: int) -> Source:
+    """``count`` images chosen at random, as evenly over the classes as they allow.
+
+    The order goes round the classes, so that every prefix is balanced too and a larger subset of the same seed begins
+    with the smaller one. A source of ``count`` images or fewer is returned as it is.
+
+    Raises:
+        UsageError: ``count`` is less than one.
+    """
+    if count < 1:
+        raise UsageError(f"a subset needs at least one image, asked for {count}")
+    if count >= len(source):
+        return source
+    # The stream of RandomState is frozen (NumPy's NEP 19): a seed names the same images under every version of NumPy.
+    order = np.random.RandomState(seed % 2**32).permutation(len(source))
+    turn = _rank_in_class(source.labels[order])
+    chosen = order[np.argsort(turn, kind="stable")][:count].astype(np.int64)
+    description = f"{count:,} of {source.description}"
+    return View(source, chosen, source.labels[chosen], source.classes, description)
+
+
+def some(names: Iterable[str], total: int, limit: int = 5) -> str:
+    """The first names of many: ``a, b, c and 12 more``."""
+    shown = ", ".join(islice(names, limit))
+    return f"{shown} and {total - limit:,} more" if total > limit else shown
+
+
+def check_labels_below(limit: int, labels: npt.NDArray[np.integer], name: Callable[[int], str], where: object) -> None:
+    """Raise a SourceError that counts and names the images whose label is not in [0, limit)."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= limit))
+    if wrong.size:
+        named = some((f"{name(int(i))} has {labels[i]}" for i in wrong), wrong.size)
+        what = f"{wrong.size:,} of {labels.size:,} labels are out of range 0 to {limit - 1:,}: {named}"
+        raise SourceError(what, where=where, hint="labels count from 0 in the order of the model's outputs")
+
+
+def _rank_in_class(labels: I64) -> I64:
+    """For each element, how many before it have the same label: [2, 7, 2, 2, 7] -> [0, 0, 1, 2, 1]."""
+    by_label = np.argsort(labels, kind="stable")
+    _, starts, counts = np.unique(labels[by_label], return_index=True, return_counts=True)
+    rank = np.empty(len(labels), np.int64)
+    rank[by_label] = np.arange(len(labels)) - np.repeat(starts, counts)
+    return rank

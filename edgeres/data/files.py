@@ -1,0 +1,162 @@
+"""Image files in class folders, in a directory or in a zip archive."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import lzma
+import os
+import threading
+import zipfile
+import zlib
+from abc import abstractmethod
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from edgeres.data.base import Role, Source
+from edgeres.data.tree import CLASSES_BELOW, Tree, arrange, is_hidden, split
+from edgeres.errors import SourceError
+from edgeres.records import U8
+
+_DEEPEST = 4  # folders: a wrapper, a split, a class, and one more to name in the error
+_LARGEST_FILE = 1 << 29  # bytes; a member of an archive that expands to more is not read
+
+
+def read_image(file: str | Path | IO[bytes], name: str | None = None) -> U8:
+    """Decode to (H, W, 3) uint8 RGB as torchvision's ``ImageFolder`` does: ``Image.open(file).convert("RGB")``.
+
+    So an EXIF orientation is not applied, transparency is dropped, a palette looked up, and 16-bit grayscale saturates
+    at 255 (Pillow clips it). JPEG is decoded at full size, never at a reduced scale.
+
+    Raises:
+        SourceError: ``where`` is ``name`` (or the file), ``what`` the cause in a few words.
+    """
+    try:
+        with Image.open(file, formats=_formats()) as image:
+            return np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError:
+        cause = "not an image"
+    except Image.DecompressionBombError:
+        cause = f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000} million pixels"
+    except OSError as error:
+        cause = "truncated" if "truncated" in str(error).lower() else error.strerror or str(error)
+    except Exception as error:  # decoders raise anything on damaged files: SyntaxError, struct.error, ValueError ...
+        cause = f"{type(error).__name__}: {error}"
+    raise SourceError(cause, where=name or file)
+
+
+def open_folder(path: Path, role: Role) -> Source:
+    """A directory in ``ImageFolder`` form; see :func:`edgeres.data.sources.open_source`."""
+    return _Folder(path, arrange(_walk(path), str(path), role))
+
+
+def open_zip(path: Path, role: Role) -> Source:
+    """A zip archive of such a directory, read in place."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise SourceError(f"cannot be opened as .zip ({error})", where=path, hint="fetch or pack it again") from None
+    return _Zip(archive, path, role)
+
+
+@lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    """Decoders to try: no others, so that hostile bytes meet none that nobody needs.
+
+    All are loaded first, because Pillow's own search, which loads them on demand, can miss one that another thread is
+    just loading. A Pillow built without WebP does not have it.
+    """
+    Image.init()
+    return tuple(form for form in ("JPEG", "PNG", "BMP", "PPM", "WEBP", "TIFF", "GIF") if form in Image.OPEN)
+
+
+class _Files(Source):
+    """Images by name; how to read one is left to the subclass."""
+
+    def __init__(self, title: str, tree: Tree) -> None:
+        self.classes = tree.classes
+        self.labels = np.array(tree.labels, np.int64)
+        kind = f"{len(tree.classes):,} classes" if tree.classes else "no labels"
+        self.description = f"{title}{tree.part}: {len(tree.names):,} images, {kind}{tree.left_out}"
+        self._names = tree.names
+
+    def name(self, index: int) -> str:
+        return self._names[index]
+
+    def digest(self) -> str:
+        """Over every image's name, label and size (in a zip: its CRC-32); the pixels are not read."""
+        digest = hashlib.sha256(repr(self.classes).encode())
+        for index, (name, label) in enumerate(zip(self._names, self.labels, strict=True)):
+            digest.update(f"{name}\0{label}\0{self._fingerprint(index)}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+    @abstractmethod
+    def _fingerprint(self, index: int) -> int: ...
+
+
+class _Folder(_Files):
+    def __init__(self, root: Path, tree: Tree) -> None:
+        super().__init__(root.resolve().name, tree)
+        self._root = root
+
+    def image(self, index: int) -> U8:
+        return read_image(self._root / self._names[index], self._names[index])
+
+    def _fingerprint(self, index: int) -> int:
+        try:
+            return (self._root / self._names[index]).stat().st_size
+        except OSError:  # a dangling link: reported when it is read
+            return -1
+
+
+class _Zip(_Files):
+    def __init__(self, archive: zipfile.ZipFile, path: Path, role: Role) -> None:
+        members = {_member_name(info): info for info in archive.infolist()}  # of two with one name the later counts
+        tree = arrange(members, str(path), role)
+        super().__init__(path.name, tree)
+        self._archive = archive
+        self._members = [members[name] for name in tree.names]
+        self._lock = threading.Lock()
+        if any(info.flag_bits & 1 for info in self._members):
+            raise SourceError("is encrypted", where=path, hint="unpack it and give the directory")
+
+    def image(self, index: int) -> U8:
+        info, name = self._members[index], self._names[index]
+        if info.file_size > _LARGEST_FILE:
+            raise SourceError(f"expands to {info.file_size / 1e6:,.0f} MB", where=name)
+        try:
+            with self._lock:  # around the reading only: decoding takes most of the time and runs in parallel
+                data = self._archive.read(info)
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, EOFError, OSError) as error:
+            raise SourceError(f"damaged in the archive: {error}", where=name) from None
+        return read_image(io.BytesIO(data), name)
+
+    def _fingerprint(self, index: int) -> int:
+        return self._members[index].CRC
+
+
+def _member_name(info: zipfile.ZipInfo) -> str:
+    """Its path as :func:`arrange` returns it; some Windows tools write backslashes."""
+    name = info.filename.replace("\\", "/")
+    return "/".join(split(name)) + "/" * name.endswith("/")
+
+
+def _walk(root: Path) -> Iterator[str]:
+    """Every path below ``root``, a folder's with a slash at the end. Links are followed, hidden folders not entered."""
+
+    def refuse(error: OSError) -> None:
+        raise SourceError(error.strerror or str(error), where=error.filename, hint="check its permissions")
+
+    for path, folders, files in os.walk(root, followlinks=True, onerror=refuse):
+        here = Path(path).relative_to(root)
+        prefix = f"{here.as_posix()}/" if here.parts else ""
+        yield from (f"{prefix}{folder}/" for folder in folders)
+        yield from (f"{prefix}{file}" for file in files)
+        folders[:] = [folder for folder in folders if not is_hidden(folder)]
+        if len(here.parts) == _DEEPEST and folders:  # a link that leads back up ends here too
+            raise SourceError(f"folders are nested too deep: {prefix}{folders[0]}", where=root, hint=CLASSES_BELOW)

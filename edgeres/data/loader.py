@@ -1,0 +1,132 @@
+"""Batches of network inputs, decoded and resized in threads while the consumer computes."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Literal
+
+import numpy as np
+
+from edgeres.data.base import Source, some
+from edgeres.data.preprocess import apply
+from edgeres.errors import SourceError, UsageError
+from edgeres.records import F32, I64, Preprocess
+
+OnUnreadable = Literal["fail", "skip"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs in the network's layout with their labels.
+
+    Attributes:
+        inputs: float32 (B, 3, h, w) or (B, h, w, 3).
+        labels: int64 (B,); -1 where unlabelled.
+        indices: int64 (B,), positions in the source.
+    """
+
+    inputs: F32
+    labels: I64
+    indices: I64
+
+
+@dataclass
+class Loader:
+    """An iterable of batches in the source's order; each iteration starts over.
+
+    At most one batch, and one image per thread, are prepared ahead of the consumer. Closing the iterator (or an
+    exception in the loop's body) cancels what has not begun and waits for the image in each thread.
+
+    Attributes:
+        batch_size: the last batch may be smaller.
+        on_unreadable: ``skip`` leaves unreadable images out; ``fail`` raises at the batch that needs one, after trying
+            all images behind it, so that one error names every one.
+        workers: threads.
+        unreadable: images that could not be read, each with its cause: ``cat/001.jpg (truncated)``; complete after the
+            iteration.
+    """
+
+    source: Source
+    preprocess: Preprocess
+    batch_size: int
+    on_unreadable: OnUnreadable = "fail"
+    workers: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
+    unreadable: list[str] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.workers < 1:
+            raise UsageError(f"batch size and workers must be at least 1, found {self.batch_size} and {self.workers}")
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches.
+
+        Raises:
+            SourceError: images cannot be read, and ``on_unreadable`` is ``fail`` or none can.
+        """
+        self.unreadable.clear()
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="edgeres-loader")
+        try:
+            yield from self._batches(pool)
+        finally:
+            pool.shutdown(cancel_futures=True)
+        if self.unreadable and (self.on_unreadable == "fail" or len(self.unreadable) == len(self.source)):
+            raise self._error()
+
+    def _batches(self, pool: ThreadPoolExecutor) -> Iterator[Batch]:
+        inputs: list[F32] = []
+        indices: list[int] = []
+        for index, future in self._ahead(pool):
+            try:
+                pixels = future.result()
+            except SourceError as error:
+                self.unreadable.append(f"{self.source.name(index)} ({error.what})")
+                continue
+            if self.unreadable and self.on_unreadable == "fail":
+                continue  # what follows is read only to find all that are unreadable
+            inputs.append(pixels)
+            indices.append(index)
+            if len(inputs) == self.batch_size:
+                yield self._take(inputs, indices)
+        if inputs and not (self.unreadable and self.on_unreadable == "fail"):
+            yield self._take(inputs, indices)
+
+    def _ahead(self, pool: ThreadPoolExecutor) -> Iterator[tuple[int, Future[F32]]]:
+        """Every image's future in order, with a bounded number of them under way."""
+        todo = iter(range(len(self.source)))
+        waiting: deque[tuple[int, Future[F32]]] = deque()
+        while True:
+            room = self.batch_size + self.workers - len(waiting)
+            waiting.extend((index, pool.submit(self._load, index)) for index in islice(todo, room))
+            if not waiting:
+                return
+            yield waiting.popleft()
+
+    def _load(self, index: int) -> F32:
+        return apply(self.source.image(index), self.preprocess)
+
+    def _take(self, inputs: list[F32], indices: list[int]) -> Batch:
+        """The batch; the lists are emptied, so that no image lies in memory twice while the consumer computes."""
+        positions = np.array(indices, np.int64)
+        batch = Batch(np.stack(inputs), self.source.labels[positions], positions)
+        inputs.clear()
+        indices.clear()
+        return batch
+
+    def _error(self) -> SourceError:
+        count = len(self.unreadable)
+        skipped = self.on_unreadable == "skip"
+        return SourceError(
+            f"{count:,} of {len(self.source):,} images cannot be read: {some(self.unreadable, count, 10)}",
+            where=self.source.description,
+            hint="give images that Pillow can read" if skipped else "remove them or pass --skip-unreadable",
+        )
+
+
+def batches(source: Source, preprocess: Preprocess, batch_size: int, *, on_unreadable: OnUnreadable = "fail") -> Loader:
+    """Batches of ``source`` as the network takes them; see :class:`Loader`."""
+    return Loader(source, preprocess, batch_size, on_unreadable)

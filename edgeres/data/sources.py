@@ -1,0 +1,89 @@
+"""What may follow ``--calibration`` and ``--validation``, and what it opens."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+
+from edgeres.data.arrays import is_cifar10, open_cifar10, open_npz
+from edgeres.data.base import Role, Source, View, subset
+from edgeres.data.files import open_folder, open_zip, read_image
+from edgeres.data.matching import match_labels
+from edgeres.data.tree import SUFFIXES
+from edgeres.errors import SourceError
+
+__all__ = ["Role", "Source", "View", "match_labels", "open_source", "read_image", "subset"]
+
+_SIGNS = re.compile(r"signs(?::(?P<count>\d+))?(?:@(?P<seed>\d+))?")
+_SIGNS_COUNT = {"calibration": 512, "validation": 1000}
+_FORMS = "a directory or .zip with one folder per class, an .npz, a CIFAR-10 directory, or signs[:count][@seed]"
+
+
+def open_source(text: str | Path, *, role: Role, px: int) -> Source:
+    """Open images for calibration or validation.
+
+    ``signs[:count][@seed]``
+        the generated demo set (512 images for calibration and 1,000 for validation, seed 0); a directory of that name
+        is reached as ``./signs``.
+    directory, or ``.zip`` of one
+        ``class/image`` as torchvision's ``ImageFolder``, classes in sorted order. One folder around all of them is
+        looked through, and of ``train/`` and ``val/`` (or ``test/``) the one meant for ``role`` is taken. Images
+        directly in the directory have no labels and serve for calibration alone. Links are followed.
+    ``.npz``
+        ``images`` uint8 (N, H, W, 3) RGB, ``labels`` (N,), optional ``classes``; held in memory.
+    CIFAR-10 directory
+        ``cifar-10-batches-py`` (read without running what a pickle may ask for) or ``cifar-10-batches-bin``: the
+        training batches for calibration, the test batch for validation.
+
+    Whatever is left out (hidden files, files that are no images, images outside class folders) is counted and named in
+    ``Source.description``.
+
+    Args:
+        text: path or name, ``~`` expanded.
+        role: a validation source must have labels.
+        px: side of the images that ``signs`` renders; other sources keep their sizes.
+
+    Raises:
+        SourceError: it does not exist, has none of these forms, or its content contradicts itself.
+    """
+    if isinstance(text, str) and re.match(r"signs($|[:@])", text):
+        return _open_signs(text, role, px)
+    path = _locate(text)
+    if path.is_dir():
+        return (open_cifar10 if is_cifar10(path) else open_folder)(path, role)
+    suffix = path.suffix.lower()
+    if suffix not in (".zip", ".npz"):
+        if suffix in SUFFIXES:
+            hint = "give the directory it lies in"
+        elif suffix in (".gz", ".tgz", ".tar"):
+            hint = "unpack it and give the directory"
+        else:
+            hint = f"expected {_FORMS}"
+        raise SourceError("is no source of images", where=path, hint=hint)
+    return (open_zip if suffix == ".zip" else open_npz)(path, role)
+
+
+def _open_signs(text: str, role: Role, px: int) -> Source:
+    from edgeres.data.signs import Signs
+
+    match = _SIGNS.fullmatch(text)
+    count = int(match["count"] or _SIGNS_COUNT[role]) if match else 0
+    if not match or not count:
+        raise SourceError("is not a generated set", where=text, hint="write signs[:count][@seed], e.g. signs:2000@7")
+    return Signs(role, count, px, int(match["seed"] or 0))
+
+
+def _locate(text: str | Path) -> Path:
+    try:
+        path = Path(text).expanduser()
+        if path.exists():
+            return path
+        missing = next(p for p in (path, *path.parents) if p.parent.is_dir())
+        near = difflib.get_close_matches(missing.name, [p.name for p in missing.parent.iterdir()], n=1)
+    except (OSError, RuntimeError) as error:  # a folder on the way that may not be read, a user without a home
+        raise SourceError(
+            f"cannot be looked up: {error}", where=text, hint="check the path and its permissions"
+        ) from None
+    hint = f"did you mean {missing.parent / near[0]}?" if near else f"expected {_FORMS}"
+    raise SourceError("does not exist", where=path, hint=hint)

@@ -1,0 +1,202 @@
+"""Preprocessing against exact arithmetic, torch's antialiased resize and torchvision's rules for sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from edgeres.data.files import read_image
+from edgeres.data.preprocess import apply, geometry, normalize
+from edgeres.errors import InputError, UsageError
+from edgeres.records import F64, U8, Preprocess
+
+PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "imagenet_samples"
+IMAGENET = Preprocess((224, 224), resize_px=256)
+
+
+def noise(height: int, width: int, seed: int = 0) -> U8:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def reference_geometry(image: U8, p: Preprocess) -> F64:
+    """Resize by torch without rounding, crop and padding by slices; sizes from exact fractions."""
+    height, width = image.shape[:2]
+    if p.resize_px is None:
+        size = p.crop_px
+    else:
+        box = [side * p.resize_px // min(p.crop_px) for side in p.crop_px]
+        scale = max(Fraction(box[0], height), Fraction(box[1], width))
+        size = (int(height * scale), int(width * scale))
+    tensor = torch.from_numpy(image.astype(np.float64)).permute(2, 0, 1)[None]
+    if size != (height, width):
+        tensor = torch.nn.functional.interpolate(tensor, size=size, mode="bilinear", antialias=True)
+    resized = tensor[0].permute(1, 2, 0).numpy()
+    out = np.zeros((*p.crop_px, 3))
+    source, target = zip(*(overlap(have, want) for have, want in zip(size, p.crop_px, strict=True)), strict=True)
+    out[target] = resized[source]
+    return out
+
+
+def overlap(have: int, want: int) -> tuple[slice, slice]:
+    """Where a side of length ``have`` is read and one of length ``want`` is written; halves go to the even number."""
+    spare = abs(have - want)
+    if have < want:
+        return slice(0, have), slice(spare // 2, spare // 2 + have)
+    start = spare // 2 + (spare % 2 and spare // 2 % 2)
+    return slice(start, start + want), slice(0, want)
+
+
+side = st.integers(1, 70)
+wide = st.integers(2, 40)  # torch 2.13 interpolates images one pixel wide wrongly
+
+
+@settings(max_examples=150, deadline=None)
+@given(wide, wide, st.tuples(wide, wide), st.none() | wide)
+def test_geometry_agrees_with_torch_to_one_level(height, width, crop, resize):
+    """Bytes after each of two passes: half a level each, no more, as bilinear weights are positive and sum to one."""
+    p = Preprocess(crop, resize_px=resize)
+    image = noise(height, width)
+    ours, reference = geometry(image, p), reference_geometry(image, p)
+    assert ours.dtype == np.uint8 and ours.shape == (*crop, 3) and ours.flags["C_CONTIGUOUS"]
+    assert np.abs(ours - reference).max() <= 1.001
+
+
+@pytest.mark.parametrize(
+    ("shape", "resized", "corner"),
+    [  # Resize(256) and CenterCrop(224): int(256 * long / short), then round() of half the difference, half to even
+        ((375, 500), (256, 341), (16, 58)),
+        ((500, 375), (341, 256), (58, 16)),
+        ((333, 500), (256, 384), (16, 80)),
+        ((768, 1023), (256, 341), (16, 58)),
+        ((512, 518), (256, 259), (16, 18)),
+        ((256, 257), (256, 257), (16, 16)),
+    ],
+)
+def test_torchvision_sizes_and_corners(shape, resized, corner):
+    image = noise(*shape)
+    whole = np.asarray(Image.fromarray(image).resize(resized[::-1], Image.Resampling.BILINEAR))
+    top, left = corner
+    np.testing.assert_array_equal(geometry(image, IMAGENET), whole[top : top + 224, left : left + 224])
+
+
+KERNELS: dict[str, tuple[float, Callable[[F64], F64]]] = {  # support and weight by distance, in output pixels
+    "bilinear": (1, lambda x: 1 - x),
+    "bicubic": (2, lambda x: np.where(x < 1, 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2)),
+    "lanczos": (3, lambda x: np.sinc(x) * np.sinc(x / 3)),
+}
+
+
+def resample(rows: F64, size: int, interpolation: str) -> F64:
+    """Convolve along the first axis with a kernel widened to the step between output pixels, and round to bytes."""
+    support, kernel = KERNELS[interpolation]
+    step = len(rows) / size
+    centres = (np.arange(size) + 0.5) * step
+    distance = np.abs(np.arange(len(rows)) + 0.5 - centres[:, None]) / max(step, 1)
+    weights = np.where(distance < support, kernel(distance), 0)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return np.clip(np.floor(np.tensordot(weights, rows, axes=1) + 0.5), 0, 255)
+
+
+@settings(max_examples=100, deadline=None)
+@given(side, side, st.tuples(side, side), st.sampled_from(sorted(KERNELS)))
+def test_filters_are_the_published_kernels(height, width, size, interpolation):
+    """Along the rows first, then along the columns; fixed-point weights cost at most a level in each pass."""
+    image = noise(height, width)
+    rows = resample(image.transpose(1, 0, 2).astype(np.float64), size[1], interpolation).transpose(1, 0, 2)
+    expected = resample(rows, size[0], interpolation)
+    out = geometry(image, Preprocess(size, interpolation=interpolation))
+    assert np.abs(out - expected).max() <= 2
+
+
+def test_an_image_of_the_networks_size_is_left_untouched():
+    image = noise(32, 32)
+    for interpolation in ("nearest", "bilinear", "bicubic", "lanczos"):
+        p = Preprocess((32, 32), interpolation=interpolation)
+        np.testing.assert_array_equal(geometry(image, p), image)
+
+
+def test_nearest_repeats_pixels():
+    image = noise(4, 4)
+    p = Preprocess((8, 8), interpolation="nearest")
+    np.testing.assert_array_equal(geometry(image, p), image.repeat(2, 0).repeat(2, 1))
+
+
+def test_a_crop_larger_than_the_resized_image_is_padded_with_black():
+    image = np.full((10, 10, 3), 200, np.uint8)
+    out = geometry(image, Preprocess((13, 13), resize_px=10))
+    expected = np.zeros((13, 13, 3), np.uint8)
+    expected[1:11, 1:11] = 200
+    np.testing.assert_array_equal(out, expected)
+
+
+finite = st.floats(-3, 3)
+
+
+@given(
+    st.tuples(finite, finite, finite),
+    st.tuples(*[st.floats(0.01, 300) for _ in range(3)]),
+    st.sampled_from([1 / 255, 1.0, 1 / 128, 2.0]),
+)
+def test_normalize_is_the_formula_rounded_once(mean, std, scale):
+    """All 256 values of all channels against exact rational arithmetic."""
+    p = Preprocess((1, 256), mean=mean, std=std, pixel_scale=scale)
+    pixels = np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2)
+    out = normalize(pixels, p)
+    assert out.dtype == np.float32 and out.shape == (3, 1, 256)
+    for channel in range(3):
+        for byte in (0, 1, 77, 128, 254, 255):
+            exact = (byte * Fraction(scale) - Fraction(mean[channel])) / Fraction(std[channel])
+            tolerance = float(abs(exact)) * 2**-24 + 1e-15 * (byte * scale + 3) / std[channel] + 1e-45
+            assert abs(float(out[channel, 0, byte]) - exact) <= tolerance
+
+
+def test_layouts_hold_the_same_numbers():
+    p = replace(IMAGENET, crop_px=(5, 7))
+    batch = np.stack([noise(5, 7, seed) for seed in range(3)])
+    planes, pixels = normalize(batch, p), normalize(batch, replace(p, layout="NHWC"))
+    assert planes.shape == (3, 3, 5, 7) and pixels.shape == (3, 5, 7, 3)
+    assert planes.flags["C_CONTIGUOUS"] and pixels.flags["C_CONTIGUOUS"]
+    np.testing.assert_array_equal(planes.transpose(0, 2, 3, 1), pixels)
+    for one, image in zip(planes, batch, strict=True):
+        np.testing.assert_array_equal(one, normalize(image, p))
+
+
+def test_bgr_reverses_the_channels_before_mean_and_std():
+    """Caffe's form: raw pixels in BGR less the mean per channel."""
+    mean = (103.939, 116.779, 123.68)
+    p = Preprocess((6, 6), mean=mean, std=(1.0, 1.0, 1.0), channel_order="BGR", pixel_scale=1.0)
+    image = noise(6, 6)
+    expected = (image[..., ::-1].astype(np.float64) - mean).transpose(2, 0, 1)
+    np.testing.assert_array_equal(apply(image, p), expected.astype(np.float32))
+
+
+@pytest.mark.parametrize("image", [noise(4, 4)[..., 0], noise(4, 4) / 255, noise(4, 4)[:0], noise(4, 4)[..., :2]])
+def test_what_is_not_an_image_is_refused(image):
+    with pytest.raises(InputError, match="expected an RGB image, uint8"):
+        geometry(image, IMAGENET)
+
+
+@pytest.mark.parametrize("change", [{"std": (1.0, 0.0, 1.0)}, {"mean": (0.5,)}, {"pixel_scale": float("nan")}])
+def test_constants_that_cannot_normalize_are_refused(change):
+    with pytest.raises(UsageError, match="mean"):
+        normalize(noise(2, 2), replace(IMAGENET, **change))
+
+
+@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="needs shared/data/imagenet_samples")
+def test_photographs_against_torch():
+    """One grey level is 1 / 255 / 0.225; torch normalizes in float32, which adds a few units in the last place."""
+    files = sorted(PHOTOGRAPHS.iterdir())[::3]
+    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET.mean, IMAGENET.std))
+    for file in files:
+        image = read_image(file)
+        reference = (torch.from_numpy(reference_geometry(image, IMAGENET)).float().permute(2, 0, 1) / 255 - mean) / std
+        assert np.abs(apply(image, IMAGENET) - reference.numpy()).max() <= 1.001 / 255 / 0.224
