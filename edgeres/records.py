@@ -187,6 +187,15 @@ class Edge:
 
 
 @dataclass(frozen=True)
+class HalfEdge:
+    """An activation that travels in float16 to the named nodes, by a pair of Casts."""
+
+    tensor: str
+    consumers: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
 class WeightEdge:
     """A constant stored as codes with a DequantizeLinear behind it.
 
@@ -224,6 +233,7 @@ class QuantPlan:
     weights: tuple[WeightEdge, ...]
     skipped: tuple[Skipped, ...]
     calibration_digest: str
+    halves: tuple[HalfEdge, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,8 @@ def plan_digest(plan: QuantPlan) -> str:
     for edge in plan.edges:
         hasher.update(f"{edge.tensor}|{edge.consumers}|{edge.params.zero_point}|{edge.params.dtype}".encode())
         hasher.update(edge.params.scale.tobytes())
+    for half in plan.halves:
+        hasher.update(f"{half.tensor}|{half.consumers}|float16".encode())
     for weight in plan.weights:
         hasher.update(f"{weight.tensor}|{weight.node}|{weight.params.axis}".encode())
         hasher.update(weight.params.scale.tobytes() + weight.codes.tobytes())

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from edgeres.graph.view import prune
-from edgeres.records import QuantParams, QuantPlan
+from edgeres.records import Edge, HalfEdge, QuantParams, QuantPlan
 
 PLAN_KEY = "edgeres.plan"
 
@@ -28,23 +28,26 @@ def rewrite(model: onnx.ModelProto, plan: QuantPlan) -> onnx.ModelProto:
     result.CopyFrom(model)
     graph = result.graph
     by_name = {node.name: node for node in graph.node}
-    before: dict[str, list[onnx.NodeProto]] = {}
-    for edge in plan.edges:
-        pair = _pair(graph, edge.tensor, edge.params)
-        producer = next((node.name for node in graph.node if edge.tensor in node.output), "")
-        before.setdefault(producer, []).extend(pair)
-        for reader in edge.consumers:
-            _redirect(by_name[reader], edge.tensor, pair[-1].output[0])
+    after: dict[str, list[onnx.NodeProto]] = {}
+    producer = {name: node.name for node in graph.node for name in node.output}
+    moves: list[tuple[Edge | HalfEdge, list[onnx.NodeProto]]] = [
+        *((edge, _pair(graph, edge.tensor, edge.params)) for edge in plan.edges),
+        *((half, _half(half.tensor)) for half in plan.halves),
+    ]
+    for move, pair in moves:
+        after.setdefault(producer.get(move.tensor, ""), []).extend(pair)
+        for reader in move.consumers:
+            _redirect(by_name[reader], move.tensor, pair[-1].output[0])
     for weight in plan.weights:
         node = by_name[weight.node]
         # The same initializer may serve two layers with two scales, hence the layer's name in the tensor's.
         name = f"{weight.tensor}.{weight.node}" if _readers(model, weight.tensor) > 1 else weight.tensor
-        before.setdefault("", []).append(_constant(graph, name, weight.codes, weight.params))
+        after.setdefault("", []).append(_constant(graph, name, weight.codes, weight.params))
         _redirect(node, weight.tensor, f"{name}_dq")
-    ordered = list(before.get("", ()))
+    ordered = list(after.get("", ()))
     for node in graph.node:
         ordered.append(node)
-        ordered.extend(before.get(node.name, ()))
+        ordered.extend(after.get(node.name, ()))
     del graph.node[:]
     graph.node.extend(ordered)
     del graph.value_info[:]
@@ -60,6 +63,15 @@ def _pair(graph: onnx.GraphProto, tensor: str, params: QuantParams) -> list[onnx
         helper.make_node("QuantizeLinear", [tensor, *inputs], [f"{tensor}_q"], name=f"{tensor}_QuantizeLinear"),
         helper.make_node(
             "DequantizeLinear", [f"{tensor}_q", *inputs], [f"{tensor}_dq"], name=f"{tensor}_DequantizeLinear"
+        ),
+    ]
+
+
+def _half(tensor: str) -> list[onnx.NodeProto]:
+    return [
+        helper.make_node("Cast", [tensor], [f"{tensor}_half"], name=f"{tensor}_ToHalf", to=TensorProto.FLOAT16),
+        helper.make_node(
+            "Cast", [f"{tensor}_half"], [f"{tensor}_float"], name=f"{tensor}_ToFloat", to=TensorProto.FLOAT
         ),
     ]
 
@@ -95,6 +107,7 @@ def _note_decisions(model: onnx.ModelProto, plan: QuantPlan) -> None:
         "style": plan.style,
         "calibration": plan.calibration_digest,
         "quantized": {edge.tensor: edge.reason for edge in plan.edges},
+        "half": {half.tensor: half.reason for half in plan.halves},
         "skipped": [[item.what, item.reason] for item in plan.skipped],
     }
     helper.set_model_props(model, {PLAN_KEY: json.dumps(decisions)})
