@@ -6,6 +6,8 @@ several times faster than the graph-capturing one on residual networks, and Tens
 
 from __future__ import annotations
 
+import copy
+import inspect
 import io
 import warnings
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ import torch
 
 from edgeres.errors import ModelError
 from edgeres.graph.normalize import OPSET, Canonical, normalize
-from edgeres.records import ModelSpec
+from edgeres.records import F32, ModelSpec
 
 # Float32 rounding through a hundred layers stays well below this share of the largest logit; a wrong graph does not.
 PARITY_LIMIT = 1e-3
@@ -43,51 +45,62 @@ class Exported:
 
 
 def export(module: torch.nn.Module, spec: ModelSpec) -> Exported:
-    """Export a classifier in eval mode.
+    """Export a classifier as it computes in eval mode, in float32; the module itself is left as it is.
 
     Args:
         module: takes (N, 3, H, W) float32 of ``spec.preprocess.crop_px`` and gives (N, classes).
 
     Raises:
-        ModelError: torch cannot trace the module, or the graph's logits differ from torch's by more than
-            ``PARITY_LIMIT`` of the largest one.
+        ModelError: the module does not run or cannot be traced, gives no (N, classes), or the graph's logits differ
+            from torch's by more than ``PARITY_LIMIT`` of the largest one.
     """
-    height, width = spec.preprocess.crop_px
-    module = module.eval()
-    example = torch.zeros(1, 3, height, width)
-    buffer: Any = io.BytesIO()  # the exporter takes streams, its annotation does not
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            torch.onnx.export(
-                module,
-                (example,),
-                buffer,
-                opset_version=OPSET,
-                input_names=["input"],
-                output_names=["logits"],
-                dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}},
-                dynamo=False,
-            )
-        except Exception as error:  # tracing runs the user's own forward: anything can come out of it
+    images = np.random.default_rng(0).standard_normal((4, 3, *spec.preprocess.crop_px)).astype(np.float32)
+    try:
+        network = copy.deepcopy(module).cpu().float().eval()
+        with torch.inference_mode():
+            expected = network(torch.from_numpy(images))
+        if not isinstance(expected, torch.Tensor):
             raise ModelError(
-                f"torch cannot export this module ({str(error).strip()[:160]})", where=spec.name
-            ) from error
-    canonical = normalize(onnx.load_from_string(buffer.getvalue()), where=spec.name)
-    worst, share = _parity(module, canonical.model, (height, width))
+                f"the module gives a {type(expected).__name__}",
+                where=spec.name,
+                hint="wrap it in a module that gives the logits alone, (N, classes)",
+            )
+        traced = _trace(network, images[:2].shape)  # one image would make of the batch an axis to squeeze
+    except ModelError:
+        raise
+    except Exception as error:  # the user's own forward runs here: anything can come out of it
+        raise ModelError(f"torch cannot export this module ({str(error).strip()[:160]})", where=spec.name) from error
+    canonical = normalize(onnx.load_from_string(traced), where=spec.name)
+    worst = float(np.abs(expected.numpy().reshape(len(images), -1) - _logits(canonical.model, images)).max())
+    share = worst / max(float(expected.abs().max()), 1e-12)
     if not share <= PARITY_LIMIT:
         raise ModelError(f"ONNX and torch differ by {share:.1e} of the largest logit", where=spec.name)
     return Exported(canonical, worst, share)
 
 
-def _parity(module: torch.nn.Module, model: onnx.ModelProto, size: tuple[int, int]) -> tuple[float, float]:
-    """Largest difference on four random images, absolute and as a share of the largest logit."""
+def _trace(network: torch.nn.Module, shape: tuple[int, ...]) -> bytes:
+    buffer: Any = io.BytesIO()  # the exporter takes streams, its annotation does not
+    # The argument came with torch 2.5, whose other exporter is the default from 2.9 on.
+    known = inspect.signature(torch.onnx.export).parameters
+    exporter: dict[str, Any] = {"dynamo": False} if "dynamo" in known else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network,
+            (torch.zeros(shape),),
+            buffer,
+            opset_version=OPSET,
+            input_names=["input"],
+            output_names=["logits"],
+            dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}},
+            **exporter,
+        )
+    return bytes(buffer.getvalue())
+
+
+def _logits(model: onnx.ModelProto, images: F32) -> F32:
     import onnxruntime as ort
 
-    images = np.random.default_rng(0).standard_normal((4, 3, *size)).astype(np.float32)
-    with torch.inference_mode():
-        expected = module(torch.from_numpy(images)).numpy()
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    got = session.run(None, {"input": images})[0]
-    worst = float(np.abs(expected - got).max())
-    return worst, worst / max(float(np.abs(expected).max()), 1e-12)
+    logits: F32 = session.run(None, {"input": images})[0]
+    return logits

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeres.errors import InputError, UsageError, needs
 from edgeres.progress import SILENT, Progress
-from edgeres.records import ChannelOrder, Layout, ModelSpec, Preprocess
+from edgeres.records import ChannelOrder, ModelSpec, Preprocess
 
 if TYPE_CHECKING:
     import onnx
@@ -27,6 +27,9 @@ class InputChoice:
     """What the user says about the network's input; None leaves what is known of the model, or the default.
 
     ``input = (pixel * pixel_scale - mean) / std`` after resize and centre crop.
+
+    Attributes:
+        mean, std: of red, green and blue, in this order also where the network takes BGR.
     """
 
     mean: tuple[float, ...] | None = None
@@ -38,7 +41,16 @@ class InputChoice:
     def over(self, known: Preprocess) -> Preprocess:
         """The contract with the user's choices in place of what was known."""
         chosen = {name: value for name, value in vars(self).items() if value is not None}
+        order = self.channel_order or known.channel_order
+        for name in ("mean", "std"):
+            rgb = chosen.get(name) or _turn(getattr(known, name), known.channel_order)
+            chosen[name] = _turn(rgb, order)
         return replace(known, **chosen)
+
+
+def _turn(values: Sequence[float], order: ChannelOrder) -> tuple[float, ...]:
+    """From red, green, blue to ``order``, and back."""
+    return tuple(values) if order == "RGB" else tuple(values)[::-1]
 
 
 @dataclass(frozen=True)
@@ -94,9 +106,10 @@ def take(choice: ModelChoice, progress: Progress = SILENT) -> Fp32Model:
     except ImportError as error:
         raise needs("export", "onnx") from error
     if not isinstance(choice.model, str | Path):
-        return _take_module(choice)
+        return _take_module(choice, progress)
     if str(choice.model).lower().endswith(".onnx"):
-        return _take_onnx(Path(choice.model), choice)
+        with progress.task("reading the graph", total=None):
+            return _take_onnx(Path(choice.model).expanduser(), choice)
     return _take_zoo(str(choice.model), choice, progress)
 
 
@@ -109,25 +122,31 @@ def _take_zoo(name: str, choice: ModelChoice, progress: Progress) -> Fp32Model:
         )
     find_model(name)  # a misspelt name is told before torch is loaded
     try:
-        import torch  # noqa: F401
+        with progress.task("starting torch", total=None):
+            import torch  # noqa: F401
     except ImportError as error:
         raise needs("export", "torch") from error
     from edgeres.export import export
     from edgeres.zoo.checkpoint import load_model
 
-    module, spec = load_model(name, choice.weights, choice.num_classes, progress)
+    weights = choice.weights
+    if weights and weights.startswith("~"):
+        weights = str(Path(weights).expanduser())
+    module, spec = load_model(name, weights, choice.num_classes, progress)
     spec = _described(spec, choice)
     progress.say(f"{name}: weights {spec.weights}, {spec.num_classes} classes")
-    exported = export(module, spec)
+    with progress.task("exporting", total=None):
+        exported = export(module, spec)
     return Fp32Model(exported.model, spec, exported.relative_error, exported.canonical.notes)
 
 
-def _take_module(choice: ModelChoice) -> Fp32Model:
+def _take_module(choice: ModelChoice, progress: Progress) -> Fp32Model:
     from edgeres.export import export
 
     name = choice.name or type(choice.model).__name__.lower()
     known = Preprocess(crop_px=choice.input_px, resize_px=_usual_resize(choice.input_px))
-    exported = export(choice.model, ModelSpec(name, known, ()))
+    with progress.task("exporting", total=None):
+        exported = export(choice.model, ModelSpec(name, known, ()))
     labels = tuple(f"class {i}" for i in range(exported.canonical.num_classes))
     spec = _described(_outputs(ModelSpec(name, known, labels, weights="module"), exported.canonical), choice)
     return Fp32Model(exported.model, spec, exported.relative_error, exported.canonical.notes)
@@ -140,8 +159,7 @@ def _take_onnx(path: Path, choice: ModelChoice) -> Fp32Model:
     if choice.weights is not None or choice.num_classes is not None:
         raise UsageError("an ONNX file brings its own weights and classes", hint="drop --weights and --num-classes")
     canonical = normalize(load_onnx(path), where=path)
-    layout: Layout = canonical.layout
-    known = Preprocess(crop_px=canonical.size_px, resize_px=_usual_resize(canonical.size_px), layout=layout)
+    known = replace(canonical.preprocess, resize_px=_usual_resize(canonical.size_px))
     labels = tuple(f"class {i}" for i in range(canonical.num_classes))
     spec = ModelSpec(path.stem, known, labels, weights=path.name, weights_sha256=sha256(path))
     return Fp32Model(
@@ -179,5 +197,6 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"labels cannot be read ({error})", where=path, hint="UTF-8 text, one label a line") from error
+        cause = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"labels cannot be read ({cause})", where=path, hint="UTF-8 text, one label a line") from error
     return tuple(line.strip() for line in lines if line.strip())

@@ -90,6 +90,8 @@ def open_cifar10(path: Path, role: Role) -> Source:
 
 def _read_npz(path: Path) -> dict[str, Array]:
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no zip archive, or cut short")
         archive = np.load(path, allow_pickle=False)  # a pickled object could run code
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("it is a single array")

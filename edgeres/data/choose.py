@@ -9,7 +9,7 @@ import numpy as np
 
 from edgeres.data.base import Role, Source, View, subset
 from edgeres.data.matching import match_labels
-from edgeres.data.sources import open_source
+from edgeres.data.sources import locate, open_source
 from edgeres.errors import UsageError
 from edgeres.records import ModelSpec
 
@@ -47,6 +47,17 @@ class Sources:
         return self.calibration.digest() == self.validation.digest()
 
 
+def check_paths(choice: DataChoice) -> None:
+    """Refuse a wrong path before a model is loaded.
+
+    Raises:
+        SourceError: it does not exist.
+    """
+    for text in (choice.calibration, choice.validation):
+        if text is not None:
+            locate(text)
+
+
 def choose_calibration(choice: DataChoice, spec: ModelSpec) -> Source:
     """The calibration images of a model.
 
@@ -61,7 +72,8 @@ def choose_calibration(choice: DataChoice, spec: ModelSpec) -> Source:
 def choose_validation(choice: DataChoice, spec: ModelSpec) -> tuple[Source, Mapping[str, str]]:
     """The validation images of a model with labels that count its outputs, and why figures will be missing.
 
-    Random weights are validated without labels: there is no accuracy to lose, but agreement and SQNR still say something.
+    Random weights are validated without labels: there is no accuracy to lose, but agreement and SQNR still say
+    something.
 
     Raises:
         UsageError, SourceError: as :func:`choose_calibration`; also labels that do not fit the model.
@@ -78,7 +90,7 @@ def choose_validation(choice: DataChoice, spec: ModelSpec) -> tuple[Source, Mapp
 
 
 def choose_sources(choice: DataChoice, spec: ModelSpec) -> Sources:
-    """Both, opened before anything is computed so that a wrong path costs no time."""
+    """Both, opened before anything is computed from them, so that unfit labels cost no time."""
     validation, reasons = choose_validation(choice, spec)
     return Sources(choose_calibration(choice, spec), validation, reasons)
 

@@ -47,7 +47,7 @@ def read_image(file: str | Path | IO[bytes], name: str | None = None) -> U8:
         cause = "truncated" if "truncated" in str(error).lower() else error.strerror or str(error)
     except Exception as error:  # decoders raise anything on damaged files: SyntaxError, struct.error, ValueError ...
         cause = f"{type(error).__name__}: {error}"
-    raise SourceError(cause, where=name or file)
+    raise SourceError(cause, where=name or file, hint="give a JPEG, a PNG or another image that Pillow reads")
 
 
 def open_folder(path: Path, role: Role) -> Source:

@@ -76,9 +76,10 @@ def _table(p: Preprocess) -> F32:
     mean, std = np.array(p.mean, np.float64), np.array(p.std, np.float64)
     if mean.shape != (3,) or std.shape != (3,):
         raise UsageError(f"mean and std need three values each, found {p.mean} and {p.std}")
-    if not np.isfinite([*mean, *std, p.pixel_scale]).all() or not std.all():
+    if not np.isfinite([*mean, *std, p.pixel_scale]).all() or not (std.all() and p.pixel_scale):
         raise UsageError(
-            f"mean, std and pixel scale must be finite and std not zero, found {p.mean}, {p.std}, {p.pixel_scale}"
+            "mean, std and pixel scale must be finite, std and pixel scale not zero, "
+            f"found {p.mean}, {p.std}, {p.pixel_scale}"
         )
     return ((np.arange(256) * p.pixel_scale - mean[:, None]) / std[:, None]).astype(np.float32)
 

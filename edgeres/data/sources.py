@@ -13,7 +13,7 @@ from edgeres.data.matching import match_labels
 from edgeres.data.tree import SUFFIXES
 from edgeres.errors import SourceError
 
-__all__ = ["Role", "Source", "View", "match_labels", "open_source", "read_image", "subset"]
+__all__ = ["Role", "Source", "View", "locate", "match_labels", "open_source", "read_image", "subset"]
 
 _SIGNS = re.compile(r"signs(?::(?P<count>\d+))?(?:@(?P<seed>\d+))?")
 _SIGNS_COUNT = {"calibration": 512, "validation": 1000}
@@ -47,9 +47,9 @@ def open_source(text: str | Path, *, role: Role, px: int) -> Source:
     Raises:
         SourceError: it does not exist, has none of these forms, or its content contradicts itself.
     """
-    if isinstance(text, str) and re.match(r"signs($|[:@])", text):
-        return _open_signs(text, role, px)
-    path = _locate(text)
+    path = locate(text)
+    if path is None:
+        return _open_signs(str(text), role, px)
     if path.is_dir():
         return (open_cifar10 if is_cifar10(path) else open_folder)(path, role)
     suffix = path.suffix.lower()
@@ -74,7 +74,14 @@ def _open_signs(text: str, role: Role, px: int) -> Source:
     return Signs(role, count, px, int(match["seed"] or 0))
 
 
-def _locate(text: str | Path) -> Path:
+def locate(text: str | Path) -> Path | None:
+    """The path that a source's text names, None for the generated set.
+
+    Raises:
+        SourceError: it does not exist; the nearest name is given.
+    """
+    if isinstance(text, str) and re.match(r"signs($|[:@])", text):
+        return None
     try:
         path = Path(text).expanduser()
         if path.exists():

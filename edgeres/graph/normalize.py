@@ -1,8 +1,8 @@
 """Any exporter's ResNet-like ONNX file -> one canonical FP32 graph.
 
 Canonical: one image input of rank 4, one output (N, classes), float32, opset 17 to 20, batch dimension dynamic, batch
-norm folded into the convolution before it, constants folded into initializers, no Identity or Dropout, every node
-named.
+norm folded into the convolution before it, constants folded into initializers, Sum written as Add, Reshape to constant
+sizes, no Identity, Dropout or control flow, every node named.
 
 The folding itself is ONNX Runtime's (its "basic" level emits standard ONNX only): well kept, and the same arithmetic
 that runs on the robot.
@@ -11,23 +11,29 @@ that runs on the robot.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
-from onnx import TensorProto, numpy_helper, version_converter
+from onnx import TensorProto, helper, numpy_helper, shape_inference, version_converter
 
 from edgeres.errors import ModelError
-from edgeres.graph.view import prune
-from edgeres.records import F32, Layout
+from edgeres.graph.interface import Interface, find_interface, score_width
+from edgeres.graph.probe import InputValues, compare, in_words, input_values
+from edgeres.graph.view import GraphView, prune
+from edgeres.records import Layout, Preprocess
 
 # 17 is read by every TensorRT from 8.6 on; 20 is the newest that TensorRT 10.3's parser takes.
 OPSET = 17
 OPSET_MAX = 20
+# Of opset 17: what ONNX Runtime has read since 1.12. Nothing in a canonical graph needs a newer one.
+IR_VERSION = 8
 BATCH = "batch"
+_OLDEST = 7  # of what ONNX Runtime runs
+
+_Dims = Sequence[onnx.TensorShapeProto.Dimension]
 
 
 @dataclass(frozen=True)
@@ -37,20 +43,30 @@ class Canonical:
     Attributes:
         model: the graph; ``model.graph.input[0]`` and ``model.graph.output[0]`` are the only ones.
         size_px: height and width of the input.
+        input_values: what the graph takes, as far as its own first layers tell.
         num_classes: width of the output.
         ends_in_softmax: whether the output holds probabilities.
         max_error: largest difference to the original graph's output on the same random input, relative to the largest
             output.
-        notes: what was changed, in words.
+        notes: what was found or changed, in words.
     """
 
     model: onnx.ModelProto
     size_px: tuple[int, int]
     layout: Layout
+    input_values: InputValues
     num_classes: int
     ends_in_softmax: bool
     max_error: float
     notes: tuple[str, ...]
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """The input's contract, as far as the graph tells it; ImageNet's statistics where it does no part itself."""
+        if self.input_values == "normalized":
+            return Preprocess(self.size_px, layout=self.layout)
+        scale = 1.0 if self.input_values == "pixels" else 1 / 255
+        return Preprocess(self.size_px, mean=(0,) * 3, std=(1,) * 3, pixel_scale=scale, layout=self.layout)
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
@@ -61,11 +77,15 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     """
     if not path.is_file():
         raise ModelError("no such file", where=path, hint="edgeres export writes one from a checkpoint")
+    if not path.stat().st_size:
+        raise ModelError("the file is empty", where=path, hint="export or copy it again")
     try:
         model = onnx.load(str(path))
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf and onnx raise half a dozen unrelated types here
-        raise ModelError(f"not a valid ONNX file ({str(error).strip()[:160]})", where=path) from error
+        raise ModelError(
+            f"not a valid ONNX file ({in_words(error)})", where=path, hint="export or copy it again"
+        ) from error
     return model
 
 
@@ -73,73 +93,61 @@ def normalize(model: onnx.ModelProto, *, where: object = None) -> Canonical:
     """Bring a graph into canonical form and check that it still computes the same.
 
     Raises:
-        ModelError: more than one image input, an input that is not of rank 4, an output that is not (N, classes),
-            float16 or quantized weights, an opset that cannot be converted, or a result that differs from the
+        ModelError: not one image and one row of scores, half precision or already quantized, an opset that cannot be
+            converted, a batch that cannot be freed, operators outside ONNX, or a result that differs from the
             original's.
     """
-    original = model
-    model = onnx.ModelProto()
-    model.CopyFrom(original)
-    notes: list[str] = []
-    _keep_one_input_and_output(model, where)
-    _refuse_unsupported(model, where)
-    _take_pixels_as_float(model, notes)
-    _convert_opset(model, notes, where)
-    batch = _free_the_batch(model, notes)
-    model = _fold(model, where)
-    _name_everything(model)
-    layout, size = _image_size(model, where)
-    classes = _classes(model, where)
-    error = _compare(original, model, batch, where)
+    interface = find_interface(model, where)
+    notes = [f"output {name} dropped" for name in interface.dropped]
+    work = onnx.ModelProto()
+    work.CopyFrom(model)
+    _keep(work, interface)
+    _convert_opset(work, notes, where)
+    reference = model
+    if _opset(model) < _OLDEST:
+        reference = onnx.ModelProto()
+        reference.CopyFrom(work)
+    if interface.bytes_in:
+        # With the same values as float32, so that the Cast behind it does nothing.
+        work.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
+        notes.append("uint8 input made float32, with the same values 0 to 255")
+    _write_usual_forms(work.graph)
+    work = _fold(work, where)
+    _free_the_batch(work, interface, notes)
+    classes = _flatten_scores(work, where)
+    _name_everything(work.graph)
+    values = "pixels" if interface.bytes_in else input_values(work, interface.batch or 1, where)
+    if values != "normalized":
+        limit = "0 to 255" if values == "pixels" else "0 to 1"
+        notes.append(f"the graph normalizes its input itself: it takes values from {limit}")
     return Canonical(
-        model=model,
-        size_px=size,
-        layout=layout,
+        model=work,
+        size_px=interface.size_px,
+        layout=interface.layout,
+        input_values=values,
         num_classes=classes,
-        ends_in_softmax=_softmax_at_end(model),
-        max_error=error,
+        ends_in_softmax=_softmax_at_end(work),
+        max_error=compare(reference, work, interface, values, where),
         notes=tuple(notes),
     )
 
 
-def _keep_one_input_and_output(model: onnx.ModelProto, where: object) -> None:
-    """Drop initializers from the inputs (IR < 4 lists them) and auxiliary outputs."""
+def _keep(model: onnx.ModelProto, interface: Interface) -> None:
+    """Leave the image and the scores as the only input and output, under this project's version of the format."""
     graph = model.graph
-    constants = {tensor.name for tensor in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in constants]
-    if len(inputs) != 1:
-        names = ", ".join(value.name for value in inputs) or "none"
-        raise ModelError(f"expected one image input, found {len(inputs)} ({names})", where=where)
-    matrices = [value for value in graph.output if len(value.type.tensor_type.shape.dim) == 2] or list(graph.output[:1])
-    del graph.input[:]
-    graph.input.extend(inputs)
-    del graph.output[:]
-    graph.output.extend(matrices[:1])
-    prune(graph, [graph.output[0].name])
-
-
-def _refuse_unsupported(model: onnx.ModelProto, where: object) -> None:
-    quantized = {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "DynamicQuantizeLinear"}
-    for node in model.graph.node:
-        if node.op_type in quantized:
-            raise ModelError(
-                f"already quantized (node {node.name or node.op_type})", where=where, hint="give the FP32 graph"
-            )
-    if any(tensor.data_type in {TensorProto.FLOAT16, TensorProto.BFLOAT16} for tensor in model.graph.initializer):
-        raise ModelError("weights are in half precision", where=where, hint="export the model in float32")
-    kind = model.graph.input[0].type.tensor_type.elem_type
-    if kind not in {TensorProto.FLOAT, TensorProto.UINT8}:
-        raise ModelError(
-            f"input is {TensorProto.DataType.Name(kind)}", where=where, hint="float32 or uint8 images are taken"
-        )
-
-
-def _take_pixels_as_float(model: onnx.ModelProto, notes: list[str]) -> None:
-    """A uint8 input becomes a float32 one with the same values: the Cast behind it then does nothing."""
-    tensor = model.graph.input[0].type.tensor_type
-    if tensor.elem_type == TensorProto.UINT8:
-        tensor.elem_type = TensorProto.FLOAT
-        notes.append("uint8 input made float32, with the same values 0 to 255")
+    for values, name in ((graph.input, interface.input), (graph.output, interface.output)):
+        kept = [value for value in values if value.name == name]
+        del values[:]
+        values.extend(kept)
+    model.ir_version = IR_VERSION
+    for node in graph.node:
+        node.ClearField("doc_string")  # torch writes stack traces there, with the paths of the exporting machine
+    prune(graph, [interface.output])
+    if interface.batch is None:
+        del graph.value_info[:]
+        for value in (graph.input[0], graph.output[0]):
+            for dim in value.type.tensor_type.shape.dim[:1]:
+                dim.dim_param = BATCH
 
 
 def _opset(model: onnx.ModelProto) -> int:
@@ -152,49 +160,36 @@ def _convert_opset(model: onnx.ModelProto, notes: list[str], where: object) -> N
         return
     wanted = OPSET if found < OPSET else OPSET_MAX
     try:
-        model.CopyFrom(version_converter.convert_version(model, wanted))
+        model.CopyFrom(version_converter.convert_version(shape_inference.infer_shapes(model, data_prop=True), wanted))
     except Exception as error:  # the converter raises RuntimeError and its own types from C++
         raise ModelError(
-            f"opset {found} cannot be converted to {wanted} ({str(error).strip()[:120]})",
+            f"opset {found} cannot be converted to {wanted} ({in_words(error)})",
             where=where,
             hint=f"export with an opset between {OPSET} and {OPSET_MAX}",
         ) from error
     notes.append(f"opset {found} converted to {wanted}")
 
 
-def _free_the_batch(model: onnx.ModelProto, notes: list[str]) -> int:
-    """Make the batch dimension dynamic; returns the batch the file was exported with (1 where it was dynamic).
-
-    A Reshape to a constant shape that starts with the old batch copies the dimension instead (0 in ONNX).
-    """
-    graph = model.graph
-    dim = graph.input[0].type.tensor_type.shape.dim
-    fixed = dim[0].dim_value if dim and dim[0].HasField("dim_value") else 0
-    if dim:
-        dim[0].dim_param = BATCH
-    out = graph.output[0].type.tensor_type.shape.dim
-    if out:
-        out[0].dim_param = BATCH
-    del graph.value_info[:]
-    if not fixed:
-        return 1
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    constants |= {
-        n.output[0]: n.attribute[0].t for n in graph.node if n.op_type == "Constant" and n.attribute[0].HasField("t")
-    }
-    for node in graph.node:
-        target = constants.get(node.input[1]) if node.op_type == "Reshape" else None
-        if target is not None:
-            shape = numpy_helper.to_array(target).copy()
-            if len(shape) and shape[0] == fixed:
-                shape[0] = 0
-                target.CopyFrom(numpy_helper.from_array(shape, target.name))
-    notes.append(f"batch of {fixed} made dynamic")
-    return fixed
+def _write_usual_forms(graph: onnx.GraphProto) -> None:
+    """Sum of n tensors -> n - 1 Adds, the operator of residual blocks; constants second, where folding seeks them."""
+    constants = {tensor.name for tensor in graph.initializer}
+    constants.update(node.output[0] for node in graph.node if node.op_type == "Constant")
+    nodes = list(graph.node)
+    del graph.node[:]
+    for node in nodes:
+        kind = "Add" if node.op_type == "Sum" else node.op_type
+        if kind not in {"Add", "Mul"} or len(node.input) < 2:
+            graph.node.append(node)
+            continue
+        first, *terms = sorted(node.input, key=constants.__contains__)
+        names = [f"{node.output[0]}/partial_{index}" for index in range(len(terms) - 1)] + [node.output[0]]
+        for left, right, name in zip([first, *names], terms, names, strict=False):
+            graph.node.append(helper.make_node(kind, [left, right], [name]))
+        graph.node[-1].name = node.name
 
 
 def _fold(model: onnx.ModelProto, where: object) -> onnx.ModelProto:
-    """Fold constants and batch norm with ONNX Runtime's basic optimizations."""
+    """Fold constants and batch norm with ONNX Runtime's basic optimizations, and infer shapes."""
     import onnxruntime as ort
 
     with tempfile.TemporaryDirectory(prefix="edgeres-") as folder:
@@ -202,88 +197,107 @@ def _fold(model: onnx.ModelProto, where: object) -> onnx.ModelProto:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(target)
-        options.log_severity_level = 3
+        options.log_severity_level = 4
         try:
             ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
-            raise ModelError(
-                f"ONNX Runtime cannot load this graph ({str(error).strip()[:160]})", where=where
-            ) from error
+            raise ModelError(f"ONNX Runtime cannot load this graph ({in_words(error)})", where=where) from error
         folded = onnx.load(str(target))
-    used = {node.domain or "" for node in folded.graph.node}
-    imports = [entry for entry in folded.opset_import if entry.domain in used or not entry.domain]
+    foreign = {f"{node.op_type} of {node.domain}" for node in folded.graph.node if node.domain not in {"", "ai.onnx"}}
+    if foreign:
+        raise ModelError(
+            f"operators outside standard ONNX ({', '.join(sorted(foreign))})",
+            where=where,
+            hint="give the file as it was exported, before another tool optimized it",
+        )
+    control = [node.name or node.op_type for node in folded.graph.node if any(a.HasField("g") for a in node.attribute)]
+    if control:
+        raise ModelError(
+            f"control flow that depends on the image (node {control[0]})", where=where, hint="export in eval mode"
+        )
+    imports = [entry for entry in folded.opset_import if not entry.domain]
     del folded.opset_import[:]
     folded.opset_import.extend(imports)
-    foreign = used - {"", "ai.onnx"}
-    if foreign:
-        raise ModelError(f"operators outside standard ONNX ({', '.join(sorted(foreign))})", where=where)
     del folded.graph.value_info[:]
-    return onnx.shape_inference.infer_shapes(folded, data_prop=True)
+    return shape_inference.infer_shapes(folded, data_prop=True)
 
 
-def _name_everything(model: onnx.ModelProto) -> None:
+def _free_the_batch(model: onnx.ModelProto, interface: Interface, notes: list[str]) -> None:
+    """Let Reshape copy the batch (0 in ONNX) and Squeeze name its axes, whatever the batch; then make it dynamic."""
+    graph = model.graph
+    known = {v.name: v.type.tensor_type.shape.dim for v in (*graph.value_info, *graph.input, *graph.output)}
+    for node in graph.node:
+        before, after = (known.get(names[0], ()) for names in (node.input or [""], node.output))
+        if node.op_type == "Reshape" and _keeps_batch(before, after, interface.batch):
+            sizes = [dim.dim_value or -1 for dim in after[1:]]
+            if sizes.count(-1) <= 1:
+                _set_second_input(graph, node, [0, *sizes])
+                del node.attribute[:]  # allowzero would make a size of the 0
+        elif node.op_type == "Squeeze" and len(node.input) == 1 and before and interface.batch is None:
+            _set_second_input(graph, node, [axis for axis, dim in enumerate(before) if axis and dim.dim_value == 1])
+    prune(graph, [interface.output])
+    graph.input[0].type.tensor_type.shape.dim[0].dim_param = BATCH
+    if interface.batch is not None:
+        notes.append(f"batch of {interface.batch} made dynamic")
+
+
+def _set_second_input(graph: onnx.GraphProto, node: onnx.NodeProto, values: Sequence[int]) -> None:
+    constant = numpy_helper.from_array(np.array(values, np.int64), f"{node.output[0]}/{node.op_type.lower()}")
+    graph.initializer.append(constant)
+    node.input[:] = [node.input[0], constant.name]
+
+
+def _keeps_batch(before: _Dims, after: _Dims, batch: int | None) -> bool:
+    """Whether the first axis is the batch on both sides; a 1 after a free batch is left of an export with one image."""
+    if not before or not after:
+        return False
+    if batch is not None:
+        return before[0].dim_value == after[0].dim_value == batch
+    return before[0].dim_param == BATCH and (after[0].dim_param == BATCH or after[0].dim_value == 1)
+
+
+def _flatten_scores(model: onnx.ModelProto, where: object) -> int:
+    """Bring the output to (N, classes), and return the number of classes."""
+    graph = model.graph
+    output = graph.output[0]
+    classes = score_width(output)
+    if classes is None:
+        dims = output.type.tensor_type.shape.dim
+        shape = ", ".join(dim.dim_param or str(dim.dim_value or "?") for dim in dims)
+        kind = TensorProto.DataType.Name(output.type.tensor_type.elem_type).lower()
+        raise ModelError(
+            f"output {output.name} is {kind} ({shape}), and a classifier's is float (N, classes)",
+            where=where,
+            hint="export the scores themselves: no argmax, no feature map",
+        )
+    name = output.name
+    if len(output.type.tensor_type.shape.dim) > 2:
+        name = f"{output.name}/flat"
+        graph.node.append(helper.make_node("Flatten", [output.name], [name], axis=1))
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [BATCH, classes]))
+    del graph.value_info[:]  # inferred for the batch of the file
+    return classes
+
+
+def _name_everything(graph: onnx.GraphProto) -> None:
     """Unique names for nodes, kept where the exporter gave one."""
-    seen: set[str] = set()
-    for index, node in enumerate(model.graph.node):
-        name = node.name or f"{node.op_type}_{index}"
-        node.name = name if name not in seen else f"{name}_{index}"
+    taken = {node.name for node in graph.node}
+    seen = {""}
+    for node in graph.node:
+        if node.name in seen:
+            node.name = next(name for name in _names(node) if name not in taken)
+            taken.add(node.name)
         seen.add(node.name)
 
 
-def _image_size(model: onnx.ModelProto, where: object) -> tuple[Layout, tuple[int, int]]:
-    dims = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
-    if len(dims) != 4:
-        raise ModelError(f"input has rank {len(dims)}, expected 4 (N, 3, H, W)", where=where)
-    layout: Layout = "NHWC" if dims[3] == 3 and dims[1] != 3 else "NCHW"
-    channels, size = (dims[3], (dims[1], dims[2])) if layout == "NHWC" else (dims[1], (dims[2], dims[3]))
-    if channels != 3:
-        raise ModelError(f"input has {channels or 'any number of'} channels, expected 3", where=where)
-    if 0 in size:
-        raise ModelError(
-            "height and width of the input are dynamic", where=where, hint="export with the size of your images"
-        )
-    return layout, size
-
-
-def _classes(model: onnx.ModelProto, where: object) -> int:
-    dims = model.graph.output[0].type.tensor_type.shape.dim
-    if len(dims) != 2 or not dims[1].dim_value:
-        shape = "x".join(d.dim_param or str(d.dim_value) for d in dims) or "unknown"
-        raise ModelError(f"output {model.graph.output[0].name} has shape {shape}, expected (N, classes)", where=where)
-    return int(dims[1].dim_value)
+def _names(node: onnx.NodeProto) -> Iterator[str]:
+    stem = node.name or f"{node.op_type}_{node.output[0]}"
+    yield stem
+    yield from (f"{stem}_{index}" for index in range(1, 1 << 31))
 
 
 def _softmax_at_end(model: onnx.ModelProto) -> bool:
-    last = {name: node for node in model.graph.node for name in node.output}[model.graph.output[0].name]
-    return bool(last.op_type == "Softmax")
-
-
-def _compare(original: onnx.ModelProto, model: onnx.ModelProto, batch: int, where: object) -> float:
-    """Largest difference of the outputs, and a run with another batch size to prove that the batch is free."""
-    shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim][1:]
-    raw = original.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (batch + 1, *shape)).astype(np.float32)
-    if not raw:
-        images = generator.standard_normal(images.shape).astype(np.float32)
-    output = model.graph.output[0].name
-    before = _run(original, images[:batch].astype(np.uint8 if raw else np.float32), output, where)
-    after = _run(model, images, output, where)[:batch]
-    error = float(np.abs(before - after).max() / max(float(np.abs(before).max()), 1e-12))
-    if not error < 1e-3:
-        raise ModelError(f"folding changed the output by {error:.1e} of its largest value", where=where)
-    return error
-
-
-def _run(model: onnx.ModelProto, images: npt.NDArray[Any], output: str, where: object) -> F32:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        result: F32 = session.run([output], {session.get_inputs()[0].name: images})[0]
-    except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
-        raise ModelError(f"ONNX Runtime cannot run this graph ({str(error).strip()[:160]})", where=where) from error
-    return result
+    view = GraphView(model)
+    last = view.producer(view.source_of(view.output))
+    return last is not None and last.op_type == "Softmax"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -49,19 +49,36 @@ class GraphView:
         """The values of an initializer."""
         return numpy_helper.to_array(self._constants[tensor])
 
+    def joins_activations(self, node: onnx.NodeProto) -> bool:
+        """An Add or Mul of two activations: a residual, or a gate as in squeeze-and-excite."""
+        return node.op_type in {"Add", "Mul"} and not any(self.is_constant(name) for name in node.input)
+
     def is_residual_add(self, node: onnx.NodeProto) -> bool:
         """An Add of two activations (an Add of a constant is a bias)."""
-        return node.op_type == "Add" and not any(self.is_constant(name) for name in node.input)
+        return node.op_type == "Add" and self.joins_activations(node)
+
+    def keeps_codes(self, node: onnx.NodeProto) -> bool:
+        """Whether codes can pass through as they are: it only moves values, and pads with zero if it pads."""
+        if node.op_type != "Pad":
+            return node.op_type in PASS_THROUGH
+        filled = node.input[2] if len(node.input) > 2 else ""
+        return not filled or (self.is_constant(filled) and not self.constant(filled).any())
 
     def activation_after(self, node: onnx.NodeProto) -> str:
-        """The node's output, or that of the ReLU or Clip which is its only reader.
+        """The node's output, or that of the ReLU which is its only reader; a Clip from zero on is one.
 
         Codes with zero at the lower limit clip as ReLU does, so the activation costs nothing behind a quantize.
         """
         readers = self.consumers(node.output[0])
-        if len(readers) == 1 and readers[0].op_type in {"Relu", "Clip"} and node.output[0] != self.output:
+        if len(readers) == 1 and node.output[0] != self.output and self._is_relu(readers[0]):
             return str(readers[0].output[0])
         return str(node.output[0])
+
+    def _is_relu(self, node: onnx.NodeProto) -> bool:
+        if node.op_type != "Clip":
+            return node.op_type == "Relu"
+        lowest = node.input[1] if len(node.input) > 1 else ""
+        return self.is_constant(lowest) and not self.constant(lowest).any()
 
     def source_of(self, tensor: str) -> str:
         """The tensor whose values arrive here unchanged: back through pass-through ops."""
@@ -92,17 +109,24 @@ class GraphView:
         """Which input of a residual Add is the skip: the one with the shorter way to the nearest common ancestor.
 
         For an identity block that is the block's input itself; in a downsample block both inputs end in a Conv and the
-        skip is the side with fewer of them. None where the two inputs have no common ancestor or are equally far.
+        skip is the side with fewer of them. Of two that are equally far it is the second: one of them must carry codes
+        for the other's Conv to take in the Add. None where they have no common ancestor.
         """
         left, right = add.input
         from_left, from_right = self._distances(left), self._distances(right)
         common = from_left.keys() & from_right.keys()
         if not common:
             return None
-        nearest = min(common, key=lambda name: tuple(np.add(from_left[name], from_right[name])))
-        if from_left[nearest] == from_right[nearest]:
-            return None
+        nearest = min(common, key=lambda name: tuple(map(sum, zip(from_left[name], from_right[name], strict=True))))
         return str(left if from_left[nearest] < from_right[nearest] else right)
+
+
+def inputs_of(node: onnx.NodeProto) -> Iterator[str]:
+    """Names of the tensors that a node reads, those that only its subgraphs read included."""
+    yield from filter(None, node.input)
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            yield from inputs_of(inner)
 
 
 def prune(graph: onnx.GraphProto, keep_outputs: Iterable[str]) -> None:
@@ -111,7 +135,7 @@ def prune(graph: onnx.GraphProto, keep_outputs: Iterable[str]) -> None:
     kept: list[onnx.NodeProto] = []
     for node in reversed(graph.node):
         if wanted.intersection(node.output):
-            wanted.update(node.input)
+            wanted.update(inputs_of(node))
             kept.append(node)
     del graph.node[:]
     graph.node.extend(reversed(kept))

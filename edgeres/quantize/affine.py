@@ -14,12 +14,15 @@ from edgeres.records import F32, QuantParams, TensorRange
 
 
 def symmetric_int8(interval: TensorRange) -> QuantParams:
-    """int8 codes around zero: scale = amax / 127, zero_point 0, as TensorRT demands.
+    """int8 codes around zero, zero_point 0, as TensorRT demands: scale = max(high / 127, -low / 128).
+
+    Measured ranges are symmetric, so that is amax / 127; the range [-128, 127] of a byte minus 128 has scale 1.
 
     >>> float(symmetric_int8(TensorRange("x", -1.0, 2.54, "minmax", 1)).scale)
     0.019999999552965164
     """
-    return QuantParams(np.float32(_scale(interval.amax, 127)), 0, "int8")  # type: ignore[arg-type]
+    span = max(interval.high, -interval.low * 127 / 128)
+    return QuantParams(np.float32(_scale(span, 127)), 0, "int8")  # type: ignore[arg-type]
 
 
 def affine_uint8(interval: TensorRange) -> QuantParams:

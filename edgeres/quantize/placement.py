@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import onnx
 from onnx import helper
 
-from edgeres.graph.view import PASS_THROUGH, WEIGHTED, GraphView
+from edgeres.graph.view import WEIGHTED, GraphView
 from edgeres.records import Skipped, Style
 
 
@@ -143,13 +143,13 @@ def _place_tensorrt(view: GraphView) -> _Draft:
 def _place_skip_input(view: GraphView, add: onnx.NodeProto, draft: _Draft) -> None:
     skip = view.skip_input(add)
     if skip is None:
-        draft.skip(add, "neither input is nearer to a common ancestor, so neither is the skip")
+        draft.skip(add, "its inputs have no common ancestor, so neither is the skip")
         return
     draft.want(skip, add.name, "skip input of Add")
     draft.skip(add, "its main branch stays float, so that Conv + Add + ReLU fuse into one INT8 kernel")
     # An option-A shortcut slices and pads the block's input: it reads the codes that the block's first Conv reads.
     tensor, reader = skip, add
-    while tensor not in {view.input} and (node := view.producer(tensor)) is not None and node.op_type in PASS_THROUGH:
+    while tensor not in {view.input} and (node := view.producer(tensor)) is not None and view.keeps_codes(node):
         tensor, reader = node.input[0], node
     if tensor != skip and _feeds_weighted(view, tensor):
         draft.want(tensor, reader.name, "source of a shortcut")
@@ -165,11 +165,11 @@ def _place_cpu(view: GraphView) -> _Draft:
     for node in view.nodes:
         if node.op_type in WEIGHTED and (reason := why_not_weighted(view, node)):
             draft.skip(node, reason)
-        elif node.op_type in WEIGHTED or view.is_residual_add(node) or node.op_type in _CPU_POOLS:
+        elif node.op_type in WEIGHTED or view.joins_activations(node) or node.op_type in _CPU_UNARY:
             if node.op_type in WEIGHTED:
                 draft.weighted.append(node.name)
             _place_around(view, node, draft)
-        elif node.op_type in PASS_THROUGH and node.input[0] in draft.readers:
+        elif view.keeps_codes(node) and node.input[0] in draft.readers:
             # Same codes on both sides; a Pad fills with real zero, which is a code.
             draft.like[node.output[0]] = draft.like.get(node.input[0], node.input[0])
             _want_everywhere(view, node.output[0], f"output of {node.op_type}", draft)
@@ -178,8 +178,10 @@ def _place_cpu(view: GraphView) -> _Draft:
     return draft
 
 
-_CPU_POOLS = frozenset({"GlobalAveragePool", "AveragePool"})
+# Besides Conv, Gemm and MatMul, Add and Mul: what has an integer kernel from one tensor to one.
+_CPU_UNARY = frozenset({"GlobalAveragePool", "AveragePool", "LeakyRelu", "Sigmoid"})
 _FLOAT_ON_CPU = {
+    "MaxPool": "its input is in float; max and rounding commute, so the quantize behind it moves ahead of it",
     "BatchNormalization": "no convolution before it to fold into; the quantize follows its activation",
     "Softmax": "probabilities need float",
 }

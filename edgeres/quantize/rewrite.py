@@ -20,6 +20,7 @@ from edgeres.graph.view import prune
 from edgeres.records import Edge, HalfEdge, QuantParams, QuantPlan
 
 PLAN_KEY = "edgeres.plan"
+_SUFFIXES = ("_q", "_dq", "_scale", "_zero_point", "_half", "_float")
 
 
 def rewrite(model: onnx.ModelProto, plan: QuantPlan) -> onnx.ModelProto:
@@ -31,8 +32,8 @@ def rewrite(model: onnx.ModelProto, plan: QuantPlan) -> onnx.ModelProto:
     after: dict[str, list[onnx.NodeProto]] = {}
     producer = {name: node.name for node in graph.node for name in node.output}
     moves: list[tuple[Edge | HalfEdge, list[onnx.NodeProto]]] = [
-        *((edge, _pair(graph, edge.tensor, edge.params)) for edge in plan.edges),
-        *((half, _half(half.tensor)) for half in plan.halves),
+        *((edge, _pair(graph, edge)) for edge in plan.edges),
+        *((half, _half(graph, half)) for half in plan.halves),
     ]
     for move, pair in moves:
         after.setdefault(producer.get(move.tensor, ""), []).extend(pair)
@@ -41,7 +42,8 @@ def rewrite(model: onnx.ModelProto, plan: QuantPlan) -> onnx.ModelProto:
     for weight in plan.weights:
         node = by_name[weight.node]
         # The same initializer may serve two layers with two scales, hence the layer's name in the tensor's.
-        name = f"{weight.tensor}.{weight.node}" if _readers(model, weight.tensor) > 1 else weight.tensor
+        shared = _readers(model, weight.tensor) > 1
+        name = _free(graph, f"{weight.tensor}.{weight.node}" if shared else weight.tensor)
         after.setdefault("", []).append(_constant(graph, name, weight.codes, weight.params))
         _redirect(node, weight.tensor, f"{name}_dq")
     ordered = list(after.get("", ()))
@@ -57,22 +59,28 @@ def rewrite(model: onnx.ModelProto, plan: QuantPlan) -> onnx.ModelProto:
     return result
 
 
-def _pair(graph: onnx.GraphProto, tensor: str, params: QuantParams) -> list[onnx.NodeProto]:
-    inputs = _parameters(graph, tensor, params)
+def _pair(graph: onnx.GraphProto, edge: Edge) -> list[onnx.NodeProto]:
+    name = _free(graph, edge.tensor)
+    inputs = _parameters(graph, name, edge.params)
     return [
-        helper.make_node("QuantizeLinear", [tensor, *inputs], [f"{tensor}_q"], name=f"{tensor}_QuantizeLinear"),
-        helper.make_node(
-            "DequantizeLinear", [f"{tensor}_q", *inputs], [f"{tensor}_dq"], name=f"{tensor}_DequantizeLinear"
-        ),
+        helper.make_node("QuantizeLinear", [edge.tensor, *inputs], [f"{name}_q"], name=f"{name}_QuantizeLinear"),
+        helper.make_node("DequantizeLinear", [f"{name}_q", *inputs], [f"{name}_dq"], name=f"{name}_DequantizeLinear"),
     ]
 
 
-def _half(tensor: str) -> list[onnx.NodeProto]:
+def _free(graph: onnx.GraphProto, tensor: str) -> str:
+    """The tensor's name, lengthened until what is named after it collides with nothing that the exporter named."""
+    taken = {constant.name for constant in graph.initializer}.union(*(node.output for node in graph.node))
+    while any(f"{tensor}{suffix}" in taken for suffix in _SUFFIXES):
+        tensor += "_"
+    return tensor
+
+
+def _half(graph: onnx.GraphProto, half: HalfEdge) -> list[onnx.NodeProto]:
+    name = _free(graph, half.tensor)
     return [
-        helper.make_node("Cast", [tensor], [f"{tensor}_half"], name=f"{tensor}_ToHalf", to=TensorProto.FLOAT16),
-        helper.make_node(
-            "Cast", [f"{tensor}_half"], [f"{tensor}_float"], name=f"{tensor}_ToFloat", to=TensorProto.FLOAT
-        ),
+        helper.make_node("Cast", [half.tensor], [f"{name}_half"], name=f"{name}_ToHalf", to=TensorProto.FLOAT16),
+        helper.make_node("Cast", [f"{name}_half"], [f"{name}_float"], name=f"{name}_ToFloat", to=TensorProto.FLOAT),
     ]
 
 

@@ -1,0 +1,127 @@
+"""Runs of foreign graphs: what the input's values are, and whether a rewritten graph still computes the same."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper
+
+from edgeres.errors import ModelError
+from edgeres.graph.interface import Interface
+from edgeres.graph.view import prune
+from edgeres.records import F32
+
+# normalized: nothing in the graph tells what was done to the image before. unit: it takes values from 0 to 1 and
+# normalizes them itself. pixels: the same from 0 to 255.
+InputValues = Literal["normalized", "unit", "pixels"]
+
+# Folding and converting reorder float32 sums; a wrong graph differs by far more.
+LIMIT = 1e-3
+
+
+def input_values(model: onnx.ModelProto, batch: int, where: object) -> InputValues:
+    """What the graph takes, by what reaches its first Conv when the images are all 0 and all 1.
+
+    A network sees values of about unit variance. Where the graph itself scales by 1/0.23 it is given [0, 1]; where it
+    scales by 1/58, or subtracts 104 to 124, it is given [0, 255].
+    """
+    graph = model.graph
+    first = next((node.input[0] for node in graph.node if node.op_type == "Conv"), graph.input[0].name)
+    if first == graph.input[0].name:
+        return "normalized"
+    stem = onnx.ModelProto()
+    stem.CopyFrom(model)
+    del stem.graph.output[:]
+    stem.graph.output.append(helper.make_tensor_value_info(first, TensorProto.FLOAT, None))
+    prune(stem.graph, [first])
+    ones = np.ones((batch, *_image_shape(model)), np.float32)
+    dark, bright = (_run(stem, images, first, where) for images in (0 * ones, ones))
+    if not dark.size:
+        return "normalized"  # a Conv for some image behind the first: comparing will tell
+    # The median passes over pads at the border.
+    dark, gain = (np.median(x[0].reshape(len(x[0]), -1), axis=1) for x in (dark, bright - dark))
+    if np.abs(dark).max() > 16 or np.abs(gain).max() < 0.1:
+        return "pixels"
+    return "unit" if gain.min() > 1.5 and dark.max() < -0.5 else "normalized"
+
+
+def compare(
+    original: onnx.ModelProto, model: onnx.ModelProto, interface: Interface, values: InputValues, where: object
+) -> float:
+    """Largest difference of the scores on random images, relative to the largest score.
+
+    The rewritten graph runs with two images more than the file's batch, which proves that the batch is free.
+
+    Raises:
+        ModelError: a graph does not run, or they differ by more than ``LIMIT``.
+    """
+    batch = interface.batch or 1
+    images = _random_images([batch + 2, *_image_shape(model)], values)
+    given = images.astype(np.uint8) if interface.bytes_in else images
+    parts = [_run(original, given[i : i + batch], interface.output, where).reshape(batch, -1) for i in range(3)]
+    before = np.concatenate([parts[0], parts[1][-1:], parts[2][-1:]])
+    if not np.isfinite(before).all():
+        raise ModelError(
+            "the scores of random images are not finite", where=where, hint="the weights may be damaged: export again"
+        )
+    try:
+        after = _run(model, images, model.graph.output[0].name, where)
+        built_in = f"{len(after)} rows of scores for {len(images)} images" if after.shape != before.shape else ""
+    except ModelError as failed:
+        built_in = in_words(failed.__cause__ or failed)
+    if built_in:
+        raise ModelError(
+            f"a batch of {batch} is built into the graph ({built_in})", where=where, hint="export with a dynamic batch"
+        )
+    error = float(np.abs(before - after).max() / max(float(np.abs(before).max()), 1e-12))
+    if not error < LIMIT:
+        raise ModelError(
+            f"the normalized graph's scores differ by {error:.1e} of the largest one",
+            where=where,
+            hint="export again with opset 17 and a dynamic batch",
+        )
+    return error
+
+
+def _image_shape(model: onnx.ModelProto) -> list[int]:
+    return [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim][1:]
+
+
+def _random_images(shape: list[int], values: InputValues) -> F32:
+    generator = np.random.default_rng(0)
+    if values == "normalized":
+        return generator.standard_normal(shape).astype(np.float32)
+    pixels = generator.integers(0, 256, shape).astype(np.float32)
+    return pixels if values == "pixels" else pixels / np.float32(255)
+
+
+def _run(model: onnx.ModelProto, images: npt.NDArray[Any], output: str, where: object) -> F32:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        result: F32 = session.run([output], {session.get_inputs()[0].name: images})[0]
+    except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
+        raise ModelError(f"ONNX Runtime cannot run this graph ({in_words(error)})", where=where) from error
+    return result
+
+
+def in_words(error: BaseException) -> str:
+    """One short line of what onnx or ONNX Runtime say: the node that failed, where they name it.
+
+    >>> in_words(Exception("[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Concat node. "
+    ...                    "Name:'join' Status Message: concatbase.h:135"))
+    'Concat node join fails'
+    """
+    text = " ".join(str(error).split())
+    failed = re.search(r"while running (\w+) node\. Name:'(.*?)' Status", text)
+    if failed:
+        return f"{failed[1]} node {failed[2]} fails"
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)[:160]
