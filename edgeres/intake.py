@@ -7,14 +7,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeres.errors import InputError, UsageError, needs
 from edgeres.progress import SILENT, Progress
-from edgeres.records import ChannelOrder, ModelSpec, Preprocess
+from edgeres.records import ChannelOrder, ModelSpec, Preprocess, TensorRange
 
 if TYPE_CHECKING:
     import onnx
@@ -85,12 +85,24 @@ class Fp32Model:
         max_error: largest difference to where it came from (torch, or the file's own graph), as a share of the largest
             output.
         notes: what was found or changed on the way, in words.
+        known: ranges of tensors that need no measuring.
     """
 
     graph: onnx.ModelProto
     spec: ModelSpec
     max_error: float
     notes: tuple[str, ...] = ()
+    known: Mapping[str, TensorRange] = field(default_factory=dict)
+
+
+def with_exact_input(model: Fp32Model) -> Fp32Model:
+    """The same network on the camera's byte minus 128, whose int8 code is exact; unchanged where it does not apply."""
+    from edgeres.refine.exact_input import ExactInput, exact_input
+
+    found = exact_input(model.graph, model.spec.preprocess)
+    if not isinstance(found, ExactInput):
+        return replace(model, notes=(*model.notes, f"{found.what}: {found.reason}"))
+    return replace(model, graph=found.graph, spec=replace(model.spec, preprocess=found.preprocess), known=found.known)
 
 
 def take(choice: ModelChoice, progress: Progress = SILENT) -> Fp32Model:

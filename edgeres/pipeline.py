@@ -8,13 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeres.bundle import CALIBRATION, FP32, GRAPHS, LABELS, check_target, new_bundle, seal, write_file, write_json
-from edgeres.data.choose import DataChoice, choose_sources
+from edgeres.data.choose import DataChoice, check_paths, choose_sources
 from edgeres.data.loader import Loader, OnUnreadable
 from edgeres.engine.cpu import has_vnni
 from edgeres.engine.stage import EngineChoice, build_engines
@@ -22,9 +22,10 @@ from edgeres.engine.targets import Target, get_target
 from edgeres.engine.vendor import MODULES, available
 from edgeres.environment import environment
 from edgeres.errors import UsageError
-from edgeres.intake import Fp32Model, InputChoice, ModelChoice, take
+from edgeres.intake import Fp32Model, InputChoice, ModelChoice, take, with_exact_input
 from edgeres.progress import SILENT, Progress
-from edgeres.records import EngineRecord, Gate, Manifest, Method, Style
+from edgeres.records import METHODS, EngineRecord, Gate, Manifest, Method, Style
+from edgeres.refine.choice import EFFORTS, RESIDUALS, RefineChoice
 from edgeres.report.document import CalibrationRecord, DataRecord, ReportInput, build_report
 from edgeres.report.files import write_report
 from edgeres.verify.gates import gate
@@ -32,8 +33,17 @@ from edgeres.verify.stage import Graphs, verify
 
 if TYPE_CHECKING:
     from edgeres.quantize.stage import Quantized
+    from edgeres.refine.recipe import Refined
 
 VALIDATION_BATCH = 16
+_PARTS = {"model", "data", "refine", "engines"}
+_WORDS = {
+    "method": METHODS,
+    "effort": EFFORTS,
+    "residual": RESIDUALS,
+    "on_unreadable": ("fail", "skip"),
+    "channel_order": ("RGB", "BGR"),
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,7 @@ class BuildOptions:
 
     model: ModelChoice
     data: DataChoice = DataChoice()
+    refine: RefineChoice = RefineChoice()
     engines: EngineChoice = EngineChoice()
     targets: tuple[str, ...] = ()
     method: Method = "mse"
@@ -67,10 +78,10 @@ class BuildOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, for the report."""
-        model = {**vars(self.model), "model": str(self.model.model), "input": vars(self.model.input)}
-        rest = {k: v for k, v in vars(self).items() if k not in {"model", "data", "engines", "output"}}
-        output = None if self.output is None else str(self.output)
-        return {**model, **asdict(self.data), **asdict(self.engines), **rest, "output": output}
+        own = {name: value for name, value in vars(self).items() if name not in _PARTS}
+        given = {**vars(self.model), **vars(self.data), **vars(self.refine), **vars(self.engines), **own}
+        options: dict[str, Any] = plain(given)
+        return options
 
 
 @dataclass(frozen=True)
@@ -121,8 +132,9 @@ def build(model: Any, *, progress: Progress = SILENT, command: str = "", **optio
     targets = choose_targets(o.targets)
     if o.output is not None:
         check_target(o.output)
+    check_paths(o.data)
     with watch.stage("export"):
-        fp32 = take(o.model, progress)
+        fp32 = with_exact_input(take(o.model, progress))
     sources = choose_sources(o.data, fp32.spec)
     if sources.overlap:
         progress.say("calibration and validation are the same images, which flatters INT8")
@@ -131,10 +143,12 @@ def build(model: Any, *, progress: Progress = SILENT, command: str = "", **optio
     output = o.output or Path(f"{fp32.spec.name}.edgeres")
     with new_bundle(output) as folder:
         with watch.stage("quantize"):
-            quantized = _quantize(o, fp32, targets, calibration, progress)
+            refined = _quantize(o, fp32, targets, calibration, progress)
+            quantized = refined.quantized
             _write_graphs(folder, fp32, quantized)
         with watch.stage("engines"):
             engines = build_engines(folder, targets, o.engines, progress)
+            _write_engines(folder, engines)
         with watch.stage("verify"):
             verified = verify(graphs_in(folder), fp32.spec, validation, progress)
         data = ReportInput(
@@ -151,22 +165,38 @@ def build(model: Any, *, progress: Progress = SILENT, command: str = "", **optio
             comparison=verified.comparison,
             latency=verified.latency,
             sizes=_sizes(folder),
-            engines=engines,
+            engines=tuple(engines),
+            refinement=tuple(step.to_dict() for step in refined.steps),
+            residual=tuple(cost.to_dict() for cost in refined.skips),
             timings=watch.seconds,
             reasons={**verified.reasons, **sources.reasons},
         )
         report = build_report(data)
         write_report(folder, report)
-        seal(folder, _manifest(fp32, quantized, engines))
+        seal(folder, _manifest(fp32, quantized, tuple(engines)))
     return BuildResult(output, report)
 
 
 def choose_targets(names: Sequence[str]) -> tuple[Target, ...]:
     """The named targets; by default the CPU and every TensorRT that can build on this machine."""
+    names = (names,) if isinstance(names, str) else names
     if names:
         return tuple(get_target(name) for name in dict.fromkeys(names))
     found = [flavour for flavour in MODULES if available(flavour).can_build]
     return tuple(get_target(name) for name in ("cpu", *found))
+
+
+def plain(value: Any) -> Any:
+    """An option as JSON has it: paths as text, records as objects, a module by the name of its class."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    return plain(vars(value)) if isinstance(value, InputChoice) else type(value).__name__
 
 
 def gates_of(limits: Mapping[str, float | None]) -> tuple[Gate, ...]:
@@ -195,13 +225,16 @@ def _options(model: Any, given: dict[str, Any]) -> BuildOptions:
     def pick(record: type) -> dict[str, Any]:
         return {f.name: given.pop(f.name) for f in fields(record) if f.name in given}
 
+    for name, allowed in _WORDS.items():
+        if given.get(name, allowed[0]) not in allowed:
+            raise UsageError(f"no such {name}: {given[name]!r}", where="build", hint=f"one of {', '.join(allowed)}")
     if isinstance(model, BuildOptions):
         options = model
     else:
         own = pick(BuildOptions)
         choice = ModelChoice(model, **{"input": InputChoice(**pick(InputChoice)), **pick(ModelChoice)})
-        rest = {"data": DataChoice(**pick(DataChoice)), "engines": EngineChoice(**pick(EngineChoice))}
-        options = BuildOptions(choice, **{**rest, **own})
+        parts = {"data": DataChoice, "refine": RefineChoice, "engines": EngineChoice}
+        options = BuildOptions(choice, **{**{name: part(**pick(part)) for name, part in parts.items()}, **own})
     if given:
         raise UsageError(f"no such option: {', '.join(sorted(given))}", where="build")
     return options
@@ -209,11 +242,13 @@ def _options(model: Any, given: dict[str, Any]) -> BuildOptions:
 
 def _quantize(
     o: BuildOptions, fp32: Fp32Model, targets: Sequence[Target], loader: Loader, progress: Progress
-) -> Quantized:
-    from edgeres.quantize.stage import quantize
+) -> Refined:
+    from edgeres.quantize.stage import RangeChoice
+    from edgeres.refine.recipe import quantize_with_recipe
 
     styles: list[Style] = list(dict.fromkeys(target.style for target in targets))
-    return quantize(fp32.graph, styles, loader, o.method, weight_bits(), progress)
+    ranges = RangeChoice(o.method, weight_bits(), fp32.known)
+    return quantize_with_recipe(fp32.graph, styles, loader, ranges, o.refine, progress)
 
 
 def _write_graphs(folder: Path, fp32: Fp32Model, quantized: Quantized) -> None:
@@ -222,6 +257,12 @@ def _write_graphs(folder: Path, fp32: Fp32Model, quantized: Quantized) -> None:
         write_file(folder / GRAPHS[style], graph.SerializeToString())
     write_json(folder / CALIBRATION, dict(quantized.calibration))
     write_file(folder / LABELS, "".join(f"{label}\n" for label in fp32.spec.labels).encode())
+
+
+def _write_engines(folder: Path, engines: Mapping[EngineRecord, bytes | None]) -> None:
+    for record, data in engines.items():
+        if record.file and data:
+            write_file(folder / record.file, data)
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from edgeres.bundle import FP32, GRAPHS, Bundle
-from edgeres.data.choose import DataChoice, choose_calibration, choose_validation
+from edgeres.data.choose import DataChoice, check_paths, choose_calibration, choose_validation
 from edgeres.data.loader import Loader, OnUnreadable
-from edgeres.engine.stage import EngineChoice, build_engines
+from edgeres.engine.stage import EngineChoice, build_engines, not_built
 from edgeres.engine.targets import get_target
 from edgeres.engine.vendor import MODULES, available
 from edgeres.environment import environment
-from edgeres.errors import EngineError, UsageError
+from edgeres.errors import BundleError, EngineError, UsageError
 from edgeres.intake import ModelChoice, take
-from edgeres.pipeline import VALIDATION_BATCH, data_record, gates_of, weight_bits
+from edgeres.pipeline import VALIDATION_BATCH, data_record, gates_of, plain, weight_bits
 from edgeres.progress import SILENT, Progress
 from edgeres.records import EngineRecord, Method
 from edgeres.report.document import Json, ReportInput, build_report
@@ -50,16 +50,19 @@ def quantize_file(
     Raises:
         EdgeresError: in one line, what prevents it.
     """
-    from edgeres.quantize.stage import quantize
-
     target = get_target(options.target)
-    fp32 = take(model, progress)
     if data.calibration is None:
         raise UsageError(
             "calibration images are needed", hint="--calibration SRC; edgeres quantize --help lists the forms"
         )
+    check_paths(data)
+    fp32 = take(model, progress)
+    from edgeres.quantize.stage import RangeChoice, quantize  # needs onnx, which take() has looked for
+
     loader = Loader(choose_calibration(data, fp32.spec), fp32.spec.preprocess, options.batch, options.on_unreadable)
-    done = quantize(fp32.graph, [target.style], loader, options.method, weight_bits(), progress)
+    done = quantize(fp32.graph, [target.style], loader, RangeChoice(options.method, weight_bits()), progress)
+    if loader.unreadable:
+        progress.say(f"left out, unreadable: {', '.join(loader.unreadable)}")
     plan = done.plans[target.style]
     summary = {
         "style": target.style,
@@ -84,15 +87,23 @@ def add_engines(
         BundleError: the bundle is incomplete, or has no graph for TensorRT.
     """
     opened = Bundle(bundle)
+    if not opened.has(GRAPHS["tensorrt"]):
+        raise BundleError(
+            "has no graph for TensorRT", where=bundle, hint="build it with --target rtx, tensorrt or a Jetson"
+        )
     opened.file(GRAPHS["tensorrt"])
     opened.file(FP32)
     name = target or next((flavour for flavour in MODULES if available(flavour).can_build), None)
     if name is None:
         reasons = "; ".join(f"{flavour}: {available(flavour).reason}" for flavour in MODULES)
         raise EngineError(f"no engine can be built on this machine ({reasons})", hint="edgeres doctor tells more")
-    records = build_engines(bundle, [get_target(name)], choice, progress)
-    opened.add_engines(records)
-    return records
+    chosen = get_target(name)
+    why = not_built(chosen)
+    if why:
+        raise EngineError(why, where=name)
+    engines = build_engines(bundle, [chosen], choice, progress)
+    opened.add_engines(engines)
+    return tuple(engines)
 
 
 def verify_bundle(
@@ -127,7 +138,7 @@ def verify_bundle(
         ReportInput(
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             command=command,
-            options={"bundle": str(path), **vars(data), "limits": dict(limits)},
+            options={"bundle": str(path), **plain(vars(data)), "limits": dict(limits)},
             environment=environment(),
             model=spec,
             headline=graphs.headline,

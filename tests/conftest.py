@@ -1,4 +1,4 @@
-"""One thread per test process: the suite runs in several at once, and more threads than cores only wait for each other."""
+"""One thread per test process: the suite runs in several at once, and threads beyond the cores only wait."""
 
 from __future__ import annotations
 

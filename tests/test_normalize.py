@@ -28,7 +28,7 @@ from edgeres.errors import ModelError
 from edgeres.graph.normalize import BATCH, Canonical, load_onnx, normalize
 from edgeres.graph.view import GraphView
 from edgeres.pipeline import weight_bits
-from edgeres.quantize.stage import Quantized, quantize
+from edgeres.quantize.stage import Quantized, RangeChoice, quantize
 from edgeres.records import Preprocess
 from edgeres.runtime.ort import OrtRunner
 
@@ -59,7 +59,7 @@ def case(name: str) -> Case:
     canonical = normalize(original, where=name)
     preprocess = canonical.preprocess
     loader = Loader(Arrays(IMAGES, np.full(len(IMAGES), -1), (), "random"), preprocess, 8)
-    quantized = quantize(canonical.model, ["tensorrt", "cpu"], loader, "minmax", weight_bits())
+    quantized = quantize(canonical.model, ["tensorrt", "cpu"], loader, RangeChoice("minmax", weight_bits()))
     return Case(original, canonical, quantized, np.stack([apply(image, preprocess) for image in IMAGES]))
 
 
@@ -276,7 +276,7 @@ def test_names_that_the_rewrite_would_give_are_left_to_the_exporter() -> None:
     mean.input[0] = f"{pooled}_q"
     canonical = normalize(model)
     loader = Loader(Arrays(IMAGES, np.full(len(IMAGES), -1), (), "random"), canonical.preprocess, 8)
-    for int8 in quantize(canonical.model, ["tensorrt", "cpu"], loader, "minmax").graphs.values():
+    for int8 in quantize(canonical.model, ["tensorrt", "cpu"], loader, RangeChoice("minmax")).graphs.values():
         onnx.checker.check_model(int8, full_check=True)
 
 
@@ -287,7 +287,7 @@ def test_pads_that_are_not_zero_keep_their_values() -> None:
     x = w.op("MaxPool", padded, kernel_shape=[3, 3], strides=[2, 2])
     canonical = normalize(w.model(w.head(relu(w, w.conv(x, (16, 32))), 32)))
     loader = Loader(Arrays(IMAGES, np.full(len(IMAGES), -1), (), "random"), canonical.preprocess, 8)
-    plan = quantize(canonical.model, ["cpu"], loader, "minmax").plans["cpu"]
+    plan = quantize(canonical.model, ["cpu"], loader, RangeChoice("minmax")).plans["cpu"]
     assert padded not in {edge.tensor for edge in plan.edges}
 
 

@@ -26,7 +26,7 @@ from edgeres.quantize.inspect import inspect
 from edgeres.quantize.placement import place
 from edgeres.quantize.plan import plan_digest
 from edgeres.quantize.rewrite import rewrite
-from edgeres.quantize.stage import Quantized, quantize
+from edgeres.quantize.stage import Quantized, RangeChoice, quantize
 from edgeres.records import QuantParams, TensorRange
 
 values = hnp.arrays(np.float32, hnp.array_shapes(max_dims=1, max_side=50), elements=st.floats(-100, 100, width=32))
@@ -117,7 +117,7 @@ def fp32() -> Fp32Model:
 @pytest.fixture(scope="module")
 def quantized(fp32: Fp32Model) -> Quantized:
     loader = Loader(images(16, 32), fp32.spec.preprocess, 4)
-    return quantize(fp32.graph, ["tensorrt", "cpu"], loader, "mse")
+    return quantize(fp32.graph, ["tensorrt", "cpu"], loader, RangeChoice())
 
 
 def run(model: onnx.ModelProto, x: np.ndarray, *, optimized: Path | None = None) -> np.ndarray:
@@ -249,7 +249,7 @@ def grown() -> Iterator[Fp32Model]:
 
 def test_grouped_convolutions_take_codes_too(grown: Fp32Model) -> None:
     loader = Loader(images(2, 224), grown.spec.preprocess, 2)
-    done = quantize(grown.graph, ["tensorrt"], loader, "minmax")
+    done = quantize(grown.graph, ["tensorrt"], loader, RangeChoice("minmax"))
     grouped = [n for n in grown.graph.graph.node if any(a.name == "group" and a.i == 32 for a in n.attribute)]
     assert len(grouped) == 16
     assert {n.name for n in grouped} <= {w.node for w in done.plans["tensorrt"].weights}

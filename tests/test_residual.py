@@ -11,7 +11,7 @@ from edgeres.data.loader import Loader
 from edgeres.graph.view import GraphView
 from edgeres.intake import Fp32Model, ModelChoice, take
 from edgeres.quantize.plan import plan_digest
-from edgeres.quantize.stage import quantize
+from edgeres.quantize.stage import RangeChoice, quantize
 from edgeres.records import F32
 from edgeres.refine.draft import Draft, logits, noise_power
 from edgeres.refine.residual import choose_residual, keep_in_half, skips
@@ -33,7 +33,7 @@ def images(fp32: Fp32Model) -> F32:
 def draft(fp32: Fp32Model) -> Draft:
     pixels = np.random.default_rng(1).integers(0, 256, (24, 8, 8, 3), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
     loader = Loader(Arrays(pixels, np.zeros(24, np.int64), ("one",), "random"), fp32.spec.preprocess, 8)
-    return Draft(fp32.graph, quantize(fp32.graph, ["tensorrt"], loader, "mse").plans["tensorrt"])
+    return Draft(fp32.graph, quantize(fp32.graph, ["tensorrt"], loader, RangeChoice()).plans["tensorrt"])
 
 
 def test_every_residual_add_has_one_skip(draft: Draft) -> None:

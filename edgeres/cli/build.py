@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from edgeres.cli.options import as_json, calibration_options, gate_options, input_choice, input_options, model_options
+from edgeres.cli.options import (
+    UserPath,
+    as_json,
+    calibration_options,
+    gate_options,
+    input_choice,
+    input_options,
+    model_options,
+)
 from edgeres.cli.progress import progress
 from edgeres.cli.show import command_line
+from edgeres.refine.choice import EFFORTS, RESIDUALS
 
 
 @click.command("build")
@@ -22,6 +30,20 @@ from edgeres.cli.show import command_line
 @model_options
 @input_options
 @calibration_options
+@click.option(
+    "--effort",
+    type=click.Choice(EFFORTS),
+    default="fast",
+    show_default=True,
+    help="fast: one calibration pass. balanced: a few more. best: learn at length.",
+)
+@click.option(
+    "--residual",
+    type=click.Choice(RESIDUALS),
+    default="int8",
+    show_default=True,
+    help="Precision of the residual stream in engines; auto keeps float16 where int8 costs most.",
+)
 @click.option("--validation", metavar="SRC", help="Images to verify on; forms as for --calibration.")
 @click.option("--validation-size", type=click.IntRange(1), metavar="N", help="Images taken from it; all by default.")
 @click.option(
@@ -37,9 +59,7 @@ from edgeres.cli.show import command_line
     help="Of RTX engines, e.g. 8.9; repeatable. Without it the engine is portable.",
 )
 @gate_options
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="The bundle. [default: MODEL.edgeres]"
-)
+@click.option("-o", "--output", type=UserPath(), metavar="DIR", help="The bundle. [default: MODEL.edgeres]")
 @as_json
 @click.pass_context
 def command(ctx: click.Context, /, **given: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import onnx
@@ -18,7 +18,7 @@ from edgeres.progress import SILENT, Progress
 from edgeres.quantize.placement import place
 from edgeres.quantize.plan import make_plan
 from edgeres.quantize.rewrite import rewrite
-from edgeres.records import Method, QuantPlan, Style
+from edgeres.records import Method, QuantPlan, Style, TensorRange
 
 
 @dataclass(frozen=True)
@@ -36,19 +36,28 @@ class Quantized:
     images: int
 
 
+@dataclass(frozen=True)
+class RangeChoice:
+    """How ranges are found.
+
+    Attributes:
+        method: of tensors that are measured.
+        weight_bits: of the ``cpu`` style; 7 where the CPU's int8 dot product saturates.
+        known: ranges that need no measuring, by tensor: an input that holds a byte minus 128.
+    """
+
+    method: Method = "mse"
+    weight_bits: int = 8
+    known: Mapping[str, TensorRange] = field(default_factory=dict)
+
+
 def quantize(
-    graph: onnx.ModelProto,
-    styles: Sequence[Style],
-    loader: Loader,
-    method: Method,
-    weight_bits: int = 8,
-    progress: Progress = SILENT,
+    graph: onnx.ModelProto, styles: Sequence[Style], loader: Loader, choice: RangeChoice, progress: Progress = SILENT
 ) -> Quantized:
     """Observe every tensor that any style needs in one pass, then plan and rewrite for each.
 
     Args:
         graph: canonical FP32.
-        weight_bits: of the ``cpu`` style; 7 where the CPU's int8 dot product saturates.
 
     Raises:
         SourceError: images cannot be read.
@@ -59,11 +68,16 @@ def quantize(
     wanted = dict.fromkeys(tensor for placement in placements.values() for tensor in placement.observed)
     calibration = observe(graph, tuple(wanted), loader, progress)
     with progress.task("choosing ranges", total=None):
-        ranges = {style: calibration.ranges(method, style, placements[style].observed) for style in styles}
-        document = calibration.to_dict(method, ranges)
+        ranges = {
+            style: calibration.ranges(choice.method, style, placements[style].observed) | dict(choice.known)
+            for style in styles
+        }
+        document = calibration.to_dict(choice.method, ranges)
         source = digest(document)
         plans = {
-            style: make_plan(view, placements[style], ranges[style], source, weight_bits if style == "cpu" else 8)
+            style: make_plan(
+                view, placements[style], ranges[style], source, choice.weight_bits if style == "cpu" else 8
+            )
             for style in styles
         }
     graphs = {style: rewrite(graph, plan) for style, plan in plans.items()}

@@ -76,6 +76,8 @@ class ReportInput:
         plans: quantization plans by style.
         latency: measurements taken in one run, under ``fp32`` and ``int8``.
         sizes: bytes of the ONNX graphs: ``fp32``, and each candidate by its name.
+        refinement: what each refinement brought, kept or not: see :class:`edgeres.refine.recipe.Step`.
+        residual: precision of each block's skip and what it costs: see :class:`edgeres.refine.residual.SkipCost`.
         timings: wall time of each stage in seconds.
         reasons: why something was not measured, by its dotted path in the report (``accuracy``, ``latency``).
     """
@@ -94,6 +96,8 @@ class ReportInput:
     latency: Mapping[str, Measurement] | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
     engines: tuple[EngineRecord, ...] = ()
+    refinement: tuple[Mapping[str, Any], ...] = ()
+    residual: tuple[Mapping[str, Any], ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
 
@@ -118,6 +122,8 @@ def build_report(data: ReportInput) -> Json:
         "data": _data(data, reasons),
         "calibration": _calibration(data.calibration, reasons),
         "quantization": {style: _plan(plan) for style, plan in data.plans.items()},
+        "refinement": [dict(step) for step in data.refinement],
+        "residual": [dict(cost) for cost in data.residual],
         **figures,
         "engines": [engine.to_dict() for engine in data.engines],
         "timings_seconds": dict(data.timings),

@@ -311,7 +311,39 @@ def _quantization(report: Report) -> Html:
     plans = report["quantization"]
     if not plans:
         return section("Quantization", el("p", "Nothing was quantized in this run."))
-    return section("Quantization", *(_plan(style, plan) for style, plan in plans.items()))
+    plan_by_style = (_plan(style, plan) for style, plan in plans.items())
+    return section("Quantization", _refinement(report), _residual(report), *plan_by_style)
+
+
+def _refinement(report: Report) -> Html:
+    if not report["refinement"]:
+        return join(())
+    rows = (
+        (
+            step["name"],
+            step["style"],
+            decibels(step["before_db"]),
+            decibels(step["after_db"]),
+            "kept" if step["kept"] else f"left out: {step['note']}",
+            f"{step['seconds']:.1f} s",
+        )
+        for step in report["refinement"]
+    )
+    head = ("Step", "Graph", "SQNR before", "After", "Decision", "Time")
+    told = "Logit SQNR on calibration images that were held back; a step is kept where it raises it."
+    return join((table("What refinement brought", head, rows, (2, 3, 5)), el("p", told, class_="soft small")))
+
+
+def _residual(report: Report) -> Html:
+    if not report["residual"]:
+        return join(())
+    rows = (
+        (cost["add"], cost["precision"], f"{1e4 * cost['noise']:.2f}", f"{cost['bytes_moved']:,}")
+        for cost in report["residual"]
+    )
+    head = ("Residual Add", "Skip", "Noise of int8, 1e-4", "Bytes more in float16")
+    listed = table("Precision of the residual stream", head, rows, (2, 3))
+    return more("Precision of the residual stream, block by block", listed)
 
 
 def _plan(style: str, plan: dict[str, Any]) -> Html:

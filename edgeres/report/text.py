@@ -78,10 +78,16 @@ def findings(report: Report) -> list[tuple[str, str]]:
         (name, words(report) if look_up(path, report) is not None else f"not measured: {why_missing(path, report)}")
         for name, path, words in figures
     ]
+    told += [(step["name"], _step(step)) for step in report["refinement"]]
     told += [("noise", what) for what in report["latency"]["noise"]]
     accuracy = report["accuracy"]
     told += [(f"{name} graph", _graph(graph, name == accuracy["graph"])) for name, graph in accuracy["graphs"].items()]
     return told
+
+
+def _step(step: dict[str, Any]) -> str:
+    change = f"{decibels(step['before_db'])} to {decibels(step['after_db'])} on held-back images, {step['style']} graph"
+    return change if step["kept"] else f"left out: {step['note']} ({change})"
 
 
 def _drop(report: Report) -> str:

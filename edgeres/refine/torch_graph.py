@@ -1,0 +1,290 @@
+"""A canonical ONNX graph with a plan's fake quantization, as a differentiable function in torch.
+
+    x, read by a node whose reading the plan quantizes  ->  FakeQuantizer: codes forward, gradients to x and the scale
+    weights that the plan codes                         ->  CodedWeight: scale * (base + h), 0 <= h <= 1
+    the bias of such a node                             ->  LearnedBias: a shift in units of the input's step
+
+Its results are those of the Q/DQ graph on ONNX Runtime with float arithmetic, up to float32 rounding and the rare code
+that such rounding flips. What a plan keeps in fp16 is computed in float32 here: its rounding is 2**-11 of a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from onnx import helper, numpy_helper
+from torch import Tensor, nn
+
+from edgeres.errors import ModelError
+from edgeres.graph.view import GraphView
+from edgeres.quantize.affine import codes
+from edgeres.records import F32, Edge, QuantParams, QuantPlan, WeightEdge
+from edgeres.refine.blocks import Block
+from edgeres.refine.draft import Draft
+from edgeres.refine.torch_ops import OPS
+
+_WEIGHT_LIMIT = 127
+_ZETA, _GAMMA = 1.1, -0.1  # limits of the stretched sigmoid
+
+
+class _Quantize(torch.autograd.Function):
+    """Round and saturate; gradients as in LSQ (Esser et al. 2020, eq. 3 and 5).
+
+    For ``y = scale * clip(round(v))`` with ``v = x / scale``: dy/dx is 1 inside the range and 0 outside; dy/dscale is
+    ``round(v) - v`` inside and the limit outside.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+        v = x / scale
+        rounded = v.round().clamp_(low, high)
+        ctx.save_for_backward(v, rounded)
+        return rounded * scale
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        v, rounded = ctx.saved_tensors
+        error = rounded - v
+        inside = error.abs() <= 0.5
+        return grad * inside, (grad * torch.where(inside, error, rounded)).sum(), None, None
+
+
+class FakeQuantizer(nn.Module):
+    """The Q/DQ pair of an activation, with one learnable scale.
+
+    Attributes:
+        change: log of the scale over the one it began with, so that a step of an optimizer is relative.
+    """
+
+    def __init__(self, params: QuantParams) -> None:
+        super().__init__()
+        self.params = params
+        first, last = params.code_limits
+        self.limits = (first - params.zero_point, last - params.zero_point)
+        self.change = nn.Parameter(torch.zeros(()))
+
+    @property
+    def scale(self) -> Tensor:
+        return float(self.params.scale) * self.change.exp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = _Quantize.apply(x, self.scale, *self.limits)  # type: ignore[no-untyped-call]
+        return result
+
+    def learned(self) -> QuantParams:
+        return replace(self.params, scale=np.asarray(self.scale.item(), np.float32))
+
+
+class CodedWeight(nn.Module):
+    """Weights as ``scale * (base + h(v))``, each with the choice between two codes (Nagel et al. 2020, section 3).
+
+    Attributes:
+        base: the lower of the two codes, of the weights' shape.
+        v: real, of the weights' shape; h(v) = clip(1.2 sigmoid(v) - 0.1, 0, 1) (eq. 23). It begins where
+            ``base + h(v)`` is the float weight; where the plan's code is no neighbour of that, at the code.
+        soft: whether h takes part as it is, or as the code it is nearer to.
+    """
+
+    def __init__(self, values: F32, edge: WeightEdge) -> None:
+        super().__init__()
+        shape = [1] * values.ndim
+        if edge.params.axis is not None:
+            shape[edge.params.axis] = -1
+        scale = np.asarray(edge.params.scale, np.float32).reshape(shape)
+        exact = values / scale
+        given = edge.codes.astype(np.float32)
+        base = np.where(np.abs(given - exact) < 1, np.floor(exact), given).clip(-_WEIGHT_LIMIT, _WEIGHT_LIMIT - 1)
+        fraction = (exact - base).clip(0, 1)
+        # On the side of the plan's code, whichever way a tie went.
+        fraction = np.where(given > base, np.maximum(fraction, 0.501), np.minimum(fraction, 0.499)).astype(np.float32)
+        self.edge = edge
+        self.soft = False
+        self.scale = torch.from_numpy(scale)
+        self.base = torch.from_numpy(base.astype(np.float32))
+        self.v = nn.Parameter(torch.logit((torch.from_numpy(fraction) - _GAMMA) / (_ZETA - _GAMMA)))
+
+    def h(self) -> Tensor:
+        return (torch.sigmoid(self.v) * (_ZETA - _GAMMA) + _GAMMA).clamp(0, 1)
+
+    def undecided(self, beta: float) -> Tensor:
+        """Mean of ``1 - |2h - 1|**beta``: 0 where every choice is made (eq. 24)."""
+        return (1 - (2 * self.h() - 1).abs().pow(beta)).mean()
+
+    def codes(self) -> Tensor:
+        return self.base + (self.h() if self.soft else (self.h() >= 0.5).float())
+
+    def forward(self) -> Tensor:
+        return self.scale * self.codes()
+
+    def learned(self) -> npt.NDArray[np.int8]:
+        found: npt.NDArray[np.int8] = (self.base + (self.h() >= 0.5)).numpy().astype(np.int8)
+        return found
+
+    def gain(self) -> Tensor:
+        """The output's change, per output channel, when every input moves by one, in random directions: shape (C,)."""
+        weight = self.forward().detach().movedim(self.edge.params.axis or 0, 0)
+        result: Tensor = weight.flatten(1).square().sum(dim=1).sqrt()
+        return result
+
+
+class LearnedBias(nn.Module):
+    """A bias with a learnable shift, counted in the change that one step of the input's codes makes."""
+
+    def __init__(self, first: Tensor, unit: Tensor) -> None:
+        super().__init__()
+        self.first = first
+        self.unit = unit.reshape(first.shape)
+        self.shift = nn.Parameter(torch.zeros_like(self.first))
+
+    def forward(self) -> Tensor:
+        return self.first + self.shift * self.unit
+
+    def learned(self) -> F32:
+        result: F32 = self.forward().detach().numpy()
+        return result
+
+
+class TorchGraph:
+    """A graph, quantized or not, of which any run of nodes can be computed.
+
+    Args:
+        model: canonical FP32.
+        plan: for it; None computes in float.
+
+    Raises:
+        ModelError: an operator, or a form of one, that has no counterpart here; names the node.
+    """
+
+    def __init__(self, model: onnx.ModelProto, plan: QuantPlan | None = None) -> None:
+        self.view = GraphView(model)
+        self._plan = plan
+        self._nodes = {node.name: node for node in self.view.nodes}
+        self._attributes = {
+            node.name: {a.name: helper.get_attribute_value(a) for a in node.attribute} for node in self.view.nodes
+        }
+        for node in self.view.nodes:
+            if node.op_type not in OPS:
+                raise ModelError(f"operator {node.op_type} cannot be learned through", where=f"node {node.name}")
+        self._constants = {
+            tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in model.graph.initializer
+        }
+        self._readings: dict[tuple[str, str], FakeQuantizer] = {}
+        self._weights: dict[tuple[str, str], CodedWeight] = {}
+        self._biases: dict[str, LearnedBias] = {}
+        if plan is not None:
+            self._take(plan)
+
+    def _take(self, plan: QuantPlan) -> None:
+        quantized = {(edge.tensor, reader) for edge in plan.edges for reader in edge.consumers}
+        by_tensor: dict[str, FakeQuantizer] = {}
+        edges = {edge.tensor: edge for edge in plan.edges}
+        for tensor, edge in sorted(edges.items(), key=lambda item: self._position(item[0])):
+            source = self._source_of_codes(tensor, quantized)
+            by_tensor[tensor] = FakeQuantizer(edge.params) if source is None else by_tensor[source]
+            self._readings |= {(tensor, reader): by_tensor[tensor] for reader in edge.consumers}
+        for weight in plan.weights:
+            if weight.params.dtype == "int32":
+                bias = weight.codes * weight.params.scale.astype(np.float64)
+                self._constants[weight.tensor] = torch.from_numpy(bias.astype(np.float32))
+        for weight in plan.weights:
+            if weight.params.dtype == "int8":
+                coded = CodedWeight(self.view.constant(weight.tensor), weight)
+                self._weights[weight.tensor, weight.node] = coded
+                self._take_bias(self._nodes[weight.node], coded.gain())
+
+    def _take_bias(self, node: onnx.NodeProto, gain: Tensor) -> None:
+        bias = node.input[2] if len(node.input) > 2 else ""
+        data = self._readings.get((node.input[0], node.name))
+        if not bias or data is None or len(self.view.consumers(bias)) > 1:
+            return
+        if self._constants[bias].numel() == gain.numel():
+            self._biases[bias] = LearnedBias(self._constants[bias], gain * data.scale.detach())
+
+    def _position(self, tensor: str) -> int:
+        producer = self.view.producer(tensor)
+        return -1 if producer is None else self.view.nodes.index(producer)
+
+    def _source_of_codes(self, tensor: str, quantized: set[tuple[str, str]]) -> str | None:
+        """The tensor whose codes arrive here through ops that only move them; both must share one scale."""
+        node = self.view.producer(tensor)
+        while node is not None and self.view.keeps_codes(node):
+            if (node.input[0], node.name) in quantized:
+                return str(node.input[0])
+            node = self.view.producer(node.input[0])
+        return None
+
+    def run(self, block: Block, inputs: Tensor) -> Tensor:
+        """The block's output, (B, ...), for its input, (B, ...) float32.
+
+        Raises:
+            ModelError: a form of an operator that has no counterpart here; names the node.
+        """
+        values = {block.input: inputs}
+        codes_of: dict[str, Tensor] = {}
+        for name in block.nodes:
+            node = self._nodes[name]
+            arguments = [self._argument(tensor, name, values, codes_of) if tensor else None for tensor in node.input]
+            try:
+                values[node.output[0]] = OPS[node.op_type](self._attributes[name], arguments)
+            except ModelError as error:
+                raise ModelError(error.what, where=f"node {name}") from error
+        return values[block.output]
+
+    def _argument(self, tensor: str, node: str, values: dict[str, Tensor], codes_of: dict[str, Tensor]) -> Tensor:
+        if (tensor, node) in self._readings:
+            if tensor not in codes_of:
+                codes_of[tensor] = self._readings[tensor, node].forward(values[tensor])
+            return codes_of[tensor]
+        if (tensor, node) in self._weights:
+            return self._weights[tensor, node].forward()
+        if tensor in self._biases:
+            return self._biases[tensor].forward()
+        return self._constants[tensor] if tensor in self._constants else values[tensor]
+
+    def scales(self, nodes: Sequence[str]) -> list[nn.Parameter]:
+        """Log changes of the scales of what these nodes read, each once."""
+        inside = set(nodes)
+        return list(dict.fromkeys(q.change for (_, node), q in self._readings.items() if node in inside))
+
+    def weights(self, nodes: Sequence[str]) -> list[CodedWeight]:
+        """Coded weights of these nodes."""
+        inside = set(nodes)
+        return [weight for (_, node), weight in self._weights.items() if node in inside]
+
+    def shifts(self, nodes: Sequence[str]) -> list[nn.Parameter]:
+        """Shifts of the biases of these nodes, in steps of their inputs' codes."""
+        read = {tensor for name in nodes for tensor in self._nodes[name].input}
+        return [bias.shift for tensor, bias in self._biases.items() if tensor in read]
+
+    def draft(self) -> Draft:
+        """What has been learned, as a graph and a plan."""
+        assert self._plan is not None
+        graph = onnx.ModelProto()
+        graph.CopyFrom(self.view.model)
+        for tensor in graph.graph.initializer:
+            if tensor.name in self._biases:
+                tensor.CopyFrom(numpy_helper.from_array(self._biases[tensor.name].learned(), tensor.name))
+        edges = tuple(self._learned_edge(edge) for edge in self._plan.edges)
+        weights = tuple(self._learned_weight(weight) for weight in self._plan.weights)
+        return Draft(graph, replace(self._plan, edges=edges, weights=weights))
+
+    def _learned_edge(self, edge: Edge) -> Edge:
+        quantizer = self._readings[edge.tensor, edge.consumers[0]]
+        return replace(edge, params=replace(edge.params, scale=quantizer.learned().scale))
+
+    def _learned_weight(self, edge: WeightEdge) -> WeightEdge:
+        node = self._nodes[edge.node]
+        if edge.params.dtype == "int8":
+            return replace(edge, codes=self._weights[edge.tensor, edge.node].learned())
+        # An int32 bias counts in the accumulator's unit, which moves with the input's scale.
+        data = self._readings[node.input[0], edge.node].learned()
+        weight = self._weights[node.input[1], edge.node].edge.params
+        unit = QuantParams((weight.scale * data.scale).astype(np.float32), 0, "int32", 0)
+        bias = self._biases[edge.tensor].learned() if edge.tensor in self._biases else self.view.constant(edge.tensor)
+        return replace(edge, params=unit, codes=codes(bias.astype(np.float64), unit).astype(np.int32))

@@ -1,0 +1,168 @@
+"""Factors that a network does not notice, and the noise model that chooses them."""
+
+from __future__ import annotations
+
+import foreign_graphs
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from edgeres.calibrate.forward import with_outputs
+from edgeres.graph.normalize import normalize
+from edgeres.graph.view import GraphView
+from edgeres.intake import ModelChoice, take
+from edgeres.refine.equalize import equalize
+from edgeres.refine.noise import STEPS, rounding_tables, sensitivities, shapes
+from edgeres.refine.noise import _count as count
+from edgeres.refine.ties import PINNED, find_ties, scaled
+
+
+def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    result: np.ndarray = session.run(None, {session.get_inputs()[0].name: x})[0]
+    return result
+
+
+def assert_same_function(before: onnx.ModelProto, after: onnx.ModelProto, px: int) -> None:
+    x = np.random.default_rng(1).standard_normal((2, 3, px, px)).astype(np.float32)
+    if before.graph.input[0].type.tensor_type.shape.dim[3].dim_value == 3:
+        x = x.transpose(0, 2, 3, 1)
+    expected = run(before, x)
+    assert run(after, x) == pytest.approx(expected, abs=1e-4 * float(np.abs(expected).max()))
+
+
+def random_factors(size: int, seed: int) -> np.ndarray:
+    factors = np.exp(np.random.default_rng(seed).normal(0, 1, size))
+    factors[PINNED] = 1.0
+    return factors
+
+
+@pytest.mark.parametrize("name", foreign_graphs.FOREIGN)
+def test_any_factors_keep_the_function(name: str) -> None:
+    model = normalize(foreign_graphs.FOREIGN[name]()).model
+    ties = find_ties(model)
+    # Where every activation is of a kind that does not commute, there is nothing to scale.
+    assert (ties.size > 1) == (name not in {"Clip", "HardSwish", "Silu", "Elu"})
+    changed = scaled(model, ties, random_factors(ties.size, 0))
+    assert_same_function(model, changed, foreign_graphs.PX)
+    assert (changed.graph.initializer != model.graph.initializer) == (ties.size > 1)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet20v2"])
+def test_zoo_networks_keep_their_function(name: str) -> None:
+    model = take(ModelChoice(name, weights="random")).graph
+    ties = find_ties(model)
+    assert_same_function(model, scaled(model, ties, random_factors(ties.size, 1)), 32)
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.lists(st.sampled_from([4, 8]), min_size=1, max_size=5), st.integers(0, 99), st.sampled_from([1, 4]))
+def test_random_networks_keep_their_function(widths: list[int], seed: int, group: int) -> None:
+    """Blocks of any widths, a skip wherever the shape allows one, ReLU or not."""
+    w = foreign_graphs.Writer()
+    rng = np.random.default_rng(seed)
+    x, channels = w.conv("data", (3, 8)), 8
+    for width in widths:
+        y = w.conv(
+            w.op("Relu", w.conv(x, (channels, 8), group=group, bias=True)), (8, width), bias=bool(rng.integers(2))
+        )
+        x = w.op("Add", x, y) if width == channels else y
+        x = w.op("Relu", x) if rng.integers(2) else x
+        channels = width
+    model = normalize(w.model(w.head(x, channels))).model
+    ties = find_ties(model)
+    assert_same_function(model, scaled(model, ties, random_factors(ties.size, seed)), foreign_graphs.PX)
+
+
+def test_one_factor_per_channel_runs_along_the_stream() -> None:
+    model = take(ModelChoice("resnet20", weights="random")).graph
+    ties, view = find_ties(model), GraphView(model)
+    adds = [node for node in view.nodes if view.is_residual_add(node)]
+    for add in adds:
+        left, right, out = (ties.channels[name] for name in (*add.input, add.output[0]))
+        assert np.array_equal(left, right) and np.array_equal(left, out)
+    stages = [ties.channels[add.output[0]] for add in adds[::3]]
+    # Option A pads channels on both sides: the middle of the next stage is the stage before.
+    assert np.array_equal(stages[1][8:24], stages[0]) and np.array_equal(stages[2][16:48], stages[1])
+    # 64 stream channels in all, 16 + 3 * (16 + 32 + 64) inside blocks less the stem that is the stream, and PINNED.
+    assert ties.size == 64 + 3 * (16 + 32 + 64) + 1
+
+
+def test_what_does_not_commute_is_pinned() -> None:
+    for name in ("Clip", "HardSwish", "Silu", "Elu"):
+        model = normalize(foreign_graphs.FOREIGN[name]()).model
+        ties = find_ties(model)
+        activations = [n.input[0] for n in model.graph.node if n.op_type in {name, "Sigmoid", "HardSigmoid"}]
+        assert activations
+        assert all(not ties.channels[tensor].any() for tensor in activations if tensor in ties.channels)
+
+
+def test_rounding_tables_against_codes_written_out() -> None:
+    rng = np.random.default_rng(0)
+    x = np.maximum(rng.normal(0, [[[[1.0]], [[0.1]]]], (4, 2, 64, 64)), 0).astype(np.float32)
+    found = rounding_tables(count(x))
+    channels = x.transpose(1, 0, 2, 3).reshape(2, -1).astype(np.float64)
+    for index in np.flatnonzero((STEPS > -8) & (STEPS < -1))[::4]:
+        step = 2.0 ** STEPS[index]
+        error = (np.clip(np.rint(channels / step), -128, 127) * step - channels) ** 2
+        assert found.error[:, index] == pytest.approx(error.mean(axis=1), rel=0.1)
+    assert found.power == pytest.approx((channels**2).mean(axis=1), rel=0.02)
+    assert found.active == pytest.approx((channels > 0).mean(axis=1))
+
+
+def test_sensitivities_are_the_noise_gain_of_a_linear_layer() -> None:
+    """Mean and classifier: the model is exact. White noise goes in, one channel at a time, and is measured behind."""
+    w = foreign_graphs.Writer()
+    model = normalize(w.model(w.head(w.conv("data", (3, 6)), 6))).model
+    inner = model.graph.node[0].output[0]
+    h = sensitivities(GraphView(model), shapes(model), {}).tensors[inner]
+    head = onnx.ModelProto()
+    head.CopyFrom(model)
+    del head.graph.node[0], head.graph.input[0]
+    head.graph.input.append(helper.make_tensor_value_info(inner, TensorProto.FLOAT, ["n", 6, 32, 32]))
+    noise = np.random.default_rng(0).standard_normal((2000, 6, 32, 32)).astype(np.float32)
+    quiet = run(head, np.zeros_like(noise[:1]))
+    masks = np.eye(6, dtype=np.float32)[..., None, None]
+    measured = [((run(head, noise * mask) - quiet) ** 2).sum(axis=1).mean() for mask in masks]
+    assert h * 32 * 32 == pytest.approx(measured, rel=0.1)
+
+
+def test_a_convolution_and_a_relu_pass_variance_back() -> None:
+    """y = relu(W x) with 2 x 2 taps of known squares, stride 1: by hand."""
+    weight = np.array([[[[3.0]], [[0.0]]], [[[4.0]], [[1.0]]]], np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["y"], name="conv"),
+        helper.make_node("Relu", ["y"], ["z"], name="relu"),
+    ]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2, 4, 4]) for name in "xz"]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], [numpy_helper.from_array(weight, "w")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    h = sensitivities(GraphView(model), shapes(model), {"z": np.array([1.0, 0.5])})
+    assert h.tensors["y"] == pytest.approx([1.0, 0.5])
+    assert h.tensors["x"] == pytest.approx([9 + 0.5 * 16, 0.5])
+
+
+def test_channels_of_unequal_size_end_up_with_like_ranges() -> None:
+    """Two layers whose channels differ by powers of ten, all equally useful to the reader: the factors undo it."""
+    w = foreign_graphs.Writer()
+    model = normalize(w.model(w.head(w.op("Relu", w.conv(w.op("Relu", w.conv("data", (3, 8))), (8, 8))), 8))).model
+    ties = find_ties(model)
+    inner = model.graph.node[1].output[0]
+    uneven = np.ones(ties.size)
+    uneven[ties.channels[inner]] = np.geomspace(0.1, 10, 8)
+    skewed = scaled(model, ties, uneven)
+    images = np.random.default_rng(0).standard_normal((8, 3, 32, 32)).astype(np.float32)
+    even = equalize(skewed, images)
+    assert_same_function(skewed, even, 32)
+
+    def spread(graph: onnx.ModelProto) -> float:
+        tapped = onnx.load_from_string(with_outputs(graph, [inner]))
+        session = ort.InferenceSession(tapped.SerializeToString(), providers=["CPUExecutionProvider"])
+        power = (session.run([inner], {"data": images})[0] ** 2).mean(axis=(0, 2, 3))
+        return float(np.log10(power).std())
+
+    assert spread(even) < spread(skewed) / 2

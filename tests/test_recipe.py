@@ -1,0 +1,82 @@
+"""The recipe keeps what lowers the error, says what it did, and leaves the rest alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgeres.data.arrays import Arrays
+from edgeres.data.loader import Loader
+from edgeres.intake import Fp32Model, ModelChoice, take, with_exact_input
+from edgeres.quantize.stage import RangeChoice, quantize
+from edgeres.refine.choice import RefineChoice
+from edgeres.refine.draft import logits, noise_power
+from edgeres.refine.recipe import Refined, quantize_with_recipe
+
+
+def source(count: int, seed: int) -> Arrays:
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
+    return Arrays(pixels, np.arange(count) % 4, ("a", "b", "c", "d"), "random")
+
+
+@pytest.fixture(scope="module")
+def fp32() -> Fp32Model:
+    return with_exact_input(take(ModelChoice("resnet20", weights="signs")))
+
+
+@pytest.fixture(scope="module")
+def loader(fp32: Fp32Model) -> Loader:
+    return Loader(source(64, 0), fp32.spec.preprocess, 16)
+
+
+@pytest.fixture(scope="module")
+def balanced(fp32: Fp32Model, loader: Loader) -> Refined:
+    choice = RefineChoice("balanced", "auto")
+    return quantize_with_recipe(fp32.graph, ["tensorrt", "cpu"], loader, RangeChoice(known=fp32.known), choice)
+
+
+def test_fast_is_the_calibration_and_nothing_else(fp32: Fp32Model, loader: Loader) -> None:
+    ranges = RangeChoice(known=fp32.known)
+    plain = quantize(fp32.graph, ["tensorrt"], loader, ranges)
+    fast = quantize_with_recipe(fp32.graph, ["tensorrt"], loader, ranges, RefineChoice("fast"))
+    assert fast.quantized.graphs["tensorrt"].SerializeToString() == plain.graphs["tensorrt"].SerializeToString()
+    assert not fast.steps and not fast.skips
+    assert fast.quantized.images == 64
+
+
+def test_every_step_is_kept_exactly_where_it_helps(balanced: Refined) -> None:
+    assert {step.name for step in balanced.steps} >= {"equalization", "bias correction"}
+    for step in balanced.steps:
+        assert step.after_db is not None
+        assert step.kept == (step.after_db > step.before_db)
+        assert bool(step.note) != step.kept
+    assert balanced.quantized.images == 48  # 16 are held back
+    assert len(balanced.skips) == 9
+
+
+def test_refinement_lowers_the_error_on_images_that_nobody_saw(
+    fp32: Fp32Model, loader: Loader, balanced: Refined
+) -> None:
+    unseen = next(iter(Loader(source(64, 9), fp32.spec.preprocess, 64))).inputs
+    reference = logits(fp32.graph, unseen)
+    plain = quantize(fp32.graph, ["tensorrt"], loader, RangeChoice(known=fp32.known)).graphs["tensorrt"]
+    before = noise_power(reference, logits(plain, unseen))
+    assert noise_power(reference, logits(balanced.quantized.graphs["tensorrt"], unseen)) < before
+
+
+def test_too_few_images_are_all_used_for_calibration(fp32: Fp32Model) -> None:
+    few = Loader(source(8, 1), fp32.spec.preprocess, 8)
+    done = quantize_with_recipe(fp32.graph, ["tensorrt"], few, RangeChoice(), RefineChoice("balanced", "fp16"))
+    assert done.quantized.images == 8
+    assert len(done.quantized.plans["tensorrt"].halves) == 9
+
+
+def test_the_input_is_exact(fp32: Fp32Model, loader: Loader) -> None:
+    """Bytes minus 128 have the codes that they are: scale 1 and no error, in both styles."""
+    done = quantize(fp32.graph, ["tensorrt", "cpu"], loader, RangeChoice(known=fp32.known))
+    first = next(iter(fp32.known))
+    for style, zero_point in (("tensorrt", 0), ("cpu", 128)):
+        edge = next(edge for edge in done.plans[style].edges if edge.tensor == first)  # type: ignore[index]
+        assert (float(edge.params.scale), edge.params.zero_point) == (1.0, zero_point)
+    values = np.unique(next(iter(loader)).inputs)
+    assert np.array_equal(values, values.astype(np.int8))

@@ -1,0 +1,181 @@
+"""Learned rounding against every rounding there is, and learned networks against FP32 on images not learned from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import foreign_graphs
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from test_torch_graph import Graph, planned
+
+from edgeres.errors import ModelError, UsageError
+from edgeres.graph.normalize import normalize
+from edgeres.graph.view import WEIGHTED, GraphView
+from edgeres.quantize.affine import codes
+from edgeres.quantize.plan import plan_digest
+from edgeres.records import F32, Edge, QuantParams, QuantPlan, Style, WeightEdge
+from edgeres.refine.blocks import split, whole
+from edgeres.refine.draft import Draft, logits, noise_power
+from edgeres.refine.reconstruct import BALANCED, ReconstructOptions, reconstruct, reconstruct_blocks, seconds_per_step
+
+QUICK = ReconstructOptions(steps=30, batch=16)
+
+
+def error(draft: Draft, fp32: onnx.ModelProto, images: F32) -> float:
+    return noise_power(logits(fp32, images), logits(draft.quantized(), images))
+
+
+def view_of(graph: Graph) -> GraphView:
+    return GraphView(normalize(graph()).model)
+
+
+@pytest.mark.parametrize("name", foreign_graphs.FOREIGN)
+def test_blocks_hold_every_node_once_and_meet_at_single_tensors(name: str) -> None:
+    view = GraphView(normalize(foreign_graphs.FOREIGN[name]()).model)
+    blocks = split(view)
+    order = [node for block in blocks for node in block.nodes]
+    softmax = [node.name for node in view.nodes if node.op_type == "Softmax" and node.output[0] == view.output]
+    assert order + softmax == [node.name for node in view.nodes]
+    assert [block.input for block in blocks] == [view.input, *(block.output for block in blocks[:-1])]
+    nodes = {node.name: node for node in view.nodes}
+    for block in blocks:
+        own = {tensor for node in block.nodes for tensor in nodes[node].output}
+        read = {t for node in block.nodes for t in nodes[node].input if t and not view.is_constant(t)}
+        assert read - own == {block.input}
+        assert block.output in own
+        assert any(nodes[node].op_type in WEIGHTED for node in block.nodes)
+    assert whole(view).nodes == tuple(order)
+
+
+def test_a_block_ends_behind_every_residual_add() -> None:
+    view = view_of(foreign_graphs.option_a)
+    ends = {view.activation_after(node) for node in view.nodes if view.is_residual_add(node)}
+    assert ends < {block.output for block in split(view)}
+    assert len(split(view)) == len(ends) + 2  # a stem and a head
+
+
+def one_layer(weight: F32, scale: float) -> Draft:
+    """logits = x @ weight.T, weights rounded to nearest on a grid as coarse as ``scale``, inputs hardly at all."""
+    graph = helper.make_graph(
+        [helper.make_node("Gemm", ["x", "w"], ["y"], name="layer", transB=1)],
+        "layer",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ("n", weight.shape[1]))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ("n", weight.shape[0]))],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    params = QuantParams(np.full(len(weight), scale, np.float32), 0, "int8", 0)
+    data = QuantParams(np.asarray(0.05, np.float32), 0, "int8")
+    coded = WeightEdge("w", "layer", params, codes(weight, params).astype(np.int8))
+    return Draft(model, QuantPlan("tensorrt", (Edge("x", data, ("layer",), "input"),), (coded,), (), "digest"))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_learned_rounding_is_near_the_best_of_all(seed: int) -> None:
+    """Two rows of eight weights: 256 roundings up or down each, and every one of them tried."""
+    rng = np.random.default_rng(seed)
+    mixing = rng.standard_normal((8, 8)) * 0.5 + 1.0  # correlated inputs: where nearest is not best
+    images = (rng.standard_normal((256, 8)) @ mixing / 3).astype(np.float32)
+    weight = rng.uniform(-1, 1, (2, 8)).astype(np.float32)
+    draft = one_layer(weight, 0.3)
+    learned = reconstruct(
+        draft, draft.graph, images, ReconstructOptions(steps=0, block_steps=600, batch=256, rounding=True)
+    )
+    (edge,), (coded,) = learned.plan.edges, learned.plan.weights
+    seen = codes(images, edge.params) * float(edge.params.scale)
+    target = images.astype(np.float64) @ weight.T
+    learned_error = nearest_error = 0.0
+    for row, found in enumerate(coded.codes):
+        exact = weight[row] / 0.3
+        every = np.array([seen @ (0.3 * (np.floor(exact) + up)) for up in product((0, 1), repeat=8)])
+        errors = ((every - target[:, row]) ** 2).mean(axis=1)
+        mine = ((seen @ (0.3 * found) - target[:, row]) ** 2).mean()
+        assert mine <= np.quantile(errors, 0.05)
+        learned_error += mine
+        nearest_error += ((seen @ (0.3 * np.rint(exact)) - target[:, row]) ** 2).mean()
+    assert learned_error < 0.7 * nearest_error
+    assert not np.array_equal(coded.codes, draft.plan.weights[0].codes)
+
+
+@pytest.mark.parametrize("style", ["tensorrt", "cpu"])
+@pytest.mark.parametrize("graph", [foreign_graphs.option_a, lambda: foreign_graphs.bottleneck(group=4)])
+def test_learning_lowers_the_error_on_other_images(graph: Graph, style: Style) -> None:
+    draft, images = planned(graph, style, count=96)
+    kept, held = images[:64], images[64:]
+    before = error(draft, draft.graph, held)
+    assert error(reconstruct(draft, draft.graph, kept, QUICK), draft.graph, held) < 0.9 * before
+
+
+def test_blocks_are_handed_out_one_by_one_and_nothing_given_changes() -> None:
+    draft, images = planned(foreign_graphs.option_a, "tensorrt", count=48)
+    graph, digest = draft.graph.SerializeToString(), plan_digest(draft.plan)
+    blocks = split(GraphView(draft.graph))
+    options = replace(QUICK, steps=2, block_steps=20)
+    first_scale = {edge.tensor: float(edge.params.scale) for edge in draft.plan.edges}
+    last_read = draft.plan.edges[-1].tensor
+    found = list(reconstruct_blocks(draft, draft.graph, images, options))
+    assert [name for name, _ in found] == [*(block.name for block in blocks), blocks[-1].output]
+    after_first = {edge.tensor: float(edge.params.scale) for edge in found[0][1].plan.edges}
+    assert after_first[blocks[0].input] != first_scale[blocks[0].input]
+    assert after_first[last_read] == first_scale[last_read]
+    assert error(found[-2][1], draft.graph, images) < error(draft, draft.graph, images)
+    assert (draft.graph.SerializeToString(), plan_digest(draft.plan)) == (graph, digest)
+
+
+def test_the_same_seed_gives_the_same_network_and_another_another() -> None:
+    draft, images = planned(foreign_graphs.option_a, "tensorrt", count=32)
+    options = replace(QUICK, steps=3)
+    digests = [
+        plan_digest(reconstruct(draft, draft.graph, images, replace(options, seed=seed)).plan) for seed in (0, 0, 1)
+    ]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_without_rounding_codes_stay() -> None:
+    draft, images = planned(foreign_graphs.option_a, "tensorrt", count=32)
+    learned = reconstruct(draft, draft.graph, images, replace(BALANCED, steps=5))
+    for before, after in zip(draft.plan.weights, learned.plan.weights, strict=True):
+        assert np.array_equal(before.codes, after.codes)
+    assert plan_digest(learned.plan) != plan_digest(draft.plan)
+
+
+def test_a_small_cache_takes_fewer_images() -> None:
+    """With no room the first image alone is learned from, as if it were all there is."""
+    draft, images = planned(foreign_graphs.option_a, "tensorrt", count=32)
+    options = replace(QUICK, steps=0, block_steps=2, cache_mb=0)
+    small, alone = (reconstruct(draft, draft.graph, part, options) for part in (images, images[:1]))
+    assert plan_digest(small.plan) == plan_digest(alone.plan)
+    assert plan_digest(small.plan) != plan_digest(
+        reconstruct(draft, draft.graph, images, replace(options, cache_mb=64)).plan
+    )
+
+
+def test_an_exact_input_stays_exact() -> None:
+    """Codes that are the values themselves have no rounding error, so their scale has no gradient."""
+    draft, images = planned(foreign_graphs.option_a, "tensorrt", count=16)
+    name = GraphView(draft.graph).input
+    exact = QuantParams(np.asarray(1.0, np.float32), 0, "int8")
+    edges = tuple(replace(edge, params=exact) if edge.tensor == name else edge for edge in draft.plan.edges)
+    bytes_in = np.clip(np.rint(images * 40), -128, 127).astype(np.float32)
+    learned = reconstruct(Draft(draft.graph, replace(draft.plan, edges=edges)), draft.graph, bytes_in, QUICK)
+    assert [float(edge.params.scale) for edge in learned.plan.edges if edge.tensor == name] == [1.0]
+
+
+def test_an_operator_that_cannot_be_learned_through_is_named() -> None:
+    draft, images = planned(lambda: foreign_graphs.activated("Elu"), "tensorrt", count=4)
+    with pytest.raises(ModelError, match="cannot be learned through"):
+        reconstruct(draft, draft.graph, images, QUICK)
+
+
+def test_rounding_without_blocks_is_refused() -> None:
+    with pytest.raises(UsageError, match="block_steps is 0"):
+        ReconstructOptions(rounding=True)
+
+
+def test_a_step_takes_time() -> None:
+    draft, images = planned(foreign_graphs.option_a, "tensorrt", count=8)
+    assert seconds_per_step(draft, images, QUICK) > 0

@@ -1,0 +1,259 @@
+"""Torch's forms of ONNX operators and of fake quantization, held against ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import foreign_graphs
+import hypothesis.extra.numpy as hnp
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from edgeres.calibrate.forward import with_outputs
+from edgeres.errors import ModelError
+from edgeres.graph.normalize import normalize
+from edgeres.graph.view import GraphView
+from edgeres.quantize.affine import affine_uint8, codes, symmetric_int8
+from edgeres.quantize.placement import place
+from edgeres.quantize.plan import make_plan, plan_digest
+from edgeres.records import QuantParams, Style, TensorRange
+from edgeres.refine.blocks import Block, whole
+from edgeres.refine.draft import Draft
+from edgeres.refine.torch_graph import FakeQuantizer, TorchGraph
+
+Graph = Callable[[], onnx.ModelProto]
+GRAPHS: list[Graph] = [
+    foreign_graphs.mxnet_v1,
+    foreign_graphs.mxnet_v2,
+    foreign_graphs.caffe2,
+    foreign_graphs.dynamo,
+    foreign_graphs.tf2onnx,
+    foreign_graphs.paddle,
+    foreign_graphs.squeeze_excite,
+    foreign_graphs.option_a,
+    lambda: foreign_graphs.bottleneck(group=4),
+    lambda: foreign_graphs.bottleneck(dilation=2),
+    foreign_graphs.three_way,
+]
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def single(op: str, shape: tuple[int, ...], constants: list[Any], opset: int, attributes: dict[str, Any]) -> Any:
+    """A graph of one node ``y = op(x, *constants)``; None among the constants is an input left out."""
+    names = ["" if value is None else f"c{i}" for i, value in enumerate(constants)]
+    node = helper.make_node(op, ["x", *names], ["y"], name="node", **attributes)
+    graph = helper.make_graph(
+        [node],
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(v), n) for n, v in zip(names, constants, strict=True) if n],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return rng(1).standard_normal(shape).astype(np.float32)
+
+
+def ints(*values: int) -> np.ndarray:
+    return np.array(values, np.int64)
+
+
+IMAGE = (2, 6, 9, 8)
+CASES: dict[str, tuple[str, tuple[int, ...], list[Any], int, dict[str, Any]]] = {
+    "conv grouped": ("Conv", IMAGE, [normal(4, 3, 3, 3), normal(4)], 17, {"group": 2, "pads": [1, 2, 1, 2]}),
+    "conv uneven": ("Conv", IMAGE, [normal(4, 6, 3, 3)], 17, {"pads": [0, 1, 1, 2], "strides": [2, 1]}),
+    "conv dilated": ("Conv", IMAGE, [normal(4, 6, 3, 3)], 17, {"dilations": [2, 1]}),
+    "conv same": ("Conv", IMAGE, [normal(4, 6, 3, 2)], 17, {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
+    "conv same lower": ("Conv", IMAGE, [normal(4, 6, 4, 3)], 17, {"auto_pad": "SAME_LOWER"}),
+    "max pool same": ("MaxPool", IMAGE, [], 17, {"kernel_shape": [2, 2], "auto_pad": "SAME_UPPER"}),
+    "gemm": ("Gemm", (3, 5), [normal(4, 5), normal(4)], 17, {"transB": 1, "alpha": 0.5, "beta": 2.0}),
+    "gemm transposed": ("Gemm", (5, 3), [normal(5, 4)], 17, {"transA": 1}),
+    "matmul": ("MatMul", (3, 5), [normal(5, 4)], 17, {}),
+    "max pool": ("MaxPool", IMAGE, [], 17, {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}),
+    "max pool uneven": ("MaxPool", IMAGE, [], 17, {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [0, 0, 1, 1]}),
+    "max pool ceil": ("MaxPool", IMAGE, [], 17, {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1}),
+    "average pool": ("AveragePool", IMAGE, [], 17, {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}),
+    "average counted": (
+        "AveragePool",
+        IMAGE,
+        [],
+        17,
+        {"kernel_shape": [3, 3], "pads": [1, 0, 0, 1], "count_include_pad": 1},
+    ),
+    "global average": ("GlobalAveragePool", IMAGE, [], 17, {}),
+    "mean by attribute": ("ReduceMean", IMAGE, [], 17, {"axes": [2, 3], "keepdims": 0}),
+    "mean by input": ("ReduceMean", IMAGE, [ints(-1, -2)], 18, {}),
+    "mean of all": ("ReduceMean", IMAGE, [], 17, {}),
+    "flatten": ("Flatten", IMAGE, [], 17, {}),
+    "flatten at 3": ("Flatten", IMAGE, [], 17, {"axis": 3}),
+    "flatten at 0": ("Flatten", IMAGE, [], 17, {"axis": 0}),
+    "reshape": ("Reshape", IMAGE, [ints(0, -1)], 17, {}),
+    "slice": ("Slice", IMAGE, [ints(1, 0), ints(2**31, -1), ints(-1, 2), ints(2, 3)], 17, {}),
+    "slice without axes": ("Slice", IMAGE, [ints(0, 2), ints(2, 5)], 17, {}),
+    "pad": ("Pad", IMAGE, [ints(0, 1, 2, 3, 0, 0, 1, 2), np.float32(0.5)], 17, {}),
+    "pad by axes": ("Pad", IMAGE, [ints(1, 2), None, ints(1)], 18, {}),
+    "pad reflected": ("Pad", IMAGE, [ints(0, 0, 1, 2, 0, 0, 3, 1)], 17, {"mode": "reflect"}),
+    "pad by edge": ("Pad", IMAGE, [ints(0, 0, 1, 2, 0, 0, 3, 1)], 17, {"mode": "edge"}),
+    "batch norm": (
+        "BatchNormalization",
+        IMAGE,
+        [normal(6), normal(6), normal(6), np.abs(normal(6))],
+        17,
+        {"epsilon": 0.1},
+    ),
+    "clip": ("Clip", IMAGE, [np.float32(0), np.float32(0.6)], 17, {}),
+    "clip above": ("Clip", IMAGE, [None, np.float32(0.6)], 17, {}),
+    "softmax": ("Softmax", IMAGE, [], 17, {"axis": 1}),
+    "transpose": ("Transpose", IMAGE, [], 17, {"perm": [0, 2, 3, 1]}),
+    "transpose reversed": ("Transpose", IMAGE, [], 17, {}),
+    "squeeze": ("Squeeze", (2, 3, 1, 1), [ints(2, -1)], 17, {}),
+    "unsqueeze": ("Unsqueeze", (2, 3), [ints(-1, 2)], 17, {}),
+    "add": ("Add", IMAGE, [normal(6, 1, 1)], 17, {}),
+    "mul": ("Mul", IMAGE, [normal(6, 1, 1)], 17, {}),
+    "concat": ("Concat", IMAGE, [normal(2, 1, 9, 8)], 17, {"axis": 1}),
+    "sigmoid": ("Sigmoid", IMAGE, [], 17, {}),
+    "relu": ("Relu", IMAGE, [], 17, {}),
+    "identity": ("Identity", IMAGE, [], 17, {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_operators_compute_what_onnx_runtime_computes(case: str) -> None:
+    op, shape, constants, opset, attributes = CASES[case]
+    model = single(op, shape, constants, opset, attributes)
+    x = normal(*shape)
+    expected = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
+    found = TorchGraph(model).run(Block(("node",), "x", "y"), torch.from_numpy(x))
+    assert tuple(found.shape) == expected.shape
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("op", "constants", "attributes"),
+    [
+        ("Hardmax", [], {}),
+        ("Slice", [ints(-1), ints(0), ints(3), ints(-1)], {}),
+        ("AveragePool", [], {"kernel_shape": [2, 2], "pads": [0, 0, 1, 1]}),
+    ],
+)
+def test_what_has_no_counterpart_is_named(op: str, constants: list[Any], attributes: dict[str, Any]) -> None:
+    model = single(op, IMAGE, constants, 17, attributes)
+    with pytest.raises(ModelError, match="node node: "):
+        TorchGraph(model).run(Block(("node",), "x", "y"), torch.zeros(IMAGE))
+
+
+def planned(graph: Graph, style: Style, count: int = 6) -> tuple[Draft, np.ndarray]:
+    """A graph with a plan from its own tensors' largest values, and images of the kind it was made from."""
+    model = normalize(graph()).model
+    view = GraphView(model)
+    shape = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim][1:]
+    x = rng().standard_normal((count, *shape)).astype(np.float32)
+    placement = place(view, style)
+    inner = [name for name in placement.observed if name != view.input]
+    values = ort.InferenceSession(with_outputs(model, inner)).run(inner, {view.input: x})
+    seen = dict(zip(inner, values, strict=True)) | {view.input: x}
+    ranges = {
+        name: TensorRange(name, min(0.0, float(seen[name].min())), max(0.0, float(seen[name].max())), "minmax", count)
+        for name in placement.observed
+    }
+    return Draft(model, make_plan(view, placement, ranges, "digest")), x
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_the_quantized_network_is_that_of_onnx_runtime(graph: Graph) -> None:
+    for style in ("tensorrt", "cpu"):
+        draft, x = planned(graph, style)  # type: ignore[arg-type]
+        learner = TorchGraph(draft.graph, draft.plan)
+        scores = whole(learner.view)
+        expected = tapped(draft.quantized(), scores.output, x)
+        with torch.no_grad():
+            found = learner.run(scores, torch.from_numpy(x)).numpy()
+        error = np.abs(found - expected) / np.abs(expected).max()
+        # A value between two codes falls to either side; most images have none such.
+        assert np.median(error) < 1e-5
+        assert error.max() < 0.05
+        exact = tapped(draft.graph, scores.output, x)
+        assert np.abs(exact - expected).max() > 100 * np.median(np.abs(found - expected))
+
+
+def tapped(model: onnx.ModelProto, tensor: str, x: np.ndarray) -> np.ndarray:
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    session = ort.InferenceSession(with_outputs(model, [tensor]), options)
+    result: np.ndarray = session.run([tensor], {session.get_inputs()[0].name: x})[0]
+    return result
+
+
+@pytest.mark.parametrize("style", ["tensorrt", "cpu"])
+def test_nothing_learned_is_the_same_draft(style: Style) -> None:
+    draft, _ = planned(foreign_graphs.option_a, style)
+    again = TorchGraph(draft.graph, draft.plan).draft()
+    assert plan_digest(again.plan) == plan_digest(draft.plan)
+
+
+def test_codes_that_pass_through_keep_one_scale() -> None:
+    draft, _ = planned(foreign_graphs.option_a, "tensorrt")
+    learner = TorchGraph(draft.graph, draft.plan)
+    with torch.no_grad():
+        for index, change in enumerate(learner.scales(whole(learner.view).nodes)):
+            change += 0.1 + 0.01 * index
+    before = {edge.tensor: float(edge.params.scale) for edge in draft.plan.edges}
+    after = {edge.tensor: float(edge.params.scale) for edge in learner.draft().plan.edges}
+    view = GraphView(draft.graph)
+    shortcut = next(tensor for tensor in after if (node := view.producer(tensor)) and node.op_type == "Pad")
+    source = view.source_of(shortcut)
+    assert after[shortcut] == after[source] != before[source]
+    assert len(set(after.values())) == len(set(before.values()))
+
+
+@given(hnp.arrays(np.float32, 20, elements=st.floats(-50, 50, width=32)), st.floats(0.01, 1), st.floats(0.1, 30))
+def test_a_quantizer_rounds_as_the_plan_does(x: np.ndarray, low: float, high: float) -> None:
+    for params in (
+        symmetric_int8(TensorRange("x", -low, high, "", 1)),
+        affine_uint8(TensorRange("x", -low, high, "", 1)),
+    ):
+        real = (codes(x, params) - params.zero_point) * np.float32(params.scale)
+        assert np.allclose(FakeQuantizer(params)(torch.from_numpy(x)).detach().numpy(), real, rtol=1e-6)
+
+
+def test_gradients_of_a_quantizer_by_hand() -> None:
+    """scale 0.5: 0.6 -> code 1, 100 -> code 127, -0.9 -> code -2; d/dlog(scale) = scale * (code - x/scale)."""
+    quantizer = FakeQuantizer(QuantParams(np.asarray(0.5, np.float32), 0, "int8"))
+    x = torch.tensor([0.6, 100.0, -0.9], requires_grad=True)
+    quantizer(x).sum().backward()
+    assert x.grad is not None and quantizer.change.grad is not None
+    assert x.grad.tolist() == [1.0, 0.0, 1.0]
+    assert quantizer.change.grad.item() == pytest.approx(0.5 * ((1 - 1.2) + 127 + (-2 + 1.8)))
+
+
+def test_an_int32_bias_counts_in_the_learned_scale() -> None:
+    draft, x = planned(foreign_graphs.mxnet_v1, "cpu")
+    learner = TorchGraph(draft.graph, draft.plan)
+    block = whole(learner.view)
+    with torch.no_grad():
+        for change in learner.scales(block.nodes):
+            change += 0.05
+        for shift in learner.shifts(block.nodes):
+            shift += 0.3
+        expected = learner.run(block, torch.from_numpy(x)).numpy()
+    learned = learner.draft()
+    assert {edge.params.dtype for edge in learned.plan.weights} == {"int8", "int32"}
+    found = tapped(learned.quantized(), block.output, x)
+    assert np.median(np.abs(found - expected)) < 5e-3 * np.abs(expected).max()
+    units = {edge.tensor: edge for edge in draft.plan.weights}
+    stale = tuple(units[edge.tensor] for edge in learned.plan.weights)
+    unlearned = tapped(Draft(learned.graph, replace(learned.plan, weights=stale)).quantized(), block.output, x)
+    assert np.median(np.abs(unlearned - expected)) > 2 * np.median(np.abs(found - expected))
