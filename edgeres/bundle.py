@@ -12,17 +12,19 @@ writer is killed. Every file is checked against the manifest when it is asked fo
 
 from __future__ import annotations
 
+import errno
+import glob
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgeres.errors import BundleError
+from edgeres.errors import BundleError, EnvironmentError_
 from edgeres.records import EngineRecord, Manifest
 
 SCHEMA = 1
@@ -33,6 +35,9 @@ CALIBRATION = "calibration.json"
 REPORT, REPORT_PAGE = "report.json", "report.html"
 LABELS = "labels.txt"
 ENGINES = "engines"
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+FREE_SPACE = "free some space and run it again, nothing was half-written"
 
 
 class Bundle:
@@ -51,10 +56,12 @@ class Bundle:
             raise BundleError("no such bundle", where=path, hint="edgeres build -o DIR writes one")
         try:
             data = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
-            schema = data["schema"]
+            schema = int(data["schema"])
         except FileNotFoundError:
-            raise BundleError("not a bundle: it has no manifest.json", where=path) from None
-        except (ValueError, KeyError, TypeError) as error:
+            raise BundleError(
+                "not a bundle: it has no manifest.json", where=path, hint="give a directory that edgeres build wrote"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise BundleError(f"manifest.json cannot be read ({error})", where=path, hint="build it again") from error
         if schema > SCHEMA:
             raise BundleError(
@@ -62,7 +69,7 @@ class Bundle:
             )
         try:
             self.manifest = Manifest.from_dict(data)
-        except (KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BundleError(f"manifest.json is incomplete ({error})", where=path, hint="build it again") from error
 
     def has(self, name: str) -> bool:
@@ -98,11 +105,25 @@ class Bundle:
         data: dict[str, Any] = json.loads(self.file(REPORT).read_text(encoding="utf-8"))
         return data
 
-    def add_engines(self, records: Sequence[EngineRecord]) -> None:
-        """Enter engines that were written below this directory, in place of earlier ones; the manifest is replaced."""
-        kept = tuple(old for old in self.manifest.engines if old.key not in {new.key for new in records})
-        hashes = {record.file: sha256(self.path / record.file) for record in records if record.file}
-        self.manifest = replace(self.manifest, engines=(*kept, *records), files=self.manifest.files | hashes)
+    def add_engines(self, engines: Mapping[EngineRecord, bytes | None]) -> None:
+        """Write engines in place of earlier ones, and enter them.
+
+        The manifest gives the earlier ones up first: whenever the writer is killed, what it names is as it says.
+        """
+        keys = {record.key for record in engines}
+        kept = tuple(old for old in self.manifest.engines if old.key not in keys)
+        new = {record.file: data for record, data in engines.items() if record.file and data}
+        old = {record.file for record in self.manifest.engines if record.file and record.key in keys}
+        files = {name: digest for name, digest in self.manifest.files.items() if name not in old | new.keys()}
+        self._enter(kept, files)
+        for name in old - new.keys():
+            (self.path / name).unlink(missing_ok=True)
+        for name, data in new.items():
+            write_file(self.path / name, data)
+        self._enter((*kept, *engines), files | {name: hashlib.sha256(data).hexdigest() for name, data in new.items()})
+
+    def _enter(self, engines: tuple[EngineRecord, ...], files: dict[str, str]) -> None:
+        self.manifest = replace(self.manifest, engines=engines, files=files)
         write_json(self.path / MANIFEST, self.manifest.to_dict())
 
 
@@ -124,9 +145,10 @@ def new_bundle(target: str | Path) -> Iterator[Path]:
 
     Raises:
         BundleError: ``target`` exists and is not a bundle, or its parent cannot be written.
+        EnvironmentError_: the disk is full or fails.
     """
-    target = Path(target).absolute()
     check_target(target)
+    target = Path(target).resolve()  # a link to a bundle stays a link, and what it points to is replaced
     _clear_leftovers(target)
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
@@ -138,6 +160,9 @@ def new_bundle(target: str | Path) -> Iterator[Path]:
         if not (partial / MANIFEST).is_file():
             raise ValueError("the bundle was not sealed")
         _publish(partial, target)
+    except OSError as error:
+        hint = FREE_SPACE if error.errno in DISK_FULL else None
+        raise EnvironmentError_(f"cannot be written ({error.strerror or error})", where=target, hint=hint) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -156,10 +181,10 @@ def check_target(target: str | Path) -> None:
 
 
 def seal(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest with the hashes of everything in ``folder``, and force all of it to disk."""
+    """Write the manifest with the hashes of everything else in ``folder``, and force all of it to disk."""
     files = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
+        if path.is_file() and path != folder / MANIFEST:
             files[path.relative_to(folder).as_posix()] = sha256(path)
             _sync(path)
     _replace(folder / MANIFEST, _json(replace(manifest, files=files).to_dict()))
@@ -176,31 +201,38 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def _publish(partial: Path, target: Path) -> None:
-    """Rename into place; an older bundle steps aside first and comes back if the second rename fails."""
-    if not target.exists():
-        partial.rename(target)
-        return
+    """Rename into place; an older bundle steps aside first and comes back if the second rename does not happen."""
     aside = target.with_name(f".{target.name}.old-{os.getpid()}")
-    target.rename(aside)
     try:
+        if target.exists():
+            target.rename(aside)
         partial.rename(target)
-    except OSError:
-        aside.rename(target)
+    except BaseException:  # an interrupt between the two, or another writer's bundle in the gap
+        if aside.exists() and not target.exists():
+            aside.rename(target)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        if target.exists():
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _clear_leftovers(target: Path) -> None:
-    """What killed writers of the same target left: partial bundles go, an old bundle that stepped aside comes back."""
-    for kind in ("old", "partial"):
-        for path in target.parent.glob(f".{target.name}.{kind}-*"):
-            pid = path.name.rpartition("-")[2]
-            if pid.isdigit() and _alive(int(pid)):
-                continue
-            if kind == "old" and not target.exists():
-                path.rename(target)
-            else:
-                shutil.rmtree(path, ignore_errors=True)
+    """What killed writers of the same bundle left: an old one that stepped aside comes back, what is partial goes."""
+    for old in _abandoned(target, "old"):
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(target)
+    for partial in _abandoned(target, "partial"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _abandoned(target: Path, kind: str) -> Iterator[Path]:
+    """Siblings named after a process that lives no more."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.{kind}-*"):
+        pid = path.name.rpartition("-")[2]
+        if pid.isdecimal() and not _alive(int(pid)):
+            yield path
 
 
 def _alive(pid: int) -> bool:
@@ -216,12 +248,21 @@ def _alive(pid: int) -> bool:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent)) from None
+    for leftover in _abandoned(path, "partial"):
+        if leftover.is_file():
+            leftover.unlink(missing_ok=True)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         partial.write_bytes(content)
         _sync(partial)
         partial.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # a failed write names no file, and the partial one is nobody's business
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import errno
+import difflib
+import os
 import signal
 import sys
+import traceback
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -27,7 +30,8 @@ COMMANDS = {
     "doctor": ("doctor", "Tell what this machine can do, and what is missing."),
 }
 
-INTERRUPTED = 130
+# As shells report a signal: SIGINT and SIGPIPE. A fault of our own must not look like a failed gate.
+INTERRUPTED, BROKEN_PIPE, FAULT = 130, 141, 70
 
 
 class LazyGroup(click.Group):
@@ -42,6 +46,14 @@ class LazyGroup(click.Group):
         command: click.Command = import_module(f"edgeres.cli.{COMMANDS[name][0]}").command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+        if near and near[0] != args[0]:
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]!r}?")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
@@ -49,9 +61,9 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="edgeres")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error, too.")
 @click.pass_context
-def cli(ctx: click.Context, debug: bool) -> None:
+def cli(ctx: click.Context) -> None:
     """A trained ResNet in, a verified INT8 engine out.
 
     \b
@@ -60,45 +72,50 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
     Exit codes: 0 passed, 1 a gate failed, 2 wrong usage, 3 the input or the environment prevents it, 130 interrupted.
     """
-    ctx.obj = debug
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        ctx.color = False
 
 
 def main() -> None:
     """Entry point: errors become one line on stderr and an exit code."""
     signal.signal(signal.SIGTERM, _terminate)
-    debug = "--debug" in sys.argv[1:]
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]  # it may stand behind the command, too
     try:
-        code: Any = cli.main(prog_name="edgeres", standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        code = stop.exit_code
+        code: Any = cli.main(arguments, prog_name="edgeres", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
         _say("interrupted; nothing was written")
         code = INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output is gone: there is nobody to tell
-        code = 0
+    except SystemExit as stop:  # how click and rich leave when the reader of our output is gone
+        code = BROKEN_PIPE if stop.code == 1 else stop.code
     except (EdgeresError, OSError) as error:
         if debug:
-            raise
+            traceback.print_exc()
         _say(_one_line(error))
         code = error.exit_code if isinstance(error, EdgeresError) else EdgeresError.exit_code
+    except Exception as error:
+        traceback.print_exc()
+        _say(f"this is a fault of edgeres ({type(error).__name__}); please report it with the lines above")
+        code = FAULT
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _one_line(error: EdgeresError | OSError) -> str:
     if isinstance(error, EdgeresError):
         return str(error)
+    from edgeres.bundle import DISK_FULL, FREE_SPACE  # not at the top: it brings NumPy, which --help does without
+
     where = f"{error.filename}: " if error.filename else ""
-    full = {errno.ENOSPC, errno.EDQUOT}
-    hint = "; free some space and run it again, nothing was half-written" if error.errno in full else ""
-    return f"{where}{error.strerror or error}{hint}"
+    hint = FREE_SPACE if error.errno in DISK_FULL else "check the path and its permissions"
+    return f"{where}{error.strerror or error}; {hint}"
 
 
 def _say(line: str) -> None:
-    click.echo(f"edgeres: {line}", err=True)
+    with suppress(BrokenPipeError):
+        click.echo(f"edgeres: {line}", err=True)
 
 
 def _terminate(number: int, frame: object) -> None:

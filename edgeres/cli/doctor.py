@@ -13,7 +13,11 @@ from edgeres.cli.show import print_json
 @click.command("doctor")
 @as_json
 def command(as_json: bool) -> None:
-    """Tell what this machine can do, what is missing, and the next step."""
+    """Tell what this machine can do, what is missing, and the next step.
+
+    \b
+    edgeres doctor
+    """
     from edgeres.doctor import diagnose
 
     checks = diagnose()

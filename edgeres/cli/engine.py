@@ -7,16 +7,16 @@ from typing import Any
 
 import click
 
-from edgeres.cli.options import as_json
+from edgeres.cli.options import UserPath, as_json
 from edgeres.cli.progress import progress
 from edgeres.cli.show import print_json
 
 
 @click.command("engine")
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--target", metavar="NAME", help="rtx or tensorrt. [default: what this machine can build]")
+@click.argument("bundle", type=UserPath())
+@click.option("--target", metavar="rtx|tensorrt", help="[default: what this machine can build]")
 @click.option("--also", multiple=True, type=click.Choice(["fp32", "fp16"]), help="Engines of this precision, too.")
-@click.option("--max-batch", type=click.IntRange(1), default=8, show_default=True, metavar="N")
+@click.option("--max-batch", type=click.IntRange(1), default=8, show_default=True, metavar="N", help="Of the engine.")
 @click.option(
     "--compute-capability", "compute_capabilities", multiple=True, metavar="SM", help="Of RTX engines, e.g. 8.9."
 )
@@ -35,4 +35,5 @@ def command(bundle: Path, target: str | None, as_json: bool, **given: Any) -> No
         print_json([record.to_dict() for record in records])
         return
     for record in records:
-        click.echo(f"{bundle / (record.file or '')}: {record.size_bytes / 1e6:.1f} MB, {record.status}")
+        what = bundle / record.file if record.file else f"{record.target} {record.precision}"
+        click.echo(f"{what}: {record.size_bytes / 1e6:.1f} MB, {record.status}")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgeres.cli.options import as_json, model_options
+from edgeres.cli.options import UserPath, as_json, model_options
 from edgeres.cli.progress import progress
 from edgeres.cli.show import print_json
 
@@ -15,7 +15,9 @@ from edgeres.cli.show import print_json
 @click.command("export")
 @click.option("--model", required=True, metavar="NAME", help="An architecture of `edgeres models`.")
 @model_options
-@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.onnx")
+@click.option(
+    "-o", "--output", required=True, type=UserPath(dir_okay=False), metavar="FILE.onnx", help="The FP32 graph."
+)
 @as_json
 def command(model: str, output: Path, as_json: bool, **given: Any) -> None:
     """Write a model of the zoo as FP32 ONNX: batch norm folded, batch dynamic, parity with torch checked.

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
-from edgeres.cli.options import as_json
+from edgeres.cli.options import UserPath, as_json
 from edgeres.cli.show import print_json, print_table
+from edgeres.errors import needs
 
 
 @click.command("inspect")
-@click.argument("path", type=click.Path(path_type=Path), metavar="BUNDLE|ONNX")
+@click.argument("path", type=UserPath(), metavar="BUNDLE|ONNX")
 @as_json
 def command(path: Path, as_json: bool) -> None:
     """Show what is quantized, with which scale, what is not, and why.
@@ -20,7 +21,10 @@ def command(path: Path, as_json: bool) -> None:
     edgeres inspect resnet18.edgeres
     edgeres inspect my.int8.onnx --json
     """
-    from edgeres.quantize.inspect import inspect
+    try:
+        from edgeres.quantize.inspect import inspect
+    except ModuleNotFoundError as error:
+        raise needs("export", "onnx") from error
 
     found = [graph.to_dict() for graph in inspect(path)]
     if as_json:

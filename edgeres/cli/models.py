@@ -11,7 +11,11 @@ from edgeres.cli.show import print_json, print_table
 @click.command("models")
 @as_json
 def command(as_json: bool) -> None:
-    """List architectures and the weights that --weights takes by name."""
+    """List architectures and the weights that --weights takes by name.
+
+    \b
+    edgeres models
+    """
     from edgeres.zoo.registry import list_models
 
     models = list_models()

@@ -24,6 +24,16 @@ def _all(*options: Callable[[Command], Command]) -> Callable[[Command], Command]
     return add
 
 
+class UserPath(click.Path):
+    """A path in which ``~`` is the home directory, also where shells leave it as it is: ``--output=~/x.onnx``."""
+
+    def __init__(self, **rules: bool) -> None:
+        super().__init__(path_type=Path, **rules)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(str(Path(value).expanduser()), param, ctx)
+
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, and nothing else.")
 
 model_options = _all(
@@ -38,7 +48,7 @@ model_options = _all(
 input_options = _all(
     click.option(
         "--labels",
-        type=click.Path(dir_okay=False, path_type=Path),
+        type=UserPath(dir_okay=False),
         metavar="FILE",
         help="Class names, one a line, in the order of the outputs.",
     ),
@@ -46,7 +56,11 @@ input_options = _all(
     click.option("--std", type=float, nargs=3, metavar="R G B", help="See --mean; the default is ImageNet's."),
     click.option("--pixel-scale", type=float, metavar="S", help="1/255 by default; 1 for raw pixels."),
     click.option("--resize", "resize_px", type=click.IntRange(1), metavar="PX", help="Shorter side before the crop."),
-    click.option("--channel-order", type=click.Choice(["RGB", "BGR"]), help="Of the network's input."),
+    click.option(
+        "--channel-order",
+        type=click.Choice(["RGB", "BGR"]),
+        help="Of the network's input; --mean and --std stay R G B.",
+    ),
 )
 
 calibration_options = _all(

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from edgeres.cli.options import as_json
+from edgeres.cli.options import UserPath, as_json
 from edgeres.cli.show import print_json
 
 
 @click.command("predict")
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="IMAGE...")
+@click.argument("bundle", type=UserPath())
+@click.argument("images", type=UserPath(), nargs=-1, required=True, metavar="IMAGE...")
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, metavar="N", help="Classes to show.")
 @as_json
 def command(bundle: Path, images: tuple[Path, ...], top: int, as_json: bool) -> None:

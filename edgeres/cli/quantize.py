@@ -7,17 +7,19 @@ from typing import Any
 
 import click
 
-from edgeres.cli.options import as_json, calibration_options, input_choice, input_options
+from edgeres.cli.options import UserPath, as_json, calibration_options, input_choice, input_options
 from edgeres.cli.progress import progress
 from edgeres.cli.show import print_json
 
 
 @click.command("quantize")
-@click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
+@click.argument("model", type=UserPath(), metavar="MODEL.onnx")
 @input_options
 @calibration_options
 @click.option("--target", default="tensorrt", show_default=True, metavar="NAME", help="Of `edgeres targets`.")
-@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), metavar="OUT.onnx")
+@click.option(
+    "-o", "--output", required=True, type=UserPath(dir_okay=False), metavar="OUT.onnx", help="The INT8 graph."
+)
 @as_json
 def command(model: Path, output: Path, target: str, as_json: bool, **given: Any) -> None:
     """Quantize any ResNet-like FP32 ONNX file to INT8 with Q/DQ; no checkpoint needed.
@@ -27,9 +29,14 @@ def command(model: Path, output: Path, target: str, as_json: bool, **given: Any)
     """
     from edgeres.bundle import write_file
     from edgeres.data.choose import DataChoice
+    from edgeres.errors import UsageError
     from edgeres.intake import InputChoice, ModelChoice
     from edgeres.steps import QuantizeOptions, quantize_file
 
+    if model.suffix.lower() != ".onnx":
+        raise UsageError("is not named .onnx", where=model, hint="edgeres export writes a model of the zoo as ONNX")
+    if output.resolve() == model.resolve():
+        raise UsageError("would take the place of the FP32 graph", where=output, hint="choose another -o")
     choice = ModelChoice(model, labels=given.pop("labels"), input=InputChoice(**input_choice(given)))
     data = DataChoice(given.pop("calibration"), None, given.pop("calibration_size"), None, given.pop("seed"))
     given["on_unreadable"] = "skip" if given.pop("skip_unreadable") else "fail"

@@ -14,7 +14,11 @@ from edgeres.engine.targets import TARGETS, Target
 @click.command("targets")
 @as_json
 def command(as_json: bool) -> None:
-    """List devices and runtimes to build for, and where their engines are built."""
+    """List devices and runtimes to build for, and where their engines are built.
+
+    \b
+    edgeres targets
+    """
     if as_json:
         print_json([asdict(target) for target in TARGETS.values()])
         return

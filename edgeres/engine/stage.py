@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from edgeres.bundle import ENGINES, FP32, GRAPHS, write_file
+from edgeres.bundle import ENGINES, FP32, GRAPHS
 from edgeres.engine.targets import Target
 from edgeres.engine.tensorrt import BuildRequest, Precision, build_engine
-from edgeres.engine.vendor import Flavour, available
+from edgeres.engine.vendor import available
 from edgeres.progress import SILENT, Progress
 from edgeres.records import EngineRecord
 
@@ -28,40 +28,58 @@ class EngineChoice:
     max_batch: int = 8
     compute_capabilities: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Refuses what no build could do, long before the first one begins."""
+        BuildRequest("int8", max_batch=self.max_batch, compute_capabilities=self.compute_capabilities)
+
 
 def build_engines(
     folder: Path, targets: Sequence[Target], choice: EngineChoice, progress: Progress = SILENT
-) -> tuple[EngineRecord, ...]:
-    """Build for every target that has engines, into ``folder``/engines.
+) -> dict[EngineRecord, bytes | None]:
+    """Build for every target that has engines, from the graphs in ``folder``.
 
-    An FP32 engine is always built beside an INT8 one, for its size, and kept where ``choice.also`` says so. A target that
-    cannot be built on this machine gets a record whose status says where to run what.
+    An FP32 engine is always built beside an INT8 one, for its size, and kept where ``choice.also`` says so. A target
+    that cannot be built on this machine gets a record whose status says where to run what.
+
+    Returns:
+        Records, each with its serialized engine where that is kept; nothing is written.
 
     Raises:
         EngineError: the vendor refuses the graph.
-        OSError: an engine cannot be written.
     """
-    return tuple(record for target in targets for record in _for_target(folder, target, choice, progress))
+    return {record: data for target in targets for record, data in _for_target(folder, target, choice, progress)}
 
 
-def _for_target(folder: Path, target: Target, choice: EngineChoice, progress: Progress) -> Iterator[EngineRecord]:
+def not_built(target: Target) -> str | None:
+    """Why there will be no engine for this target from this machine, and what to run where; None: it can be built."""
+    if target.runtime == "onnxruntime":
+        return target.where
+    here = available(target.runtime)
+    # A Jetson is told by its GPU: an engine for it is built where that GPU is.
+    is_here = target.name == target.runtime or (here.gpu is not None and target.accepts(here.gpu.sm))
+    if is_here and here.can_build:
+        return None
+    why = f"not built here ({here.reason})" if target.name == target.runtime else "not built here"
+    return f"{why}; {target.where}"
+
+
+def _for_target(
+    folder: Path, target: Target, choice: EngineChoice, progress: Progress
+) -> Iterator[tuple[EngineRecord, bytes | None]]:
     if target.runtime == "onnxruntime":
         return
-    flavour: Flavour = target.runtime
-    here = available(flavour)
-    if target.name not in {"rtx", "tensorrt"} or not here.can_build:
-        why = f"not built here ({here.reason})" if target.name == flavour else "not built here"
-        status = f"{why}; {target.where}"
+    status = not_built(target)
+    if status is None:
+        for precision in dict.fromkeys(("int8", "fp32", *choice.also)):
+            yield _build(folder, target, precision, choice, progress)
+    else:
         progress.say(f"{target.name}: {status}")
-        yield EngineRecord(target.name, target.runtime, here.version or "", "int8", status)
-        return
-    for precision in dict.fromkeys(("int8", "fp32", *choice.also)):
-        yield _build(folder, target, precision, choice, progress)
+        yield EngineRecord(target.name, target.runtime, available(target.runtime).version or "", "int8", status), None
 
 
 def _build(
     folder: Path, target: Target, precision: Precision, choice: EngineChoice, progress: Progress
-) -> EngineRecord:
+) -> tuple[EngineRecord, bytes | None]:
     assert target.runtime != "onnxruntime"
     rtx = target.runtime == "rtx"
     request = BuildRequest(
@@ -70,12 +88,9 @@ def _build(
         compute_capabilities=choice.compute_capabilities if rtx else (),
     )
     built = build_engine(_graph(folder, precision), request, target.runtime, progress)
-    file = f"{ENGINES}/{built.file_name}"
-    record = built.record(target.name, file)
     if precision == "int8" or precision in choice.also:
-        write_file(folder / file, built.data)
-        return record
-    return replace(record, file=None, status="built for its size, not kept")
+        return built.record(target.name, f"{ENGINES}/{built.file_name}"), built.data
+    return built.record(target.name, None, "built for its size, not kept"), None
 
 
 def _graph(folder: Path, precision: Precision) -> Path | bytes:

@@ -92,7 +92,7 @@ def _step(step: dict[str, Any]) -> str:
 
 def _drop(report: Report) -> str:
     a = report["accuracy"]
-    pairs = f"{a['lost']} images lost, {a['gained']} gained, McNemar p = {a['mcnemar_p']:.2g}"
+    pairs = f"{a['lost']} lost, {a['gained']} gained, McNemar p = {a['mcnemar_p']:.2g}"
     return f"{points(a['drop_pp'])}, 95 % interval {interval(a['drop_pp_ci95'])} ({pairs})"
 
 

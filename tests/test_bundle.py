@@ -1,0 +1,448 @@
+"""A bundle on disk: whole or not there, whenever its writer is killed; checked when it is read."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from bundles import CLASSES, siblings, spec, write_bundle, write_images
+from engine_graphs import resnet
+
+from edgeres import bundle as module
+from edgeres.bundle import MANIFEST, Bundle, new_bundle, seal, write_file
+from edgeres.errors import BundleError, EnvironmentError_
+from edgeres.records import EngineRecord, Manifest
+
+NAME = "robot [v1].edgeres"  # brackets mean something to glob
+
+
+def files(text: str) -> dict[str, bytes]:
+    return {"model.int8.cpu.onnx": text.encode(), "engines/a.engine": b"engine of " + text.encode()}
+
+
+def content(path: Path) -> str:
+    """What a bundle was written with, after checking all of it."""
+    bundle = Bundle(path)
+    bundle.check()
+    return bundle.file("model.int8.cpu.onnx").read_text()
+
+
+def a_pid(*, alive: bool) -> int:
+    if alive:
+        return os.getppid()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    return ended.pid
+
+
+def leave(path: Path, kind: str, pid: object, text: str | None = None) -> Path:
+    """What a killed writer leaves: a hidden sibling, whole where ``text`` is given."""
+    hidden = path.with_name(f".{path.name}.{kind}-{pid}")
+    if text is None:
+        hidden.mkdir()
+        (hidden / "model.fp32.onnx").write_bytes(b"half")
+    else:
+        write_bundle(path.with_name("made"), files=files(text)).rename(hidden)
+    return hidden
+
+
+def test_the_manifest_names_every_other_file_with_its_hash(tmp_path: Path) -> None:
+    path = write_bundle(tmp_path / NAME, files=files("one"))
+    manifest = json.loads((path / MANIFEST).read_text())
+    found = {p.relative_to(path).as_posix(): p for p in path.rglob("*") if p.is_file() and p.name != MANIFEST}
+    assert manifest["files"] == {name: hashlib.sha256(p.read_bytes()).hexdigest() for name, p in found.items()}
+    assert manifest["schema"] == 1
+    assert Bundle(path).manifest.model == spec()
+    assert Bundle(path).manifest.model.labels == CLASSES
+    assert siblings(path) == set()
+
+
+def test_a_newer_bundle_takes_the_place_of_an_older_one_whole(tmp_path: Path) -> None:
+    path = write_bundle(tmp_path / NAME, files={**files("one"), "report.json": b"{}"})
+    write_bundle(path, files=files("two"))
+    assert content(path) == "two"
+    assert not (path / "report.json").exists()
+    assert siblings(path) == set()
+
+
+def test_an_empty_directory_may_become_a_bundle_and_missing_parents_are_made(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert content(write_bundle(tmp_path / "empty", files=files("one"))) == "one"
+    assert content(write_bundle(tmp_path / "new" / "folder" / NAME, files=files("one"))) == "one"
+
+
+@pytest.mark.parametrize(
+    "stop", [OSError(errno.EIO, "I/O error"), ValueError("fault"), KeyboardInterrupt(), SystemExit()]
+)
+@pytest.mark.parametrize("before", [None, "one"])
+def test_a_writer_that_stops_leaves_what_was_there(tmp_path: Path, stop: BaseException, before: str | None) -> None:
+    path = tmp_path / NAME
+    if before:
+        write_bundle(path, files=files(before))
+    with pytest.raises((type(stop), EnvironmentError_)), new_bundle(path) as folder:
+        write_file(folder / "model.int8.cpu.onnx", b"two")
+        raise stop
+    assert siblings(path) == set()
+    assert content(path) == before if before else not path.exists()
+
+
+def test_a_bundle_without_a_manifest_is_not_published(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not sealed"), new_bundle(tmp_path / NAME) as folder:
+        write_file(folder / "model.fp32.onnx", b"...")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_line_that_names_the_bundle(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentError_) as caught, new_bundle(tmp_path / NAME):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert str(caught.value).startswith(f"{tmp_path / NAME}: cannot be written (No space left on device); free some")
+    assert list(tmp_path.iterdir()) == []
+
+
+def a_file(path: Path) -> None:
+    path.write_text("mine")
+
+
+def a_directory(path: Path) -> None:
+    path.mkdir()
+    (path / "thesis.tex").write_text("mine")
+
+
+def a_dangling_link(path: Path) -> None:
+    path.symlink_to("/nowhere")
+
+
+@pytest.mark.parametrize("make", [a_file, a_directory, a_dangling_link])
+def test_what_is_not_a_bundle_is_left_alone(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    path = tmp_path / NAME
+    make(path)
+    before = [(p, p.lstat().st_ino, p.lstat().st_mtime_ns) for p in sorted(tmp_path.rglob("*"))]
+    with pytest.raises(BundleError, match="left alone; choose another -o"):
+        write_bundle(path)
+    assert [(p, p.lstat().st_ino, p.lstat().st_mtime_ns) for p in sorted(tmp_path.rglob("*"))] == before
+
+
+def test_a_parent_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    a_file(tmp_path / "file")
+    with pytest.raises(BundleError, match="cannot be written"):
+        write_bundle(tmp_path / "file" / NAME)
+
+
+def test_a_link_to_a_bundle_stays_a_link(tmp_path: Path) -> None:
+    real = write_bundle(tmp_path / "disk" / NAME, files=files("one"))
+    link = tmp_path / "current"
+    link.symlink_to(real)
+    write_bundle(link, files=files("two"))
+    assert link.is_symlink()
+    assert content(link) == content(real) == "two"
+    assert siblings(link) == {"disk"}
+    assert siblings(real) == set()
+
+
+def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -> None:
+    path = tmp_path / NAME
+    leave(path, "partial", a_pid(alive=False))
+    leave(path, "old", a_pid(alive=False), "zero")
+    kept = {
+        leave(path, "partial", a_pid(alive=True)),
+        leave(path, "partial", "mine"),
+        leave(tmp_path / "x", "partial", 1),
+    }
+    write_bundle(path, files=files("one"))
+    assert content(path) == "one"
+    assert siblings(path) == {p.name for p in kept}
+
+
+def test_an_older_bundle_that_stepped_aside_comes_back_when_the_next_writer_stops(tmp_path: Path) -> None:
+    path = tmp_path / NAME
+    leave(path, "old", a_pid(alive=False), "one")
+    with pytest.raises(KeyboardInterrupt), new_bundle(path):
+        raise KeyboardInterrupt
+    assert content(path) == "one"
+    assert siblings(path) == set()
+
+
+def test_an_interrupt_between_the_two_renames_brings_the_older_one_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_bundle(tmp_path / NAME, files=files("one"))
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if ".partial-" in self.name:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_bundle(path, files=files("two"))
+    assert content(path) == "one"
+    assert siblings(path) == set()
+
+
+KILLED_ANYWHERE = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from bundles import siblings, write_bundle
+from test_bundle import content, files
+
+path = Path(sys.argv[1]) / "robot [v1].edgeres"
+EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.scandir", "shutil.rmtree", "os.fsync"}
+
+def killed_at(step, text):
+    '''Writes in a child that dies at its step-th call into the file system; whether it lived.'''
+    child = os.fork()
+    if child == 0:
+        left = step
+        def count(event, arguments):
+            nonlocal left
+            if event in EVENTS:
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(count)
+        write_bundle(path, files=files(text))
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
+
+for before in (None, "one"):
+    seen, step, done = set(), 0, False
+    while not done:
+        step += 1
+        done = killed_at(step, "two")
+        state = content(path) if path.exists() else None
+        # Between the two renames of a replacement there is no bundle, but the older one waits beside it.
+        assert state in (before, "two", None), (step, state)
+        seen.add(state)
+        write_bundle(path, files=files("next"))
+        assert content(path) == "next" and not siblings(path), (step, siblings(path))
+        if before:
+            write_bundle(path, files=files(before))
+        else:
+            import shutil; shutil.rmtree(path)
+    assert step > 20 and {before, "two"} <= seen, (step, seen)
+print("survived")
+"""
+
+
+def test_killed_at_any_call_into_the_file_system(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_ANYWHERE, str(tmp_path), str(Path(__file__).parent)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "survived\n", done.stderr
+
+
+KILLED_BUILD = """
+import functools, os, signal, sys
+from pathlib import Path
+folder, tests, stages = Path(sys.argv[1]), sys.argv[2], sys.argv[3].split()
+sys.path.insert(0, tests)
+os.chdir(folder)
+from bundles import siblings
+from edgeres import pipeline, report
+from edgeres.bundle import Bundle
+from edgeres.verify import stage
+stage.LatencyPlan = functools.partial(stage.LatencyPlan, warmup_seconds=0.0, min_seconds=0.01)
+output = folder / "robot.edgeres"
+
+def built(stop=None):
+    child = os.fork()
+    if child == 0:
+        if stop:
+            def killed(*arguments, **named):
+                result = original(*arguments, **named)
+                os.kill(os.getpid(), signal.SIGKILL)
+            original = getattr(pipeline, stop)
+            setattr(pipeline, stop, killed)
+        result = pipeline.build("tiny.onnx", calibration="images.npz", validation="images.npz", targets=("cpu",),
+                                max_drop=None, output=output)
+        os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+for stop in stages:
+    assert built(stop) == signal.SIGKILL, stop
+    assert not output.exists(), stop
+assert built() == 0
+Bundle(output).check()
+assert {p.name for p in folder.iterdir()} == {"robot.edgeres", "tiny.onnx", "images.npz"}
+print("survived")
+"""
+STAGES = ("take", "choose_sources", "write_file", "write_json", "build_engines", "verify", "write_report", "seal")
+
+
+def test_a_build_killed_after_any_stage_leaves_no_bundle_and_the_next_one_works(tmp_path: Path) -> None:
+    (tmp_path / "tiny.onnx").write_bytes(resnet(quantized=False, width=4, px=16).SerializeToString())
+    write_images(tmp_path / "images.npz", count=10, px=16, classes=10)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_BUILD, str(tmp_path), str(Path(__file__).parent), " ".join(STAGES)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "survived\n", done.stderr
+
+
+def changed(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[0] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [(changed, "was changed"), (cut, "was changed"), (Path.unlink, "is missing")],
+    ids=["changed", "cut", "removed"],
+)
+@pytest.mark.parametrize("name", files("x"))
+def test_a_file_that_is_not_as_it_was_written_is_refused(
+    tmp_path: Path, name: str, harm: Callable[[Path], None], words: str
+) -> None:
+    path = write_bundle(tmp_path / NAME, files=files("one"))
+    harm(path / name)
+    bundle = Bundle(path)
+    with pytest.raises(BundleError, match=rf"{name} {words}.*build it again"):
+        bundle.file(name)
+    with pytest.raises(BundleError, match=words):
+        bundle.check()
+    for other in files("x").keys() - {name}:
+        assert bundle.file(other).is_file()
+
+
+def test_a_file_that_the_bundle_does_not_name_is_refused(tmp_path: Path) -> None:
+    path = write_bundle(tmp_path / NAME)
+    (path / "notes.txt").write_text("mine")
+    with pytest.raises(BundleError, match=r"has no notes\.txt"):
+        Bundle(path).file("notes.txt")
+    assert not Bundle(path).has("notes.txt")
+    Bundle(path).check()
+
+
+@pytest.mark.parametrize(
+    ("manifest", "words"),
+    [
+        (None, "has no manifest.json"),
+        ("{", "cannot be read"),
+        ("[1]", "cannot be read"),
+        ("{}", "cannot be read"),
+        ('{"schema": "new"}', "cannot be read"),
+        ('{"schema": null}', "cannot be read"),
+        ('{"schema": 1}', "is incomplete"),
+        ('{"schema": 1, "model": []}', "is incomplete"),
+        ('{"schema": 1, "model": {"preprocess": []}}', "is incomplete"),
+        ('{"schema": 99}', "format 99, this edgeres reads 1; upgrade edgeres"),
+        (b"\xff\xfe", "cannot be read"),
+    ],
+)
+def test_a_manifest_that_is_none_is_refused_in_one_line(
+    tmp_path: Path, manifest: str | bytes | None, words: str
+) -> None:
+    path = write_bundle(tmp_path / NAME)
+    if manifest is None:
+        (path / MANIFEST).unlink()
+    else:
+        (path / MANIFEST).write_bytes(manifest if isinstance(manifest, bytes) else manifest.encode())
+    with pytest.raises(BundleError) as caught:
+        Bundle(path)
+    line = str(caught.value)
+    assert line.startswith(f"{path}: ")
+    assert words in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("make", [a_file, a_dangling_link, lambda path: None])
+def test_no_directory_is_no_bundle(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / NAME)
+    with pytest.raises(BundleError, match="no such bundle"):
+        Bundle(tmp_path / NAME)
+
+
+def test_manifests_of_a_later_minor_version_are_read(tmp_path: Path) -> None:
+    path = write_bundle(tmp_path / NAME)
+    data = json.loads((path / MANIFEST).read_text())
+    data["invented_later"] = data["model"]["invented_later"] = {"x": 1}
+    (path / MANIFEST).write_text(json.dumps(data))
+    assert Bundle(path).manifest.model == spec()
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "new" / "out.onnx"
+    write_file(path, b"one")
+    hidden = path.with_name(f".{path.name}.partial-{a_pid(alive=False)}")
+    hidden.write_bytes(b"half")
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left") as caught:
+        patch.setattr(module, "_sync", full)
+        write_file(path, b"two")
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == b"one"
+    assert siblings(path) == set()  # the leftover of the dead has gone, too
+    write_file(path, b"two")
+    assert path.read_bytes() == b"two"
+
+
+def engine(name: str, precision: str = "int8", version: str = "1") -> EngineRecord:
+    return EngineRecord("rtx", "rtx", version, precision, "built, not run here", f"engines/{name}", 3)  # type: ignore[arg-type]
+
+
+def test_engines_replace_earlier_ones_of_their_kind(tmp_path: Path) -> None:
+    path = write_bundle(tmp_path / NAME, files=files("one"))
+    Bundle(path).add_engines({engine("1.engine"): b"old", engine("1-fp32.engine", "fp32"): b"old32"})
+    size_only = EngineRecord("rtx", "rtx", "2", "fp16", "built for its size, not kept", None, 5)
+    Bundle(path).add_engines({engine("2.engine", version="2"): b"new", size_only: None})
+    bundle = Bundle(path)
+    bundle.check()
+    assert [(e.precision, e.version) for e in bundle.manifest.engines] == [("fp32", "1"), ("int8", "2"), ("fp16", "2")]
+    assert bundle.file("engines/2.engine").read_bytes() == b"new"
+    assert bundle.file("engines/1-fp32.engine").read_bytes() == b"old32"
+    assert not bundle.has("engines/1.engine")
+    assert {p.name for p in (path / "engines").iterdir()} == {"a.engine", "1-fp32.engine", "2.engine"}
+
+
+def test_a_bundle_is_whole_wherever_the_writing_of_engines_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_bundle(tmp_path / NAME, files=files("one"))
+    Bundle(path).add_engines({engine("1.engine"): b"old"})
+    replace = module._replace
+    for step in range(1, 4):  # the manifest, the engine, the manifest
+        left = step
+
+        def stop(target: Path, data: bytes) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                raise KeyboardInterrupt
+            replace(target, data)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(module, "_replace", stop)
+            Bundle(path).add_engines({engine("1.engine"): f"new {step}".encode()})
+        Bundle(path).check()
+    Bundle(path).add_engines({engine("1.engine"): b"new"})
+    assert Bundle(path).file("engines/1.engine").read_bytes() == b"new"
+    assert [e.file for e in Bundle(path).manifest.engines] == ["engines/1.engine"]
+
+
+def test_sealing_again_forgets_nothing_and_names_itself_never(tmp_path: Path) -> None:
+    path = write_bundle(tmp_path / NAME, files=files("one"))
+    (path / "labels.txt").write_text("ant\n")
+    seal(path, Manifest(spec(), {}, {}, {}, {}))
+    assert set(Bundle(path).manifest.files) == {*files("x"), "labels.txt"}

@@ -1,0 +1,198 @@
+"""Imports point one way, heavy packages stay where they belong, and a robot's install runs everything meant for it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from importlib import import_module
+from pathlib import Path
+
+import click
+import pytest
+
+import edgeres
+from edgeres.cli import COMMANDS
+
+ROOT = Path(edgeres.__file__).parent
+README = ROOT.parent / "README.md"
+
+# From the ground up; a module belongs to the longest name that begins its own.
+LAYERS = (
+    ("edgeres", "edgeres._version", "edgeres.errors", "edgeres.progress"),
+    ("edgeres.records",),
+    ("edgeres.data", "edgeres.bundle"),
+    ("edgeres.runtime",),
+    (
+        "edgeres.calibrate",
+        "edgeres.doctor",
+        "edgeres.engine",
+        "edgeres.environment",
+        "edgeres.export",
+        "edgeres.graph",
+        "edgeres.quantize",
+        "edgeres.refine",
+        "edgeres.report",
+        "edgeres.verify",
+        "edgeres.zoo",
+    ),
+    ("edgeres.intake", "edgeres.pipeline", "edgeres.steps"),
+    ("edgeres.cli", "edgeres.__main__"),
+)
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+# What may import a heavy package when it is imported itself. Everything else is part of the base install.
+GRAPHS = ("edgeres.graph", "edgeres.quantize", "edgeres.refine", "edgeres.export", "edgeres.calibrate.forward")
+CHECKPOINTS = ("edgeres.zoo.checkpoint", "edgeres.zoo.resnet", "edgeres.zoo.state_dict")
+HEAVY = {
+    "torch": (*CHECKPOINTS, "edgeres.export", "edgeres.refine"),
+    "safetensors": CHECKPOINTS,
+    "onnx": GRAPHS,
+    "onnxruntime": (),
+    "tensorrt": (),
+    "tensorrt_rtx": (),
+    "cuda": (),
+    "pycuda": (),
+}
+BLOCKED = tuple(name for name in HEAVY if name != "onnxruntime")
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): ast.parse(path.read_text(encoding="utf-8")) for path in sorted(ROOT.rglob("*.py"))}
+BASE = [name for name in MODULES if not name.startswith((*GRAPHS, *CHECKPOINTS))]
+
+
+def imports(tree: ast.AST, *, deep: bool) -> Iterator[str]:
+    """Modules that are imported, inside functions too where ``deep``; what only a type checker sees is left out."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            assert node.module
+            full = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in MODULES else node.module for name in full)
+        elif deep or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from imports(node, deep=deep)
+
+
+def rank(name: str) -> int:
+    parts = name.split(".")
+    known = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+    return next(RANK[prefix] for prefix in known if prefix in RANK and (prefix != "edgeres" or name == "edgeres"))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_down(name: str) -> None:
+    ours = [target for target in imports(MODULES[name], deep=True) if target.split(".")[0] == "edgeres"]
+    assert [target for target in ours if rank(target) > rank(name)] == []
+
+
+def test_modules_do_not_import_each_other_in_a_circle() -> None:
+    graph = {name: set(imports(tree, deep=False)) & MODULES.keys() for name, tree in MODULES.items()}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(MODULES)  # raises CycleError
+
+
+@pytest.mark.parametrize("package", HEAVY)
+def test_heavy_packages_are_imported_at_module_level_only_where_allowed(package: str) -> None:
+    found = {name for name, tree in MODULES.items() if package in {i.split(".")[0] for i in imports(tree, deep=False)}}
+    assert {name for name in found if not name.startswith(HEAVY[package] or ("nowhere",))} == set()
+
+
+def in_new_python(code: str, *arguments: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+BLOCKER = """
+import sys
+from importlib import import_module
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in BLOCKED:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+BLOCKED = sys.argv[1].split()
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def test_the_base_install_imports_everything_but_the_stages_that_need_more() -> None:
+    assert "edgeres.intake" in BASE  # the list is what we think it is
+    assert "edgeres.verify.stage" in BASE
+    code = BLOCKER + "for name in sys.argv[2:]: import_module(name)\nprint(set(BLOCKED) & set(sys.modules))"
+    assert in_new_python(code, " ".join(BLOCKED), *BASE) == "set()\n"
+
+
+def test_every_command_shows_its_help_in_the_base_install() -> None:
+    code = BLOCKER + (
+        "from edgeres.cli import cli\n"
+        "for name in sys.argv[2:]:\n"
+        "    cli.main([name, '--help'], prog_name='edgeres', standalone_mode=False)\n"
+    )
+    shown = in_new_python(code, " ".join(BLOCKED), *COMMANDS)
+    assert all(f"Usage: edgeres {name} " in shown for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        (["export", "--model", "resnet20", "--weights", "random", "-o", "x.onnx"], "onnx"),
+        (["build", "--model", "resnet20"], "onnx"),
+        (["quantize", "x.onnx", "--calibration", "signs:4", "-o", "y.onnx"], "onnx"),
+        (["inspect", "x.onnx"], "onnx"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else value,
+)
+def test_the_base_install_says_what_a_step_needs(command: list[str], extra: str) -> None:
+    code = BLOCKER + (
+        "from edgeres.cli import main\n"
+        "sys.stderr = sys.stdout\n"
+        "sys.argv = ['edgeres', *sys.argv[2:]]\n"
+        "try: main()\n"
+        "except SystemExit as stop: print(stop.code)\n"
+    )
+    lines = in_new_python(code, " ".join(BLOCKED), *command).splitlines()
+    wanted = f"edgeres: this step needs {extra}, which is not installed; pip install 'edgeres[export]'"
+    assert lines == [wanted, "3"]
+
+
+def test_the_runtime_brings_numpy_and_pillow_alone() -> None:
+    code = (
+        "import sys; before = set(sys.modules)\n"
+        "import edgeres.runtime\n"
+        "new = {name.split('.')[0] for name in set(sys.modules) - before}\n"
+        "print(*sorted(n for n in new - set(sys.stdlib_module_names) if not n.startswith('_')))"
+    )
+    assert in_new_python(code).split() == ["PIL", "edgeres", "numpy"]
+
+
+def test_the_list_of_commands_loads_none_of_them() -> None:
+    """What keeps ``edgeres --help`` fast: not even NumPy is imported."""
+    code = (
+        "import sys\nfrom edgeres.cli import cli\ncli.main(['--help'], standalone_mode=False)\n"
+        "print([n for n in sys.modules if n.startswith(('edgeres.cli.', 'numpy', 'rich'))])"
+    )
+    shown = in_new_python(code)
+    assert shown.endswith("[]\n")
+    assert all(f"  {name} " in shown for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_show_an_example_and_are_documented(name: str) -> None:
+    command: click.Command = import_module(f"edgeres.cli.{COMMANDS[name][0]}").command
+    assert command.name == name
+    example = f"edgeres {name}"
+    assert any(f"{line} ".startswith(f"{example} ") for line in inspect.cleandoc(command.help or "").splitlines())
+    assert [p.name for p in command.params if isinstance(p, click.Option) and not p.help] == []
+    assert "--json" in {option for parameter in command.params for option in parameter.opts}
+    assert example in README.read_text(encoding="utf-8")
