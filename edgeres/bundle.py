@@ -30,6 +30,7 @@ from edgeres.records import EngineRecord, Manifest
 SCHEMA = 1
 MANIFEST = "manifest.json"
 FP32 = "model.fp32.onnx"
+# In ascending order of preference on a CPU.
 GRAPHS = {"tensorrt": "model.int8.onnx", "cpu": "model.int8.cpu.onnx"}
 CALIBRATION = "calibration.json"
 REPORT, REPORT_PAGE = "report.json", "report.html"
@@ -111,7 +112,13 @@ class Bundle:
         The manifest gives the earlier ones up first: whenever the writer is killed, what it names is as it says.
         """
         keys = {record.key for record in engines}
-        kept = tuple(old for old in self.manifest.engines if old.key not in keys)
+        runtimes = {record.runtime for record in engines if record.file}
+        # "Not built here" ends with the first engine of its runtime.
+        kept = tuple(
+            old
+            for old in self.manifest.engines
+            if old.key not in keys and (old.size_bytes or old.runtime not in runtimes)
+        )
         new = {record.file: data for record, data in engines.items() if record.file and data}
         old = {record.file for record in self.manifest.engines if record.file and record.key in keys}
         files = {name: digest for name, digest in self.manifest.files.items() if name not in old | new.keys()}

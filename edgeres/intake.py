@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,6 +38,13 @@ class InputChoice:
     pixel_scale: float | None = None
     resize_px: int | None = None
     channel_order: ChannelOrder | None = None
+
+    def __post_init__(self) -> None:
+        numbers = (*(self.mean or ()), *(self.std or ()), *(() if self.pixel_scale is None else (self.pixel_scale,)))
+        if not all(math.isfinite(number) for number in numbers):
+            raise UsageError("mean, std and pixel scale must be finite numbers")
+        if any(value <= 0 for value in self.std or ()) or (self.pixel_scale is not None and self.pixel_scale <= 0):
+            raise UsageError("std and pixel scale must be above zero", hint="leave them out for ImageNet's")
 
     def over(self, known: Preprocess) -> Preprocess:
         """The contract with the user's choices in place of what was known."""

@@ -80,7 +80,7 @@ class BuildOptions:
         """Plain JSON types, for the report."""
         own = {name: value for name, value in vars(self).items() if name not in _PARTS}
         given = {**vars(self.model), **vars(self.data), **vars(self.refine), **vars(self.engines), **own}
-        options: dict[str, Any] = plain(given)
+        options: dict[str, Any] = plain({**given, "weight_bits_cpu": weight_bits()})
         return options
 
 
@@ -129,13 +129,16 @@ def build(model: Any, *, progress: Progress = SILENT, command: str = "", **optio
     """
     o = _options(model, options)
     watch = Stopwatch()
-    targets = choose_targets(o.targets)
+    targets, gates = choose_targets(o.targets), o.gates
     if o.output is not None:
         check_target(o.output)
     check_paths(o.data)
     with watch.stage("export"):
         fp32 = with_exact_input(take(o.model, progress))
     sources = choose_sources(o.data, fp32.spec)
+    if "accuracy" in sources.reasons:
+        gates = tuple(gate for gate in gates if gate.metric != "drop_pp")
+        progress.say(f"no gate on the drop: {sources.reasons['accuracy']}")
     if sources.overlap:
         progress.say("calibration and validation are the same images, which flatters INT8")
     calibration = Loader(sources.calibration, fp32.spec.preprocess, o.batch, o.on_unreadable)
@@ -150,21 +153,23 @@ def build(model: Any, *, progress: Progress = SILENT, command: str = "", **optio
             engines = build_engines(folder, targets, o.engines, progress)
             _write_engines(folder, engines)
         with watch.stage("verify"):
-            verified = verify(graphs_in(folder), fp32.spec, validation, progress)
+            graphs = graphs_in(folder)
+            verified = verify(graphs, fp32.spec, validation, progress)
         data = ReportInput(
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             command=command,
             options=o.to_dict(),
             environment=environment(),
             model=fp32.spec,
-            headline=graphs_in(folder).headline,
-            gates=o.gates,
+            export={"max_error": fp32.max_error, "notes": list(fp32.notes)},
+            headline=graphs.headline,
+            gates=gates,
             validation=data_record(validation, verified.comparison.images),
             calibration=CalibrationRecord(data_record(calibration, quantized.images), o.method, o.batch),
             plans={str(style): plan for style, plan in quantized.plans.items()},
             comparison=verified.comparison,
             latency=verified.latency,
-            sizes=_sizes(folder),
+            sizes=graphs.sizes,
             engines=tuple(engines),
             refinement=tuple(step.to_dict() for step in refined.steps),
             residual=tuple(cost.to_dict() for cost in refined.skips),
@@ -263,11 +268,6 @@ def _write_engines(folder: Path, engines: Mapping[EngineRecord, bytes | None]) -
     for record, data in engines.items():
         if record.file and data:
             write_file(folder / record.file, data)
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    graphs = graphs_in(folder)
-    return {name: path.stat().st_size for name, path in {"fp32": graphs.fp32, **graphs.int8}.items()}
 
 
 def _manifest(fp32: Fp32Model, quantized: Quantized, engines: Sequence[EngineRecord]) -> Manifest:

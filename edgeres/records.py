@@ -244,7 +244,7 @@ class EngineRecord:
         file: path inside the bundle, None where it was not built.
         precision: of the weights and activations in the graph it was built from.
         size_bytes: 0 where it was not built.
-        status: ``built, not run here``, ``verified``, or why it was not built and where to run what.
+        status: ``built, not run here``, or why it was not built and where to run what.
     """
 
     target: str

@@ -126,6 +126,7 @@ def verify_bundle(
         BundleError: a file is missing or was changed.
         SourceError, UsageError: the validation images cannot be used.
     """
+    gates = gates_of(limits)
     bundle = Bundle(path)
     bundle.check()
     spec = bundle.manifest.model
@@ -133,7 +134,6 @@ def verify_bundle(
     loader = Loader(source, spec.preprocess, VALIDATION_BATCH, on_unreadable)
     graphs = Graphs(bundle.file(FP32), {style: bundle.file(name) for style, name in GRAPHS.items() if bundle.has(name)})
     verified = verify(graphs, spec, loader, progress)
-    sizes = {name: file.stat().st_size for name, file in {"fp32": graphs.fp32, **graphs.int8}.items()}
     return build_report(
         ReportInput(
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -142,11 +142,11 @@ def verify_bundle(
             environment=environment(),
             model=spec,
             headline=graphs.headline,
-            gates=gates_of(limits),
+            gates=gates,
             validation=data_record(loader, verified.comparison.images),
             comparison=verified.comparison,
             latency=verified.latency,
-            sizes=sizes,
+            sizes=graphs.sizes,
             engines=bundle.manifest.engines,
             reasons={**verified.reasons, **reasons},
         )

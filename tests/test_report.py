@@ -267,7 +267,7 @@ def test_the_terminal_shows_the_figures() -> None:
         "FP32 95.00 % 100.00 %",
         "INT8 94.00 % 100.00 %",
         "46.8 MB",
-        "top-1 drop 1.00 pp, 95 % interval -1.43 to 3.88 (3 images lost, 1 gained, McNemar p = 0.62)",
+        "top-1 drop 1.00 pp, 95 % interval -1.43 to 3.88 (3 lost, 1 gained, McNemar p = 0.62)",
         "agreement 98.00 %",
         "logit SQNR 29.3 dB",
         "rtx TensorRT-RTX 1.7.1 int8 14.5 MB built, not run here",

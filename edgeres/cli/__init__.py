@@ -87,7 +87,7 @@ def main() -> None:
         error.show()
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        _say("interrupted; nothing was written")
+        _say("interrupted; nothing is half-written")
         code = INTERRUPTED
     except SystemExit as stop:  # how click and rich leave when the reader of our output is gone
         code = BROKEN_PIPE if stop.code == 1 else stop.code

@@ -84,7 +84,7 @@ calibration_options = _all(
         metavar="N",
         help="Images per calibration step.",
     ),
-    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of every random choice."),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the choice of images."),
     click.option("--skip-unreadable", is_flag=True, help="Go on without images that cannot be read; they are named."),
 )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from edgeres.engine.meter import Meter
-from edgeres.engine.targets import RTX_COMPUTE_CAPABILITIES
+from edgeres.engine.targets import RTX_COMPUTE_CAPABILITIES, RTX_PORTABLE
 from edgeres.engine.vendor import Flavour, VendorLog, available, load, vendor_log
 from edgeres.engine.words import in_words
 from edgeres.errors import EngineError, ModelError, UsageError
@@ -63,7 +63,7 @@ class BuildRequest:
             raise UsageError(f"the workspace must be at least one byte, not {self.workspace_bytes}")
         for capability in self.compute_capabilities:
             if capability not in RTX_COMPUTE_CAPABILITIES:
-                known = ", ".join(RTX_COMPUTE_CAPABILITIES)
+                known = ", ".join(RTX_PORTABLE if self.precision == "int8" else RTX_COMPUTE_CAPABILITIES)
                 raise UsageError(
                     f"TensorRT-RTX does not build for compute capability {capability}", hint=f"use {known}"
                 )

@@ -8,6 +8,7 @@ the noise power of the logits against FP32's, with float arithmetic between Q/DQ
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -17,14 +18,15 @@ from typing import Any
 import numpy as np
 import onnx
 
+from edgeres.calibrate.record import digest
 from edgeres.data.base import View
 from edgeres.data.loader import Loader
-from edgeres.errors import EdgeresError
+from edgeres.errors import EdgeresError, needs
 from edgeres.graph.view import GraphView
 from edgeres.progress import SILENT, Progress
 from edgeres.quantize.rewrite import rewrite
 from edgeres.quantize.stage import Quantized, RangeChoice, quantize
-from edgeres.records import F32, Style
+from edgeres.records import F32, I64, Style
 from edgeres.refine.bias import correct_bias
 from edgeres.refine.choice import RefineChoice
 from edgeres.refine.draft import Draft, logits, noise_power
@@ -46,12 +48,13 @@ class Step:
     """One refinement of one graph.
 
     Attributes:
+        style: of the graph it was tried on, or several with their errors added up.
         before_db, after_db: logit SQNR on the held-back images; ``after_db`` None where the step could not be done.
         note: why it was not kept, or "".
     """
 
     name: str
-    style: Style
+    style: str
     before_db: float
     after_db: float | None
     kept: bool
@@ -90,35 +93,53 @@ def quantize_with_recipe(
         SourceError: images cannot be read.
         ModelError: a tensor is not finite.
     """
+    refines = choice.effort != "fast" or choice.residual == "auto"
     count = len(loader.source)
-    nothing_to_judge = choice.effort == "fast" and choice.residual != "auto"
-    if count < _LEAST_IMAGES or nothing_to_judge:
+    if refines and count < _LEAST_IMAGES:
+        progress.say(f"{count} calibration images, too few to hold any back: nothing is refined")
+    if not refines or count < _LEAST_IMAGES:
         quantized = quantize(graph, styles, loader, ranges, progress)
-        if choice.residual == "int8" or "tensorrt" not in quantized.plans:
+        plan = quantized.plans.get("tensorrt")
+        if plan is None or choice.residual != "fp16":
             return Refined(quantized)
-        view, plan = GraphView(graph), quantized.plans["tensorrt"]
+        view = GraphView(graph)
         return Refined(_with_drafts(quantized, {"tensorrt": Draft(graph, keep_in_half(view, plan, skips(view, plan)))}))
+    if choice.effort != "fast" and importlib.util.find_spec("torch") is None:
+        raise needs("export", "torch")
+    # Sources come sorted by class: both parts, and what is taken first of them, must hold every class.
+    order = np.random.RandomState(0).permutation(count).astype(np.int64)
     held_count = min(max(count // 8, 16), _HELD_BACK)
-    fit, held = _part(loader, 0, count - held_count), _part(loader, count - held_count, count)
+    fit, held = _part(loader, order[held_count:]), _part(loader, order[:held_count])
     quantized = quantize(graph, styles, fit, ranges, progress)
-    bench = _Bench(graph, _inputs(fit, _IMAGE_BYTES), _inputs(held, _IMAGE_BYTES), choice, progress)
+    bench = _Bench(graph, _inputs(replace(fit), _IMAGE_BYTES), _inputs(held, _IMAGE_BYTES), choice, progress)
+    loader.unreadable[:] = fit.unreadable + held.unreadable
     if choice.effort != "fast":
         quantized = bench.equalize(quantized, lambda equal: quantize(equal, styles, fit, ranges, progress))
-    loader.unreadable[:] = fit.unreadable + held.unreadable
     drafts = {style: bench.refine(Draft(bench.graph, plan)) for style, plan in quantized.plans.items()}
     return Refined(_with_drafts(quantized, drafts), tuple(bench.steps), bench.skips)
 
 
 def _with_drafts(quantized: Quantized, drafts: dict[Style, Draft]) -> Quantized:
-    plans = {**quantized.plans, **{style: draft.plan for style, draft in drafts.items()}}
-    graphs = {**quantized.graphs, **{style: rewrite(draft.graph, draft.plan) for style, draft in drafts.items()}}
-    return replace(quantized, graphs=graphs, plans=plans)
+    """The refined graphs and plans, and a calibration that tells the ranges which they hold."""
+    tensors = {
+        name: {**entry, "ranges": dict(entry["ranges"])} for name, entry in quantized.calibration["tensors"].items()
+    }
+    for style, draft in drafts.items():
+        for edge in draft.plan.edges:
+            if edge.tensor in tensors:
+                codes = np.array(edge.params.code_limits) - edge.params.zero_point
+                tensors[edge.tensor]["ranges"][style] = (codes * float(edge.params.scale)).tolist()
+    document = {**quantized.calibration, "tensors": tensors}
+    source = digest(document)
+    plans = {style: replace(draft.plan, calibration_digest=source) for style, draft in drafts.items()}
+    graphs = {style: rewrite(drafts[style].graph, plan) for style, plan in plans.items()}
+    merged = {**quantized.plans, **plans}, {**quantized.graphs, **graphs}
+    return replace(quantized, plans=merged[0], graphs=merged[1], calibration=document)
 
 
-def _part(loader: Loader, start: int, stop: int) -> Loader:
+def _part(loader: Loader, chosen: I64) -> Loader:
     source = loader.source
-    classes, labels = source.classes, source.labels[start:stop]
-    view = View(source, np.arange(start, stop), labels, classes, f"{stop - start:,} of {source.description}")
+    view = View(source, chosen, source.labels[chosen], source.classes, f"{len(chosen):,} of {source.description}")
     return Loader(view, loader.preprocess, loader.batch_size, loader.on_unreadable, loader.workers)
 
 
@@ -149,15 +170,13 @@ class _Bench:
         self.skips: tuple[SkipCost, ...] = ()
 
     def equalize(self, quantized: Quantized, again: Callable[[onnx.ModelProto], Quantized]) -> Quantized:
-        """Equalize the float graph and calibrate it anew, for all styles; judged on the graph for TensorRT where there
-        is one."""
+        """Equalize the float graph and calibrate it anew; all styles share it, so their errors are added up."""
         start = time.perf_counter()
         graph = equalize(self.graph, self.fit[: max(16, _EQUALIZE_BYTES // self.fit[0].nbytes)], self.progress)
         equal = again(graph)
-        style: Style = "tensorrt" if "tensorrt" in quantized.plans else "cpu"
-        before = self._noise(Draft(self.graph, quantized.plans[style]))
-        after = self._noise(Draft(graph, equal.plans[style]))
-        self._record("equalization", style, before, after, time.perf_counter() - start)
+        before = sum(self._noise(Draft(self.graph, plan)) for plan in quantized.plans.values())
+        after = sum(self._noise(Draft(graph, plan)) for plan in equal.plans.values())
+        self._record("equalization", "+".join(quantized.plans), before, after, time.perf_counter() - start)
         if after >= before:
             return quantized
         self.graph = graph
@@ -167,7 +186,8 @@ class _Bench:
         if draft.plan.style == "tensorrt":
             draft = self._residual(draft)
         if self.choice.effort == "best" or (self.choice.effort == "balanced" and draft.plan.style == "tensorrt"):
-            draft = self._try("learned ranges", draft, self._learn)
+            name = "learned ranges" if self.choice.effort == "balanced" else "learned ranges and rounding"
+            draft = self._try(name, draft, self._learn)
         if self.choice.effort != "fast":
             # Last: it takes off what mean everything before it has left.
             draft = self._try("bias correction", draft, lambda d: correct_bias(d, self.graph, self.fit, self.progress))
@@ -184,7 +204,7 @@ class _Bench:
     def _learn(self, draft: Draft) -> Draft:
         from edgeres.refine.reconstruct import BALANCED, ReconstructOptions, reconstruct
 
-        options = BALANCED if self.choice.effort == "balanced" else ReconstructOptions()
+        options = BALANCED if self.choice.effort == "balanced" else ReconstructOptions(block_steps=120, rounding=True)
         if self.fit[0].size > _LARGE_INPUT:
             options = replace(options, batch=_LARGE_INPUT_BATCH)
         return reconstruct(draft, self.graph, self.fit, options, self.progress)
@@ -204,7 +224,7 @@ class _Bench:
         return noise_power(self.reference, logits(draft.quantized(), self.held))
 
     def _record(
-        self, name: str, style: Style, before: float, after: float | None, seconds: float, note: str = ""
+        self, name: str, style: str, before: float, after: float | None, seconds: float, note: str = ""
     ) -> None:
         kept = after is not None and after < before
         note = note or ("" if kept else "no gain on the held-back images")

@@ -1,8 +1,8 @@
 """report.json: every figure of a build, what it was measured on, and the verdict.
 
 The shape never changes: a figure that was not measured is null, and ``reasons`` says why, under the figure's dotted
-path or that of a group it belongs to (``"latency": "skipped by --no-latency"``). ``schema.json`` beside this file
-describes all of it; the terminal table and the HTML page are drawn from the document alone.
+path or that of a group it belongs to (``"accuracy": "the validation source has no labels"``). ``schema.json`` beside
+this file describes all of it; the terminal table and the HTML page are drawn from the document alone.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ class ReportInput:
     Attributes:
         created: time in ISO 8601 with its zone.
         command: one line that reproduces the build; ``options`` are all its options with their values.
+        export: ``max_error`` of the FP32 graph to where it came from, as a share of the largest output, and ``notes``.
         headline: the candidate in ``comparison`` that ``accuracy.int8`` reports and ``latency`` measured.
         plans: quantization plans by style.
         latency: measurements taken in one run, under ``fp32`` and ``int8``.
@@ -88,6 +89,7 @@ class ReportInput:
     environment: Mapping[str, str]
     model: ModelSpec
     headline: str
+    export: Mapping[str, Any] | None = None
     gates: tuple[Gate, ...] = ()
     validation: DataRecord | None = None
     calibration: CalibrationRecord | None = None
@@ -119,6 +121,7 @@ def build_report(data: ReportInput) -> Json:
         "passed": all(verdict.passed for verdict in verdicts),
         "verdicts": [_verdict(verdict) for verdict in verdicts],
         "model": data.model.to_dict() | {"num_classes": data.model.num_classes},
+        "export": _export(data.export, reasons),
         "data": _data(data, reasons),
         "calibration": _calibration(data.calibration, reasons),
         "quantization": {style: _plan(plan) for style, plan in data.plans.items()},
@@ -148,6 +151,13 @@ def _verdict(verdict: Verdict) -> Json:
         "bound": metric.bound,
         "rule": metric.words(verdict.gate.limit),
     }
+
+
+def _export(export: Mapping[str, Any] | None, reasons: dict[str, str]) -> Json:
+    if export is None:
+        reasons.setdefault("export", "nothing was exported in this run")
+        return dict.fromkeys(("max_error", "notes"))
+    return dict(export)
 
 
 def _data(data: ReportInput, reasons: dict[str, str]) -> Json:

@@ -376,6 +376,9 @@ def _provenance(report: Report) -> Html:
         "Weights SHA-256": el("code", model["weights_sha256"] or NOT_MEASURED),
         "Preprocessing": ", ".join(f"{key} {value}" for key, value in model["preprocess"].items() if value is not None),
     }
+    if report["export"]["max_error"] is not None:
+        facts["Export"] = f"differs from its source by {report['export']['max_error']:.1e} of the largest output"
+        facts["Notes"] = "; ".join(report["export"]["notes"]) or NOT_MEASURED
     if calibration["method"]:
         batches = f"batches of {calibration['batch_size']}"
         facts["Calibration"] = f"{calibration['method']}, {calibration['images']:,} images in {batches}"

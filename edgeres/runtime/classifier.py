@@ -71,10 +71,11 @@ class Classifier:
         self.labels = spec.labels
         self.preprocess = spec.preprocess
         self._probabilities = spec.output == "probabilities"
-        graph = next((GRAPHS[style] for style in ("cpu", "tensorrt") if self._bundle.has(GRAPHS[style])), None)
-        if graph is None:
+        style = next((style for style, graph in reversed(GRAPHS.items()) if self._bundle.has(graph)), None)
+        if style is None:
             raise BundleError("holds no INT8 graph", where=self._bundle.path, hint="build it again")
-        self._runner = OrtRunner(self._bundle.file(graph), threads=threads)
+        # As it was verified: the graph for TensorRT in float arithmetic between its Q/DQ pairs.
+        self._runner = OrtRunner(self._bundle.file(GRAPHS[style]), threads=threads, integer=style == "cpu")
         self.backend = self._runner.name
 
     def __call__(self, image: U8 | str | Path) -> Prediction:

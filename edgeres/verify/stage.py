@@ -28,6 +28,11 @@ class Graphs:
     int8: Mapping[str, Path]
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file, FP32's under ``fp32``."""
+        return {name: path.stat().st_size for name, path in {"fp32": self.fp32, **self.int8}.items()}
+
+    @property
     def headline(self) -> str:
         """The graph whose figures stand first: the one that runs here."""
         return "cpu" if "cpu" in self.int8 else next(iter(self.int8))
