@@ -20,7 +20,7 @@ from edgeres.quantize.plan import plan_digest
 from edgeres.records import F32, Edge, QuantParams, QuantPlan, Style, WeightEdge
 from edgeres.refine.blocks import split, whole
 from edgeres.refine.draft import Draft, logits, noise_power
-from edgeres.refine.reconstruct import BALANCED, ReconstructOptions, reconstruct, reconstruct_blocks, seconds_per_step
+from edgeres.refine.reconstruct import BALANCED, ReconstructOptions, reconstruct, reconstruct_blocks
 
 QUICK = ReconstructOptions(steps=30, batch=16)
 
@@ -174,8 +174,3 @@ def test_an_operator_that_cannot_be_learned_through_is_named() -> None:
 def test_rounding_without_blocks_is_refused() -> None:
     with pytest.raises(UsageError, match="block_steps is 0"):
         ReconstructOptions(rounding=True)
-
-
-def test_a_step_takes_time() -> None:
-    draft, images = planned(foreign_graphs.option_a, "tensorrt", count=8)
-    assert seconds_per_step(draft, images, QUICK) > 0

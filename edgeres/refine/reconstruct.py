@@ -21,7 +21,6 @@ weights, straight-through weights, rounding at the scores.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -129,22 +128,6 @@ def reconstruct_blocks(
             targets = _forward(teacher, whole(teacher.view), inputs)
             _fit(_Task(learner, block, inputs, targets, options.steps), options, advance)
             yield block.name, learner.draft()
-
-
-def seconds_per_step(draft: Draft, images: F32, options: ReconstructOptions = ReconstructOptions()) -> float:
-    """Wall time of one step at the scores on this machine, measured over two after a first one."""
-    learner = TorchGraph(draft.graph, draft.plan)
-    inputs = torch.from_numpy(images[: options.batch])
-    block = whole(learner.view)
-    targets = _forward(learner, block, inputs)
-    began = 0.0
-
-    def first_step_done(_: int) -> None:
-        nonlocal began
-        began = began or time.perf_counter()
-
-    _fit(_Task(learner, block, inputs, targets, 3), options, first_step_done)
-    return (time.perf_counter() - began) / 2
 
 
 @dataclass(frozen=True)

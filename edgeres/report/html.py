@@ -300,7 +300,7 @@ def _engines(engines: list[dict[str, Any]]) -> Html:
             f"{engine['runtime']} {engine['version']}",
             engine["precision"].upper(),
             megabytes(engine["size_bytes"] or None),
-            ", ".join(engine["compute_capabilities"]) or NOT_MEASURED,
+            ", ".join(engine["compute_capabilities"]) or ("portable" if engine["size_bytes"] else NOT_MEASURED),
         )
         for engine in engines
     )

@@ -18,15 +18,12 @@ class OrtRunner:
         threads: of one operator; 0 takes every core.
         integer: False keeps Q/DQ pairs as they are written, with float32 between the codes. That is what makes ONNX
             Runtime an oracle for TensorRT; its integer kernels would round at other places.
-        provider: ``CPUExecutionProvider`` or ``CUDAExecutionProvider``.
 
     Raises:
         ModelError: the file is missing or ONNX Runtime cannot load the graph.
     """
 
-    def __init__(
-        self, model: Path | bytes, *, threads: int = 0, integer: bool = True, provider: str = "CPUExecutionProvider"
-    ) -> None:
+    def __init__(self, model: Path | bytes, *, threads: int = 0, integer: bool = True) -> None:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
@@ -39,11 +36,11 @@ class OrtRunner:
             raise ModelError("no such file", where=where)
         try:
             self._session: Any = ort.InferenceSession(
-                model if isinstance(model, bytes) else str(model), options, providers=[provider]
+                model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
             raise ModelError(f"ONNX Runtime cannot load this graph ({error})", where=where) from error
-        self.name = f"ONNX Runtime {ort.__version__} {provider.removesuffix('ExecutionProvider')}"
+        self.name = f"ONNX Runtime {ort.__version__} CPU"
         self.input_name: str = self._session.get_inputs()[0].name
         self.output_name: str = self._session.get_outputs()[0].name
         self._output_names: list[str] = [output.name for output in self._session.get_outputs()]
