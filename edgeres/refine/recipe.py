@@ -186,8 +186,7 @@ class _Bench:
         if draft.plan.style == "tensorrt":
             draft = self._residual(draft)
         if self.choice.effort == "best" or (self.choice.effort == "balanced" and draft.plan.style == "tensorrt"):
-            name = "learned ranges" if self.choice.effort == "balanced" else "learned ranges and rounding"
-            draft = self._try(name, draft, self._learn)
+            draft = self._try("learned ranges", draft, self._learn)
         if self.choice.effort != "fast":
             # Last: it takes off what mean everything before it has left.
             draft = self._try("bias correction", draft, lambda d: correct_bias(d, self.graph, self.fit, self.progress))
@@ -204,7 +203,7 @@ class _Bench:
     def _learn(self, draft: Draft) -> Draft:
         from edgeres.refine.reconstruct import BALANCED, ReconstructOptions, reconstruct
 
-        options = BALANCED if self.choice.effort == "balanced" else ReconstructOptions(block_steps=120, rounding=True)
+        options = BALANCED if self.choice.effort == "balanced" else ReconstructOptions()
         if self.fit[0].size > _LARGE_INPUT:
             options = replace(options, batch=_LARGE_INPUT_BATCH)
         return reconstruct(draft, self.graph, self.fit, options, self.progress)
