@@ -78,7 +78,7 @@ def ours(case: Case, efforts: Sequence[Effort]) -> Iterator[Result]:
     case = replace(case, fp32=exact, calibration=_as(case.calibration, pre), validation=_as(case.validation, pre))
     for effort in efforts:
         for residual in ("int8", "auto"):
-            choice = RefineChoice(effort, residual)  # type: ignore[arg-type]
+            choice = RefineChoice(effort, residual)
             start = time.perf_counter()
             ranges = RangeChoice(known=exact.known)
             graphs = quantize_with_recipe(exact.graph, ["tensorrt"], case.calibration, ranges, choice).quantized.graphs
@@ -94,7 +94,7 @@ def onnx_runtime(case: Case) -> Iterator[Result]:
     """ONNX Runtime's quantize_static in the form that TensorRT takes."""
     from onnxruntime import quantization as q
 
-    class Reader(q.CalibrationDataReader):  # type: ignore[misc]
+    class Reader(q.CalibrationDataReader):
         def __init__(self) -> None:
             self._batches = iter(case.calibration)
 

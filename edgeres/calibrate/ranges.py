@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -135,12 +136,16 @@ def _mse(histogram: Histogram, symmetric: bool) -> tuple[float, float]:
     for _ in range(4):
         before = low, high
         if high > 0:
-            high = _search(lambda h, low=low: _affine_error(histogram, low, h), histogram.high)  # type: ignore[misc]
+            high = _search(partial(_affine_error, histogram, low), histogram.high)
         if low < 0:
-            low = -_search(lambda m, high=high: _affine_error(histogram, -m, high), -histogram.low)  # type: ignore[misc]
+            low = -_search(partial(_mirrored_error, histogram, high), -histogram.low)
         if (low, high) == before:
             break
     return low, high
+
+
+def _mirrored_error(histogram: Histogram, high: float, depth: float) -> float:
+    return _affine_error(histogram, -depth, high)
 
 
 def _affine_error(histogram: Histogram, low: float, high: float) -> float:

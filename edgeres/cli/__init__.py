@@ -96,7 +96,7 @@ def main() -> None:
             traceback.print_exc()
         _say(_one_line(error))
         code = error.exit_code if isinstance(error, EdgeresError) else EdgeresError.exit_code
-    except Exception as error:
+    except Exception as error:  # whatever is left is a fault of ours: it must not end as exit code 1, a failed gate
         traceback.print_exc()
         _say(f"this is a fault of edgeres ({type(error).__name__}); please report it with the lines above")
         code = FAULT

@@ -245,7 +245,7 @@ def _build_error(log: VendorLog, where: Path | None) -> EngineError:
 def _monitor(trt: Any, meter: Meter) -> Any:
     """The vendor's progress interface on a meter."""
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+    class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
 

@@ -113,7 +113,7 @@ def vendor_log(flavour: Flavour) -> VendorLog:
     severity = trt.ILogger.Severity
     letters = {severity.INTERNAL_ERROR: "F", severity.ERROR: "E", severity.WARNING: "W", severity.INFO: "I"}
 
-    class Logger(trt.ILogger):  # type: ignore[misc]
+    class Logger(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
