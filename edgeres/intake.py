@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgeres.errors import InputError, UsageError, needs
 from edgeres.progress import SILENT, Progress
@@ -103,11 +103,15 @@ class Fp32Model:
     known: Mapping[str, TensorRange] = field(default_factory=dict)
 
 
-def with_exact_input(model: Fp32Model) -> Fp32Model:
-    """The same network on the camera's byte minus 128, whose int8 code is exact; unchanged where it does not apply."""
+def with_exact_input(model: Fp32Model, interface: Literal["bytes", "normalized"] = "bytes") -> Fp32Model:
+    """The same network on the camera's byte minus 128, whose int8 code is exact; unchanged where it does not apply.
+
+    Args:
+        interface: ``normalized`` keeps the input as it is, and takes the bytes out of it inside the graph.
+    """
     from edgeres.refine.exact_input import ExactInput, exact_input
 
-    found = exact_input(model.graph, model.spec.preprocess)
+    found = exact_input(model.graph, model.spec.preprocess, interface)
     if not isinstance(found, ExactInput):
         return replace(model, notes=(*model.notes, f"{found.what}: {found.reason}"))
     return replace(model, graph=found.graph, spec=replace(model.spec, preprocess=found.preprocess), known=found.known)

@@ -24,7 +24,7 @@ from edgeres.environment import environment
 from edgeres.errors import UsageError
 from edgeres.intake import Fp32Model, InputChoice, ModelChoice, take, with_exact_input
 from edgeres.progress import SILENT, Progress
-from edgeres.records import METHODS, EngineRecord, Gate, Manifest, Method, Style
+from edgeres.records import CODES, METHODS, Codes, EngineRecord, Gate, Manifest, Method, Style
 from edgeres.refine.choice import EFFORTS, RESIDUALS, RefineChoice
 from edgeres.report.document import CalibrationRecord, DataRecord, ReportInput, build_report
 from edgeres.report.files import write_report
@@ -39,6 +39,7 @@ VALIDATION_BATCH = 16
 _PARTS = {"model", "data", "refine", "engines"}
 _WORDS = {
     "method": METHODS,
+    "codes": CODES,
     "effort": EFFORTS,
     "residual": RESIDUALS,
     "on_unreadable": ("fail", "skip"),
@@ -53,6 +54,7 @@ class BuildOptions:
     Attributes:
         targets: names of ``edgeres targets``; empty: cpu, and each of rtx and tensorrt that this machine can build.
         method: how ranges are chosen.
+        codes: in the graph for TensorRT, of activations behind a ReLU: all 256, or the half that is not negative.
         batch: images per calibration step; ranges do not depend on it beyond the rounding of the forward pass.
         max_drop: gate on the top-1 drop in percentage points, None for no gate.
         min_speedup: gate on FP32's p50 latency over INT8's, None for no gate.
@@ -66,6 +68,7 @@ class BuildOptions:
     engines: EngineChoice = EngineChoice()
     targets: tuple[str, ...] = ()
     method: Method = "mse"
+    codes: Codes = "full"
     batch: int = 8
     max_drop: float | None = 1.0
     min_speedup: float | None = None
@@ -252,7 +255,7 @@ def _quantize(
     from edgeres.refine.recipe import quantize_with_recipe
 
     styles: list[Style] = list(dict.fromkeys(target.style for target in targets))
-    ranges = RangeChoice(o.method, weight_bits(), fp32.known)
+    ranges = RangeChoice(o.method, weight_bits(), fp32.known, o.codes)
     return quantize_with_recipe(fp32.graph, styles, loader, ranges, o.refine, progress)
 
 

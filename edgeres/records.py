@@ -25,6 +25,8 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 ChannelOrder = Literal["RGB", "BGR"]
 Layout = Literal["NCHW", "NHWC"]
 Style = Literal["tensorrt", "cpu"]
+Codes = Literal["full", "half"]
+CODES: tuple[Codes, ...] = ("full", "half")
 Method = Literal["minmax", "percentile", "entropy", "mse"]
 METHODS: tuple[Method, ...] = ("mse", "entropy", "percentile", "minmax")
 

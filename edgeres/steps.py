@@ -16,10 +16,11 @@ from edgeres.engine.targets import get_target
 from edgeres.engine.vendor import MODULES, available
 from edgeres.environment import environment
 from edgeres.errors import BundleError, EngineError, UsageError
-from edgeres.intake import ModelChoice, take
+from edgeres.intake import ModelChoice, take, with_exact_input
 from edgeres.pipeline import VALIDATION_BATCH, data_record, gates_of, plain, weight_bits
 from edgeres.progress import SILENT, Progress
-from edgeres.records import EngineRecord, Method
+from edgeres.records import Codes, EngineRecord, Method
+from edgeres.refine.choice import RefineChoice
 from edgeres.report.document import Json, ReportInput, build_report
 from edgeres.verify.stage import Graphs, verify
 
@@ -37,7 +38,9 @@ class QuantizeOptions:
     """What ``edgeres quantize`` can be told besides model and images."""
 
     target: str = "tensorrt"
+    refine: RefineChoice = RefineChoice()
     method: Method = "mse"
+    codes: Codes = "full"
     batch: int = 8
     on_unreadable: OnUnreadable = "fail"
 
@@ -45,7 +48,7 @@ class QuantizeOptions:
 def quantize_file(
     model: ModelChoice, data: DataChoice, options: QuantizeOptions, progress: Progress = SILENT
 ) -> QuantizedFile:
-    """Quantize a model for one target.
+    """Quantize a model for one target; its input stays as it is.
 
     Raises:
         EdgeresError: in one line, what prevents it.
@@ -56,11 +59,14 @@ def quantize_file(
             "calibration images are needed", hint="--calibration SRC; edgeres quantize --help lists the forms"
         )
     check_paths(data)
-    fp32 = take(model, progress)
-    from edgeres.quantize.stage import RangeChoice, quantize  # needs onnx, which take() has looked for
+    fp32 = with_exact_input(take(model, progress), "normalized")
+    from edgeres.quantize.stage import RangeChoice  # need onnx, which take() has looked for
+    from edgeres.refine.recipe import quantize_with_recipe
 
     loader = Loader(choose_calibration(data, fp32.spec), fp32.spec.preprocess, options.batch, options.on_unreadable)
-    done = quantize(fp32.graph, [target.style], loader, RangeChoice(options.method, weight_bits()), progress)
+    ranges = RangeChoice(options.method, weight_bits(), fp32.known, options.codes)
+    refined = quantize_with_recipe(fp32.graph, [target.style], loader, ranges, options.refine, progress)
+    done = refined.quantized
     if loader.unreadable:
         progress.say(f"left out, unreadable: {', '.join(loader.unreadable)}")
     plan = done.plans[target.style]
@@ -73,6 +79,8 @@ def quantize_file(
         "activations": len(plan.edges),
         "weights": len(plan.weights),
         "notes": list(fp32.notes),
+        "refinement": [step.to_dict() for step in refined.steps],
+        "residual": [cost.to_dict() for cost in refined.skips],
     }
     return QuantizedFile(done.graphs[target.style].SerializeToString(), summary)
 

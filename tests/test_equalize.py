@@ -104,7 +104,7 @@ def test_what_does_not_commute_is_pinned() -> None:
 def test_rounding_tables_against_codes_written_out() -> None:
     rng = np.random.default_rng(0)
     x = np.maximum(rng.normal(0, [[[[1.0]], [[0.1]]]], (4, 2, 64, 64)), 0).astype(np.float32)
-    found = rounding_tables(count(x))
+    found = rounding_tables(count(x), 127)
     channels = x.transpose(1, 0, 2, 3).reshape(2, -1).astype(np.float64)
     for index in np.flatnonzero((STEPS > -8) & (STEPS < -1))[::4]:
         step = 2.0 ** STEPS[index]

@@ -25,7 +25,7 @@ from edgeres.quantize.affine import affine_uint8, codes, quantize_weight, symmet
 from edgeres.quantize.inspect import inspect
 from edgeres.quantize.placement import place
 from edgeres.quantize.plan import plan_digest
-from edgeres.quantize.rewrite import rewrite
+from edgeres.quantize.rewrite import insert_pairs, rewrite
 from edgeres.quantize.stage import Quantized, RangeChoice, quantize
 from edgeres.records import QuantParams, TensorRange
 
@@ -194,13 +194,13 @@ def test_both_graphs_stay_near_fp32(fp32: Fp32Model, quantized: Quantized, style
 def test_the_first_layer_is_the_arithmetic_written_out(fp32: Fp32Model, quantized: Quantized) -> None:
     """Q/DQ on input and weights of the first Conv, in float64 numpy, against the graph's own first tensor."""
     graph = onnx.ModelProto()
-    graph.CopyFrom(quantized.graphs["tensorrt"])
+    plan = quantized.plans["tensorrt"]
+    graph.CopyFrom(insert_pairs(fp32.graph, plan))
     conv = next(node for node in graph.graph.node if node.op_type == "Conv")
     del graph.graph.output[:]
     graph.graph.output.append(helper.make_tensor_value_info(conv.output[0], TensorProto.FLOAT, None))
     x = inputs(fp32)[:2]
     got = run(graph, x)
-    plan = quantized.plans["tensorrt"]
     edge = next(edge for edge in plan.edges if edge.tensor == "input")
     weight = next(weight for weight in plan.weights if weight.node == conv.name)
     scale = float(edge.params.scale)

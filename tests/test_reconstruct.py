@@ -20,7 +20,7 @@ from edgeres.quantize.plan import plan_digest
 from edgeres.records import F32, Edge, QuantParams, QuantPlan, Style, WeightEdge
 from edgeres.refine.blocks import split, whole
 from edgeres.refine.draft import Draft, logits, noise_power
-from edgeres.refine.reconstruct import BALANCED, ReconstructOptions, reconstruct, reconstruct_blocks
+from edgeres.refine.reconstruct import ReconstructOptions, reconstruct, reconstruct_blocks
 
 QUICK = ReconstructOptions(steps=30, batch=16)
 
@@ -137,7 +137,7 @@ def test_the_same_seed_gives_the_same_network_and_another_another() -> None:
 
 def test_without_rounding_codes_stay() -> None:
     draft, images = planned(foreign_graphs.option_a, "tensorrt", count=32)
-    learned = reconstruct(draft, draft.graph, images, replace(BALANCED, steps=5))
+    learned = reconstruct(draft, draft.graph, images, ReconstructOptions(steps=5))
     for before, after in zip(draft.plan.weights, learned.plan.weights, strict=True):
         assert np.array_equal(before.codes, after.codes)
     assert plan_digest(learned.plan) != plan_digest(draft.plan)

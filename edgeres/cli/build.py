@@ -14,10 +14,10 @@ from edgeres.cli.options import (
     input_choice,
     input_options,
     model_options,
+    refine_options,
 )
 from edgeres.cli.progress import progress
 from edgeres.cli.show import command_line
-from edgeres.refine.choice import EFFORTS, RESIDUALS
 
 
 @click.command("build")
@@ -30,20 +30,7 @@ from edgeres.refine.choice import EFFORTS, RESIDUALS
 @model_options
 @input_options
 @calibration_options
-@click.option(
-    "--effort",
-    type=click.Choice(EFFORTS),
-    default="fast",
-    show_default=True,
-    help="fast: one calibration pass. balanced: a few more. best: learn at length.",
-)
-@click.option(
-    "--residual",
-    type=click.Choice(RESIDUALS),
-    default="int8",
-    show_default=True,
-    help="Precision of the residual stream in engines; auto keeps float16 where int8 costs most.",
-)
+@refine_options
 @click.option("--validation", metavar="SRC", help="Images to verify on; forms as for --calibration.")
 @click.option("--validation-size", type=click.IntRange(1), metavar="N", help="Images taken from it; all by default.")
 @click.option(

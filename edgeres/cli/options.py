@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
-from edgeres.records import METHODS
+from edgeres.records import CODES, METHODS
+from edgeres.refine.choice import EFFORTS, RESIDUALS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -86,6 +87,30 @@ calibration_options = _all(
     ),
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the choice of images."),
     click.option("--skip-unreadable", is_flag=True, help="Go on without images that cannot be read; they are named."),
+)
+
+refine_options = _all(
+    click.option(
+        "--effort",
+        type=click.Choice(EFFORTS),
+        default="balanced",
+        show_default=True,
+        help="fast: one calibration pass. balanced: the cost of 20 more. best: minutes.",
+    ),
+    click.option(
+        "--residual",
+        type=click.Choice(RESIDUALS),
+        default="int8",
+        show_default=True,
+        help="Precision of the residual stream for TensorRT; auto keeps float16 where int8 costs most.",
+    ),
+    click.option(
+        "--codes",
+        type=click.Choice(CODES),
+        default="full",
+        show_default=True,
+        help="Behind a ReLU, for TensorRT: all 256 codes of int8, or half of them and no Pad ahead of convolutions.",
+    ),
 )
 
 gate_options = _all(

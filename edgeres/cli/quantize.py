@@ -7,7 +7,14 @@ from typing import Any
 
 import click
 
-from edgeres.cli.options import UserPath, as_json, calibration_options, input_choice, input_options
+from edgeres.cli.options import (
+    UserPath,
+    as_json,
+    calibration_options,
+    input_choice,
+    input_options,
+    refine_options,
+)
 from edgeres.cli.progress import progress
 from edgeres.cli.show import print_json
 
@@ -16,6 +23,7 @@ from edgeres.cli.show import print_json
 @click.argument("model", type=UserPath(), metavar="MODEL.onnx")
 @input_options
 @calibration_options
+@refine_options
 @click.option("--target", default="tensorrt", show_default=True, metavar="NAME", help="Of `edgeres targets`.")
 @click.option(
     "-o", "--output", required=True, type=UserPath(dir_okay=False), metavar="OUT.onnx", help="The INT8 graph."
@@ -31,6 +39,7 @@ def command(model: Path, output: Path, target: str, as_json: bool, **given: Any)
     from edgeres.data.choose import DataChoice
     from edgeres.errors import UsageError
     from edgeres.intake import InputChoice, ModelChoice
+    from edgeres.refine.choice import RefineChoice
     from edgeres.steps import QuantizeOptions, quantize_file
 
     if model.suffix.lower() != ".onnx":
@@ -40,7 +49,8 @@ def command(model: Path, output: Path, target: str, as_json: bool, **given: Any)
     choice = ModelChoice(model, labels=given.pop("labels"), input=InputChoice(**input_choice(given)))
     data = DataChoice(given.pop("calibration"), None, given.pop("calibration_size"), None, given.pop("seed"))
     given["on_unreadable"] = "skip" if given.pop("skip_unreadable") else "fail"
-    done = quantize_file(choice, data, QuantizeOptions(target, **given), progress(quiet=as_json))
+    refine = RefineChoice(given.pop("effort"), given.pop("residual"))
+    done = quantize_file(choice, data, QuantizeOptions(target, refine, **given), progress(quiet=as_json))
     write_file(output, done.model)
     if as_json:
         print_json({"file": str(output), "bytes": len(done.model), **done.summary})

@@ -14,6 +14,7 @@ from onnx import numpy_helper
 PASS_THROUGH = frozenset(
     {"Identity", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Pad", "MaxPool"}
 )
+_POOLS = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool"})
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 
 
@@ -79,6 +80,13 @@ class GraphView:
             return node.op_type == "Relu"
         lowest = node.input[1] if len(node.input) > 1 else ""
         return self.is_constant(lowest) and not self.constant(lowest).any()
+
+    def is_nonnegative(self, tensor: str) -> bool:
+        """Whether no value can be below zero: behind a ReLU, or behind pooling or moving of what is."""
+        node = self.producer(tensor)
+        while node is not None and (node.op_type in _POOLS or self.keeps_codes(node)):
+            node = self.producer(node.input[0])
+        return node is not None and (self._is_relu(node) or node.op_type in {"Sigmoid", "Softmax"})
 
     def source_of(self, tensor: str) -> str:
         """The tensor whose values arrive here unchanged: back through pass-through ops."""

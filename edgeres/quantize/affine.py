@@ -25,6 +25,16 @@ def symmetric_int8(interval: TensorRange) -> QuantParams:
     return QuantParams(np.float32(_scale(span, 127)), 0, "int8")  # type: ignore[arg-type]
 
 
+def affine_int8(interval: TensorRange) -> QuantParams:
+    """int8 codes over [low, high] with zero exactly on a code: -128 behind a ReLU, where all 256 codes serve.
+
+    >>> affine_int8(TensorRange("x", 0.0, 2.55, "minmax", 1)).zero_point
+    -128
+    """
+    unsigned = affine_uint8(interval)
+    return QuantParams(unsigned.scale, unsigned.zero_point - 128, "int8")
+
+
 def affine_uint8(interval: TensorRange) -> QuantParams:
     """uint8 codes over [low, high] with zero exactly on a code; behind a ReLU zero_point is 0 and all 256 codes serve.
 

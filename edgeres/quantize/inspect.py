@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from edgeres.bundle import FP32, GRAPHS, Bundle
 from edgeres.engine.refusals import lint
 from edgeres.graph.normalize import load_onnx
 from edgeres.quantize.rewrite import PLAN_KEY
+
+_BORDER = re.compile(r"(.+)_dq_border\d+_q")
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,15 @@ def _quantized(model: onnx.ModelProto, reasons: dict[str, str]) -> tuple[Quantiz
         zero = constants.get(node.input[2]) if len(node.input) > 2 else None
         dtype = "uint8" if zero is None else helper.tensor_dtype_to_string(zero.data_type).removeprefix("TensorProto.")
         point = 0 if zero is None else int(numpy_helper.to_array(zero).flat[0])
-        reason = reasons.get(node.input[0], "")
-        found.append(QuantizedTensor(node.input[0], dtype.lower(), float(scale.flat[0]), point, reason))
+        tensor, reason = _decision(node, reasons)
+        found.append(QuantizedTensor(tensor, dtype.lower(), float(scale.flat[0]), point, reason))
     return tuple(found)
+
+
+def _decision(node: onnx.NodeProto, reasons: dict[str, str]) -> tuple[str, str]:
+    """The tensor whose codes a quantize gives, and why. Its input may be another one: lowered, ahead of its ReLU."""
+    if found := _BORDER.fullmatch(node.output[0]):
+        return found[1], "the same codes with a border of zeros, for convolutions with padding"
+    tensor = node.output[0].removesuffix("_q").rstrip("_")
+    tensor = tensor if tensor in reasons else node.input[0]
+    return tensor, reasons.get(tensor, "")

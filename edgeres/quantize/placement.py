@@ -13,13 +13,13 @@ take and give codes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx
 from onnx import helper
 
 from edgeres.graph.view import WEIGHTED, GraphView
-from edgeres.records import Skipped, Style
+from edgeres.records import Codes, Skipped, Style
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,20 @@ class Site:
 
 @dataclass(frozen=True)
 class Placement:
-    """Sites in graph order, the nodes whose weights are coded, and what stays in float with the reason."""
+    """Where codes go.
+
+    Attributes:
+        sites: in graph order.
+        weighted: the nodes whose weights are coded.
+        skipped: what stays in float, with the reason.
+        full: tensors that use all 256 codes of int8, with zero_point -128.
+    """
 
     style: Style
     sites: tuple[Site, ...]
     weighted: tuple[str, ...]
     skipped: tuple[Skipped, ...]
+    full: frozenset[str] = frozenset()
 
     @property
     def observed(self) -> tuple[str, ...]:
@@ -81,9 +89,40 @@ class _Draft:
         return Placement(style, tuple(sites), tuple(self.weighted), tuple(self.skipped))
 
 
-def place(view: GraphView, style: Style) -> Placement:
-    """The placement of one style for a canonical graph."""
-    return (_place_tensorrt if style == "tensorrt" else _place_cpu)(view).finish(style)
+def place(view: GraphView, style: Style, codes: Codes = "full") -> Placement:
+    """The placement of one style for a canonical graph.
+
+    Args:
+        codes: of tensors behind a ReLU in the ``tensorrt`` style; the ``cpu`` style has uint8.
+    """
+    if style == "cpu":
+        return _place_cpu(view).finish(style)
+    placement = _place_tensorrt(view).finish(style)
+    return replace(placement, full=_full(view, placement)) if codes == "full" else placement
+
+
+def _full(view: GraphView, placement: Placement) -> frozenset[str]:
+    """The tensors that are never negative, and whose readers can do without a zero point.
+
+    See :mod:`edgeres.quantize.zero_points`.
+    """
+    readers: dict[str, set[str]] = {}
+    for site in placement.sites:
+        readers.setdefault(site.like or site.tensor, set()).update(site.consumers)
+    nodes = {node.name: node for node in view.nodes}
+    return frozenset(
+        tensor
+        for tensor in placement.observed
+        if view.is_nonnegative(tensor) and all(_takes_lowered(view, nodes[name]) for name in readers[tensor])
+    )
+
+
+def _takes_lowered(view: GraphView, node: onnx.NodeProto) -> bool:
+    """Whether a reader can be made to take ``x - t``: a Conv with known padding, Gemm, Add, what only moves values."""
+    padding = next((a.s for a in node.attribute if a.name == "auto_pad"), b"NOTSET")
+    if padding not in {b"NOTSET", b"VALID"}:
+        return False
+    return node.op_type in {"Conv", "Gemm"} or view.is_residual_add(node) or view.keeps_codes(node)
 
 
 def weight_axis(node: onnx.NodeProto) -> int:

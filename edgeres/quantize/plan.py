@@ -9,9 +9,11 @@ import numpy as np
 import onnx
 
 from edgeres.graph.view import GraphView
-from edgeres.quantize.affine import affine_uint8, codes, quantize_weight, symmetric_int8, widen_for_bias
-from edgeres.quantize.placement import Placement, weight_axis
+from edgeres.quantize.affine import affine_int8, affine_uint8, codes, quantize_weight, symmetric_int8, widen_for_bias
+from edgeres.quantize.placement import Placement, Site, weight_axis
 from edgeres.records import Edge, QuantParams, QuantPlan, Skipped, TensorRange, WeightEdge
+
+_FULL = "; all 256 codes, since it is never negative"
 
 
 def make_plan(
@@ -30,7 +32,12 @@ def make_plan(
     cpu = placement.style == "cpu"
     to_params = affine_uint8 if cpu else symmetric_int8
     params = {tensor: to_params(ranges[tensor]) for tensor in placement.observed}
+    params |= {tensor: affine_int8(ranges[tensor]) for tensor in placement.full}
     params |= {site.tensor: params[site.like] for site in placement.sites if site.like is not None}
+
+    def full(site: Site) -> bool:
+        return (site.like or site.tensor) in placement.full
+
     coded = [node for node in view.nodes if node.name in set(placement.weighted)]
     make = _integer_layer if cpu else _float_bias_layer
     skipped = placement.skipped
@@ -42,7 +49,10 @@ def make_plan(
         )
     return QuantPlan(
         style=placement.style,
-        edges=tuple(Edge(site.tensor, params[site.tensor], site.consumers, site.reason) for site in placement.sites),
+        edges=tuple(
+            Edge(site.tensor, params[site.tensor], site.consumers, site.reason + (_FULL if full(site) else ""))
+            for site in placement.sites
+        ),
         weights=tuple(edge for node in coded for edge in make(view, node, params[node.input[0]], weight_bits)),
         skipped=skipped,
         calibration_digest=calibration_digest,

@@ -3,6 +3,8 @@
     before:  x ----------------> Conv(W, b)
     after:   x -> Q -> DQ -----> Conv(DQ(codes of W), b)
 
+Zero points that TensorRT does not take are folded into what is around (:mod:`edgeres.quantize.zero_points`).
+
 Readers of ``x`` that the plan does not name keep the float tensor. Reasons travel with the file, in ``metadata_props``.
 """
 
@@ -17,6 +19,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeres.graph.view import prune
+from edgeres.quantize.zero_points import fold_zero_points
 from edgeres.records import Edge, HalfEdge, QuantParams, QuantPlan
 
 PLAN_KEY = "edgeres.plan"
@@ -24,7 +27,20 @@ _SUFFIXES = ("_q", "_dq", "_scale", "_zero_point", "_half", "_float")
 
 
 def rewrite(model: onnx.ModelProto, plan: QuantPlan) -> onnx.ModelProto:
-    """Insert the plan's Q/DQ pairs; the graph given is not changed."""
+    """The Q/DQ graph for the plan's runtime; the graph given is not changed."""
+    result = insert_pairs(model, plan)
+    if plan.style == "tensorrt":
+        result = fold_zero_points(result)
+        onnx.checker.check_model(result)
+    return result
+
+
+def insert_pairs(model: onnx.ModelProto, plan: QuantPlan) -> onnx.ModelProto:
+    """The plan's Q/DQ pairs with its zero points, which TensorRT would not take, and no other change.
+
+    Every tensor of the model that is still there holds what it stands for, so this is the form in which inner tensors
+    can be compared. The codes are those of :func:`rewrite`.
+    """
     result = onnx.ModelProto()
     result.CopyFrom(model)
     graph = result.graph

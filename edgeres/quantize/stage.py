@@ -9,16 +9,17 @@ from typing import Any
 import onnx
 
 from edgeres.calibrate.forward import observe
-from edgeres.calibrate.record import digest
+from edgeres.calibrate.identity import Identity, identify
+from edgeres.calibrate.record import Calibration, Recorded, Wanted, digest
 from edgeres.data.loader import Loader
 from edgeres.engine.refusals import lint
 from edgeres.errors import ModelError
 from edgeres.graph.view import GraphView
 from edgeres.progress import SILENT, Progress
-from edgeres.quantize.placement import place
+from edgeres.quantize.placement import Placement, place
 from edgeres.quantize.plan import make_plan
 from edgeres.quantize.rewrite import rewrite
-from edgeres.records import Method, QuantPlan, Style, TensorRange
+from edgeres.records import Codes, Method, QuantPlan, Style, TensorRange
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,16 @@ class RangeChoice:
         method: of tensors that are measured.
         weight_bits: of the ``cpu`` style; 7 where the CPU's int8 dot product saturates.
         known: ranges that need no measuring, by tensor: an input that holds a byte minus 128.
+        codes: in the graph for TensorRT, behind a ReLU: ``full`` uses all 256, ``half`` the 128 that are not negative,
+            which saves a Pad for every convolution with padding.
+        recorded: ranges to take instead of measuring, for the graph that they name.
     """
 
     method: Method = "mse"
     weight_bits: int = 8
     known: Mapping[str, TensorRange] = field(default_factory=dict)
+    codes: Codes = "full"
+    recorded: Recorded | None = None
 
 
 def quantize(
@@ -64,15 +70,14 @@ def quantize(
         ModelError: a tensor is not finite.
     """
     view = GraphView(graph)
-    placements = {style: place(view, style) for style in styles}
-    wanted = dict.fromkeys(tensor for placement in placements.values() for tensor in placement.observed)
-    calibration = observe(graph, tuple(wanted), loader, progress)
+    placements = {style: place(view, style, choice.codes) for style in styles}
+    wanted = {style: wanted_ranges(placement) for style, placement in placements.items()}
+    about = {"model": identify(graph).to_dict(), "batch": loader.batch_size}
+    unknown = [tensor for tensor in tensors_of(wanted) if tensor not in choice.known]
+    calibration = _recorded(choice, about) or observe(graph, unknown, loader, progress)
     with progress.task("choosing ranges", total=None):
-        ranges = {
-            style: calibration.ranges(choice.method, style, placements[style].observed) | dict(choice.known)
-            for style in styles
-        }
-        document = calibration.to_dict(choice.method, ranges)
+        ranges = calibration.choose(choice.method, wanted, choice.known)
+        document = calibration.to_dict(choice.method, ranges, about)
         source = digest(document)
         plans = {
             style: make_plan(
@@ -84,6 +89,27 @@ def quantize(
     if "tensorrt" in graphs:
         _refuse_unparsable(graphs["tensorrt"])
     return Quantized(graphs, plans, document, calibration.samples)
+
+
+def wanted_ranges(placement: Placement) -> Wanted:
+    """What a placement asks of a calibration: uint8 and the full range of int8 have 256 codes from low to high."""
+    affine = placement.full if placement.style == "tensorrt" else frozenset(placement.observed)
+    return Wanted(
+        symmetric=tuple(tensor for tensor in placement.observed if tensor not in affine),
+        affine=tuple(tensor for tensor in placement.observed if tensor in affine),
+        like={site.tensor: site.like for site in placement.sites if site.like is not None},
+    )
+
+
+def tensors_of(wanted: Mapping[Any, Wanted]) -> tuple[str, ...]:
+    """The tensors to observe, each once."""
+    return tuple(dict.fromkeys(tensor for asked in wanted.values() for tensor in (*asked.symmetric, *asked.affine)))
+
+
+def _recorded(choice: RangeChoice, about: Mapping[str, Any]) -> Calibration | Recorded | None:
+    """The recorded ranges, unless the graph is another by now: equalized."""
+    recorded = choice.recorded
+    return recorded if recorded is not None and recorded.model.matches(Identity.from_dict(about["model"])) else None
 
 
 def _refuse_unparsable(model: onnx.ModelProto) -> None:

@@ -20,5 +20,5 @@ class RefineChoice:
         residual: precision of the skip inputs in the graph for TensorRT; the CPU graph is int8 throughout.
     """
 
-    effort: Effort = "fast"
+    effort: Effort = "balanced"
     residual: Residual = "int8"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from edgeres.quantize.rewrite import rewrite
+from edgeres.quantize.rewrite import insert_pairs
 from edgeres.records import F32, QuantPlan
 from edgeres.runtime.ort import OrtRunner
 
@@ -21,15 +21,15 @@ class Draft:
 
     Attributes:
         graph: float32; its biases, and by function-preserving rewrites its weights, may differ from the original's.
-        plan: scales and codes; ``rewrite(graph, plan)`` is the Q/DQ graph.
+        plan: scales and codes.
     """
 
     graph: onnx.ModelProto
     plan: QuantPlan
 
     def quantized(self) -> onnx.ModelProto:
-        """The Q/DQ graph."""
-        return rewrite(self.graph, self.plan)
+        """The Q/DQ graph, with zero points as the plan has them: for ONNX Runtime, not for TensorRT."""
+        return insert_pairs(self.graph, self.plan)
 
 
 def logits(model: onnx.ModelProto, images: F32) -> F32:

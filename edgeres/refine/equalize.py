@@ -20,6 +20,7 @@ the second leaves the scaled step at 8/127, which is 2/127 in its own units: J f
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +29,7 @@ import onnx
 from edgeres.graph.view import WEIGHTED, GraphView
 from edgeres.progress import SILENT, Advance, Progress
 from edgeres.quantize.placement import place, weight_axis, why_not_weighted
-from edgeres.records import F32, F64, I64
+from edgeres.records import F32, F64, I64, Codes
 from edgeres.refine.noise import (
     STEPS,
     ChannelErrors,
@@ -71,12 +72,15 @@ class _Layer:
     h: F64
 
 
-def equalize(graph: onnx.ModelProto, images: F32, progress: Progress = SILENT) -> onnx.ModelProto:
+def equalize(
+    graph: onnx.ModelProto, images: F32, codes: Codes = "full", progress: Progress = SILENT
+) -> onnx.ModelProto:
     """Scale channels for the least predicted error of int8 activations and weights; the function stays the same.
 
     Args:
         graph: canonical FP32; it is not changed.
         images: (N, ...) float32 inputs; a hundred or more. One pass.
+        codes: that activations behind a ReLU will have.
 
     Returns:
         A graph with the same nodes and tensors, other weights, and the same output to float rounding. Tensors that
@@ -88,21 +92,26 @@ def equalize(graph: onnx.ModelProto, images: F32, progress: Progress = SILENT) -
     ties = find_ties(graph)
     if ties.size == 1:
         return scaled(graph, ties, np.ones(1))
-    activations, layers = _terms(graph, ties, images, progress)
+    activations, layers = _terms(graph, ties, _errors(graph, images, codes, progress))
     with progress.task("equalizing channels", total=ITERATIONS) as advance:
         octaves = _descend(activations, layers, ties.size, advance)
     return scaled(graph, ties, 2.0**octaves)
 
 
+def _errors(graph: onnx.ModelProto, images: F32, codes: Codes, progress: Progress) -> dict[str, ChannelErrors]:
+    """By tensor, of those that are coded and of the ReLUs' outputs."""
+    view = GraphView(graph)
+    placement = place(view, "tensorrt", codes)
+    relus = (node.output[0] for node in view.nodes if node.op_type == "Relu")
+    counts = channel_histograms(graph, list(dict.fromkeys([*placement.observed, *relus])), images, progress)
+    return {name: rounding_tables(found, 255 if name in placement.full else 127) for name, found in counts.items()}
+
+
 def _terms(
-    graph: onnx.ModelProto, ties: Ties, images: F32, progress: Progress
+    graph: onnx.ModelProto, ties: Ties, errors: Mapping[str, ChannelErrors]
 ) -> tuple[list[_Activation], list[_Layer]]:
     view, shape = GraphView(graph), shapes(graph)
     sites = [site for site in place(view, "tensorrt").sites if site.like is None]
-    relus = (node.output[0] for node in view.nodes if node.op_type == "Relu")
-    measured = list(dict.fromkeys([*(site.tensor for site in sites), *relus]))
-    counts = channel_histograms(graph, measured, images, progress)
-    errors = {name: rounding_tables(counts[name]) for name in measured}
     h = sensitivities(view, shape, {name: found.active for name, found in errors.items()})
     activations = []
     for site in sites:

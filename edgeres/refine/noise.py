@@ -85,17 +85,21 @@ def _count(values: F32) -> I64:
     return np.bincount(bins.reshape(-1), minlength=len(channels) * (_BINS + 1)).reshape(len(channels), -1)
 
 
-def rounding_tables(counts: I64) -> ChannelErrors:
+def rounding_tables(counts: I64, top: int) -> ChannelErrors:
     """Errors from a histogram, each bin's density taken as uniform and integrated exactly.
 
     As in :func:`edgeres.calibrate.ranges.rounding_error`, G(u) = n/12 + (u - n)**3 / 3 is an antiderivative of
     (u - n)**2 for the code n of u.
+
+    Args:
+        counts: (C, bins) from :func:`channel_histograms`.
+        top: the largest code, counted from the code of zero.
     """
     low, high = EDGES[:-1], EDGES[1:]
     share = counts / counts.sum(axis=1, keepdims=True)
     columns = []
     for step in 2.0**STEPS:
-        code = np.clip(np.rint(EDGES / step), 0, 127)
+        code = np.clip(np.rint(EDGES / step), 0, top)
         area = np.diff(code / 12 + (EDGES / step - code) ** 3 / 3)
         columns.append(step**3 * area / (high - low))
     squares = (low * low + low * high + high * high) / 3

@@ -2,8 +2,9 @@
 
     calibrate -> equalize and calibrate again -> residual precision -> learned ranges -> bias correction
 
-``fast`` is the calibration pass alone. ``balanced`` costs a few passes more; ``best`` learns at length. The error is
-the noise power of the logits against FP32's, with float arithmetic between Q/DQ pairs. Validation images play no part.
+``fast`` is the calibration pass alone. ``balanced`` costs up to 20 forward passes over the calibration images; ``best``
+learns the rounding of weights too, in minutes. The error is the noise power of the logits against FP32's, with float
+arithmetic between Q/DQ pairs. Validation images play no part.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from edgeres.graph.view import GraphView
 from edgeres.progress import SILENT, Progress
 from edgeres.quantize.rewrite import rewrite
 from edgeres.quantize.stage import Quantized, RangeChoice, quantize
-from edgeres.records import F32, I64, Style
+from edgeres.records import F32, I64, Codes, Style
 from edgeres.refine.bias import correct_bias
 from edgeres.refine.choice import RefineChoice
 from edgeres.refine.draft import Draft, logits, noise_power
@@ -35,12 +36,14 @@ from edgeres.refine.residual import SkipCost, choose_residual, keep_in_half, ski
 
 # Of the inputs that refinement holds in memory: 512 images at 32 px, 111 at 224 px.
 _IMAGE_BYTES = 64 << 20
-_EQUALIZE_BYTES = 16 << 20
 _HELD_BACK = 64
+_LEAST_IMAGES = 32
+_EQUALIZE_BYTES, _EQUALIZE_IMAGES = 16 << 20, 256
+_BIAS_IMAGES = 128  # a mean per channel needs no more, and each of them is run several times
+_LEARNING_PASSES = 8  # that balanced may cost, in forward passes over the calibration images
 # A learning step on images above 128 px takes seconds an image: fewer of them make one.
 _LARGE_INPUT = 3 * 128 * 128
 _LARGE_INPUT_BATCH = 8
-_LEAST_IMAGES = 32
 
 
 @dataclass(frozen=True)
@@ -104,8 +107,6 @@ def quantize_with_recipe(
             return Refined(quantized)
         view = GraphView(graph)
         return Refined(_with_drafts(quantized, {"tensorrt": Draft(graph, keep_in_half(view, plan, skips(view, plan)))}))
-    if choice.effort != "fast" and importlib.util.find_spec("torch") is None:
-        raise needs("export", "torch")
     # Sources come sorted by class: both parts, and what is taken first of them, must hold every class.
     order = np.random.RandomState(0).permutation(count).astype(np.int64)
     held_count = min(max(count // 8, 16), _HELD_BACK)
@@ -114,7 +115,9 @@ def quantize_with_recipe(
     bench = _Bench(graph, _inputs(replace(fit), _IMAGE_BYTES), _inputs(held, _IMAGE_BYTES), choice, progress)
     loader.unreadable[:] = fit.unreadable + held.unreadable
     if choice.effort != "fast":
-        quantized = bench.equalize(quantized, lambda equal: quantize(equal, styles, fit, ranges, progress))
+        quantized = bench.equalize(
+            quantized, ranges.codes, lambda equal: quantize(equal, styles, fit, ranges, progress)
+        )
     drafts = {style: bench.refine(Draft(bench.graph, plan)) for style, plan in quantized.plans.items()}
     return Refined(_with_drafts(quantized, drafts), tuple(bench.steps), bench.skips)
 
@@ -169,10 +172,11 @@ class _Bench:
         self.steps: list[Step] = []
         self.skips: tuple[SkipCost, ...] = ()
 
-    def equalize(self, quantized: Quantized, again: Callable[[onnx.ModelProto], Quantized]) -> Quantized:
+    def equalize(self, quantized: Quantized, codes: Codes, again: Callable[[onnx.ModelProto], Quantized]) -> Quantized:
         """Equalize the float graph and calibrate it anew; all styles share it, so their errors are added up."""
         start = time.perf_counter()
-        graph = equalize(self.graph, self.fit[: max(16, _EQUALIZE_BYTES // self.fit[0].nbytes)], self.progress)
+        images = self.fit[: min(max(16, _EQUALIZE_BYTES // self.fit[0].nbytes), _EQUALIZE_IMAGES)]
+        graph = equalize(self.graph, images, codes, self.progress)
         equal = again(graph)
         before = sum(self._noise(Draft(self.graph, plan)) for plan in quantized.plans.values())
         after = sum(self._noise(Draft(graph, plan)) for plan in equal.plans.values())
@@ -189,7 +193,8 @@ class _Bench:
             draft = self._try("learned ranges", draft, self._learn)
         if self.choice.effort != "fast":
             # Last: it takes off what mean everything before it has left.
-            draft = self._try("bias correction", draft, lambda d: correct_bias(d, self.graph, self.fit, self.progress))
+            images = self.fit[:_BIAS_IMAGES]
+            draft = self._try("bias correction", draft, lambda d: correct_bias(d, self.graph, images, self.progress))
         return draft
 
     def _residual(self, draft: Draft) -> Draft:
@@ -201,11 +206,14 @@ class _Bench:
         return draft
 
     def _learn(self, draft: Draft) -> Draft:
-        from edgeres.refine.reconstruct import BALANCED, ReconstructOptions, reconstruct
+        if importlib.util.find_spec("torch") is None:
+            raise needs("export", "torch")
+        from edgeres.refine.reconstruct import ReconstructOptions, reconstruct
 
-        options = BALANCED if self.choice.effort == "balanced" else ReconstructOptions()
-        if self.fit[0].size > _LARGE_INPUT:
-            options = replace(options, batch=_LARGE_INPUT_BATCH)
+        batch = _LARGE_INPUT_BATCH if self.fit[0].size > _LARGE_INPUT else ReconstructOptions.batch
+        options = ReconstructOptions.balanced(_LEARNING_PASSES * len(self.fit), batch)
+        if self.choice.effort == "best":
+            options = ReconstructOptions.best(batch)
         return reconstruct(draft, self.graph, self.fit, options, self.progress)
 
     def _try(self, name: str, draft: Draft, step: Callable[[Draft], Draft]) -> Draft:

@@ -47,6 +47,7 @@ UNDECIDED_WEIGHT, UNDECIDED_FROM, UNDECIDED_BETAS = 0.01, 0.2, (20.0, 2.0)
 # What goes through the graph together, for memory: with 4 images of 224x224 a ResNet-50's process takes 2.3 GB.
 _PIXELS_AT_ONCE = 4 * 224 * 224
 _FORWARD_BATCH = 32
+_FORWARDS_A_STEP = 6.5
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class ReconstructOptions:
     """How long, and what.
 
     One step at the scores, or one at every block, costs as much as 6.5 forward passes of ``batch`` images on ONNX
-    Runtime (resnet20, one thread): 40 steps of 32 are 16 passes of 512 calibration images.
+    Runtime (resnet20, one thread): 24 steps of 32 are 10 passes of 512 calibration images.
 
     Attributes:
         steps: at the scores, all blocks together.
@@ -76,8 +77,15 @@ class ReconstructOptions:
         if self.rounding and not self.block_steps:
             raise UsageError("rounding is learned at the blocks, and block_steps is 0", hint="give 120")
 
+    @classmethod
+    def balanced(cls, forwards: int, batch: int) -> ReconstructOptions:
+        """Scales and biases, at the cost of so many forward passes of one image; 12 steps at least, 24 at most."""
+        return cls(steps=min(max(round(forwards / (_FORWARDS_A_STEP * batch)), 12), 24), batch=batch)
 
-BALANCED = ReconstructOptions(steps=40)
+    @classmethod
+    def best(cls, batch: int) -> ReconstructOptions:
+        """The rounding of weights as well, block by block."""
+        return cls(block_steps=120, rounding=True, batch=batch)
 
 
 def reconstruct(
