@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
+from typing import Any
 
 import foreign_graphs
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from test_torch_graph import Graph, planned
 
 from edgeres.errors import ModelError, UsageError
 from edgeres.graph.normalize import normalize
 from edgeres.graph.view import WEIGHTED, GraphView
+from edgeres.progress import Advance, Silent
 from edgeres.quantize.affine import codes
 from edgeres.quantize.plan import plan_digest
 from edgeres.records import F32, Edge, QuantParams, QuantPlan, Style, WeightEdge
 from edgeres.refine.blocks import split, whole
 from edgeres.refine.draft import Draft, logits, noise_power
 from edgeres.refine.reconstruct import ReconstructOptions, reconstruct, reconstruct_blocks
+from edgeres.refine.resume import Resume
 
 QUICK = ReconstructOptions(steps=30, batch=16)
 
@@ -133,6 +140,52 @@ def test_the_same_seed_gives_the_same_network_and_another_another() -> None:
         plan_digest(reconstruct(draft, draft.graph, images, replace(options, seed=seed)).plan) for seed in (0, 0, 1)
     ]
     assert digests[0] == digests[1] != digests[2]
+
+
+class StopAt(Silent):
+    """Ctrl-C after so many steps of learning."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    @contextmanager
+    def task(self, name: str, total: int | None) -> Iterator[Advance]:
+        def advance(count: int) -> None:
+            self.left -= count
+            if self.left < 0:
+                raise KeyboardInterrupt
+
+        yield advance
+
+
+@pytest.mark.parametrize("steps_done", [3, 25, 43])  # in the first block, in a later one, at the scores
+def test_interrupted_learning_goes_on_to_the_same_result(
+    steps_done: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft, images = planned(foreign_graphs.option_a, "tensorrt", count=32)
+    blocks = len(split(GraphView(draft.graph)))
+    options = replace(QUICK, steps=6, block_steps=10, resume=tmp_path)
+    assert 10 * blocks < 43 < 10 * blocks + 6
+    straight = reconstruct(draft, draft.graph, images, replace(options, resume=None))
+
+    monkeypatch.setattr(Resume, "is_due", lambda self: True)
+    with pytest.raises(KeyboardInterrupt):
+        reconstruct(draft, draft.graph, images, options, StopAt(steps_done))
+    assert len(list(tmp_path.glob("*.pt"))) == 1
+    worked: list[float] = []
+    monkeypatch.setattr("torch.optim.Adam.step", counted(torch.optim.Adam.step, worked))
+    resumed = reconstruct(draft, draft.graph, images, options)
+    assert len(worked) == 10 * blocks + 6 - steps_done
+    assert plan_digest(resumed.plan) == plan_digest(straight.plan)
+    assert not list(tmp_path.iterdir())
+
+
+def counted(function: Callable[..., Any], calls: list[float]) -> Callable[..., Any]:
+    def call(*arguments: Any, **more: Any) -> Any:
+        calls.append(1)
+        return function(*arguments, **more)
+
+    return call
 
 
 def test_without_rounding_codes_stay() -> None:

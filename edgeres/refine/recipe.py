@@ -33,6 +33,7 @@ from edgeres.refine.choice import RefineChoice
 from edgeres.refine.draft import Draft, logits, noise_power
 from edgeres.refine.equalize import equalize
 from edgeres.refine.residual import SkipCost, choose_residual, keep_in_half, skips
+from edgeres.zoo.download import cache_dir
 
 # Of the inputs that refinement holds in memory: 512 images at 32 px, 111 at 224 px.
 _IMAGE_BYTES = 64 << 20
@@ -214,6 +215,7 @@ class _Bench:
         options = ReconstructOptions.balanced(_LEARNING_PASSES * len(self.fit), batch)
         if self.choice.effort == "best":
             options = ReconstructOptions.best(batch)
+        options = replace(options, resume=cache_dir() / "learning")
         return reconstruct(draft, self.graph, self.fit, options, self.progress)
 
     def _try(self, name: str, draft: Draft, step: Callable[[Draft], Draft]) -> Draft:

@@ -20,10 +20,13 @@ weights, straight-through weights, rounding at the scores.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 
 import onnx
 import torch
@@ -31,9 +34,11 @@ from torch import Tensor
 
 from edgeres.errors import UsageError
 from edgeres.progress import SILENT, Advance, Progress
+from edgeres.quantize.plan import plan_digest
 from edgeres.records import F32
 from edgeres.refine.blocks import Block, split, whole
 from edgeres.refine.draft import Draft
+from edgeres.refine.resume import Resume
 from edgeres.refine.torch_graph import CodedWeight, TorchGraph
 
 # Learning rates of Adam at their height, in units that do not depend on the network.
@@ -64,6 +69,8 @@ class ReconstructOptions:
         rounding: learn the rounding of weights too, at the blocks; needs 100 block steps or more.
         seed: of the images' order.
         cache_mb: bound on the activations kept between two blocks; where they take more, fewer images are used.
+        resume: folder where the state is kept every few seconds; learning that was interrupted goes on from there when
+            it is called for again, with the same result. None keeps nothing.
     """
 
     steps: int = 160
@@ -72,6 +79,7 @@ class ReconstructOptions:
     rounding: bool = False
     seed: int = 0
     cache_mb: int = 2048
+    resume: Path | None = None
 
     def __post_init__(self) -> None:
         if self.rounding and not self.block_steps:
@@ -127,37 +135,52 @@ def reconstruct_blocks(
     learner, teacher = TorchGraph(draft.graph, draft.plan), TorchGraph(fp32)
     inputs = torch.from_numpy(images)
     blocks = split(learner.view)
+    course = _Course(learner, options, Resume(options.resume, _key(draft, fp32, images, options)))
     with progress.task("learning ranges", options.steps + options.block_steps * len(blocks)) as advance:
         if options.block_steps:
-            for name in _by_block(learner, teacher, inputs, options, advance):
+            for name in _by_block(course, teacher, inputs, advance):
                 yield name, learner.draft()
         if options.steps:
             block = whole(learner.view)
             targets = _forward(teacher, whole(teacher.view), inputs)
-            _fit(_Task(learner, block, inputs, targets, options.steps), options, advance)
+            course.fit(_Task(block, inputs, targets, options.steps), advance)
             yield block.name, learner.draft()
+    course.resume.finish()
+
+
+def _key(draft: Draft, fp32: onnx.ModelProto, images: F32, options: ReconstructOptions) -> str:
+    """SHA-256 over all that the result depends on."""
+    hasher = hashlib.sha256(plan_digest(draft.plan).encode())
+    hasher.update(repr((replace(options, resume=None), torch.__version__)).encode())
+    for model in (draft.graph, fp32):
+        hasher.update(model.SerializeToString(deterministic=True))
+    hasher.update(images.tobytes())
+    return hasher.hexdigest()
 
 
 @dataclass(frozen=True)
 class _Task:
     """A block to be brought to its targets, (N, ...), from inputs, (N, ...)."""
 
-    learner: TorchGraph
     block: Block
     inputs: Tensor
     targets: Tensor
     steps: int
     rounding: bool = False
 
+    @cached_property
+    def power(self) -> float:
+        """Of the targets: their mean square."""
+        return self.targets.square().mean(dtype=torch.float64).item() or 1.0
 
-def _by_block(
-    learner: TorchGraph, teacher: TorchGraph, images: Tensor, options: ReconstructOptions, advance: Advance
-) -> Iterator[str]:
+
+def _by_block(course: _Course, teacher: TorchGraph, images: Tensor, advance: Advance) -> Iterator[str]:
+    learner, options = course.learner, course.options
     blocks = list(zip(split(learner.view), split(teacher.view), strict=True))
     found = exact = images[: _images_cached(teacher, images[:1], options.cache_mb)]
     for mine, original in blocks:
         exact = _forward(teacher, original, exact)
-        _fit(_Task(learner, mine, found, exact, options.block_steps, options.rounding), options, advance)
+        course.fit(_Task(mine, found, exact, options.block_steps, options.rounding), advance)
         found = _forward(learner, mine, found)
         yield mine.name
 
@@ -176,32 +199,68 @@ def _forward(graph: TorchGraph, block: Block, inputs: Tensor) -> Tensor:
         return torch.cat([graph.run(block, part) for part in torch.split(inputs, _FORWARD_BATCH)])
 
 
-def _fit(task: _Task, options: ReconstructOptions, advance: Advance) -> None:
-    learner, nodes = task.learner, task.block.nodes
-    choices = learner.weights(nodes) if task.rounding else []
-    rising = [(learner.scales(nodes), SCALE_RATE), (learner.shifts(nodes), BIAS_RATE)]
-    groups = [*rising, ([weight.v for weight in choices], ROUNDING_RATE)]
-    if not any(params for params, _ in groups):
-        advance(task.steps)
-        return
-    optimizer = torch.optim.Adam([{"params": params, "lr": rate} for params, rate in groups])
-    rates = [lambda step: _rate(step, task.steps), lambda step: _rate(step, task.steps), lambda step: 1.0]
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
-    power = task.targets.square().mean(dtype=torch.float64).item() or 1.0
-    together = max(1, _PIXELS_AT_ONCE // math.prod(task.inputs.shape[2:]))
-    for weight in choices:
-        weight.soft = True
-    for step, chosen in enumerate(_batches(len(task.inputs), task.steps, options)):
-        optimizer.zero_grad()
+class _Course:
+    """Tasks one after another, of which those that an interrupted run had behind it are passed over."""
+
+    def __init__(self, learner: TorchGraph, options: ReconstructOptions, resume: Resume) -> None:
+        self.learner, self.options, self.resume = learner, options, resume
+        self._task = 0  # number of the one at hand
+        self._before = resume.load()
+        if self._before is not None:
+            learner.load_state(self._before["learner"])
+
+    def fit(self, task: _Task, advance: Advance) -> None:
+        """Learn what this task's nodes hold."""
+        self._task += 1
+        if self._before is not None and self._task < self._before["task"]:
+            advance(task.steps)
+            return
+        nodes = task.block.nodes
+        choices = self.learner.weights(nodes) if task.rounding else []
+        rising = [(self.learner.scales(nodes), SCALE_RATE), (self.learner.shifts(nodes), BIAS_RATE)]
+        groups = [*rising, ([weight.v for weight in choices], ROUNDING_RATE)]
+        if not any(params for params, _ in groups):
+            advance(task.steps)
+            return
+        optimizer = torch.optim.Adam([{"params": params, "lr": rate} for params, rate in groups])
+        rates = [lambda step: _rate(step, task.steps), lambda step: _rate(step, task.steps), lambda step: 1.0]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
+        begin = self._take_up(optimizer, schedule)
+        advance(begin)
+        for step, chosen in enumerate(_batches(len(task.inputs), task.steps, self.options)):
+            if step < begin:
+                continue
+            optimizer.zero_grad()
+            self._backward(task, chosen, choices, step / task.steps)
+            optimizer.step()
+            schedule.step()
+            advance(1)
+            if self.resume.is_due():
+                self._keep(step + 1, optimizer, schedule)
+
+    def _backward(self, task: _Task, chosen: Tensor, choices: Sequence[CodedWeight], done: float) -> None:
+        together = max(1, _PIXELS_AT_ONCE // math.prod(task.inputs.shape[2:]))
+        for weight in choices:
+            weight.soft = True
         for part in torch.split(chosen, together):
-            error = learner.run(task.block, task.inputs[part]) - task.targets[part]
-            (error.square().mean() * (len(part) / (len(chosen) * power))).backward()  # type: ignore[no-untyped-call]
-        _press_for_choices(choices, step / task.steps)
-        optimizer.step()
-        schedule.step()
-        advance(1)
-    for weight in choices:
-        weight.soft = False
+            error = self.learner.run(task.block, task.inputs[part]) - task.targets[part]
+            (error.square().mean() * (len(part) / (len(chosen) * task.power))).backward()  # type: ignore[no-untyped-call]
+        _press_for_choices(choices, done)
+        for weight in choices:
+            weight.soft = False
+
+    def _take_up(self, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR) -> int:
+        """The step at which the interrupted task goes on; 0 for a new one."""
+        before, self._before = self._before, None
+        if before is None or before["task"] != self._task:
+            return 0
+        optimizer.load_state_dict(before["optimizer"])
+        schedule.load_state_dict(before["schedule"])
+        return int(before["step"])
+
+    def _keep(self, step: int, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR) -> None:
+        state = {"task": self._task, "step": step, "learner": self.learner.state()}
+        self.resume.save({**state, "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()})
 
 
 def _press_for_choices(choices: Sequence[CodedWeight], done: float) -> None:

@@ -10,7 +10,7 @@ that such rounding flips. What a plan keeps in fp16 is computed in float32 here:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -261,6 +261,19 @@ class TorchGraph:
         """Shifts of the biases of these nodes, in steps of their inputs' codes."""
         read = {tensor for name in nodes for tensor in self._nodes[name].input}
         return [bias.shift for tensor, bias in self._biases.items() if tensor in read]
+
+    def state(self) -> dict[str, Tensor]:
+        """All that can be learned, as it is now."""
+        return {name: parameter.detach().clone() for name, parameter in self._parameters().items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        for name, parameter in self._parameters().items():
+            parameter.data.copy_(state[name])
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        scales = {f"scale {tensor} {node}": reading.change for (tensor, node), reading in self._readings.items()}
+        rounding = {f"rounding {tensor} {node}": weight.v for (tensor, node), weight in self._weights.items()}
+        return scales | rounding | {f"bias {tensor}": bias.shift for tensor, bias in self._biases.items()}
 
     def draft(self) -> Draft:
         """What has been learned, as a graph and a plan."""

@@ -1,0 +1,71 @@
+"""Where learning goes on after an interruption: its state on disk, under a key of what is learned from what."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgeres.bundle import write_file
+
+_EVERY_SECONDS = 5.0
+_FORGET_SECONDS = 14 * 24 * 3600.0
+
+
+class Resume:
+    """One learning run's file; None for a folder keeps nothing.
+
+    Args:
+        folder: of all runs. Files that nobody came back for in two weeks are removed.
+        key: of this run: the same for the same start, targets and options, and for nothing else.
+    """
+
+    def __init__(self, folder: Path | None, key: str) -> None:
+        self._path = None if folder is None else folder / f"{key}.pt"
+        self._saved = time.monotonic()
+        if folder is not None:
+            _forget(folder)
+
+    def load(self) -> dict[str, Any] | None:
+        """The state of an earlier run that was interrupted; None where there is none, or none that can be read."""
+        if self._path is None or not self._path.is_file():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(self._path, weights_only=True)
+        except Exception:  # a file of another torch, or half of one: learning starts anew
+            return None
+        return state
+
+    def is_due(self) -> bool:
+        return self._path is not None and time.monotonic() - self._saved > _EVERY_SECONDS
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Keep tensors and plain values; a disk that takes nothing costs the resuming, not the run."""
+        if self._path is None:
+            return
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(self._path, buffer.getvalue())
+        except OSError:
+            self._path = None
+        self._saved = time.monotonic()
+
+    def finish(self) -> None:
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+def _forget(folder: Path) -> None:
+    if not folder.is_dir():
+        return
+    for path in folder.glob("*.pt"):
+        try:
+            if time.time() - path.stat().st_mtime > _FORGET_SECONDS:
+                path.unlink(missing_ok=True)
+        except OSError:  # another process was faster
+            continue
