@@ -102,3 +102,34 @@ def test_the_known_range_codes_every_byte_without_error_and_keeps_integer_kernel
     ops = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
     assert ops["QLinearConv"] == sum(node.op_type == "Conv" for node in view.nodes)
     assert not ops["Conv"] + ops["FusedConv"]
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.sampled_from([1, 3, 7]),
+    st.sampled_from([1, 2]),
+    st.lists(st.integers(0, 3), min_size=4, max_size=4),
+    st.tuples(*[st.floats(-0.5, 1.5)] * 3),
+    st.tuples(*[st.floats(0.1, 2)] * 3),
+)
+def test_a_normalized_input_is_taken_back_to_its_bytes(
+    kernel: int, stride: int, pads: list[int], mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    """The interface stays, and the codes of the input are the bytes themselves, minus 128."""
+    graph, before = one_conv(kernel, stride, pads), Preprocess((PX, PX), mean=mean, std=std)
+    found = exact_input(graph, before, "normalized")
+    assert isinstance(found, ExactInput)
+    assert found.preprocess == before
+    images = pixels()
+    x = preprocess_pixels(images, before)
+    assert run(found.graph, x) == pytest.approx(run(graph, x), rel=1e-3, abs=1e-3)
+
+    view = GraphView(found.graph)
+    placement = place(view, "tensorrt")
+    ranges = {name: TensorRange(name, -1.0, 1.0, "minmax", 1) for name in placement.observed} | dict(found.known)
+    quantized = rewrite(found.graph, make_plan(view, placement, ranges, ""))
+    quantize = next(node for node in quantized.graph.node if node.op_type == "QuantizeLinear")
+    del quantized.graph.output[:]
+    quantized.graph.output.append(onnx.helper.make_tensor_value_info(quantize.output[0], onnx.TensorProto.INT8, None))
+    codes = run(quantized, x)[:, :3]
+    assert np.array_equal(codes, images.transpose(0, 3, 1, 2).astype(int) - 128)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 
 from edgeres.graph.view import GraphView
@@ -53,29 +55,57 @@ def make_plan(
             Edge(site.tensor, params[site.tensor], site.consumers, site.reason + (_FULL if full(site) else ""))
             for site in placement.sites
         ),
-        weights=tuple(edge for node in coded for edge in make(view, node, params[node.input[0]], weight_bits)),
+        weights=tuple(edge for node in coded for edge in make(view, node, params, weight_bits)),
         skipped=skipped,
         calibration_digest=calibration_digest,
     )
 
 
-def _float_bias_layer(view: GraphView, node: onnx.NodeProto, data: QuantParams, bits: int) -> Iterator[WeightEdge]:
-    params, weight_codes = quantize_weight(view.constant(node.input[1]), weight_axis(node), bits)
-    yield WeightEdge(node.input[1], node.name, params, weight_codes)
+def _float_bias_layer(
+    view: GraphView, node: onnx.NodeProto, params: Mapping[str, QuantParams], bits: int
+) -> Iterator[WeightEdge]:
+    """Weights; the bias stays in float, yet where a runtime codes it in int32 it must fit, zero points folded in."""
+    values, data = view.constant(node.input[1]), params[node.input[0]]
+    bias = view.constant(node.input[2]).reshape(-1) if len(node.input) > 2 and node.input[2] else np.zeros(1)
+    others = tuple(axis for axis in range(values.ndim) if axis != weight_axis(node))
+    inward = abs(data.zero_point) * data.scale * np.abs(values).sum(axis=others)
+    largest = np.abs(bias) + inward + _offset_behind(view, node, params)
+    yield WeightEdge(node.input[1], node.name, *_weights_that_fit(view, node, largest, float(data.scale), bits))
 
 
-def _integer_layer(view: GraphView, node: onnx.NodeProto, data: QuantParams, bits: int) -> Iterator[WeightEdge]:
+def _integer_layer(
+    view: GraphView, node: onnx.NodeProto, params: Mapping[str, QuantParams], bits: int
+) -> Iterator[WeightEdge]:
     """Weights, and the bias in the accumulator's own unit: scale = input scale * weight scale, int32."""
+    data = params[node.input[0]]
+    bias = view.constant(node.input[2]).reshape(-1) if len(node.input) > 2 and node.input[2] else np.zeros(0)
+    weight, weight_codes = _weights_that_fit(view, node, bias if bias.size else np.zeros(1), float(data.scale), bits)
+    if bias.size:
+        unit = QuantParams((weight.scale * data.scale).astype(np.float32), 0, "int32", 0)
+        yield WeightEdge(node.input[2], node.name, unit, codes(bias.astype(np.float64), unit).astype(np.int32))
+    yield WeightEdge(node.input[1], node.name, weight, weight_codes)
+
+
+def _weights_that_fit(
+    view: GraphView, node: onnx.NodeProto, bias: npt.NDArray[Any], input_scale: float, bits: int
+) -> tuple[QuantParams, npt.NDArray[np.int8]]:
     values = view.constant(node.input[1])
     params, weight_codes = quantize_weight(values, weight_axis(node), bits)
-    if len(node.input) > 2 and node.input[2]:
-        bias = view.constant(node.input[2]).reshape(-1)
-        wider = widen_for_bias(params, bias, float(data.scale))
-        if not np.array_equal(wider.scale, params.scale):
-            params, weight_codes = wider, codes(values, wider).astype(np.int8)
-        unit = QuantParams((params.scale * data.scale).astype(np.float32), 0, "int32", 0)
-        yield WeightEdge(node.input[2], node.name, unit, codes(bias.astype(np.float64), unit).astype(np.int32))
-    yield WeightEdge(node.input[1], node.name, params, weight_codes)
+    wider = widen_for_bias(params, bias, input_scale)
+    if np.array_equal(wider.scale, params.scale):
+        return params, weight_codes
+    return wider, codes(values, wider).astype(np.int8)
+
+
+def _offset_behind(view: GraphView, node: onnx.NodeProto, params: Mapping[str, QuantParams]) -> float:
+    """What a zero point of the next coded tensor takes off this node's bias."""
+    tensor = str(node.output[0])
+    while tensor not in params:
+        readers = view.consumers(tensor)
+        if len(readers) != 1 or readers[0].op_type not in {"Relu", "Add", "MaxPool"}:
+            return 0.0
+        tensor = readers[0].output[0]
+    return abs(params[tensor].zero_point) * float(params[tensor].scale)
 
 
 def plan_digest(plan: QuantPlan) -> str:
