@@ -68,7 +68,7 @@ def _float_bias_layer(
     values, data = view.constant(node.input[1]), params[node.input[0]]
     bias = view.constant(node.input[2]).reshape(-1) if len(node.input) > 2 and node.input[2] else np.zeros(1)
     others = tuple(axis for axis in range(values.ndim) if axis != weight_axis(node))
-    inward = abs(data.zero_point) * data.scale * np.abs(values).sum(axis=others)
+    inward = _offset(data) * np.abs(values).sum(axis=others)
     largest = np.abs(bias) + inward + _offset_behind(view, node, params)
     yield WeightEdge(node.input[1], node.name, *_weights_that_fit(view, node, largest, float(data.scale), bits))
 
@@ -98,14 +98,20 @@ def _weights_that_fit(
 
 
 def _offset_behind(view: GraphView, node: onnx.NodeProto, params: Mapping[str, QuantParams]) -> float:
-    """What a zero point of the next coded tensor takes off this node's bias."""
-    tensor = str(node.output[0])
+    """What zero points can change in this node's bias: that of the next coded tensor, that of a skip on the way."""
+    tensor, found = str(node.output[0]), 0.0
     while tensor not in params:
         readers = view.consumers(tensor)
         if len(readers) != 1 or readers[0].op_type not in {"Relu", "Add", "MaxPool"}:
-            return 0.0
+            return found
+        others = [name for name in readers[0].input if name != tensor and name in params]
+        found += sum(_offset(params[name]) for name in others)
         tensor = readers[0].output[0]
-    return abs(params[tensor].zero_point) * float(params[tensor].scale)
+    return found + _offset(params[tensor])
+
+
+def _offset(params: QuantParams) -> float:
+    return abs(params.zero_point) * float(params.scale)
 
 
 def plan_digest(plan: QuantPlan) -> str:
