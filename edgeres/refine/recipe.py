@@ -39,8 +39,9 @@ from edgeres.zoo.download import cache_dir
 _IMAGE_BYTES = 64 << 20
 _HELD_BACK = 64
 _LEAST_IMAGES = 32
-_EQUALIZE_BYTES, _EQUALIZE_IMAGES = 16 << 20, 256
-_BIAS_IMAGES = 128  # a mean per channel needs no more, and each of them is run several times
+# Of the inputs that statistics per channel are taken from: large images have more positions, and fewer of them will do.
+_STATISTICS_BYTES = 16 << 20
+_EQUALIZE_IMAGES, _BIAS_IMAGES, _TRIAL_IMAGES = 256, 128, 64
 _LEARNING_PASSES = 8  # that balanced may cost, in forward passes over the calibration images
 # A learning step on images above 128 px takes seconds an image: fewer of them make one.
 _LARGE_INPUT = 3 * 128 * 128
@@ -116,8 +117,11 @@ def quantize_with_recipe(
     bench = _Bench(graph, _inputs(replace(fit), _IMAGE_BYTES), _inputs(held, _IMAGE_BYTES), choice, progress)
     loader.unreadable[:] = fit.unreadable + held.unreadable
     if choice.effort != "fast":
+        few = _part(loader, order[held_count:][:_TRIAL_IMAGES])
         quantized = bench.equalize(
-            quantized, ranges.codes, lambda equal: quantize(equal, styles, fit, ranges, progress)
+            quantized,
+            ranges.codes,
+            lambda equal, trial: quantize(equal, styles, few if trial else fit, ranges, SILENT if trial else progress),
         )
     drafts = {style: bench.refine(Draft(bench.graph, plan)) for style, plan in quantized.plans.items()}
     return Refined(_with_drafts(quantized, drafts), tuple(bench.steps), bench.skips)
@@ -173,19 +177,34 @@ class _Bench:
         self.steps: list[Step] = []
         self.skips: tuple[SkipCost, ...] = ()
 
-    def equalize(self, quantized: Quantized, codes: Codes, again: Callable[[onnx.ModelProto], Quantized]) -> Quantized:
-        """Equalize the float graph and calibrate it anew; all styles share it, so their errors are added up."""
+    def equalize(
+        self, quantized: Quantized, codes: Codes, again: Callable[[onnx.ModelProto, bool], Quantized]
+    ) -> Quantized:
+        """Equalize the float graph and calibrate it anew; all styles share it, so their errors are added up.
+
+        Args:
+            again: calibrates a graph, on a few images where the second argument is true: they tell whether it is worth
+                another pass over all of them.
+        """
         start = time.perf_counter()
-        images = self.fit[: min(max(16, _EQUALIZE_BYTES // self.fit[0].nbytes), _EQUALIZE_IMAGES)]
-        graph = equalize(self.graph, images, codes, self.progress)
-        equal = again(graph)
-        before = sum(self._noise(Draft(self.graph, plan)) for plan in quantized.plans.values())
-        after = sum(self._noise(Draft(graph, plan)) for plan in equal.plans.values())
+        graph = equalize(self.graph, self._some(_EQUALIZE_IMAGES), codes, self.progress)
+        before = self._noise_of(self.graph, quantized)
+        found = again(graph, True)
+        after = self._noise_of(graph, found)
+        if after < before:
+            found = again(graph, False)
+            after = self._noise_of(graph, found)
         self._record("equalization", "+".join(quantized.plans), before, after, time.perf_counter() - start)
         if after >= before:
             return quantized
         self.graph = graph
-        return equal
+        return found
+
+    def _noise_of(self, graph: onnx.ModelProto, quantized: Quantized) -> float:
+        return sum(self._noise(Draft(graph, plan)) for plan in quantized.plans.values())
+
+    def _some(self, images: int) -> F32:
+        return self.fit[: min(max(32, _STATISTICS_BYTES // self.fit[0].nbytes), images)]
 
     def refine(self, draft: Draft) -> Draft:
         if draft.plan.style == "tensorrt":
@@ -194,7 +213,7 @@ class _Bench:
             draft = self._try("learned ranges", draft, self._learn)
         if self.choice.effort != "fast":
             # Last: it takes off what mean everything before it has left.
-            images = self.fit[:_BIAS_IMAGES]
+            images = self._some(_BIAS_IMAGES)
             draft = self._try("bias correction", draft, lambda d: correct_bias(d, self.graph, images, self.progress))
         return draft
 
