@@ -119,7 +119,7 @@ def test_sensitivities_are_the_noise_gain_of_a_linear_layer() -> None:
     w = foreign_graphs.Writer()
     model = normalize(w.model(w.head(w.conv("data", (3, 6)), 6))).model
     inner = model.graph.node[0].output[0]
-    h = sensitivities(GraphView(model), shapes(model), {}).tensors[inner]
+    h = sensitivities(GraphView(model), shapes(model, np.zeros((1, 3, 32, 32), np.float32)), {}).tensors[inner]
     head = onnx.ModelProto()
     head.CopyFrom(model)
     del head.graph.node[0], head.graph.input[0]
@@ -141,7 +141,7 @@ def test_a_convolution_and_a_relu_pass_variance_back() -> None:
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2, 4, 4]) for name in "xz"]
     graph = helper.make_graph(nodes, "g", values[:1], values[1:], [numpy_helper.from_array(weight, "w")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    h = sensitivities(GraphView(model), shapes(model), {"z": np.array([1.0, 0.5])})
+    h = sensitivities(GraphView(model), shapes(model, np.zeros((1, 2, 4, 4), np.float32)), {"z": np.array([1.0, 0.5])})
     assert h.tensors["y"] == pytest.approx([1.0, 0.5])
     assert h.tensors["x"] == pytest.approx([9 + 0.5 * 16, 0.5])
 
@@ -166,3 +166,12 @@ def test_channels_of_unequal_size_end_up_with_like_ranges() -> None:
         return float(np.log10(power).std())
 
     assert spread(even) < spread(skewed) / 2
+
+
+def test_shapes_that_inference_does_not_know_are_measured() -> None:
+    model = normalize(foreign_graphs.option_a_concat()).model
+    joined = next(node.output[0] for node in model.graph.node if node.op_type == "Concat")
+    image = np.zeros((1, 3, 32, 32), np.float32)
+    assert shapes(model, image)[joined] == [1, 32, 16, 16]
+    images = np.random.default_rng(0).standard_normal((8, 3, 32, 32)).astype(np.float32)
+    assert_same_function(model, equalize(model, images), 32)

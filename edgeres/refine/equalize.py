@@ -92,7 +92,8 @@ def equalize(
     ties = find_ties(graph)
     if ties.size == 1:
         return scaled(graph, ties, np.ones(1))
-    activations, layers = _terms(graph, ties, _errors(graph, images, codes, progress))
+    errors = _errors(graph, images, codes, progress)
+    activations, layers = _terms(graph, ties, errors, shapes(graph, images[:1]))
     with progress.task("equalizing channels", total=ITERATIONS) as advance:
         octaves = _descend(activations, layers, ties.size, advance)
     return scaled(graph, ties, 2.0**octaves)
@@ -108,9 +109,9 @@ def _errors(graph: onnx.ModelProto, images: F32, codes: Codes, progress: Progres
 
 
 def _terms(
-    graph: onnx.ModelProto, ties: Ties, errors: Mapping[str, ChannelErrors]
+    graph: onnx.ModelProto, ties: Ties, errors: Mapping[str, ChannelErrors], shape: dict[str, list[int]]
 ) -> tuple[list[_Activation], list[_Layer]]:
-    view, shape = GraphView(graph), shapes(graph)
+    view = GraphView(graph)
     sites = [site for site in place(view, "tensorrt").sites if site.like is None]
     h = sensitivities(view, shape, {name: found.active for name, found in errors.items()})
     activations = []

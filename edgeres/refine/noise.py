@@ -49,11 +49,22 @@ class ChannelErrors:
     active: F64
 
 
-def shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
-    """By tensor; 0 for the batch and for what is not known."""
+def shapes(model: onnx.ModelProto, image: F32) -> dict[str, list[int]]:
+    """By float tensor, with the batch's axis first.
+
+    Args:
+        image: one network input, (1, ...): run for what inference cannot tell.
+    """
     graph = shape_inference.infer_shapes(model).graph
     values = (*graph.value_info, *graph.input, *graph.output)
-    return {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}
+    floats = [value for value in values if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT]
+    found = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in floats}
+    unknown = [name for name, sizes in found.items() if 0 in sizes[1:] or not sizes]
+    if unknown:
+        with OrtRunner(with_outputs(model, unknown)) as runner:
+            measured = runner.infer({runner.input_name: image})
+        found |= {name: list(measured[name].shape) for name in unknown}
+    return found
 
 
 def channel_histograms(

@@ -17,12 +17,11 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import onnx
-
 from edgeres.graph.view import GraphView
 from edgeres.progress import SILENT, Progress
 from edgeres.records import F32, HalfEdge, QuantPlan
 from edgeres.refine.draft import Draft, logits, noise_power
+from edgeres.refine.noise import shapes
 
 # The stream may add this share to the error of everything else in int8: 0.13 dB.
 BUDGET_SHARE = 1.03
@@ -99,8 +98,10 @@ def choose_residual(
         for add in found:
             added[add] = max(noise(found.keys() - {add}) - floor, 0.0)
             advance(1)
-    values = _values_per_image(view)
-    saved = {add: _bytes_of_half(view, draft.plan, tensor, values[tensor]) for add, tensor in found.items()}
+    sizes = shapes(draft.graph, images[:1])
+    saved = {
+        add: _bytes_of_half(view, draft.plan, tensor, math.prod(sizes[tensor][1:])) for add, tensor in found.items()
+    }
     in_half = set(found)
     for add in sorted(found, key=lambda name: added[name] / max(saved[name], 1)):
         if noise(in_half - {add}) <= budget * floor:
@@ -126,10 +127,3 @@ def _bytes_of_half(view: GraphView, plan: QuantPlan, tensor: str, values: int) -
     reads the codes anyway, they need not be written either."""
     shared = any(edge.tensor == view.source_of(tensor) and len(edge.consumers) > 1 for edge in plan.edges)
     return (3 if shared else 2) * values
-
-
-def _values_per_image(view: GraphView) -> dict[str, int]:
-    """How many values of each inner tensor belong to one image."""
-    inferred = onnx.shape_inference.infer_shapes(view.model)
-    shapes = {info.name: info.type.tensor_type.shape.dim[1:] for info in inferred.graph.value_info}
-    return {name: math.prod(dim.dim_value for dim in dims) for name, dims in shapes.items()}

@@ -142,6 +142,14 @@ def _unsqueeze(a: Attributes, inputs: list[Any]) -> Any:
     return x
 
 
+def _gather(a: Attributes, inputs: list[Any]) -> Any:
+    x, indices = inputs
+    axis = a.get("axis", 0) % x.ndim
+    chosen = torch.where(indices < 0, indices + x.shape[axis], indices)
+    picked = x.index_select(axis, chosen.reshape(-1))
+    return picked.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+
+
 OPS: dict[str, Op] = {
     "Add": lambda a, i: i[0] + i[1],
     "AveragePool": _average_pool,
@@ -149,14 +157,21 @@ OPS: dict[str, Op] = {
     "Clip": _clip,
     "Concat": lambda a, i: torch.cat(i, a["axis"]),
     "Conv": _conv,
+    "Div": lambda a, i: i[0] / i[1],
+    "Elu": lambda a, i: F.elu(i[0], a.get("alpha", 1.0)),
     "Flatten": lambda a, i: i[0].reshape(math.prod(i[0].shape[: a.get("axis", 1)]), -1),
+    "Gather": _gather,
     "Gemm": _gemm,
     "GlobalAveragePool": lambda a, i: i[0].mean(dim=tuple(range(2, i[0].ndim)), keepdim=True),
+    "HardSigmoid": lambda a, i: (a.get("alpha", 0.2) * i[0] + a.get("beta", 0.5)).clamp(0, 1),
+    "HardSwish": lambda a, i: i[0] * (i[0] / 6 + 0.5).clamp(0, 1),
     "Identity": lambda a, i: i[0],
+    "LeakyRelu": lambda a, i: F.leaky_relu(i[0], a.get("alpha", 0.01)),
     "MatMul": lambda a, i: i[0] @ i[1],
     "MaxPool": _max_pool,
     "Mul": lambda a, i: i[0] * i[1],
     "Pad": _pad,
+    "PRelu": lambda a, i: torch.where(i[0] < 0, i[0] * i[1], i[0]),
     "ReduceMean": _reduce_mean,
     "Relu": lambda a, i: F.relu(i[0]),
     "Reshape": _reshape,
@@ -164,6 +179,8 @@ OPS: dict[str, Op] = {
     "Slice": _slice,
     "Softmax": lambda a, i: torch.softmax(i[0], a.get("axis", -1)),
     "Squeeze": _squeeze,
+    "Sub": lambda a, i: i[0] - i[1],
+    "Tanh": lambda a, i: torch.tanh(i[0]),
     "Transpose": lambda a, i: i[0].permute(a.get("perm") or tuple(range(i[0].ndim))[::-1]),
     "Unsqueeze": _unsqueeze,
 }
