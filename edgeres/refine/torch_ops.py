@@ -10,8 +10,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from onnx import numpy_helper
 from torch import Tensor
 
 from edgeres.errors import ModelError
@@ -150,12 +152,18 @@ def _gather(a: Attributes, inputs: list[Any]) -> Any:
     return picked.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
 
 
+def _constant_of_shape(a: Attributes, inputs: list[Any]) -> Any:
+    value = numpy_helper.to_array(a["value"]).reshape(-1) if "value" in a else np.zeros(1, np.float32)
+    return torch.from_numpy(value.copy()).expand(inputs[0].tolist())
+
+
 OPS: dict[str, Op] = {
     "Add": lambda a, i: i[0] + i[1],
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_normalization,
     "Clip": _clip,
     "Concat": lambda a, i: torch.cat(i, a["axis"]),
+    "ConstantOfShape": _constant_of_shape,
     "Conv": _conv,
     "Div": lambda a, i: i[0] / i[1],
     "Elu": lambda a, i: F.elu(i[0], a.get("alpha", 1.0)),
@@ -175,6 +183,7 @@ OPS: dict[str, Op] = {
     "ReduceMean": _reduce_mean,
     "Relu": lambda a, i: F.relu(i[0]),
     "Reshape": _reshape,
+    "Shape": lambda a, i: torch.tensor(i[0].shape)[a.get("start", 0) : a.get("end")],
     "Sigmoid": lambda a, i: torch.sigmoid(i[0]),
     "Slice": _slice,
     "Softmax": lambda a, i: torch.softmax(i[0], a.get("axis", -1)),

@@ -1,0 +1,48 @@
+"""Every form of ResNet that other exporters write goes through the whole recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import foreign_graphs
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from edgeres.data.choose import DataChoice
+from edgeres.engine.refusals import lint
+from edgeres.graph.normalize import normalize
+from edgeres.intake import ModelChoice
+from edgeres.refine.choice import RefineChoice
+from edgeres.steps import QuantizeOptions, quantize_file
+
+
+@pytest.mark.parametrize("name", foreign_graphs.FOREIGN)
+def test_balanced_refines_it(name: str, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
+    np.savez(tmp_path / "images.npz", images=pixels, labels=np.arange(40) % 4)
+    onnx.save(foreign_graphs.FOREIGN[name](), tmp_path / "model.onnx")
+    done = quantize_file(
+        ModelChoice(tmp_path / "model.onnx"),
+        DataChoice(str(tmp_path / "images.npz"), None, 40, None, 0),
+        QuantizeOptions(refine=RefineChoice("balanced", "auto")),
+    )
+    graph = onnx.load_from_string(done.model)
+    assert not [finding for finding in lint(graph) if finding.effect in {"refused", "wrong", "slow"}]
+    assert {step["name"] for step in done.summary["refinement"]} == {
+        "equalization",
+        "learned ranges",
+        "bias correction",
+    }
+    assert all(step["after_db"] is not None for step in done.summary["refinement"])
+
+    reference = normalize(foreign_graphs.FOREIGN[name]()).model
+    shape = [size.dim_value for size in reference.graph.input[0].type.tensor_type.shape.dim][1:]
+    x = np.random.default_rng(1).standard_normal((8, *shape)).astype(np.float32)
+    x = np.abs(x) * 60 if any("0 to 255" in note for note in done.summary["notes"]) else x
+    expected, found = (
+        ort.InferenceSession(model.SerializeToString()).run(None, {model.graph.input[0].name: x})[0]
+        for model in (reference, graph)
+    )
+    assert 10 * np.log10((expected**2).sum() / ((expected - found) ** 2).sum()) > 15
