@@ -17,7 +17,7 @@ from edgeres.engine.refusals import lint
 from edgeres.graph.normalize import load_onnx
 from edgeres.quantize.rewrite import PLAN_KEY
 
-_BORDER = re.compile(r"(.+)_dq_border\d+_q")
+_BORDER = re.compile(r".+_dq_border\d+_q")  # the codes of another tensor, with a rim of zeros
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _quantized(model: onnx.ModelProto, reasons: dict[str, str]) -> tuple[Quantiz
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     found = []
     for node in model.graph.node:
-        if node.op_type != "QuantizeLinear" or node.input[1] not in constants:
+        if node.op_type != "QuantizeLinear" or node.input[1] not in constants or _BORDER.fullmatch(node.output[0]):
             continue
         scale = numpy_helper.to_array(constants[node.input[1]])
         zero = constants.get(node.input[2]) if len(node.input) > 2 else None
@@ -101,8 +101,6 @@ def _quantized(model: onnx.ModelProto, reasons: dict[str, str]) -> tuple[Quantiz
 
 def _decision(node: onnx.NodeProto, reasons: dict[str, str]) -> tuple[str, str]:
     """The tensor whose codes a quantize gives, and why. Its input may be another one: lowered, ahead of its ReLU."""
-    if found := _BORDER.fullmatch(node.output[0]):
-        return found[1], "the same codes with a border of zeros, for convolutions with padding"
     tensor = node.output[0].removesuffix("_q").rstrip("_")
     tensor = tensor if tensor in reasons else node.input[0]
     return tensor, reasons.get(tensor, "")

@@ -10,7 +10,7 @@ and everything around can be made to give and to take x - t:
 
     writer  Conv -> ReLU -> Q      the bias falls by t, and the ReLU goes: saturation at code -128 is what it did
     reader  DQ -> Conv, Gemm       W (x - t) + b + t sum(W) = W x + b: the bias rises by t sum(W)
-            DQ -> Add <- Conv      the bias of that Conv rises by t
+            DQ -> Add <- Conv      the bias of that Conv rises by t; what else it may add to, the sum is raised behind
             border of a Conv       zeros are code -128 now, so the padding becomes a Pad with -t
 
 All of that is exact, and costs nothing at run time but the Pad, which moves a byte per value twice. What cannot be
@@ -50,6 +50,7 @@ class _Folding:
     Attributes:
         held: by tensor, how much less than its own value it holds by now.
         raised: by node, what its bias gains per output channel, or one number for all.
+        inserted: constants of Adds that were put in.
         padded: by (tensor, pads), the tensor with a border.
     """
 
@@ -61,6 +62,7 @@ class _Folding:
         self.outputs = {output.name for output in self.model.graph.output}
         self.held: dict[str, float] = {}
         self.raised: dict[str, F64] = {}
+        self.inserted: set[str] = set()
         self.padded: dict[tuple[str, tuple[int, ...]], str] = {}
 
     def run(self) -> onnx.ModelProto:
@@ -100,11 +102,19 @@ class _Folding:
         if node.op_type == "MaxPool" and self._lonely(node.input[0]):
             node.input[0] = self._lowered(node.input[0], offset, saturates)
             return tensor
+        if node.op_type == "Add" and (constant := self._own_constant(node)):
+            value = np.float32(float(self._values(constant)) - missing)
+            self.constants[constant].CopyFrom(numpy_helper.from_array(np.asarray(value), constant))
+            return tensor
         conv = node if node.op_type == "Conv" else self._conv_into(node)
         if conv is None:
             return self._add(tensor, -missing)
         self._raise(conv, np.array(-missing))
         return tensor
+
+    def _own_constant(self, add: onnx.NodeProto) -> str:
+        """The constant of an Add that was inserted here."""
+        return next((name for name in add.input if name in self.inserted), "")
 
     def _conv_into(self, add: onnx.NodeProto) -> onnx.NodeProto | None:
         """The Conv of which nothing but this residual Add reads the output."""
@@ -134,8 +144,14 @@ class _Folding:
             if node.op_type == "Conv" and any(pads := _attribute(node, "pads", [])):
                 self._border(node, offset, tuple(pads))
             return True
-        if node.op_type == "Add" and (conv := self._conv_into(node)) is not None:
-            self._raise(conv, np.array(offset))
+        if node.op_type == "Add" and not self._own_constant(node):
+            conv = self._conv_into(node)
+            if conv is not None:
+                self._raise(conv, np.array(offset))
+            elif node.output[0] in self.outputs or node.input[0] == node.input[1]:
+                return False
+            else:
+                self._tell_readers(node.output[0], offset)
             return True
         if node.op_type in PASS_THROUGH and node.output[0] not in self.outputs:
             if node.op_type == "Pad":
@@ -220,7 +236,9 @@ class _Folding:
         name = f"{tensor}_{'lowered' if value < 0 else 'restored'}"
         while self._producer(name) is not None:
             name += "_"
-        node = helper.make_node("Add", [tensor, self._constant(f"{name}_by", np.float32(value))], [name], f"{name}_Add")
+        constant = self._constant(f"{name}_by", np.float32(value))
+        self.inserted.add(constant)
+        node = helper.make_node("Add", [tensor, constant], [name], f"{name}_Add")
         producer = self._producer(tensor)
         self.nodes.insert(0 if producer is None else self.nodes.index(producer) + 1, node)
         return name

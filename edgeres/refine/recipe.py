@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import onnx
 
-from edgeres.calibrate.record import digest
 from edgeres.data.base import View
 from edgeres.data.loader import Loader
 from edgeres.errors import EdgeresError, needs
@@ -72,11 +71,16 @@ class Step:
 
 @dataclass(frozen=True)
 class Refined:
-    """Graphs and plans after refinement, with what each step brought and what each block's precision costs."""
+    """Graphs and plans after refinement, with what each step brought and what each block's precision costs.
+
+    Attributes:
+        note: why nothing was refined, or "".
+    """
 
     quantized: Quantized
     steps: tuple[Step, ...] = ()
     skips: tuple[SkipCost, ...] = ()
+    note: str = ""
 
 
 def quantize_with_recipe(
@@ -100,15 +104,15 @@ def quantize_with_recipe(
     """
     refines = choice.effort != "fast" or choice.residual == "auto"
     count = len(loader.source)
-    if refines and count < _LEAST_IMAGES:
-        progress.say(f"{count} calibration images, too few to hold any back: nothing is refined")
     if not refines or count < _LEAST_IMAGES:
+        note = f"{count} calibration images are too few to hold any back" if refines else ""
         quantized = quantize(graph, styles, loader, ranges, progress)
         plan = quantized.plans.get("tensorrt")
         if plan is None or choice.residual != "fp16":
-            return Refined(quantized)
+            return Refined(quantized, note=note)
         view = GraphView(graph)
-        return Refined(_with_drafts(quantized, {"tensorrt": Draft(graph, keep_in_half(view, plan, skips(view, plan)))}))
+        half = Draft(graph, keep_in_half(view, plan, skips(view, plan)))
+        return Refined(_with_drafts(quantized, {"tensorrt": half}), note=note)
     # Sources come sorted by class: both parts, and what is taken first of them, must hold every class.
     order = np.random.RandomState(0).permutation(count).astype(np.int64)
     held_count = min(max(count // 8, 16), _HELD_BACK)
@@ -128,21 +132,10 @@ def quantize_with_recipe(
 
 
 def _with_drafts(quantized: Quantized, drafts: dict[Style, Draft]) -> Quantized:
-    """The refined graphs and plans, and a calibration that tells the ranges which they hold."""
-    tensors = {
-        name: {**entry, "ranges": dict(entry["ranges"])} for name, entry in quantized.calibration["tensors"].items()
-    }
-    for style, draft in drafts.items():
-        for edge in draft.plan.edges:
-            if edge.tensor in tensors:
-                codes = np.array(edge.params.code_limits) - edge.params.zero_point
-                tensors[edge.tensor]["ranges"][style] = (codes * float(edge.params.scale)).tolist()
-    document = {**quantized.calibration, "tensors": tensors}
-    source = digest(document)
-    plans = {style: replace(draft.plan, calibration_digest=source) for style, draft in drafts.items()}
-    graphs = {style: rewrite(drafts[style].graph, plan) for style, plan in plans.items()}
-    merged = {**quantized.plans, **plans}, {**quantized.graphs, **graphs}
-    return replace(quantized, plans=merged[0], graphs=merged[1], calibration=document)
+    """The refined graphs and plans beside the others; the calibration stays what the images said."""
+    plans = {style: draft.plan for style, draft in drafts.items()}
+    graphs = {style: rewrite(draft.graph, draft.plan) for style, draft in drafts.items()}
+    return replace(quantized, plans={**quantized.plans, **plans}, graphs={**quantized.graphs, **graphs})
 
 
 def _part(loader: Loader, chosen: I64) -> Loader:
@@ -198,7 +191,7 @@ class _Bench:
         if after >= before:
             return quantized
         self.graph = graph
-        return found
+        return replace(found, calibration=quantized.calibration)  # ranges of the network that was given
 
     def _noise_of(self, graph: onnx.ModelProto, quantized: Quantized) -> float:
         return sum(self._noise(Draft(graph, plan)) for plan in quantized.plans.values())
