@@ -14,6 +14,7 @@ from edgeres.data.choose import DataChoice
 from edgeres.engine.refusals import lint
 from edgeres.graph.normalize import normalize
 from edgeres.intake import ModelChoice
+from edgeres.records import CODES
 from edgeres.refine.choice import RefineChoice
 from edgeres.steps import QuantizeOptions, quantize_file
 
@@ -46,3 +47,20 @@ def test_balanced_refines_it(name: str, tmp_path: Path) -> None:
         for model in (reference, graph)
     )
     assert 10 * np.log10((expected**2).sum() / ((expected - found) ** 2).sum()) > 15
+
+
+def test_half_codes_leave_padding_to_the_convolutions(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", images=pixels, labels=np.arange(8) % 4)
+    onnx.save(foreign_graphs.torchscript(), tmp_path / "model.onnx")
+    pads = {}
+    for codes in CODES:
+        done = quantize_file(
+            ModelChoice(tmp_path / "model.onnx"),
+            DataChoice(str(tmp_path / "images.npz"), None, 8, None, 0),
+            QuantizeOptions(refine=RefineChoice("fast"), codes=codes),
+        )
+        graph = onnx.load_from_string(done.model).graph
+        pads[codes] = sum(node.op_type == "Pad" for node in graph.node)
+    assert pads["half"] == 1  # the exact input's fourth channel
+    assert pads["full"] > 1
