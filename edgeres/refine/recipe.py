@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -52,7 +53,7 @@ class Step:
     """One refinement of one graph.
 
     Attributes:
-        style: of the graph it was tried on, or several with their errors added up.
+        style: of the graph it was tried on.
         before_db, after_db: logit SQNR on the held-back images; ``after_db`` None where the step could not be done.
         note: why it was not kept, or "".
     """
@@ -127,7 +128,7 @@ def quantize_with_recipe(
             ranges.codes,
             lambda equal, trial: quantize(equal, styles, few if trial else fit, ranges, SILENT if trial else progress),
         )
-    drafts = {style: bench.refine(Draft(bench.graph, plan)) for style, plan in quantized.plans.items()}
+    drafts = {style: bench.refine(Draft(bench.graphs[style], plan)) for style, plan in quantized.plans.items()}
     return Refined(_with_drafts(quantized, drafts), tuple(bench.steps), bench.skips)
 
 
@@ -160,11 +161,12 @@ class _Bench:
     """Tries refinements and keeps those that lower the error on the held-back images.
 
     Attributes:
-        graph: FP32, equalized where that helped.
+        graphs: FP32 by style, equalized where that helped.
     """
 
     def __init__(self, graph: onnx.ModelProto, fit: F32, held: F32, choice: RefineChoice, progress: Progress) -> None:
-        self.graph, self.fit, self.held = graph, fit, held
+        self.graphs: defaultdict[Style, onnx.ModelProto] = defaultdict(lambda: graph)
+        self.fit, self.held = fit, held
         self.choice, self.progress = choice, progress
         self.reference = logits(graph, held)
         self.steps: list[Step] = []
@@ -173,28 +175,27 @@ class _Bench:
     def equalize(
         self, quantized: Quantized, codes: Codes, again: Callable[[onnx.ModelProto, bool], Quantized]
     ) -> Quantized:
-        """Equalize the float graph and calibrate it anew; all styles share it, so their errors are added up.
+        """Equalize the float graph and calibrate it anew; each style keeps the graph that serves it better.
 
         Args:
             again: calibrates a graph, on a few images where the second argument is true: they tell whether it is worth
                 another pass over all of them.
         """
         start = time.perf_counter()
-        graph = equalize(self.graph, self._some(_EQUALIZE_IMAGES), codes, self.progress)
-        before = self._noise_of(self.graph, quantized)
+        graph = equalize(self.graphs[next(iter(quantized.plans))], self._some(_EQUALIZE_IMAGES), codes, self.progress)
+        before = {style: self._noise(Draft(self.graphs[style], plan)) for style, plan in quantized.plans.items()}
         found = again(graph, True)
-        after = self._noise_of(graph, found)
-        if after < before:
+        after = {style: self._noise(Draft(graph, plan)) for style, plan in found.plans.items()}
+        if any(after[style] < before[style] for style in before):
             found = again(graph, False)
-            after = self._noise_of(graph, found)
-        self._record("equalization", "+".join(quantized.plans), before, after, time.perf_counter() - start)
-        if after >= before:
-            return quantized
-        self.graph = graph
-        return replace(found, calibration=quantized.calibration)  # ranges of the network that was given
-
-    def _noise_of(self, graph: onnx.ModelProto, quantized: Quantized) -> float:
-        return sum(self._noise(Draft(graph, plan)) for plan in quantized.plans.values())
+            after = {style: self._noise(Draft(graph, plan)) for style, plan in found.plans.items()}
+        plans = dict(quantized.plans)
+        for style in before:
+            self._record("equalization", style, before[style], after[style], time.perf_counter() - start)
+            start = time.perf_counter()  # both graphs took it together: the first one is charged
+            if after[style] < before[style]:
+                self.graphs[style], plans[style] = graph, found.plans[style]
+        return replace(quantized, plans=plans)  # the calibration stays that of the network which was given
 
     def _some(self, images: int) -> F32:
         return self.fit[: min(max(32, _STATISTICS_BYTES // self.fit[0].nbytes), images)]
@@ -206,8 +207,8 @@ class _Bench:
             draft = self._try("learned ranges", draft, self._learn)
         if self.choice.effort != "fast":
             # Last: it takes off what mean everything before it has left.
-            images = self._some(_BIAS_IMAGES)
-            draft = self._try("bias correction", draft, lambda d: correct_bias(d, self.graph, images, self.progress))
+            teacher, images = self.graphs[draft.plan.style], self._some(_BIAS_IMAGES)
+            draft = self._try("bias correction", draft, lambda d: correct_bias(d, teacher, images, self.progress))
         return draft
 
     def _residual(self, draft: Draft) -> Draft:
@@ -228,7 +229,7 @@ class _Bench:
         if self.choice.effort == "best":
             options = ReconstructOptions.best(batch)
         options = replace(options, resume=cache_dir() / "learning")
-        return reconstruct(draft, self.graph, self.fit, options, self.progress)
+        return reconstruct(draft, self.graphs[draft.plan.style], self.fit, options, self.progress)
 
     def _try(self, name: str, draft: Draft, step: Callable[[Draft], Draft]) -> Draft:
         start, before = time.perf_counter(), self._noise(draft)
