@@ -20,7 +20,8 @@ from edgeres.errors import EngineError
 Flavour = Literal["rtx", "tensorrt"]
 
 MODULES: dict[Flavour, str] = {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
-OLDEST: dict[Flavour, tuple[int, int]] = {"rtx": (1, 5), "tensorrt": (10, 3)}
+# TensorRT-RTX 1.5 and 1.6 stop at INT8 convolutions.
+OLDEST: dict[Flavour, tuple[int, int]] = {"rtx": (1, 7), "tensorrt": (10, 3)}
 _LOG_LINES = 10_000
 _INSTALL: dict[Flavour, str] = {
     "rtx": "pip install 'edgeres[rtx]'",
