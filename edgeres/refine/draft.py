@@ -47,3 +47,14 @@ def noise_power(reference: F32, found: F32) -> float:
     """Mean squared error of logits over their mean square: 10**(-SQNR/10), so that independent errors add up."""
     reference = reference.astype(np.float64)
     return float(((reference - found) ** 2).sum() / (reference**2).sum())
+
+
+def typical_noise(reference: F32, found: F32) -> float:
+    """Geometric mean over images of each one's noise power, by which refinements are judged.
+
+    A single image on which some tensor saturates can hold half of the noise of 64, and would decide. The geometric mean
+    told which of two networks is better in 98 of 100 draws of 64 images, :func:`noise_power` in 92 (resnet20).
+    """
+    reference = reference.astype(np.float64)
+    power = ((reference - found) ** 2).sum(axis=1) / np.maximum((reference**2).sum(axis=1), 1e-30)
+    return float(np.exp(np.log(np.maximum(power, 1e-30)).mean()))

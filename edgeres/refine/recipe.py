@@ -3,8 +3,8 @@
     calibrate -> equalize and calibrate again -> residual precision -> learned ranges -> bias correction
 
 ``fast`` is the calibration pass alone. ``balanced`` costs up to 20 forward passes over the calibration images; ``best``
-learns the rounding of weights too, in minutes. The error is the noise power of the logits against FP32's, with float
-arithmetic between Q/DQ pairs. Validation images play no part.
+learns the rounding of weights too, in minutes. The error is the noise power of the logits against FP32's, typical of an
+image, with float arithmetic between Q/DQ pairs. Validation images play no part.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -30,14 +30,17 @@ from edgeres.quantize.stage import Quantized, RangeChoice, quantize
 from edgeres.records import F32, I64, Codes, Style
 from edgeres.refine.bias import correct_bias
 from edgeres.refine.choice import RefineChoice
-from edgeres.refine.draft import Draft, logits, noise_power
+from edgeres.refine.draft import Draft, logits, typical_noise
 from edgeres.refine.equalize import equalize
 from edgeres.refine.residual import SkipCost, choose_residual, keep_in_half, skips
 from edgeres.zoo.download import cache_dir
 
+if TYPE_CHECKING:
+    from edgeres.refine.reconstruct import ReconstructOptions
+
 # Of the inputs that refinement holds in memory: 512 images at 32 px, 111 at 224 px.
 _IMAGE_BYTES = 64 << 20
-_HELD_BACK = 64
+_HELD_BACK = 96
 _LEAST_IMAGES = 32
 # Of the inputs that statistics per channel are taken from: large images have more positions, and fewer of them will do.
 _STATISTICS_BYTES = 16 << 20
@@ -54,7 +57,7 @@ class Step:
 
     Attributes:
         style: of the graph it was tried on.
-        before_db, after_db: logit SQNR on the held-back images; ``after_db`` None where the step could not be done.
+        before_db, after_db: logit SQNR, mean over the held-back images; ``after_db`` None where it could not be done.
         note: why it was not kept, or "".
     """
 
@@ -96,7 +99,7 @@ def quantize_with_recipe(
 
     Args:
         graph: canonical FP32.
-        loader: calibration images; an eighth of them, at most 64, is held back to judge refinements. Too few images to
+        loader: calibration images; a fifth of them, at most 96, is held back to judge refinements. Too few images to
             spare any, or ``fast`` without a choice of residual precision: all calibrate and nothing is refined.
 
     Raises:
@@ -116,7 +119,7 @@ def quantize_with_recipe(
         return Refined(_with_drafts(quantized, {"tensorrt": half}), note=note)
     # Sources come sorted by class: both parts, and what is taken first of them, must hold every class.
     order = np.random.RandomState(0).permutation(count).astype(np.int64)
-    held_count = min(max(count // 8, 16), _HELD_BACK)
+    held_count = min(max(count // 5, 16), _HELD_BACK)
     fit, held = _part(loader, order[held_count:]), _part(loader, order[:held_count])
     quantized = quantize(graph, styles, fit, ranges, progress)
     bench = _Bench(graph, _inputs(replace(fit), _IMAGE_BYTES), _inputs(held, _IMAGE_BYTES), choice, progress)
@@ -204,7 +207,9 @@ class _Bench:
         if draft.plan.style == "tensorrt":
             draft = self._residual(draft)
         if self.choice.effort == "best" or (self.choice.effort == "balanced" and draft.plan.style == "tensorrt"):
-            draft = self._try("learned ranges", draft, self._learn)
+            draft = self._try("learned ranges", draft, self._learn_ranges)
+        if self.choice.effort == "best" and draft.plan.style == "tensorrt":
+            draft = self._try("learned rounding", draft, self._learn_rounding)
         if self.choice.effort != "fast":
             # Last: it takes off what mean everything before it has left.
             teacher, images = self.graphs[draft.plan.style], self._some(_BIAS_IMAGES)
@@ -219,21 +224,33 @@ class _Bench:
             draft = replace(draft, plan=keep_in_half(view, draft.plan, skips(view, draft.plan)))
         return draft
 
-    def _learn(self, draft: Draft) -> Draft:
-        if importlib.util.find_spec("torch") is None:
-            raise needs("export", "torch")
-        from edgeres.refine.reconstruct import ReconstructOptions, reconstruct
+    def _learn_ranges(self, draft: Draft) -> Draft:
+        from edgeres.refine.reconstruct import ReconstructOptions
 
-        batch = _LARGE_INPUT_BATCH if self.fit[0].size > _LARGE_INPUT else ReconstructOptions.batch
-        options = ReconstructOptions.balanced(_LEARNING_PASSES * len(self.fit), batch)
         if self.choice.effort == "best":
-            options = ReconstructOptions.best(batch)
+            return self._learn(draft, ReconstructOptions(batch=self._batch))
+        return self._learn(draft, ReconstructOptions.balanced(_LEARNING_PASSES * len(self.fit), self._batch))
+
+    def _learn_rounding(self, draft: Draft) -> Draft:
+        from edgeres.refine.reconstruct import ReconstructOptions
+
+        return self._learn(draft, ReconstructOptions.with_rounding(self._batch))
+
+    @property
+    def _batch(self) -> int:
+        return _LARGE_INPUT_BATCH if self.fit[0].size > _LARGE_INPUT else 32
+
+    def _learn(self, draft: Draft, options: ReconstructOptions) -> Draft:
+        from edgeres.refine.reconstruct import reconstruct
+
         options = replace(options, resume=cache_dir() / "learning")
         return reconstruct(draft, self.graphs[draft.plan.style], self.fit, options, self.progress)
 
     def _try(self, name: str, draft: Draft, step: Callable[[Draft], Draft]) -> Draft:
         start, before = time.perf_counter(), self._noise(draft)
         try:
+            if name.startswith("learned") and importlib.util.find_spec("torch") is None:
+                raise needs("export", "torch")
             changed = step(draft)
         except EdgeresError as error:  # an operator that a refinement does not know is no reason to stop
             self._record(name, draft.plan.style, before, None, time.perf_counter() - start, str(error))
@@ -243,7 +260,7 @@ class _Bench:
         return changed if after < before else draft
 
     def _noise(self, draft: Draft) -> float:
-        return noise_power(self.reference, logits(draft.quantized(), self.held))
+        return typical_noise(self.reference, logits(draft.quantized(), self.held))
 
     def _record(
         self, name: str, style: str, before: float, after: float | None, seconds: float, note: str = ""

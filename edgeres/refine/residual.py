@@ -20,7 +20,7 @@ from typing import Any, Literal
 from edgeres.graph.view import GraphView
 from edgeres.progress import SILENT, Progress
 from edgeres.records import F32, HalfEdge, QuantPlan
-from edgeres.refine.draft import Draft, logits, noise_power
+from edgeres.refine.draft import Draft, logits, typical_noise
 from edgeres.refine.noise import shapes
 
 # The stream may add this share to the error of everything else in int8: 0.13 dB.
@@ -89,7 +89,7 @@ def choose_residual(
 
     def noise(in_half: Collection[str]) -> float:
         plan = keep_in_half(view, draft.plan, in_half)
-        return noise_power(reference, logits(replace(draft, plan=plan).quantized(), images))
+        return typical_noise(reference, logits(replace(draft, plan=plan).quantized(), images))
 
     with progress.task("residual precision", total=len(found) + 1) as advance:
         floor = noise(found)
