@@ -44,7 +44,7 @@ _HELD_BACK = 96
 _LEAST_IMAGES = 32
 # Of the inputs that statistics per channel are taken from: large images have more positions, and fewer of them will do.
 _STATISTICS_BYTES = 16 << 20
-_EQUALIZE_IMAGES, _BIAS_IMAGES, _TRIAL_IMAGES = 256, 128, 64
+_EQUALIZE_IMAGES, _BIAS_IMAGES, _TRIAL_IMAGES = 128, 128, 64
 _LEARNING_PASSES = 8  # that balanced may cost, in forward passes over the calibration images
 # A learning step on images above 128 px takes seconds an image: fewer of them make one.
 _LARGE_INPUT = 3 * 128 * 128
