@@ -8,13 +8,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeres.bundle import CALIBRATION, FP32, GRAPHS, LABELS, check_target, new_bundle, seal, write_file, write_json
-from edgeres.data.choose import DataChoice, check_paths, choose_sources
+from edgeres.bundle import CALIBRATION, FP32, GRAPHS, LABELS, check_target, new_bundle, seal, write_file
+from edgeres.calibrate.identity import Identity, identify
+from edgeres.calibrate.record import IMPORTED, to_json
+from edgeres.calibrate.recorded import Recorded
+from edgeres.calibrate.reuse import reuse
+from edgeres.data.choose import DataChoice, Sources, check_paths, choose_sources, choose_validation
 from edgeres.data.loader import Loader, OnUnreadable
 from edgeres.engine.cpu import has_vnni
 from edgeres.engine.stage import EngineChoice, build_engines
@@ -24,11 +28,13 @@ from edgeres.environment import environment
 from edgeres.errors import UsageError
 from edgeres.intake import Fp32Model, InputChoice, ModelChoice, take, with_exact_input
 from edgeres.progress import SILENT, Progress
-from edgeres.records import CODES, METHODS, Codes, EngineRecord, Gate, Manifest, Method, Style
+from edgeres.records import CODES, METHODS, Codes, EngineRecord, Manifest, Method, ModelSpec, Preprocess, Style
 from edgeres.refine.choice import EFFORTS, RESIDUALS, RefineChoice
 from edgeres.report.document import CalibrationRecord, DataRecord, ReportInput, build_report
-from edgeres.report.files import write_report
-from edgeres.verify.gates import gate
+from edgeres.report.files import artefacts, write_report
+from edgeres.verify.baseline import read_baseline
+from edgeres.verify.gates import Limits
+from edgeres.verify.pixels import Pixels, sample_pixels
 from edgeres.verify.stage import Graphs, verify
 
 if TYPE_CHECKING:
@@ -36,7 +42,7 @@ if TYPE_CHECKING:
     from edgeres.refine.recipe import Refined
 
 VALIDATION_BATCH = 16
-_PARTS = {"model", "data", "refine", "engines"}
+_PARTS = {"model", "data", "refine", "engines", "limits"}
 _WORDS = {
     "method": METHODS,
     "codes": CODES,
@@ -55,9 +61,11 @@ class BuildOptions:
         targets: names of ``edgeres targets``; empty: cpu, and each of rtx and tensorrt that this machine can build.
         method: how ranges are chosen.
         codes: in the graph for TensorRT, of activations behind a ReLU: all 256, or the half that is not negative.
+        calibration_file: a calibration.json whose ranges are taken instead of measuring.
         batch: images per calibration step; ranges do not depend on it beyond the rounding of the forward pass.
-        max_drop: gate on the top-1 drop in percentage points, None for no gate.
-        min_speedup: gate on FP32's p50 latency over INT8's, None for no gate.
+        limits: the gates.
+        baseline: an accepted build to compare with, of ``edgeres baseline accept``.
+        any_machine: compare latency with a baseline of another machine, too.
         on_unreadable: ``skip`` goes on without images that cannot be decoded, and names them in the report.
         output: of the bundle; None is ``<model>.edgeres`` in the working directory.
     """
@@ -69,20 +77,19 @@ class BuildOptions:
     targets: tuple[str, ...] = ()
     method: Method = "mse"
     codes: Codes = "full"
+    calibration_file: Path | None = None
     batch: int = 8
-    max_drop: float | None = 1.0
-    min_speedup: float | None = None
+    limits: Limits = Limits()
+    baseline: Path | None = None
+    any_machine: bool = False
     on_unreadable: OnUnreadable = "fail"
     output: Path | None = None
-
-    @property
-    def gates(self) -> tuple[Gate, ...]:
-        return gates_of({"drop_pp": self.max_drop, "speedup": self.min_speedup})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, for the report."""
         own = {name: value for name, value in vars(self).items() if name not in _PARTS}
-        given = {**vars(self.model), **vars(self.data), **vars(self.refine), **vars(self.engines), **own}
+        parts = (self.model, self.data, self.refine, self.engines, self.limits)
+        given = {**{name: value for part in parts for name, value in vars(part).items()}, **own}
         options: dict[str, Any] = plain({**given, "weight_bits_cpu": weight_bits()})
         return options
 
@@ -119,7 +126,7 @@ def build(model: Any, *, progress: Progress = SILENT, command: str = "", **optio
         model: a zoo name, the path of an ONNX file, a ``torch.nn.Module``, or a whole :class:`BuildOptions`.
         command: what the report names as the way to reproduce it.
         options: fields of :class:`BuildOptions` and of the records in it: ``weights``, ``labels``, ``mean``, ``std``,
-            ``calibration``, ``validation``, ``targets``, ``method``, ``max_drop``, ``output``, ...
+            ``calibration``, ``validation``, ``targets``, ``method``, ``max_drop``, ``baseline``, ``output``, ...
 
     Raises:
         EdgeresError: in one line, what prevents it; nothing is left behind then. A gate that fails raises nothing: the
@@ -132,15 +139,22 @@ def build(model: Any, *, progress: Progress = SILENT, command: str = "", **optio
     """
     o = _options(model, options)
     watch = Stopwatch()
-    targets, gates = choose_targets(o.targets), o.gates
+    targets = choose_targets(o.targets)
+    baseline = read_baseline(o.baseline, any_machine=o.any_machine) if o.baseline else None
     if o.output is not None:
         check_target(o.output)
     check_paths(o.data)
+    recorded, refine = reuse(o.calibration_file, o.data, o.refine)
     with watch.stage("export"):
-        fp32 = with_exact_input(take(o.model, progress))
-    sources = choose_sources(o.data, fp32.spec)
+        taken = take(o.model, progress)
+        fp32 = with_exact_input(taken)
+    if recorded is not None:
+        recorded = recorded.of(forms(fp32, taken))
+        if refine != o.refine:
+            progress.say(f"ranges are those of {o.calibration_file}; nothing is refined without --calibration images")
+        o = replace(o, refine=refine, method=recorded.method, batch=recorded.batch or o.batch)
+    sources = _sources(o, fp32.spec, recorded)
     if "accuracy" in sources.reasons:
-        gates = tuple(gate for gate in gates if gate.metric != "drop_pp")
         progress.say(f"no gate on the drop: {sources.reasons['accuracy']}")
     if sources.overlap:
         progress.say("calibration and validation are the same images, which flatters INT8")
@@ -149,8 +163,9 @@ def build(model: Any, *, progress: Progress = SILENT, command: str = "", **optio
     output = o.output or Path(f"{fp32.spec.name}.edgeres")
     with new_bundle(output) as folder:
         with watch.stage("quantize"):
-            refined = _quantize(o, fp32, targets, calibration, progress)
+            refined = _quantize(o, fp32, targets, calibration, recorded, progress)
             quantized = refined.quantized
+            pixels = sample_pixels(sources.calibration, fp32.spec.preprocess) if len(sources.calibration) else None
             _write_graphs(folder, fp32, quantized)
         with watch.stage("engines"):
             engines = build_engines(folder, targets, o.engines, progress)
@@ -166,9 +181,9 @@ def build(model: Any, *, progress: Progress = SILENT, command: str = "", **optio
             model=fp32.spec,
             export={"max_error": fp32.max_error, "notes": list(fp32.notes)},
             headline=graphs.headline,
-            gates=gates,
-            validation=data_record(validation, verified.comparison.images),
-            calibration=CalibrationRecord(data_record(calibration, quantized.images), o.method, o.batch),
+            gates=o.limits.gates(baseline=baseline is not None, labels="accuracy" not in sources.reasons),
+            validation=data_record(validation, verified.comparison.images, verified.comparison.pixels),
+            calibration=_calibration_record(o, data_record(calibration, quantized.images, pixels)),
             plans={str(style): plan for style, plan in quantized.plans.items()},
             comparison=verified.comparison,
             latency=verified.latency,
@@ -177,7 +192,12 @@ def build(model: Any, *, progress: Progress = SILENT, command: str = "", **optio
             refinement=tuple(step.to_dict() for step in refined.steps),
             residual=tuple(cost.to_dict() for cost in refined.skips),
             timings=watch.seconds,
-            reasons={**verified.reasons, **sources.reasons},
+            reasons={**verified.reasons, **sources.reasons, **_imported(recorded), **_unrefined(refined)},
+            limits=o.limits,
+            baseline=baseline,
+            anatomy=verified.anatomy,
+            files=artefacts(folder),
+            thumbnails=verified.thumbnails,
         )
         report = build_report(data)
         write_report(folder, report)
@@ -207,11 +227,6 @@ def plain(value: Any) -> Any:
     return plain(vars(value)) if isinstance(value, InputChoice) else type(value).__name__
 
 
-def gates_of(limits: Mapping[str, float | None]) -> tuple[Gate, ...]:
-    """Gates by metric; None sets none."""
-    return tuple(gate(metric, limit) for metric, limit in limits.items() if limit is not None)
-
-
 def weight_bits() -> int:
     """Of weights for this CPU: without VNNI two products are summed in 16 bits, where 8-bit weights saturate."""
     return 7 if has_vnni() is False else 8
@@ -222,9 +237,44 @@ def graphs_in(folder: Path) -> Graphs:
     return Graphs(folder / FP32, {style: folder / name for style, name in GRAPHS.items() if (folder / name).is_file()})
 
 
-def data_record(loader: Loader, images: int) -> DataRecord:
+def data_record(loader: Loader, images: int, pixels: Pixels | None) -> DataRecord:
     """What a loader read, for the report; the loader must have been run through."""
-    return DataRecord(loader.source.description, loader.source.digest(), images, tuple(loader.unreadable))
+    return DataRecord(loader.source.description, loader.source.digest(), images, tuple(loader.unreadable), pixels)
+
+
+def forms(used: Fp32Model, taken: Fp32Model) -> Iterator[tuple[Identity, Preprocess]]:
+    """The forms of a network that ranges may have been recorded for; the first is ``used``."""
+    yield _form(used)
+    yield _form(taken)
+    yield _form(with_exact_input(taken, "bytes"))
+    yield _form(with_exact_input(taken, "normalized"))
+
+
+def _form(model: Fp32Model) -> tuple[Identity, Preprocess]:
+    return identify(model.graph, model.spec.name), model.spec.preprocess
+
+
+def _sources(o: BuildOptions, spec: ModelSpec, recorded: Recorded | None) -> Sources:
+    """Images to calibrate on, or what is known of those that the ranges come from; and images to validate on."""
+    if recorded is None or o.data.calibration is not None:
+        return choose_sources(o.data, spec)
+    validation, reasons = choose_validation(o.data, spec)
+    return Sources(recorded.images(), validation, reasons)
+
+
+def _calibration_record(o: BuildOptions, data: DataRecord) -> CalibrationRecord | None:
+    return CalibrationRecord(data, o.method, o.batch) if data.images else None
+
+
+def _imported(recorded: Recorded | None) -> dict[str, str]:
+    """Why the report tells no images."""
+    if recorded is None or recorded.method != IMPORTED:
+        return {}
+    return dict.fromkeys(("calibration", "data.calibration"), f"ranges were imported: {recorded.images().description}")
+
+
+def _unrefined(refined: Refined) -> dict[str, str]:
+    return {"refinement": refined.note} if refined.note else {}
 
 
 def _options(model: Any, given: dict[str, Any]) -> BuildOptions:
@@ -241,7 +291,7 @@ def _options(model: Any, given: dict[str, Any]) -> BuildOptions:
     else:
         own = pick(BuildOptions)
         choice = ModelChoice(model, **{"input": InputChoice(**pick(InputChoice)), **pick(ModelChoice)})
-        parts = {"data": DataChoice, "refine": RefineChoice, "engines": EngineChoice}
+        parts: dict[str, Any] = {"data": DataChoice, "refine": RefineChoice, "engines": EngineChoice, "limits": Limits}
         options = BuildOptions(choice, **{**{name: part(**pick(part)) for name, part in parts.items()}, **own})
     if given:
         raise UsageError(f"no such option: {', '.join(sorted(given))}", where="build")
@@ -249,13 +299,18 @@ def _options(model: Any, given: dict[str, Any]) -> BuildOptions:
 
 
 def _quantize(
-    o: BuildOptions, fp32: Fp32Model, targets: Sequence[Target], loader: Loader, progress: Progress
+    o: BuildOptions,
+    fp32: Fp32Model,
+    targets: Sequence[Target],
+    loader: Loader,
+    recorded: Recorded | None,
+    progress: Progress,
 ) -> Refined:
     from edgeres.quantize.stage import RangeChoice
     from edgeres.refine.recipe import quantize_with_recipe
 
     styles: list[Style] = list(dict.fromkeys(target.style for target in targets))
-    ranges = RangeChoice(o.method, weight_bits(), fp32.known, o.codes)
+    ranges = RangeChoice(o.method, weight_bits(), fp32.known, o.codes, recorded)
     return quantize_with_recipe(fp32.graph, styles, loader, ranges, o.refine, progress)
 
 
@@ -263,7 +318,7 @@ def _write_graphs(folder: Path, fp32: Fp32Model, quantized: Quantized) -> None:
     write_file(folder / FP32, fp32.graph.SerializeToString())
     for style, graph in quantized.graphs.items():
         write_file(folder / GRAPHS[style], graph.SerializeToString())
-    write_json(folder / CALIBRATION, dict(quantized.calibration))
+    write_file(folder / CALIBRATION, to_json(quantized.calibration).encode())
     write_file(folder / LABELS, "".join(f"{label}\n" for label in fp32.spec.labels).encode())
 
 

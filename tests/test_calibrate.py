@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from onnxruntime.quantization.calibrate import HistogramCollector
 
 from edgeres.calibrate.ranges import LEVELS, choose_range, magnitudes, quantile, rounding_error, thin
-from edgeres.calibrate.record import Calibration, digest
+from edgeres.calibrate.record import Calibration, Wanted, digest
 from edgeres.calibrate.sketch import MANTISSA_BITS, Histogram, Sketch
 from edgeres.records import METHODS, Preprocess
 
@@ -195,7 +195,7 @@ def test_minmax_is_exact() -> None:
 
 def test_calibration_document_is_plain_json_and_its_digest_ignores_key_order() -> None:
     calibration = Calibration({"x": sketch_of(relu_like())}, 3, "three images", "00", Preprocess((8, 8)))
-    ranges = calibration.ranges("mse", "tensorrt", ["x"])
+    ranges = calibration.choose("mse", {"tensorrt": Wanted(symmetric=("x",))})["tensorrt"]
     document = calibration.to_dict("mse", {"tensorrt": ranges})
     again = json.loads(json.dumps(document))
     assert digest(document) == digest(dict(reversed(list(again.items()))))

@@ -1,46 +1,52 @@
-"""The calibrations in calibration/ are what a build of the bundled models finds."""
+"""The calibrations in calibration/ are what the bundled models and their images give."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from edgeres.data.choose import DataChoice, choose_calibration
-from edgeres.data.loader import Loader
+from edgeres.calibrate.recorded import Recorded, read_calibration
+from edgeres.data.choose import DataChoice
 from edgeres.graph.view import GraphView
-from edgeres.intake import Fp32Model, ModelChoice, take, with_exact_input
+from edgeres.intake import ModelChoice, take, with_exact_input
+from edgeres.pipeline import forms
 from edgeres.quantize.placement import place
-from edgeres.quantize.stage import RangeChoice, quantize
+from edgeres.quantize.stage import STYLES, wanted_ranges
+from edgeres.steps import CalibrateOptions, calibrate_file
 
 FOLDER = Path(__file__).parents[1] / "calibration"
 
 
-def recorded(name: str) -> tuple[Fp32Model, dict[str, Any]]:
-    fp32 = with_exact_input(take(ModelChoice(name)))
-    document: dict[str, Any] = json.loads((FOLDER / f"{name}-signs.json").read_text())
-    return fp32, document
+def recorded(name: str) -> Recorded:
+    return read_calibration(FOLDER / f"{name}-signs.json")
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet20"])
-def test_every_observed_tensor_is_recorded(name: str) -> None:
-    fp32, document = recorded(name)
-    view = GraphView(fp32.graph)
-    assert document["preprocess"] == json.loads(json.dumps(fp32.spec.preprocess.to_dict()))
-    for style in ("tensorrt", "cpu"):
-        assert all(style in document["tensors"][tensor]["ranges"] for tensor in place(view, style).observed)  # type: ignore[arg-type]
+def test_builds_of_the_bundled_models_take_them(name: str) -> None:
+    """Whatever the graph takes: normalized images as exported, bytes as built, bytes out of normalized images."""
+    taken = take(ModelChoice(name))
+    for form in (taken, with_exact_input(taken), with_exact_input(taken, "normalized")):
+        ranges = recorded(name).of(forms(form, taken))
+        wanted = {style: wanted_ranges(place(GraphView(form.graph), style)) for style in STYLES}
+        found = ranges.choose("mse", wanted, form.known)
+        assert all(found[style].keys() >= set(asked.all) for style, asked in wanted.items())
 
 
-def test_calibrating_anew_finds_the_recorded_ranges() -> None:
-    """To the width of two bins: another processor rounds its convolutions differently."""
-    fp32, document = recorded("resnet20")
-    source = choose_calibration(DataChoice(calibration_size=document["samples"]), fp32.spec)
-    assert source.digest() == document["source_digest"]
-    loader = Loader(source, fp32.spec.preprocess, 64)
-    found = quantize(fp32.graph, ["tensorrt", "cpu"], loader, RangeChoice(document["method"], known=fp32.known))
-    for tensor, entry in document["tensors"].items():
+def test_calibrating_anew_finds_the_recorded_ranges(tmp_path: Path) -> None:
+    """To the width of a few bins: another processor rounds its convolutions differently."""
+    file = recorded("resnet20").content
+    data = DataChoice(calibration_size=file["samples"])
+    options = CalibrateOptions(file["method"], file["batch"])
+    calibrate_file(ModelChoice("resnet20"), data, options, tmp_path / "c.json")
+    again = json.loads((tmp_path / "c.json").read_text())
+    assert {k: v for k, v in again.items() if k not in {"tensors", "model"}} == {
+        k: v for k, v in file.items() if k not in {"tensors", "model"}
+    }
+    assert again["tensors"].keys() == file["tensors"].keys()
+    for tensor, entry in file["tensors"].items():
+        assert again["tensors"][tensor]["ranges"].keys() == entry["ranges"].keys()
         for style, limits in entry["ranges"].items():
-            again = found.calibration["tensors"][tensor]["ranges"][style]
-            assert again == pytest.approx(limits, rel=0.02, abs=1e-4), (tensor, style)
+            found = again["tensors"][tensor]["ranges"][style]
+            assert found == pytest.approx(limits, rel=0.02, abs=1e-4), (tensor, style)

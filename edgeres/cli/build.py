@@ -9,7 +9,10 @@ import click
 from edgeres.cli.options import (
     UserPath,
     as_json,
+    calibration_file_option,
     calibration_options,
+    check_calibration_file,
+    gate_choice,
     gate_options,
     input_choice,
     input_options,
@@ -30,6 +33,7 @@ from edgeres.cli.show import command_line
 @model_options
 @input_options
 @calibration_options
+@calibration_file_option
 @refine_options
 @click.option("--validation", metavar="SRC", help="Images to verify on; forms as for --calibration.")
 @click.option("--validation-size", type=click.IntRange(1), metavar="N", help="Images taken from it; all by default.")
@@ -60,14 +64,17 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     from edgeres.pipeline import build
     from edgeres.report import render_terminal, to_json
 
+    check_calibration_file(given)
     given.pop("int8")
     quiet = given.pop("as_json")
+    gates = gate_choice(given)
     result = build(
         given.pop("model"),
         progress=progress(quiet=quiet),
         command=command_line(),
         on_unreadable="skip" if given.pop("skip_unreadable") else "fail",
         **input_choice(given),
+        **{name: gates[name] for name in ("limits", "baseline", "any_machine")},
         **given,
     )
     if quiet:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
+from edgeres.errors import UsageError
 from edgeres.records import CODES, METHODS
 from edgeres.refine.choice import EFFORTS, RESIDUALS
 
@@ -89,6 +92,13 @@ calibration_options = _all(
     click.option("--skip-unreadable", is_flag=True, help="Go on without images that cannot be read; they are named."),
 )
 
+calibration_file_option = click.option(
+    "--calibration-file",
+    type=UserPath(dir_okay=False),
+    metavar="FILE",
+    help="Take the ranges of a calibration.json, of `edgeres calibrate` or a bundle; no images are needed then.",
+)
+
 refine_options = _all(
     click.option(
         "--effort",
@@ -113,12 +123,88 @@ refine_options = _all(
     ),
 )
 
+
+class Limit(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """A number, or ``off`` for no gate."""
+
+    name = "limit"
+    OFF = "off"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == self.OFF or isinstance(value, float):
+            return value
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a number, nor off.", param, ctx)
+        return number
+
+
+def _limit(flag: str, metavar: str, text: str) -> Callable[[Command], Command]:
+    return click.option(flag, type=Limit(), metavar=metavar, help=text)
+
+
 gate_options = _all(
+    _limit("--max-drop", "PP", "Gate: top-1 lost against FP32, in points.  [default: 1]"),
+    _limit("--max-class-drop", "PP", "Gate: what any class lost, if it is more than luck.  [default: 10]"),
+    _limit("--min-agreement", "%", "Gate: images that FP32 and INT8 put into the same class."),
+    _limit("--min-speedup", "X", "Gate: FP32's p50 latency over INT8's."),
+    _limit("--max-p99-ms", "MS", "Gate: INT8's p99 latency on this machine."),
+    _limit("--max-size-mb", "MB", "Gate: size of each INT8 graph and engine."),
+    click.option("--baseline", type=UserPath(dir_okay=False), metavar="FILE", help="Compare with an accepted build."),
+    _limit("--max-regression", "PP", "Gate: top-1 lost against the baseline.  [default: 0.5]"),
+    _limit("--max-sqnr-loss", "DB", "Gate: logit SQNR lost against the baseline.  [default: 3]"),
+    _limit("--max-slowdown", "%", "Gate: latency against the baseline, in units of FP32's.  [default: 15]"),
+    click.option("--any-machine", is_flag=True, default=None, help="Compare latency with another machine's, too."),
     click.option(
-        "--max-drop", type=float, default=1.0, show_default=True, metavar="PP", help="Gate: top-1 lost, in points."
+        "--on-unsure",
+        type=click.Choice(["warn", "fail"]),
+        help="Where there are too few images to tell.  [default: warn]",
     ),
-    click.option("--min-speedup", type=float, metavar="X", help="Gate: FP32's p50 latency over INT8's."),
+    click.option("--allow", multiple=True, metavar="CHECK", help="Tell of this fault and let it through; repeatable."),
 )
+
+
+def gate_choice(given: dict[str, Any]) -> dict[str, Any]:
+    """Move what was said about gates out of ``given``; what was not said is the configuration's, or the default.
+
+    Returns:
+        ``limits``, ``baseline``, ``any_machine``; and what else the configuration has.
+
+    Raises:
+        UsageError: the configuration is wrong.
+    """
+    from edgeres.cli.config import limits_from, read_config
+    from edgeres.verify.gates import LIMITS
+
+    values = read_config()
+    for name in (*LIMITS, "baseline", "any_machine", "on_unsure", "allow"):
+        said = given.pop(name)
+        if said not in (None, ()):
+            values[name] = None if said == Limit.OFF else said
+    chosen: dict[str, Any] = {name: values[name] for name in ("validation", "validation_size") if name in values}
+    chosen |= {"baseline": values.get("baseline"), "any_machine": values.get("any_machine", False)}
+    return {**chosen, "limits": limits_from(values)}
+
+
+def check_calibration_file(given: dict[str, Any]) -> None:
+    """Refuse what the user said beside a file of ranges and what would have no effect.
+
+    Raises:
+        UsageError: a method, or refinement without images.
+    """
+    if given["calibration_file"] is None:
+        return
+    source = click.get_current_context().get_parameter_source
+    said = {name for name in ("method", "effort") if source(name) is ParameterSource.COMMANDLINE}
+    if "method" in said:
+        raise UsageError("the ranges in a file were chosen already", where="--method", hint="drop it")
+    if "effort" in said and given["effort"] != "fast" and given["calibration"] is None:
+        raise UsageError(
+            "refinement learns from images, and none are named", where="--effort", hint="add --calibration SRC"
+        )
 
 
 def input_choice(given: dict[str, Any]) -> dict[str, Any]:

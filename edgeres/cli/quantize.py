@@ -10,7 +10,9 @@ import click
 from edgeres.cli.options import (
     UserPath,
     as_json,
+    calibration_file_option,
     calibration_options,
+    check_calibration_file,
     input_choice,
     input_options,
     refine_options,
@@ -23,6 +25,7 @@ from edgeres.cli.show import print_json
 @click.argument("model", type=UserPath(), metavar="MODEL.onnx")
 @input_options
 @calibration_options
+@calibration_file_option
 @refine_options
 @click.option("--target", default="tensorrt", show_default=True, metavar="NAME", help="Of `edgeres targets`.")
 @click.option(
@@ -42,6 +45,7 @@ def command(model: Path, output: Path, target: str, as_json: bool, **given: Any)
     from edgeres.refine.choice import RefineChoice
     from edgeres.steps import QuantizeOptions, quantize_file
 
+    check_calibration_file(given)
     if model.suffix.lower() != ".onnx":
         raise UsageError("is not named .onnx", where=model, hint="edgeres export writes a model of the zoo as ONNX")
     if output.resolve() == model.resolve():
@@ -56,7 +60,8 @@ def command(model: Path, output: Path, target: str, as_json: bool, **given: Any)
         print_json({"file": str(output), "bytes": len(done.model), **done.summary})
     else:
         s = done.summary
+        images = f" from {s['images']} images" if s["images"] else ""
         click.echo(
             f"{output}: {len(done.model) / 1e6:.1f} MB for {target}, {s['activations']} activations and {s['weights']} "
-            f"weights with {s['method']} ranges from {s['images']} images; edgeres inspect {output} tells the rest"
+            f"weights with {s['method']} ranges{images}; edgeres inspect {output} tells the rest"
         )

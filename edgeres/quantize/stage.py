@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx
 
 from edgeres.calibrate.forward import observe
 from edgeres.calibrate.identity import Identity, identify
-from edgeres.calibrate.record import Calibration, Recorded, Wanted, digest
+from edgeres.calibrate.record import Calibration, Wanted, digest
+from edgeres.calibrate.recorded import Recorded
 from edgeres.data.loader import Loader
 from edgeres.engine.refusals import lint
 from edgeres.errors import ModelError
@@ -20,6 +21,8 @@ from edgeres.quantize.placement import Placement, place
 from edgeres.quantize.plan import make_plan
 from edgeres.quantize.rewrite import rewrite
 from edgeres.records import Codes, Method, QuantPlan, Style, TensorRange
+
+STYLES: tuple[Style, ...] = ("tensorrt", "cpu")
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,24 @@ def wanted_ranges(placement: Placement) -> Wanted:
         affine=tuple(tensor for tensor in placement.observed if tensor in affine),
         like={site.tensor: site.like for site in placement.sites if site.like is not None},
     )
+
+
+def wanted_by_all(graph: onnx.ModelProto) -> dict[str, Wanted]:
+    """What any graph made of this one may ask for, and symmetric ranges of all of it for tools without zero points."""
+    view = GraphView(graph)
+    wanted: dict[str, Wanted] = {style: wanted_ranges(place(view, style)) for style in STYLES}
+    measured = tensors_of(wanted)
+    likes = {name: other for asked in wanted.values() for name, other in asked.like.items() if name not in measured}
+    return {**wanted, "symmetric": Wanted(symmetric=measured, like=likes)}
+
+
+def with_scores(wanted: Mapping[str, Wanted], graph: onnx.ModelProto) -> dict[str, Wanted]:
+    """The same and what ONNX Runtime's quantizer asks for besides: the scores, and what is ahead of activations."""
+    view, cpu = GraphView(graph), wanted["cpu"]
+    after = {node.output[0]: view.activation_after(node) for node in view.nodes}
+    ahead = {name: other for name, other in after.items() if other != name and other in cpu.affine}
+    cpu = replace(cpu, affine=tuple(dict.fromkeys((*cpu.affine, view.output))), like={**ahead, **cpu.like})
+    return {**wanted, "cpu": cpu}
 
 
 def tensors_of(wanted: Mapping[Any, Wanted]) -> tuple[str, ...]:

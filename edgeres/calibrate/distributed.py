@@ -1,0 +1,233 @@
+"""The same map and merge on a Dask cluster that its owner runs: ``--scheduler tcp://host:8786``.
+
+A task runs some batches on a worker and gives a packed :class:`~edgeres.calibrate.shards.State`; tasks merge them by
+groups, so that what comes back stays small. A worker that dies takes its tasks with it, and the scheduler gives them to
+another: since a part is a function of its batches alone and merging is exact, the result is the same, bit for bit on
+one kind of processor.
+
+Workers need edgeres in the same version, and see the images under the same path (generated sets they render
+themselves). One thread a worker serves best, for ONNX Runtime takes every core: ``dask worker --nthreads 1``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from edgeres._version import __version__
+from edgeres.calibrate.run import Backend, observe_batches
+from edgeres.calibrate.shards import Job, State
+from edgeres.data.base import Role, Source
+from edgeres.data.choose import DataChoice, choose_calibration, choose_validation
+from edgeres.data.sources import locate
+from edgeres.errors import EdgeresError, EnvironmentError_, SourceError, needs
+from edgeres.progress import Advance
+from edgeres.records import I64, ModelSpec
+
+_TASK_IMAGES = 256
+_GROUP, _LEAST_GROUPS = 16, 8
+_CONNECT_SECONDS = 20
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a worker opens the images: the user's words, by which it must find the very same.
+
+    Attributes:
+        digest: of the source as it is here.
+    """
+
+    data: DataChoice
+    spec: ModelSpec
+    digest: str
+    role: Role = "calibration"
+
+    def absolute(self) -> Recipe:
+        """The same with paths that do not depend on where a process was started."""
+        calibration, validation = _absolute(self.data.calibration), _absolute(self.data.validation)
+        return replace(self, data=replace(self.data, calibration=calibration, validation=validation))
+
+
+def _absolute(text: str | None) -> str | None:
+    path = None if text is None else locate(text)
+    return text if path is None else str(path.resolve())
+
+
+@contextmanager
+def connect(address: str) -> Iterator[Any]:
+    """A client of a running scheduler.
+
+    Raises:
+        EnvironmentError_: dask is not installed, or nobody answers at the address.
+    """
+    try:
+        from distributed import Client
+        from distributed.comm import parse_address
+        from distributed.comm.registry import get_backend
+    except ImportError as error:
+        raise needs("scale", "dask.distributed") from error
+    try:
+        get_backend(parse_address(address)[0])  # a client of an unknown scheme would be half made
+        client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise EnvironmentError_(
+            f"no Dask scheduler answers ({error})", where=address, hint="start one with dask scheduler"
+        ) from error
+    with client:
+        if not client.nthreads():
+            raise EnvironmentError_("the scheduler has no workers", where=address, hint=f"dask worker {address}")
+        yield client
+
+
+def cluster(client: Any, job: Job, graph: bytes, recipe: Recipe) -> Backend:
+    """Runs on a cluster.
+
+    Args:
+        graph: serialized.
+    """
+    recipe = recipe.absolute()
+
+    def parts(todo: I64, advance: Advance) -> Iterator[State]:
+        size = task_batches(client, len(todo), job.batch)
+        pieces = [todo[start : start + size] for start in range(0, len(todo), size)]
+        for packed in _merged(client, (hold(client, graph), job.to_dict(), recipe), pieces):
+            part = State.unpack(packed)
+            advance(len(job.positions(np.array(sorted(part.done), np.int64))))
+            yield part
+
+    return parts
+
+
+def task_batches(client: Any, batches: int, batch: int) -> int:
+    """Batches a task: enough images to be worth a session, and no fewer tasks than keep every worker busy."""
+    threads = max(sum(map(int, client.nthreads().values())), 1)
+    return max(1, min(_TASK_IMAGES // batch, -(-batches // (2 * threads))))
+
+
+def hold(client: Any, graph: bytes) -> Any:
+    """A serialized graph on the cluster, as a future.
+
+    It is a task rather than scattered data, which would be gone with the workers that hold it.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it is large
+        return client.submit(bytes, graph, key=f"edgeres-graph-{hashlib.sha256(graph).hexdigest()}")
+
+
+def _merged(client: Any, shared: Sequence[Any], pieces: Sequence[I64]) -> Iterator[bytes]:
+    """Every piece observed, merged on the cluster by groups; groups come as they finish."""
+    from distributed import as_completed
+
+    together = max(1, min(_GROUP, len(pieces) // _LEAST_GROUPS))
+    groups = []
+    with failures(client):
+        for start in range(0, len(pieces), together):
+            mine = pieces[start : start + together]
+            found = [client.submit(_observe, *shared, __version__, piece, pure=False) for piece in mine]
+            groups.append(client.submit(_merge, found, pure=False))
+        for group in as_completed(groups, loop=client.loop):
+            yield group.result()
+            group.release()
+
+
+def in_order(client: Any, work: Callable[..., Any], shared: Sequence[Any], pieces: Sequence[I64]) -> Iterator[Any]:
+    """``work(*shared, version, piece)`` for every piece, in their order; a few tasks a worker are under way at a time.
+
+    Args:
+        work: a function of a module of edgeres; it calls :func:`check_version`.
+
+    Raises:
+        EdgeresError: what a task raised, or that workers keep dying.
+    """
+    todo, under_way = iter(pieces), deque[Any]()
+    with failures(client):
+        while True:
+            window = 4 * max(sum(map(int, client.nthreads().values())), 1)
+            for _, piece in zip(range(window - len(under_way)), todo, strict=False):
+                under_way.append(client.submit(work, *shared, __version__, piece, pure=False))
+            if not under_way:
+                return
+            yield under_way.popleft().result()
+
+
+@contextmanager
+def failures(client: Any) -> Iterator[None]:
+    """What a cluster may run into, as errors that a user can act on.
+
+    Raises:
+        EdgeresError: what a task raised, or that workers keep dying.
+    """
+    from distributed import KilledWorker
+
+    where = client.scheduler.address
+    try:
+        yield
+    except EdgeresError:
+        raise
+    except KilledWorker as error:
+        what = f"a task ended {error.allowed_failures + 1} workers one after another; they may lack memory"
+        raise EnvironmentError_(what, where=where, hint="see their logs") from error
+    except Exception as error:  # of a cluster that goes away, and whatever a worker's environment raises
+        what = f"the cluster failed ({type(error).__name__}: {error})"
+        raise EnvironmentError_(what, where=where, hint="see the workers' logs") from error
+
+
+def check_version(theirs: str) -> None:
+    """On a worker: refuse to compute for a client of another version.
+
+    Raises:
+        EnvironmentError_: it differs.
+    """
+    if theirs != __version__:
+        raise EnvironmentError_(
+            f"a worker has edgeres {__version__}, and this is {theirs}", hint="install one version everywhere"
+        )
+
+
+@lru_cache(maxsize=4)
+def images_of(recipe: Recipe) -> Source:
+    """On a worker: the images as it sees them.
+
+    Raises:
+        SourceError: it does not see them, or sees others.
+    """
+    hint = "every worker must see the same images at the same path"
+    try:
+        if recipe.role == "calibration":
+            source = choose_calibration(recipe.data, recipe.spec)
+        else:
+            source = choose_validation(recipe.data, recipe.spec)[0]
+    except SourceError as error:
+        raise SourceError(f"a worker cannot open it: {error.what}", where=error.where, hint=hint) from None
+    if source.digest() != recipe.digest:
+        raise SourceError("a worker sees other images", where=source.description, hint=hint)
+    return source
+
+
+def _observe(graph: bytes, job: dict[str, Any], recipe: Recipe, version: str, batches: I64) -> bytes:
+    """On a worker: one part, packed."""
+    check_version(version)
+    import onnx
+
+    loaded = onnx.load_from_string(graph)
+    return observe_batches(Job.from_dict(job), loaded, images_of(recipe), batches, _nobody).pack()
+
+
+def _nobody(steps: int) -> None:
+    return None
+
+
+def _merge(packed: list[bytes]) -> bytes:
+    """On a worker: some parts, as one."""
+    state = State.unpack(packed[0])
+    for part in packed[1:]:
+        state.merge(State.unpack(part))
+    return state.pack()

@@ -1,0 +1,88 @@
+"""Telling one network from another, on any machine.
+
+A hash of the whole graph would do on one machine only: exporting and folding batch norm is float arithmetic, and the
+last bits of the weights are the processor's. So what is exact is hashed, and what is not is summed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import onnx
+
+# Rounding moves the sums by some 1e-8 of the absolute sum; a step of training by far more.
+TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A network.
+
+    Attributes:
+        graph: SHA-256 over operators, attributes, the names and shapes of tensors, and integer constants.
+        weights: how many float constants there are.
+        weights_sum, weights_sum_abs: over all of them, in float64.
+        name: for people; it tells no networks apart.
+    """
+
+    graph: str
+    weights: int
+    weights_sum: float
+    weights_sum_abs: float
+    name: str = ""
+
+    def matches(self, other: Identity) -> bool:
+        """Whether both are one network, to the rounding of its weights."""
+        return not self.difference(other)
+
+    def difference(self, other: Identity) -> str:
+        """What tells this network from ``other``, in words; "" where nothing does."""
+        of = f"it was made for {self.name}" if self.name else "it was made for another network"
+        if (self.graph, self.weights) != (other.graph, other.weights):
+            return f"{of}, whose graph differs"
+        slack = TOLERANCE * max(self.weights_sum_abs, other.weights_sum_abs)
+        sums = (self.weights_sum, other.weights_sum), (self.weights_sum_abs, other.weights_sum_abs)
+        return "" if all(math.isclose(*pair, rel_tol=0, abs_tol=slack) for pair in sums) else f"{of} with other weights"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> Identity:
+        return Identity(
+            str(data["graph"]),
+            int(data["weights"]),
+            float(data["weights_sum"]),
+            float(data["weights_sum_abs"]),
+            str(data.get("name", "")),
+        )
+
+
+def identify(model: onnx.ModelProto, name: str = "") -> Identity:
+    """The identity of a graph."""
+    from onnx import numpy_helper
+
+    hasher = hashlib.sha256()
+    count, total, absolute = 0, 0.0, 0.0
+    for tensor in sorted(model.graph.initializer, key=lambda tensor: tensor.name):
+        values = numpy_helper.to_array(tensor)
+        hasher.update(repr((tensor.name, values.shape, str(values.dtype))).encode())
+        if values.dtype.kind == "f":
+            count += values.size
+            total += float(values.sum(dtype=np.float64))
+            absolute += float(np.abs(values).sum(dtype=np.float64))
+        else:
+            hasher.update(values.tobytes())
+    for node in model.graph.node:
+        attributes = sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute)
+        hasher.update(repr((node.domain, node.op_type, list(node.input), list(node.output), attributes)).encode())
+    for value in (*model.graph.input, *model.graph.output):
+        dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        hasher.update(repr((value.name, value.type.tensor_type.elem_type, dims)).encode())
+    return Identity(hasher.hexdigest(), count, total, absolute, name)

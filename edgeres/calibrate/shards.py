@@ -1,0 +1,296 @@
+"""A calibration in parts: on several machines, or in several sittings.
+
+The images are dealt out in whole batches, numbered as one run would take them, so every batch is computed as it would
+be there, and sketches add up exactly: which part had which batch, and in what order parts come together, leaves no
+trace in the result.
+
+    state = State.empty(job)
+    state.merge(part)          # a part is a State too
+    state.document("mse")      # the content of calibration.json, once every batch is in
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeres._version import __version__
+from edgeres.calibrate.identity import Identity
+from edgeres.calibrate.record import Calibration, Wanted
+from edgeres.calibrate.sketch import Sketch
+from edgeres.data.base import some
+from edgeres.data.loader import OnUnreadable
+from edgeres.errors import InputError, SourceError
+from edgeres.records import I64, Method, Preprocess
+
+SCHEMA = 1
+_KIND = "edgeres calibration state"
+_AGAIN = "edgeres calibrate --shard writes one"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the parts of one calibration share.
+
+    Attributes:
+        model: the graph that runs.
+        preprocess: of its input.
+        source, source_digest: the images, in words and as SHA-256.
+        images: how many there are.
+        batch: images per step.
+        wanted: the ranges that will be chosen, by style.
+    """
+
+    model: Identity
+    preprocess: Preprocess
+    source: str
+    source_digest: str
+    images: int
+    batch: int
+    wanted: Mapping[str, Wanted]
+    on_unreadable: OnUnreadable = "fail"
+
+    @property
+    def batches(self) -> int:
+        return -(-self.images // self.batch)
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The tensors to observe, each once."""
+        return tuple(dict.fromkeys(tensor for asked in self.wanted.values() for tensor in asked.all))
+
+    def shard(self, index: int, count: int) -> I64:
+        """The numbers of the batches of shard ``index`` (from 1) of ``count``: every ``count``-th."""
+        return np.arange(index - 1, self.batches, count, dtype=np.int64)
+
+    def positions(self, batches: I64) -> I64:
+        """Of the images of some batches, in the source."""
+        all_of = batches[:, None] * self.batch + np.arange(self.batch)
+        return all_of[all_of < self.images].astype(np.int64)
+
+    def difference(self, other: Job) -> str:
+        """What keeps the parts of two calibrations from adding up, in words; "" for one and the same."""
+        model = self.model.difference(other.model)
+        pairs = {
+            "other images": (self.source_digest, other.source_digest),
+            "another preprocessing": (self.preprocess, other.preprocess),
+            "another --batch": (self.batch, other.batch),
+            "other tensors": (dict(self.wanted), dict(other.wanted)),
+            "another rule for unreadable images": (self.on_unreadable, other.on_unreadable),
+        }
+        return model or next((words for words, (ours, theirs) in pairs.items() if ours != theirs), "")
+
+    def to_dict(self) -> dict[str, Any]:
+        wanted = {style: asked.to_dict() for style, asked in self.wanted.items()}
+        return {
+            **vars(self),
+            "model": self.model.to_dict(),
+            "preprocess": self.preprocess.to_dict(),
+            "wanted": wanted,
+        }
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Job:
+        read = {
+            "model": Identity.from_dict(data["model"]),
+            "preprocess": Preprocess.from_dict(data["preprocess"]),
+            "wanted": {style: Wanted.from_dict(asked) for style, asked in data["wanted"].items()},
+        }
+        return Job(**{**data, **read})
+
+
+@dataclass
+class State:
+    """A calibration on its way.
+
+    Attributes:
+        done: numbers of the batches that are in.
+        sketches: by tensor, of their images.
+        samples: images among them that could be read.
+        unreadable: the others, each with its cause.
+        shard: index and count, for messages alone.
+    """
+
+    job: Job
+    done: set[int]
+    sketches: dict[str, Sketch]
+    samples: int = 0
+    unreadable: list[str] = field(default_factory=list)
+    shard: tuple[int, int] = (1, 1)
+
+    @staticmethod
+    def empty(job: Job, shard: tuple[int, int] = (1, 1)) -> State:
+        return State(job, set(), {name: Sketch() for name in job.tensors}, shard=shard)
+
+    def merge(self, part: State) -> None:
+        """Add a part of the same job; exact, in any order.
+
+        Raises:
+            InputError: it is of another job, or has batches that are in already.
+        """
+        wrong = self.job.difference(part.job)
+        if wrong:
+            raise InputError(f"the parts are of different calibrations: {wrong}")
+        if self.done & part.done:
+            raise InputError(f"{len(self.done & part.done)} batches are in two of the parts")
+        for name, sketch in self.sketches.items():
+            sketch.merge(part.sketches[name])
+        self.done |= part.done
+        self.samples += part.samples
+        self.unreadable += part.unreadable
+
+    def left(self, batches: I64) -> I64:
+        """Those of ``batches`` that are still to do, in order."""
+        return np.array([number for number in batches.tolist() if number not in self.done], np.int64)
+
+    def calibration(self) -> Calibration:
+        job = self.job
+        return Calibration(self.sketches, self.samples, job.source, job.source_digest, job.preprocess)
+
+    def document(self, method: Method) -> dict[str, Any]:
+        """The content of calibration.json.
+
+        Raises:
+            SourceError: none of the images could be read.
+        """
+        if not self.samples:
+            named = some(self.unreadable, len(self.unreadable), 10)
+            raise SourceError(
+                f"none of {self.job.images:,} images can be read: {named}",
+                where=self.job.source,
+                hint="give images that Pillow can read",
+            )
+        calibration = self.calibration()
+        about: dict[str, Any] = {"model": self.job.model.to_dict(), "batch": self.job.batch}
+        if self.unreadable:
+            about["unreadable"] = sorted(self.unreadable)
+        return calibration.to_dict(method, calibration.choose(method, self.job.wanted), about)
+
+    def pack(self) -> bytes:
+        """The content of a state file: an .npz with the counts of non-empty bins."""
+        header = {
+            "kind": _KIND,
+            "schema": SCHEMA,
+            "edgeres": __version__,
+            "bins": _layout(),
+            "job": self.job.to_dict(),
+            "samples": self.samples,
+            "unreadable": self.unreadable,
+            "shard": self.shard,
+        }
+        arrays = {
+            f"{number}.{name}": values
+            for number, sketch in enumerate(self.sketches.values())
+            for name, values in _dissolve(sketch).items()
+        }
+        stream = io.BytesIO()
+        text = np.frombuffer(json.dumps(header).encode(), np.uint8)
+        np.savez_compressed(stream, header=text, done=np.array(sorted(self.done), np.int64), **arrays)  # type: ignore[arg-type]
+        return stream.getvalue()
+
+    @staticmethod
+    def unpack(content: bytes, where: object = None) -> State:
+        """Read what :meth:`pack` gave.
+
+        Raises:
+            InputError: it is something else, damaged, or of an edgeres that counts in other bins.
+        """
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as file:
+                header = json.loads(file["header"].tobytes())
+                if header["kind"] != _KIND or header["schema"] != SCHEMA or header["bins"] != _layout():
+                    raise InputError(
+                        f"was written by edgeres {header['edgeres']}, whose states differ from those of {__version__}",
+                        where=where,
+                        hint="calibrate every shard with one version",
+                    )
+                job = Job.from_dict(header["job"])
+                sketches = {name: _rebuild(file, number) for number, name in enumerate(job.tensors)}
+                done = set(file["done"].tolist())
+        except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise InputError("is no state of a calibration, or damaged", where=where, hint=_AGAIN) from error
+        return State(job, done, sketches, header["samples"], header["unreadable"], tuple(header["shard"]))
+
+
+def _dissolve(sketch: Sketch) -> dict[str, npt.NDArray[Any]]:
+    """What a sketch holds: arrays by their non-zero places and values, numbers as they are."""
+    parts: dict[str, npt.NDArray[Any]] = {}
+    for name, value in vars(sketch).items():
+        if isinstance(value, np.ndarray):
+            flat = value.reshape(-1)
+            places = np.flatnonzero(flat)
+            parts |= {f"{name}.places": places, f"{name}.values": flat[places]}
+        else:
+            parts[name] = np.asarray(value)
+    return parts
+
+
+def _rebuild(file: Mapping[str, npt.NDArray[Any]], number: int) -> Sketch:
+    sketch = Sketch()
+    for name, value in vars(sketch).items():
+        if isinstance(value, np.ndarray):
+            value.reshape(-1)[file[f"{number}.{name}.places"]] = file[f"{number}.{name}.values"]
+        else:
+            setattr(sketch, name, type(value)(file[f"{number}.{name}"]))
+    return sketch
+
+
+def _layout() -> dict[str, Any]:
+    """By which states of different versions are told apart: the sizes of a sketch's arrays."""
+    return {name: list(np.shape(value)) for name, value in vars(Sketch()).items()}
+
+
+def read_state(path: Path) -> State:
+    """Read a state file.
+
+    Raises:
+        InputError: missing, damaged, or something else.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=path, hint="check the path") from error
+    return State.unpack(content, path)
+
+
+def merge_files(paths: Sequence[Path]) -> State:
+    """The whole calibration from the states of its shards.
+
+    Raises:
+        InputError: they are not of one calibration, two hold the same images, or some are missing.
+    """
+    state = read_state(paths[0])
+    given = [state.shard]
+    for path in paths[1:]:
+        part = read_state(path)
+        try:
+            state.merge(part)
+        except InputError as error:
+            where, hint = f"{paths[0]} and {path}", "give each shard of one calibration once"
+            raise InputError(error.what, where=where, hint=hint) from None
+        given.append(part.shard)
+    left = state.left(state.job.shard(1, 1))
+    if len(left):
+        missing = f"{len(state.job.positions(left)):,} of {state.job.images:,} images are in none of the parts"
+        raise InputError(missing, where=", ".join(map(str, paths)), hint=_absent(given))
+    return replace(state, shard=(1, 1))
+
+
+def _absent(given: Iterable[tuple[int, int]]) -> str:
+    """Which shards are missing, where those given are of one split."""
+    indices, counts = zip(*given, strict=True)
+    absent = [f"{index}/{counts[0]}" for index in range(1, counts[0] + 1) if index not in indices]
+    if len(set(counts)) > 1 or not absent:
+        return "give all shards of one split"
+    return (
+        f"shard{'s' * (len(absent) > 1)} {some(absent, len(absent), 10)} {'are' if len(absent) > 1 else 'is'} missing"
+    )

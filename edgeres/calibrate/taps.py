@@ -1,0 +1,141 @@
+"""Activations as the kernels leave them: ONNX Runtime, all threads, without the copies that nobody needs.
+
+On x86 ONNX Runtime computes convolutions in a blocked layout (NCHWc: 8 or 16 channels side by side) and brings every
+graph output into NCHW order. For tens of tensors this takes as long as a tenth of the network, and counting does not
+care for order. So the optimized graph, which ONNX Runtime can write to a file, is made to give the blocked tensors
+themselves. Where there are none (another processor, another release), the graph runs as it was.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeres.errors import ModelError
+from edgeres.records import F32
+
+if TYPE_CHECKING:
+    import onnx
+
+# The widest block there is; of other channel counts, blocks are padded with zeros that must not be counted.
+_BLOCK = 16
+
+
+class Taps:
+    """Runs a graph and gives the values of the named tensors, in no particular order within an image.
+
+    Args:
+        model: a canonical graph; it is not changed.
+        tensors: names of float32 tensors of the graph whose first axis is the batch.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load the graph.
+
+    Attributes:
+        bytes_per_image: of all named tensors; 0 where their shapes are not known.
+    """
+
+    def __init__(self, model: onnx.ModelProto, tensors: Sequence[str]) -> None:
+        self._input = str(model.graph.input[0].name)
+        inner = [name for name in tensors if name != self._input]
+        tapped = with_outputs(model, inner)
+        # The rest of the graph's own outputs cost nothing: they are computed anyway.
+        self._fetched = {name: name for name in inner}
+        with tempfile.TemporaryDirectory(prefix="edgeres-") as folder:
+            file = Path(folder) / "optimized.onnx"
+            session = _session(tapped, save=file)
+            self.bytes_per_image = 4 * sum(_values(output.shape) for output in session.get_outputs())
+            blocked = _blocked(file, inner)
+            if blocked:
+                del session
+                self._fetched |= blocked
+                session = _session(str(file), optimize=False)
+        self._session: Any = session
+        self._tensors = tuple(tensors)
+
+    def infer(self, inputs: F32) -> dict[str, F32]:
+        """The values of each tensor, (B, n), for inputs (B, 3, h, w) or (B, h, w, 3)."""
+        names = list(dict.fromkeys(self._fetched.values()))
+        found = dict(zip(names, self._session.run(names, {self._input: inputs}) if names else (), strict=True))
+        found = {tensor: found[name] for tensor, name in self._fetched.items()} | {self._input: inputs}
+        return {name: np.ascontiguousarray(found[name]).reshape(len(inputs), -1) for name in self._tensors}
+
+    def __enter__(self) -> Taps:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._session = None
+
+
+def with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> bytes:
+    """The serialized graph with further tensors among its outputs."""
+    import onnx
+
+    present = {value.name for value in model.graph.output}
+    more = onnx.ModelProto()
+    more.graph.output.extend(_output(name) for name in tensors if name not in present)
+    # Serialized messages add up: what follows is merged into what was there, and no copy of the weights is made.
+    serialized: bytes = model.SerializeToString() + more.SerializeToString()
+    return serialized
+
+
+def _session(model: bytes | str, *, save: Path | None = None, optimize: bool = True) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if save is not None:
+        options.optimized_model_filepath = str(save)
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
+        raise ModelError(f"ONNX Runtime cannot load this graph ({error})") from error
+
+
+def _blocked(file: Path, tensors: Sequence[str]) -> Mapping[str, str]:
+    """Make the optimized graph in ``file`` give blocked tensors: by tensor, the name of the output that has its values.
+
+    Before: Conv -> blocked -> ReorderOutput -> tensor (an output)
+    After:  Conv -> blocked (an output)
+    """
+    import onnx
+
+    model = onnx.load(file)
+    graph = model.graph
+    read = {name for node in graph.node for name in node.input}
+    found: dict[str, str] = {}
+    for node in [node for node in graph.node if node.op_type == "ReorderOutput"]:
+        tensor = node.output[0]
+        channels = next((attribute.i for attribute in node.attribute if attribute.name == "channels"), 0)
+        if tensor not in tensors or channels % _BLOCK or not channels:
+            continue
+        found[tensor] = node.input[0]
+        if tensor not in read:
+            graph.node.remove(node)
+    if found:
+        kept = [value for value in graph.output if value.name not in found]
+        del graph.output[:]
+        graph.output.extend(kept)
+        graph.output.extend(_output(name) for name in dict.fromkeys(found.values()))
+        onnx.save(model, file)
+    return found
+
+
+def _output(name: str) -> onnx.ValueInfoProto:
+    from onnx import TensorProto, helper
+
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+
+
+def _values(shape: Sequence[Any]) -> int:
+    """Values of one image; 0 where a dimension is not known."""
+    return int(np.prod([dim if isinstance(dim, int) else 0 for dim in shape[1:]]))
