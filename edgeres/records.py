@@ -27,6 +27,7 @@ Layout = Literal["NCHW", "NHWC"]
 Style = Literal["tensorrt", "cpu"]
 Codes = Literal["full", "half"]
 CODES: tuple[Codes, ...] = ("full", "half")
+Outcome = Literal["passed", "failed", "unsure"]
 Method = Literal["minmax", "percentile", "entropy", "mse"]
 METHODS: tuple[Method, ...] = ("mse", "entropy", "percentile", "minmax")
 
@@ -341,12 +342,17 @@ class Gate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A gate with the observed figure; ``observed`` None: it could not be measured, and ``reason`` says why."""
+    """A gate with the observed figure; ``observed`` None: it could not be measured, and ``reason`` says why.
+
+    Attributes:
+        images_needed: for an unsure one, about how many would decide it; None where it is not a matter of images.
+    """
 
     gate: Gate
     observed: float | None
-    passed: bool
+    outcome: Outcome
     reason: str
+    images_needed: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

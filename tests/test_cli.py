@@ -56,7 +56,7 @@ class Ended:
 
 def brief() -> Any:
     """A latency plan that measures next to nothing."""
-    return functools.partial(stage.LatencyPlan, warmup_seconds=0.0, min_seconds=0.01)
+    return functools.partial(stage.LatencyPlan, warmup_seconds=0.0, min_seconds=0.01, block_seconds=0.001)
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_a_failed_gate_is_exit_code_1_and_the_bundle_says_so(edge: Any, work: Pa
     verified = edge("verify new.edgeres --validation images.npz --min-speedup 1e9 --max-drop 100 --json")
     assert verified.code == 1
     verdicts = {v["gate"]["metric"]: v["passed"] for v in json.loads(verified.out)["verdicts"]}
-    assert verdicts == {"drop_pp": True, "speedup": False}
+    assert verdicts == {"drop_pp": True, "class_drop_pp": True, "speedup": False}
 
 
 def test_verify_leaves_the_bundle_alone_and_writes_its_report_elsewhere(edge: Any, work: Path) -> None:
@@ -173,6 +173,25 @@ def test_verify_leaves_the_bundle_alone_and_writes_its_report_elsewhere(edge: An
     assert (work / "reports" / "today" / "report.json").read_text() == done.out
     assert (work / "reports" / "today" / "report.html").is_file()
     assert snapshot(work / "robot.edgeres") == before
+
+
+def test_verify_holds_a_bundle_against_the_accepted_one(edge: Any, work: Path) -> None:
+    accepted = edge("baseline accept robot.edgeres --json")
+    assert (accepted.code, accepted.err) == (0, "")
+    assert json.loads(accepted.out)["images"] == 20
+    (work / "pyproject.toml").write_text('[tool.edgeres]\nbaseline = "baseline.json"\nmax-drop = 100\n')
+    files = "--junit out/edgeres.xml --markdown out/summary.md"
+    done = edge(f"verify robot.edgeres --validation images.npz --max-regression 100 --max-slowdown off {files}")
+    assert (done.code, done.err) == (0, "")
+    assert "top-1 since baseline" in done.out
+    assert (work / "out" / "edgeres.xml").read_text().startswith("<?xml")
+    assert (work / "out" / "summary.md").read_text().startswith("## ")
+    strict = edge("verify robot.edgeres --validation images.npz --max-slowdown off --on-unsure fail --json")
+    report = json.loads(strict.out)
+    assert (strict.code, report["outcome"], report["passed"]) == (1, "unsure", False)  # 20 images tell nothing
+    assert report["baseline"]["graphs"]["cpu"]["drop_pp"] == 0
+    again = edge("baseline accept robot.edgeres -o other.json")
+    assert again.out.startswith("other.json: tiny, 20 images of ")
 
 
 def test_predict_names_the_best_classes_of_each_image(edge: Any, work: Path) -> None:
@@ -347,6 +366,11 @@ PREVENTED = [
     ("predict bare.edgeres photo.jpg", "bare.edgeres: not a bundle: it has no manifest.json; give a directory"),
     ("predict changed.edgeres photo.jpg", "changed.edgeres: model.int8.cpu.onnx was changed after it was written"),
     ("verify changed.edgeres --validation images.npz", "was changed after it was written; build it again"),
+    ("verify robot.edgeres --validation images.npz --baseline nowhere.json", "nowhere.json: no baseline can be read"),
+    ("verify robot.edgeres --validation images.npz --baseline two.txt", "two.txt: not a baseline; edgeres baseline"),
+    ("baseline accept nowhere.edgeres", "nowhere.edgeres: no such bundle"),
+    ("baseline accept two.txt", "two.txt: not a report of edgeres; give a bundle, or a report.json"),
+    ("baseline accept robot.edgeres -o file/b.json", "file: Not a directory; check the path"),
     ("inspect changed.edgeres", "was changed after it was written; build it again"),
     ("inspect nowhere", "nowhere: no such file"),
     ("inspect photo.jpg", "photo.jpg: not a valid ONNX file"),
@@ -378,6 +402,7 @@ MISUSED = [
     ("quantize tiny.onnx -o q.onnx", "calibration images are needed; --calibration SRC"),
     ("quantize resnet20 -o q.onnx --calibration images.npz", "resnet20: is not named .onnx; edgeres export writes"),
     ("quantize tiny.onnx -o ./tiny.onnx --calibration images.npz", "would take the place of the FP32 graph"),
+    ("verify robot.edgeres --allow everything", "there is no check 'everything' to allow; choose one of labels"),
     ("verify robot.edgeres", "tiny (tiny.onnx) needs validation images; --validation SRC"),
     ("verify robot.edgeres --validation images.npz -o robot.edgeres", "robot.edgeres: is a bundle, whose own report"),
 ]
@@ -409,6 +434,9 @@ def test_errors_are_one_line_and_leave_nothing(edge: Any, work: Path, command: s
         (f"{QUANTIZE} images.npz --mean 1 2", "Option '--mean' requires 3 arguments"),
         (f"{QUANTIZE} images.npz --channel-order GBR", "'GBR' is not one of 'RGB', 'BGR'"),
         ("predict robot.edgeres", "Missing argument 'IMAGE...'"),
+        ("verify robot.edgeres --max-drop much", "'much' is not a number, nor off"),
+        ("verify robot.edgeres --on-unsure panic", "'panic' is not one of 'warn', 'fail'"),
+        ("baseline forget robot.edgeres", "'forget' is not 'accept'"),
         ("export --model resnet20 -o .", "is a directory"),
     ],
 )
@@ -511,7 +539,8 @@ def test_an_interrupted_build_leaves_what_was_there(work: Path, number: signal.S
 def test_two_builds_of_one_bundle_at_once(work: Path) -> None:
     code = (
         "import functools; from edgeres.verify import stage\n"
-        "stage.LatencyPlan = functools.partial(stage.LatencyPlan, warmup_seconds=0.0, min_seconds=0.01)\n"
+        "brief = dict(warmup_seconds=0.0, min_seconds=0.01, block_seconds=0.001)\n"
+        "stage.LatencyPlan = functools.partial(stage.LatencyPlan, **brief)\n"
         "from edgeres.cli import main; main()"
     )
     arguments = shlex.split(f"{BUILD} tiny.onnx --target cpu --max-drop 100 -o robot.edgeres")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import json
 import math
@@ -37,12 +38,14 @@ from edgeres.report import (
     DataRecord,
     ReportInput,
     build_report,
+    charts,
     render_html,
     render_terminal,
     to_json,
 )
 from edgeres.report.text import megabytes, significant
-from edgeres.verify import Answers, Comparison, gate
+from edgeres.verify import Answers, Comparison, Limits, gate
+from edgeres.verify.anatomy import Anatomy, Layer, RangeFit
 
 SCHEMA = json.loads(files("edgeres.report").joinpath("schema.json").read_text(encoding="utf-8"))
 CLASSES = ("stop", "yield", "no entry", "exit", "forklift", "hard hat", "first aid")
@@ -92,7 +95,7 @@ def given_input(**changes: Any) -> ReportInput:
         "environment": {"python": "3.11.2"},
         "model": ModelSpec("resnet18", Preprocess((224, 224), 256), CLASSES, "signs", "0f" * 32),
         "headline": "cpu",
-        "gates": (gate("drop_pp", 3.0), gate("speedup", 2.0)),
+        "gates": (gate("drop_pp", 6.0), gate("speedup", 2.0)),
         "validation": DataRecord("signs:200@0: 200 images, 7 classes", "cd" * 32, 200),
         "calibration": CalibrationRecord(DataRecord("signs:64@0: 64 images", "ef" * 32, 64), "mse", 32),
         "plans": {"cpu": plan("cpu"), "tensorrt": plan("tensorrt")},
@@ -108,6 +111,8 @@ def given_input(**changes: Any) -> ReportInput:
 VARIANTS: dict[str, dict[str, Any]] = {
     "complete": {},
     "failed": {"gates": (gate("drop_pp", 0.0),)},
+    "unsure": {"gates": (gate("drop_pp", 3.0),)},
+    "unsure, to fail": {"gates": (gate("drop_pp", 3.0),), "limits": Limits(on_unsure="fail")},
     "no gates": {"gates": ()},
     "no latency": {"latency": None, "reasons": {"latency": "skipped by --no-latency"}},
     "nothing compared": {"comparison": None, "validation": None, "sizes": {}, "engines": (), "latency": None},
@@ -123,7 +128,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(params=VARIANTS)
+@pytest.fixture(params=VARIANTS, scope="module")
 def report(request: pytest.FixtureRequest) -> dict[str, Any]:
     return build_report(given_input(**VARIANTS[request.param]))
 
@@ -205,10 +210,11 @@ def test_figures_of_the_contract() -> None:
         "int8_bytes": 11_900_000,
         "int8_cpu_bytes": 11_900_000,
         "int8_tensorrt_bytes": 11_800_000,
+        "deployed_bytes": {"cpu graph": 11_900_000, "tensorrt graph": 11_800_000, "rtx engine sm86": 14_500_000},
     }
     assert [engine["status"] for engine in report["engines"]] == [e.status for e in ENGINES]
     assert report["passed"] is True
-    assert report["verdicts"][0]["gate"] == {"metric": "drop_pp", "limit": 3.0, "unit": "pp"}
+    assert report["verdicts"][0]["gate"] == {"metric": "drop_pp", "limit": 6.0, "unit": "pp"}
     assert report["verdicts"][0]["observed"] == 2.5
     assert report["quantization"]["cpu"]["skipped"] == [{"what": "/avgpool", "reason": "it has no weights"}]
 
@@ -239,9 +245,8 @@ def test_a_slow_outlier_falls_into_the_last_bin() -> None:
     int8 = measurement(10.0, 1, 10)
     int8.seconds[:] = 0.01
     histogram = build_report(given_input(latency={"fp32": fp32, "int8": int8}))["latency"]["histogram"]
-    assert histogram["bin_ms"] * len(histogram["fp32"]) == pytest.approx(
-        1.1e3 * max(np.percentile(m.seconds, 99) for m in (fp32, int8))
-    )
+    end = 4.4e3 * np.median(fp32.seconds)  # its 99th percentile is the outlier's
+    assert histogram["bin_ms"] * len(histogram["fp32"]) == pytest.approx(end)
     assert sum(histogram["fp32"]) == 60
     assert histogram["fp32"][-1] >= 1
     assert histogram["int8"][int(10 / histogram["bin_ms"])] == 200
@@ -257,7 +262,8 @@ def test_the_terminal_shows_every_report_in_80_columns(report: dict[str, Any]) -
     text.encode("ascii")
     assert ("FAILED" in text) is not report["passed"]
     for verdict in report["verdicts"]:
-        assert re.search(rf"^{verdict['title']} .* {'pass' if verdict['passed'] else 'FAIL'}\s*$", text, re.M)
+        word = {"passed": "pass", "failed": "FAIL", "unsure": "unsure" if verdict["passed"] else "FAIL"}
+        assert re.search(rf"^{verdict['title']} .* {word[verdict['outcome']]}\s*$", text, re.M)
 
 
 def test_the_terminal_shows_the_figures() -> None:
@@ -267,7 +273,7 @@ def test_the_terminal_shows_the_figures() -> None:
         "FP32 95.00 % 100.00 %",
         "INT8 94.00 % 100.00 %",
         "46.8 MB",
-        "top-1 drop 1.00 pp, 95 % interval -1.43 to 3.88 (3 lost, 1 gained, McNemar p = 0.62)",
+        "top-1 drop 1.00 pp, 95 % interval -1.43 to 3.88 (3 lost, 1 gained, McNemar p = 0.38)",
         "agreement 98.00 %",
         "logit SQNR 29.3 dB",
         "rtx TensorRT-RTX 1.7.1 int8 14.5 MB built, not run here",
@@ -310,7 +316,7 @@ def test_three_digits(value: float | None, text: str) -> None:
 class Page(HTMLParser):
     """Reads a page strictly: every element that opens closes in order."""
 
-    void = frozenset({"meta"})
+    void = frozenset({"meta", "img"})
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -339,31 +345,66 @@ class Page(HTMLParser):
 def test_every_page_is_whole_and_alone(report: dict[str, Any]) -> None:
     text = render_html(report)
     page = Page(text)
-    assert not {"script", "link", "img", "iframe", "object", "form"} & {tag for tag, _ in page.elements}
-    assert not re.search(r"https?:|url\(|@import|src=|href=", text)
+    assert not {"script", "link", "iframe", "object", "form", "style"} & {tag for tag, _ in page.elements[8:]}
+    assert not re.search(r"https?:|@import|url\((?!#)|(?<!xlink:)href=\"(?!#)|src=\"(?!data:image/jpeg;base64,)", text)
     assert len(page.all("h1")) == 1
-    assert all(chart["aria-label"] for chart in page.all("svg"))
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    used = re.findall(r"url\(#([^)]+)\)|href=\"#([^\"]+)\"", text)
+    assert {one or other for one, other in used} <= set(ids)
+    assert all(chart["aria-label"] for chart in page.all("div") if chart.get("role") == "img")
     assert all(region["aria-label"] for region in page.all("div") if region.get("role") == "region")
-    assert render_html(json.loads(to_json(report))) == text
     text.encode()
 
 
+def test_a_page_comes_from_the_document_alone() -> None:
+    report = build_report(given_input())
+    text = render_html(report)
+    assert render_html(json.loads(to_json(report))) == text
+    # A chart for each: drop, classes, latency; and one more where somebody looked inside
+    assert len([chart for chart in Page(text).all("div") if chart.get("role") == "img"]) == 3
+    layers = (Layer("relu1", "conv1", False, 30.0), Layer("add1", "add1", True, 28.0), Layer("fc", "fc", False, None))
+    inside = Anatomy(16, layers, (RangeFit("relu1", 0.9, 31.0),), (), 3)
+    text = render_html(build_report(given_input(anatomy={"cpu": inside, "tensorrt": inside})))
+    (chart,) = [chart for chart in Page(text).all("div") if "residual stream" in (chart.get("aria-label") or "")]
+    assert "cpu graph from 28.0 to 28.0 dB" in str(chart["aria-label"])
+
+
+def test_without_matplotlib_the_page_has_every_figure_but_no_chart(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = build_report(given_input())
+    monkeypatch.setattr(charts, "missing", lambda: "pip install")
+    monkeypatch.setattr("edgeres.report.html.missing", lambda: "pip install")
+    page = Page(render_html(report))
+    assert page.all("svg") == []
+    assert "none: pip install" in page.texts
+    assert "pedestrians" not in page.texts
+    assert "94.00 %" in page.texts
+
+
+def test_pictures_stand_with_both_answers() -> None:
+    jpeg = base64.b64encode(b"a picture").decode()
+    page = Page(render_html(build_report(given_input(thumbnails={"exit/020.png": jpeg}))))
+    (picture,) = page.all("img")
+    assert picture["src"] == f"data:image/jpeg;base64,{jpeg}"
+    assert picture["alt"] == "exit/020.png: FP32 says first aid, INT8 says stop"
+
+
 def test_the_verdict_comes_first() -> None:
-    passed = Page(render_html(build_report(given_input())))
-    failed = Page(render_html(build_report(given_input(**VARIANTS["failed"]))))
-    open_ = Page(render_html(build_report(given_input(gates=()))))
-    for page, word, kind in (
-        (passed, "Passed", ""),
-        (failed, "Failed", " failed"),
-        (open_, "No gate was set", " open"),
-    ):
+    cases = {
+        "complete": ("Passed", ""),
+        "failed": ("Failed", " failed"),
+        "unsure": ("Cannot tell", " unsure"),
+        "no gates": ("No gate was set", " open"),
+    }
+    for name, (word, kind) in cases.items():
+        page = Page(render_html(build_report(given_input(**VARIANTS[name]))))
         assert page.all("section")[0]["class"] == f"banner{kind}"
         headings = [text for text in page.texts if text in (word, "Accuracy")]
         assert headings[0] == word
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=("Cs", "Cc")), min_size=1))
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=8)
 def test_no_label_becomes_markup(label: str) -> None:
     label = f"{label}</td><script>alert('&amp;')</script>"
     spec = ModelSpec(label, Preprocess((8, 8)), (label,) * len(CLASSES), weights=label)
@@ -401,7 +442,8 @@ def test_a_long_list_folds_and_says_how_much_it_leaves_out() -> None:
     assert "1,500 images that INT8 gets wrong and FP32 right" in text
     assert "1,400 more are listed in report.json." in text
     assert "20 more classes" in text
-    assert text.count("-50.00 pp") == 30
+    assert text.count(">-50.00 pp<") == 30
+    assert "More than luck, all classes considered" in text
 
 
 def _luminance(colour: str) -> float:
@@ -415,9 +457,10 @@ def test_text_and_charts_have_contrast(theme: int) -> None:
     """WCAG 2.2: 4.5 for text (1.4.3), 3 for graphics (1.4.11)."""
     style = files("edgeres.report").joinpath("template.html").read_text(encoding="utf-8")
     colours = dict(re.findall(r"--([\w-]+): (#\w{6})", re.findall(r":root \{(.*?)\}", style, re.S)[theme]))
-    text = [("ink", "page"), ("ink", "card"), ("soft", "page"), ("soft", "card"), ("pass", "card"), ("fail", "card")]
-    text += [("pass", "pass-tint"), ("fail", "fail-tint"), ("ink", "pass-tint"), ("ink", "fail-tint")]
-    for pairs, least in ((text, 4.5), ([("fp32", "card"), ("int8", "card")], 3.0)):
+    text = [("ink", "page"), ("ink", "card"), ("soft", "page"), ("soft", "card")]
+    text += [(word, "card") for word in ("pass", "fail", "unsure")]
+    text += [(front, f"{word}-tint") for word in ("pass", "fail", "unsure") for front in (word, "ink")]
+    for pairs, least in ((text, 4.5), ([(name, "card") for name in ("fp32", "int8", "other")], 3.0)):
         for front, back in pairs:
             high, low = sorted((_luminance(colours[front]), _luminance(colours[back])), reverse=True)
             assert (high + 0.05) / (low + 0.05) >= least, (front, back)

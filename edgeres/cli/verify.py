@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgeres.cli.options import SRC, UserPath, as_json, gate_options
+from edgeres.cli.options import SRC, UserPath, as_json, gate_choice, gate_options
 from edgeres.cli.progress import progress
 from edgeres.cli.show import command_line
 
@@ -20,6 +20,8 @@ from edgeres.cli.show import command_line
 @click.option("--skip-unreadable", is_flag=True, help="Go on without images that cannot be read; they are named.")
 @gate_options
 @click.option("-o", "--output", type=UserPath(file_okay=False), metavar="DIR", help="Write the report here.")
+@click.option("--junit", type=UserPath(dir_okay=False), metavar="FILE", help="Write gates and checks as JUnit XML.")
+@click.option("--markdown", type=UserPath(dir_okay=False), metavar="FILE", help="Write a summary as Markdown.")
 @as_json
 @click.pass_context
 def command(ctx: click.Context, /, bundle: Path, output: Path | None, as_json: bool, **given: Any) -> None:
@@ -27,26 +29,46 @@ def command(ctx: click.Context, /, bundle: Path, output: Path | None, as_json: b
 
     \b
     edgeres verify resnet18.edgeres --validation val/ --max-drop 0.5
+    edgeres verify resnet18.edgeres --baseline baseline.json --junit edgeres.xml
+
+    A limit fails where the whole 95 % interval lies beyond it, and passes where all of it lies within; between
+    the two nobody can tell with so many images, and the report says how many would do. Limits can be written
+    down under [tool.edgeres] in pyproject.toml; "off" sets none.
+
+    \b
+    Exit codes:
+      0  passed, or unsure with --on-unsure warn
+      1  a gate or a check failed, or unsure with --on-unsure fail
+      2  wrong usage
+      3  the input or the environment prevents it
     """
     from edgeres.bundle import MANIFEST
     from edgeres.data.choose import DataChoice
     from edgeres.errors import UsageError
     from edgeres.report import render_terminal, to_json
-    from edgeres.report.files import write_report
-    from edgeres.steps import verify_bundle
+    from edgeres.report.files import write_junit, write_markdown, write_report
+    from edgeres.steps import VerifyOptions, verify_bundle
 
     if output is not None and (output / MANIFEST).exists():
         raise UsageError("is a bundle, whose own report stays as it was built", where=output, hint="choose another -o")
-    report = verify_bundle(
-        bundle,
-        DataChoice(validation=given["validation"], validation_size=given["validation_size"], seed=given["seed"]),
-        {"drop_pp": given["max_drop"], "speedup": given["min_speedup"]},
-        command=command_line(),
+    gates = gate_choice(given)
+    validation = given["validation"] or gates.pop("validation", None)
+    size = given["validation_size"] or gates.pop("validation_size", None)
+    options = VerifyOptions(
+        limits=gates["limits"],
+        baseline=gates["baseline"],
+        any_machine=gates["any_machine"],
         on_unreadable="skip" if given["skip_unreadable"] else "fail",
-        progress=progress(quiet=as_json),
+        command=command_line(),
     )
+    data = DataChoice(validation=validation, validation_size=size, seed=given["seed"])
+    report = verify_bundle(bundle, data, options, progress(quiet=as_json))
     if output is not None:
         write_report(output, report)
+    if given["junit"]:
+        write_junit(given["junit"], report)
+    if given["markdown"]:
+        write_markdown(given["markdown"], report)
     if as_json:
         click.echo(to_json(report), nl=False)
     else:

@@ -10,10 +10,13 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from edgeres.report.markup import Html, el, join, more, section, table
+from edgeres.report.charts import depth_chart, latency_chart, missing
+from edgeres.report.html_accuracy import SHOWN_ROWS, accuracy_section
+from edgeres.report.markup import Html, el, join, more, prose, section, table
 from edgeres.report.text import (
     NOT_MEASURED,
     Report,
+    check_word,
     decibels,
     findings,
     headline,
@@ -23,40 +26,43 @@ from edgeres.report.text import (
     points,
     significant,
     times,
-    unreadable,
+    verdict_line,
+    verdict_word,
 )
 from edgeres.verify.gates import why_missing
 
-SHOWN_ROWS = 20  # of a long table before the rest folds away
-LISTED_IMAGES = 100
 LISTED_NAMES = 3
 
 
 def render_html(report: Report) -> str:
     """The whole page as text, to be written as UTF-8."""
     page = Template(files("edgeres.report").joinpath("template.html").read_text(encoding="utf-8"))
-    parts = (_head, _tiles, _gates, _accuracy, _latency, _sizes, _quantization, _provenance)
-    title = f"{report['model']['name']} INT8: {_word(report)}"
-    return page.substitute(title=html.escape(title), body=join(part(report) for part in parts))
+    parts = (_head, _tiles, _gates, _checks, _baseline, accuracy_section, _latency, _inside, _sizes, _quantization)
+    title = f"{report['model']['name']} INT8: {_word(report).lower()}"
+    return page.substitute(title=html.escape(title), body=join(part(report) for part in (*parts, _provenance)))
+
+
+_WORDS = {"passed": "Passed", "failed": "Failed", "unsure": "Cannot tell"}
+_KINDS = {"passed": "banner", "failed": "banner failed", "unsure": "banner unsure"}
 
 
 def _word(report: Report) -> str:
-    if not report["verdicts"]:
-        return "no gate was set"
-    return "passed" if report["passed"] else "failed"
+    none = not report["verdicts"] and report["outcome"] == "passed"
+    return "No gate was set" if none else _WORDS[report["outcome"]]
 
 
 def _head(report: Report) -> Html:
-    verdicts = report["verdicts"]
-    failed = [verdict for verdict in verdicts if not verdict["passed"]]
-    kind = "banner open" if not verdicts else "banner failed" if failed else "banner"
-    count = f"{len(verdicts) - len(failed)} of {len(verdicts)} gates passed" if verdicts else ""
-    told = (el("div", f"{verdict['title']}: {verdict['reason']}") for verdict in failed)
+    words = [verdict_word(verdict) for verdict in report["verdicts"]]
+    kind = "banner open" if _word(report).startswith("No") else _KINDS[report["outcome"]]
+    count = f"{words.count('pass')} of {len(words)} gates passed" if words else ""
+    if report["outcome"] == "unsure":
+        count += "; what cannot be told is let through" if report["passed"] else "; what cannot be told fails here"
+    told = (el("div", el("b", title), f": {reason}") for title, reason in verdict_line(report))
     return join(
         (
             el("h1", f"{report['model']['name']} in INT8"),
             el("p", headline(report), class_="soft small"),
-            el("section", el("strong", _word(report).capitalize()), el("div", count), *told, class_=kind),
+            el("section", el("strong", _word(report)), el("div", count), *told, class_=kind),
         )
     )
 
@@ -89,116 +95,109 @@ def _gates(report: Report) -> Html:
     if not report["verdicts"]:
         return Html()
     rows = (
-        (verdict["title"], el("span", word, class_=word), _prose(verdict["reason"]))
-        for verdict in report["verdicts"]
-        for word in ("pass" if verdict["passed"] else "fail",)
+        (verdict["title"], _marked(verdict_word(verdict)), prose(verdict["reason"])) for verdict in report["verdicts"]
     )
     return section("Gates", table("Gates", ("Gate", "Verdict", "Observed"), rows))
 
 
-def _accuracy(report: Report) -> Html:
-    accuracy, validation = report["accuracy"], report["data"]["validation"]
-    if not accuracy["graphs"]:
-        return section("Accuracy", el("p", f"Not measured: {why_missing('accuracy', report)}."))
-    graphs = [(f"INT8, {name} graph", graph) for name, graph in accuracy["graphs"].items()]
-    rows = (
-        (
-            name,
-            _with_interval(percent(row["top1"]), row["top1_ci95"]),
-            percent(row["top5"]),
-            _with_interval(points(row.get("drop_pp")), row.get("drop_pp_ci95")),
-            _with_interval(percent(row.get("agreement")), row.get("agreement_ci95")),
-            decibels(row.get("logit_sqnr_db")),
-        )
-        for name, row in [("FP32", accuracy["fp32"]), *graphs]
+def _checks(report: Report) -> Html:
+    rows = ((check["title"], _made(check), prose(check["reason"])) for check in report["checks"])
+    said = "Faults that were looked for by name, whether or not they cost accuracy."
+    return section("Checks", el("p", said, class_="soft small"), table("Checks", ("Check", "", "Found"), rows))
+
+
+_CLASSES = {"pass": "pass", "FAIL": "fail", "unsure": "unsure", "allowed": "unsure"}
+
+
+def _marked(word: str) -> Html:
+    return el("span", word.lower(), class_=_CLASSES[word])
+
+
+def _made(check: dict[str, Any]) -> Html:
+    word = check_word(check)
+    return el("span", "not made", class_="soft") if word == "unsure" else _marked(word)
+
+
+def _baseline(report: Report) -> Html:
+    baseline = report["baseline"]
+    if baseline is None:
+        return Html()
+    accepted = f"Against {baseline['file']}, accepted {baseline['accepted']}."
+    same = (
+        "On the same images, compared one by one."
+        if baseline["same_images"]
+        else why_missing("baseline.same_images", report)
     )
-    head = ("Graph", "Top-1", "Top-5", "Drop", "Agreement", "Logit SQNR")
-    notes = [f" {name}: {graph['note']}." for name, graph in graphs if graph["note"]]
+    slower = baseline["slowdown_percent"]
+    told = [("FP32", points(baseline["fp32"]["drop_pp"] if baseline["fp32"] else None), NOT_MEASURED)]
+    told += [
+        (f"INT8, {name} graph", points(graph["drop_pp"]), decibels(graph["sqnr_loss_db"]))
+        for name, graph in baseline["graphs"].items()
+    ]
     return section(
-        "Accuracy",
-        el("p", f"On {validation['description']}.") if validation else "",
-        el("p", f"{unreadable(validation)}.", class_="remark") if validation and validation["unreadable"] else "",
-        table("Accuracy", head, rows, range(1, 6)),
-        el("p", "Small figures are 95 % intervals.", *notes, class_="soft small"),
-        _explained(report),
-        _images(report),
-        _classes(report),
-    )
-
-
-def _prose(text: str) -> Html:
-    """A cell that keeps a readable width on a narrow screen."""
-    return el("div", text, class_="prose")
-
-
-def _with_interval(figure: str, limits: list[float] | None) -> object:
-    return figure if limits is None else join((figure, el("div", interval(limits), class_="soft small")))
-
-
-def _explained(report: Report) -> Html:
-    a = report["accuracy"]
-    if a["drop_pp"] is None:
-        return el("p", f"No accuracy: {why_missing('accuracy.drop_pp', report)}.")
-    lost = f"INT8 ({a['graph']} graph) loses {a['lost']} that FP32 gets right"
-    gained = f"gains {a['gained']} that FP32 gets wrong (exact McNemar test: p = {a['mcnemar_p']:.2g})"
-    return el("p", f"Of {a['int8']['total']:,} labelled images, {lost} and {gained}.")
-
-
-def _images(report: Report) -> Html:
-    graph = report["accuracy"]["graphs"][report["accuracy"]["graph"]]
-    lost = _answers(report, "INT8 gets wrong and FP32 right", graph["lost_images"])
-    return join((lost, _answers(report, "FP32 gets wrong and INT8 right", graph["gained_images"])))
-
-
-def _answers(report: Report, what: str, images: list[dict[str, Any]]) -> Html:
-    if not images:
-        return Html()
-    labels = report["model"]["labels"]
-    rows = [
-        (_prose(image["image"]), *(labels[image[key]] for key in ("label", "reference", "candidate")))
-        for image in images[:LISTED_IMAGES]
-    ]
-    beyond = len(images) - len(rows)
-    return more(
-        f"{len(images):,} image{'s' * (len(images) > 1)} that {what}",
-        table(f"Images that {what}", ("Image", "Label", "FP32 says", "INT8 says"), rows),
-        el("p", f"{beyond:,} more are listed in report.json.", class_="soft small") if beyond else "",
-    )
-
-
-def _classes(report: Report) -> Html:
-    classes = report["accuracy"]["per_class"]
-    if not classes:
-        return Html()
-    changes = [100 * (row["int8"] - row["fp32"]) / row["total"] for row in classes]
-    reach = max(map(abs, changes)) or 1.0
-    largest_first = sorted(zip(changes, classes, strict=True), key=lambda pair: (-abs(pair[0]), pair[0]))
-    rows = [
-        (
-            report["model"]["labels"][row["class"]],
-            f"{row['total']:,}",
-            percent(100 * row["fp32"] / row["total"]),
-            percent(100 * row["int8"] / row["total"]),
-            el("div", f"{change:+.2f} pp" if change else "0", _bar(change / reach), class_="change"),
+        "Since the baseline",
+        el("p", f"{accepted} {same}"),
+        table("Since the baseline", ("Graph", "Top-1 lost", "SQNR lost"), told, (1, 2)),
+        el(
+            "p",
+            f"INT8 takes {abs(slower):.1f} % {'more' if slower > 0 else 'less'} time than it did, in units of FP32.",
         )
-        for change, row in largest_first
-    ]
-    first = min(SHOWN_ROWS, sum(change != 0 for change in changes))
-    head, numbers, rest = ("Class", "Images", "FP32", "INT8", "Change"), range(1, 5), rows[first:]
+        if slower is not None
+        else el("p", f"Latency: {why_missing('baseline.slowdown_percent', report)}."),
+        _changed(baseline["changed"]),
+    )
+
+
+def _changed(changed: list[dict[str, Any]]) -> Html:
+    if not changed:
+        return el("p", "Nothing about the build or the versions has changed.")
+    rows = ((prose(row["what"]), prose(_short(row["before"])), prose(_short(row["after"]))) for row in changed)
+    listed = table("What was changed", ("What", "Before", "Now"), rows)
+    return more(f"{len(changed):,} thing{'s' * (len(changed) > 1)} changed", listed, open_=len(changed) <= SHOWN_ROWS)
+
+
+def _plain(value: object) -> str:
+    return NOT_MEASURED if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def _short(value: object) -> str:
+    text = _plain(value)
+    return text if len(text) <= 90 else f"{text[:87]}..."
+
+
+def _inside(report: Report) -> Html:
+    anatomy = report["anatomy"]
+    if not anatomy:
+        return section("Inside the network", el("p", f"Not looked at: {why_missing('anatomy', report)}."))
+    images = next(iter(anatomy.values()))["images"]
+    said = (
+        f"Signal over all noise gathered so far, on {images} validation images, up to a factor and an offset per "
+        "channel. The residual stream carries its noise to the end: what a block adds, nothing behind it removes."
+    )
+    return section(
+        "Inside the network",
+        el("p", said, class_="soft small"),
+        depth_chart(anatomy),
+        *(_layers(name, graph) for name, graph in anatomy.items()),
+    )
+
+
+def _layers(name: str, graph: dict[str, Any]) -> Html:
+    rows = (
+        (prose(layer["tensor"]), "stream" if layer["stream"] else "", decibels(layer["sqnr_db"]))
+        for layer in graph["layers"]
+    )
+    fits = sorted(graph["ranges"], key=lambda fit: math.inf if fit["own_db"] is None else fit["own_db"])
+    ranges = (
+        (prose(fit["tensor"]), decibels(fit["own_db"]), percent(100 * fit["covered"])) for fit in fits[:SHOWN_ROWS]
+    )
+    head = ("Quantized activation", "Own SQNR", "Covered")
     return join(
         (
-            el("h3", "Top-1 by class, largest change first"),
-            table("Top-1 by class", head, rows[:first], numbers) if first else el("p", "No class changed."),
-            more(f"{len(rest):,} more classes", table("More classes", head, rest, numbers)) if rest else "",
+            more(f"{name} graph, layer by layer", table(f"Layers, {name}", ("Tensor", "", "SQNR"), rows, (2,))),
+            more(f"{name} graph, scales that fit least", table(f"Scales, {name}", head, ranges, (1, 2))),
         )
     )
-
-
-def _bar(share: float) -> Html:
-    """A bar from the middle, to the left for a loss; the figure stands beside it."""
-    width = 50 * abs(share)
-    place = f"left:{50 - width if share < 0 else 50:.1f}%;width:{width:.1f}%"
-    return el("div", el("i", style=place, class_="worse" if share < 0 else "better"), class_="bar", aria_hidden="true")
 
 
 def _latency(report: Report) -> Html:
@@ -220,51 +219,10 @@ def _latency(report: Report) -> Html:
         "Latency",
         el("p", f"{latency['backend']}, {latency['scope']}; both measured in alternating blocks of one run."),
         *(el("p", f"Noisy: {what}.", class_="remark") for what in latency["noise"]),
-        _distribution(latency),
+        latency_chart(latency),
         table("Latency", head, rows, range(1, 7)),
         el("p", f"Ratio of the medians: {ratio}. Spread is the coefficient of variation.", class_="soft small"),
     )
-
-
-def _distribution(latency: dict[str, Any]) -> Html:
-    """Two histograms over one time axis that starts at zero, so that lengths compare."""
-    histogram = latency["histogram"]
-    end = histogram["bin_ms"] * len(histogram["fp32"])
-    marks = (el("span", f"{mark:g}", style=f"left:{100 * mark / end:.1f}%") for mark in _ticks(end))
-    return join(
-        (
-            *(_lane(name, histogram[name], latency[name]) for name in ("fp32", "int8")),
-            el("div", el("span", "milliseconds"), el("div", *marks), class_="lane axis soft small"),
-            el(
-                "p",
-                "How often an inference took how long. Rare ones are drawn at least a sliver high; "
-                "the last bin also holds everything slower.",
-                class_="soft small",
-            ),
-        )
-    )
-
-
-def _ticks(end: float) -> list[float]:
-    """Round values from 0 to ``end``, a handful."""
-    decade = 10.0 ** math.floor(math.log10(end))
-    step = next(decade * share for share in (1.0, 0.5, 0.2) if end / (decade * share) >= 3)
-    return [step * i for i in range(int(end / step) + 1)]
-
-
-def _lane(name: str, counts: list[int], figures: dict[str, Any]) -> Html:
-    height, sliver = 40, 3
-    bars = [
-        el("rect", x=i, width=0.9, y=f"{height - tall:.1f}", height=f"{tall:.1f}")
-        for i, count in enumerate(counts)
-        if count
-        for tall in (max(sliver, height * count / max(counts)),)
-    ]
-    p50, p90, p99 = (significant(figures[key]) for key in ("p50_ms", "p90_ms", "p99_ms"))
-    said = f"{name.upper()} latency: half within {p50} ms, 90 % within {p90} ms, 99 % within {p99} ms"
-    box = f"0 0 {len(counts)} {height}"
-    chart = el("svg", *bars, viewBox=box, preserveAspectRatio="none", role="img", aria_label=said, class_=name)
-    return el("div", el("span", el("b", name.upper()), f" p50 {p50} ms", class_="small"), chart, class_="lane")
 
 
 def _sizes(report: Report) -> Html:
@@ -272,7 +230,7 @@ def _sizes(report: Report) -> Html:
     graphs = [
         (_graph_name(key.removesuffix("_bytes")), megabytes(size), times(size / fp32))
         for key, size in sizes.items()
-        if size and fp32 and key != "int8_bytes"
+        if isinstance(size, int) and size and fp32 and key != "int8_bytes"
     ]
     return section(
         "Sizes and engines",
@@ -296,7 +254,7 @@ def _engines(engines: list[dict[str, Any]]) -> Html:
     rows = (
         (
             engine["target"],
-            _prose(engine["status"]),
+            prose(engine["status"]),
             f"{engine['runtime']} {engine['version']}",
             engine["precision"].upper(),
             megabytes(engine["size_bytes"] or None),
@@ -350,7 +308,7 @@ def _plan(style: str, plan: dict[str, Any]) -> Html:
     by_reason: dict[str, list[str]] = {}
     for one in plan["skipped"]:
         by_reason.setdefault(one["reason"], []).append(one["what"])
-    rows = ((_prose(_some(what)), len(what), _prose(reason)) for reason, what in by_reason.items())
+    rows = ((prose(_some(what)), len(what), prose(reason)) for reason, what in by_reason.items())
     listed = table(f"Left in floating point, {style} graph", ("What", "Count", "Why"), rows, (1,))
     return join(
         (
@@ -388,7 +346,11 @@ def _provenance(report: Report) -> Html:
             facts[f"{role.capitalize()} SHA-256"] = el("code", source["sha256"])
             if source["unreadable"]:
                 facts[f"{role.capitalize()} left out"] = ", ".join(source["unreadable"])
-    facts["Stages"] = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report["timings_seconds"].items())
+    if missing():
+        facts["Charts"] = f"none: {missing()}"
+    if report["timings_seconds"]:
+        stages = report["timings_seconds"].items()
+        facts["Stages"] = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in stages)
     options = ((name, v if isinstance(v, str) else json.dumps(v)) for name, v in report["options"].items())
     return section(
         "Provenance",
@@ -396,9 +358,15 @@ def _provenance(report: Report) -> Html:
         el("h3", "To reproduce"),
         el("pre", report["command"] or "built from Python with the options below"),
         more("Options", _definitions(options)),
+        more("How the bundle was made", _definitions((name, prose(_plain(v))) for name, v in report["facts"].items())),
+        _digests(report["files"]),
         more("Environment", _definitions(report["environment"].items())),
         more("All figures in words", _definitions(findings(report))),
     )
+
+
+def _digests(files: dict[str, str]) -> Html:
+    return more("Files by SHA-256", _definitions((name, el("code", digest)) for name, digest in files.items()))
 
 
 def _definitions(pairs: Iterable[tuple[str, object]]) -> Html:

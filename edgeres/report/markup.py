@@ -8,6 +8,8 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
+_VOID = frozenset({"img"})
+
 
 class Html(str):
     """Markup that needs no escaping."""
@@ -17,7 +19,7 @@ def el(tag: str, *children: object, **attributes: object) -> Html:
     """An element. Children that are not Html are escaped, attribute values always; ``class_`` becomes ``class``."""
     names = ((key.rstrip("_").replace("_", "-"), html.escape(str(value))) for key, value in attributes.items())
     head = "".join(f' {name}="{value}"' for name, value in names)
-    return Html(f"<{tag}{head}>{join(children)}</{tag}>")
+    return Html(f"<{tag}{head}>" if tag in _VOID else f"<{tag}{head}>{join(children)}</{tag}>")
 
 
 def join(children: Iterable[object]) -> Html:
@@ -46,3 +48,8 @@ def section(title: str, *content: object) -> Html:
 
 def more(title: str, *content: object, open_: bool = False) -> Html:
     return el("details", el("summary", title), *content, **({"open": ""} if open_ else {}))
+
+
+def prose(text: str) -> Html:
+    """A cell that keeps a readable width on a narrow screen."""
+    return el("div", text, class_="prose")

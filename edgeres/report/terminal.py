@@ -6,7 +6,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgeres.report.text import Report, findings, headline, megabytes, observed, percent, significant, unreadable
+from edgeres.report.text import (
+    Report,
+    check_word,
+    findings,
+    headline,
+    megabytes,
+    observed,
+    percent,
+    significant,
+    unreadable,
+    verdict_line,
+    verdict_word,
+)
+
+_STYLES = {"pass": "green", "FAIL": "bold red", "unsure": "yellow", "allowed": "yellow"}
 
 
 def render_terminal(report: Report, console: Console) -> None:
@@ -17,7 +31,7 @@ def render_terminal(report: Report, console: Console) -> None:
         console.print(Text(f"validated on {validation['description']}"))
         if unreadable(validation):
             console.print(Text(unreadable(validation), style="yellow"))
-    for block in (_figures(report), _findings(report), _gates(report), _engines(report)):
+    for block in (_figures(report), _findings(report), _gates(report), _checks(report), _engines(report)):
         if block is not None:
             console.print()
             console.print(block)
@@ -55,8 +69,23 @@ def _gates(report: Report) -> Table | None:
     for column in ("gate", "limit", "observed", "verdict"):
         table.add_column(column, no_wrap=True)
     for verdict in report["verdicts"]:
-        word = Text("pass", style="green") if verdict["passed"] else Text("FAIL", style="bold red")
-        table.add_row(verdict["title"], verdict["rule"], observed(verdict), word)
+        word = verdict_word(verdict)
+        table.add_row(verdict["title"], verdict["rule"], observed(verdict), Text(word, style=_STYLES[word]))
+    return table
+
+
+def _checks(report: Report) -> Table | None:
+    """What a check found; those that passed are counted."""
+    words = [(check, check_word(check)) for check in report["checks"]]
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for fold in (False, False, True):
+        table.add_column(no_wrap=not fold, overflow="fold")
+    for check, word in words:
+        if word in {"FAIL", "allowed"}:
+            table.add_row(Text(check["title"]), Text(word, style=_STYLES[word]), Text(check["reason"]))
+    made = [word for _, word in words if word != "unsure"]
+    others = f", {len(words) - len(made)} could not be made here" if len(words) > len(made) else ""
+    table.add_row(Text("checks"), Text(""), Text(f"{made.count('pass')} of {len(made)} passed{others}"))
     return table
 
 
@@ -77,9 +106,11 @@ def _engines(report: Report) -> Table | None:
 
 
 def _verdict(report: Report) -> Text:
-    if not report["verdicts"]:
+    if not report["verdicts"] and report["passed"]:
         return Text("no gate was set", style="bold")
-    failed = [f"{verdict['title']}: {verdict['reason']}" for verdict in report["verdicts"] if not verdict["passed"]]
-    if not failed:
-        return Text("PASSED", style="bold green")
-    return Text("\n".join(["FAILED", *failed]), style="bold red")
+    told = [f"{title}: {reason}" for title, reason in verdict_line(report)]
+    if not report["passed"]:
+        return Text("\n".join(["FAILED", *told]), style="bold red")
+    if report["outcome"] == "unsure":
+        return Text("\n".join(["PASSED, but cannot tell everything", *told]), style="bold yellow")
+    return Text("\n".join(["PASSED", *told]), style="bold green")

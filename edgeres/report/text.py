@@ -49,7 +49,29 @@ def interval(limits: list[float] | None) -> str:
 
 def observed(verdict: dict[str, Any]) -> str:
     value = verdict["observed"]
-    return "not measured" if value is None else f"{value:.4g} {verdict['gate']['unit']}"
+    return "not measured" if value is None else f"{value:.3g} {verdict['gate']['unit']}"
+
+
+def verdict_word(verdict: dict[str, Any]) -> str:
+    """``pass``, ``unsure`` where it is let through, or ``FAIL``."""
+    if verdict["outcome"] == "unsure" and verdict["passed"]:
+        return "unsure"
+    return "pass" if verdict["passed"] else "FAIL"
+
+
+def check_word(check: dict[str, Any]) -> str:
+    """``pass``, ``FAIL``, ``allowed``, or ``unsure`` where it could not be made."""
+    if check["outcome"] == "failed":
+        return "allowed" if check["allowed"] else "FAIL"
+    return "pass" if check["outcome"] == "passed" else "unsure"
+
+
+def verdict_line(report: Report) -> list[tuple[str, str]]:
+    """What keeps a report from being passed, worst first: title and reason."""
+    told = [(verdict_word(v), v["title"], v["reason"]) for v in report["verdicts"]]
+    told += [(check_word(c), c["title"], c["reason"]) for c in report["checks"] if c["outcome"] == "failed"]
+    order = ("FAIL", "unsure", "allowed")
+    return [(title, reason) for wanted in order for word, title, reason in told if word == wanted]
 
 
 def unreadable(data: dict[str, Any]) -> str:

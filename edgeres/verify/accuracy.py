@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +11,8 @@ import numpy.typing as npt
 from edgeres.errors import ModelError, SourceError
 from edgeres.progress import SILENT, Progress
 from edgeres.records import F32, I64, Accuracy, ModelSpec
+from edgeres.verify.classes import ClassFalls, paired_falls
+from edgeres.verify.pixels import Pixels, PixelTally
 from edgeres.verify.statistics import Estimate, Sqnr, paired_drop_pp, proportion_percent
 
 if TYPE_CHECKING:
@@ -30,12 +32,14 @@ class Answers:
         predicted: int64 (N,), the class with the highest score; the first of equals.
         in_top5: bool (N,), whether the label is among the five highest; False where there is no label.
         sqnr_db: of its logits against the reference's; None for the reference itself, inf where they are equal.
+        sqnr_db_ci95: its limits over the choice of images; None where there are none.
     """
 
     runner: str
     predicted: I64
     in_top5: npt.NDArray[np.bool_]
     sqnr_db: float | None = None
+    sqnr_db_ci95: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,16 @@ class Disagreement:
 
 
 @dataclass(frozen=True)
+class Confusion:
+    """How many images of class ``label`` the reference and the candidate put into class ``answer``."""
+
+    label: int
+    answer: int
+    reference: int
+    candidate: int
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Raw answers; every figure is derived from them.
 
@@ -56,6 +70,8 @@ class Comparison:
         labels: int64 (N,), -1 where unlabelled.
         num_classes: outputs of the network.
         names: of the images about which any candidate differs from the reference, by position in ``labels``.
+        indices: of those images in the source.
+        pixels: what the images look like on average; None where nobody looked.
     """
 
     labels: I64
@@ -63,6 +79,8 @@ class Comparison:
     reference: Answers
     candidates: dict[str, Answers]
     names: dict[int, str]
+    indices: dict[int, int] = field(default_factory=dict)
+    pixels: Pixels | None = None
 
     @property
     def images(self) -> int:
@@ -76,11 +94,11 @@ class Comparison:
         """Over the labelled images; None where there are none."""
         if not self.labelled:
             return None
-        return Accuracy(int(self._right(answers).sum()), int(answers.in_top5.sum()), self.labelled)
+        return Accuracy(int(self.right(answers).sum()), int(answers.in_top5.sum()), self.labelled)
 
     def per_class(self, answers: Answers) -> I64:
         """Hits by class, int64 (num_classes,)."""
-        return np.bincount(self.labels[self._right(answers)], minlength=self.num_classes)
+        return np.bincount(self.labels[self.right(answers)], minlength=self.num_classes)
 
     @property
     def class_sizes(self) -> I64:
@@ -101,14 +119,38 @@ class Comparison:
     def lost(self, candidate: str) -> list[Disagreement]:
         """The images the reference gets right and the candidate wrong."""
         answers = self.candidates[candidate]
-        return self._listed(answers, self._right(self.reference) & ~self._right(answers))
+        return self._listed(answers, self.right(self.reference) & ~self.right(answers))
 
     def gained(self, candidate: str) -> list[Disagreement]:
         """The images the reference gets wrong and the candidate right."""
         answers = self.candidates[candidate]
-        return self._listed(answers, self._right(answers) & ~self._right(self.reference))
+        return self._listed(answers, self.right(answers) & ~self.right(self.reference))
 
-    def _right(self, answers: Answers) -> npt.NDArray[np.bool_]:
+    def falls(self, candidate: str) -> ClassFalls | None:
+        """Classes that the candidate answers worse than the reference; None where there are no labels."""
+        if not self.labelled:
+            return None
+        before, after = self.right(self.reference), self.right(self.candidates[candidate])
+        return paired_falls(self.labels, before, after, self.num_classes)
+
+    def confusions(self, candidate: str) -> list[Confusion]:
+        """The wrong answers that the candidate gives more or less often than the reference, largest change first."""
+        pairs = (
+            self.labels[known] * self.num_classes + answers.predicted[known]
+            for known in (self.labels >= 0,)
+            for answers in (self.reference, self.candidates[candidate])
+        )
+        before, after = (dict(zip(*map(list, np.unique(p, return_counts=True)), strict=True)) for p in pairs)
+        changed = [pair for pair in before.keys() | after.keys() if before.get(pair, 0) != after.get(pair, 0)]
+        found = [
+            Confusion(*divmod(int(pair), self.num_classes), int(before.get(pair, 0)), int(after.get(pair, 0)))
+            for pair in changed
+        ]
+        wrong = [c for c in found if c.label != c.answer]
+        return sorted(wrong, key=lambda c: (-abs(c.candidate - c.reference), c.label, c.answer))
+
+    def right(self, answers: Answers) -> npt.NDArray[np.bool_]:
+        """Which images are answered right, bool (N,); never those without a label."""
         right: npt.NDArray[np.bool_] = answers.predicted == self.labels
         return right
 
@@ -122,7 +164,7 @@ class Comparison:
 
 
 class _Tally:
-    """Answers of one graph, batch by batch; memory grows by nine bytes an image."""
+    """Answers of one graph, batch by batch; memory grows by some 25 bytes an image."""
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
@@ -138,8 +180,8 @@ class _Tally:
         self._sqnr.add(reference, scores)
 
     def answers(self, *, is_reference: bool) -> Answers:
-        sqnr = None if is_reference else self._sqnr.decibels
-        return Answers(self.runner.name, np.concatenate(self._predicted), np.concatenate(self._in_top5), sqnr)
+        said = (self.runner.name, np.concatenate(self._predicted), np.concatenate(self._in_top5))
+        return Answers(*said) if is_reference else Answers(*said, self._sqnr.decibels, self._sqnr.interval)
 
 
 def compare(
@@ -166,6 +208,7 @@ def compare(
     source = loader.source
     tallies = {name: _Tally(runner) for name, runner in candidates.items()}
     first = _Tally(reference)
+    pixels = PixelTally(loader.preprocess)
     labels: list[I64] = []
     positions: list[I64] = []
     with progress.task("comparing INT8 with FP32", total=len(source)) as advance:
@@ -178,6 +221,7 @@ def compare(
                 scores = _scores(tally.runner, batch, spec, source)
                 tally.add(scores, batch.labels)
                 tally.add_noise(signal, _logits(scores, spec))
+            pixels.add(batch.inputs)
             labels.append(batch.labels)
             positions.append(batch.indices)
             advance(len(batch.labels))
@@ -187,8 +231,9 @@ def compare(
     base = first.answers(is_reference=True)
     indices = np.concatenate(positions)
     differing = np.flatnonzero(np.any([a.predicted != base.predicted for a in answers.values()], axis=0)).tolist()
-    names = {i: source.name(int(indices[i])) for i in differing}
-    return Comparison(np.concatenate(labels), spec.num_classes, base, answers, names)
+    where = {i: int(indices[i]) for i in differing}
+    names = {i: source.name(index) for i, index in where.items()}
+    return Comparison(np.concatenate(labels), spec.num_classes, base, answers, names, where, pixels.pixels)
 
 
 def _scores(runner: Runner, batch: Batch, spec: ModelSpec, source: Source) -> F32:

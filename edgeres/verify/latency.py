@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeres.progress import SILENT, Progress
-from edgeres.records import F64, Measurement
-from edgeres.verify.statistics import Estimate, ratio_of_medians
+from edgeres.records import F64, Measurement, percentile_nearest
+from edgeres.verify.statistics import Estimate, block_bootstrap, ratio_of_medians
 
 if TYPE_CHECKING:
     from edgeres.runtime.runner import Feed, Runner
@@ -36,6 +36,7 @@ class LatencyPlan:
         scope: what lies between the two clock readings, in words, e.g. ``host to host, batch 1, 1 thread``.
         warmup_seconds: per runner, before anything is recorded.
         min_seconds, min_iterations: recorded per runner; both must be reached.
+        min_turns: of each runner; the interval is drawn from whole turns, so a few are needed.
         block_seconds: length of one turn; at least one inference.
     """
 
@@ -43,6 +44,7 @@ class LatencyPlan:
     warmup_seconds: float = 0.2
     min_seconds: float = 3.0
     min_iterations: int = 10
+    min_turns: int = 8
     block_seconds: float = 0.1
 
 
@@ -70,11 +72,16 @@ class _Lane:
         while sum(taken) < plan.warmup_seconds or not taken:
             taken.append(self.once())
         self.warmup_seconds = sum(taken)
-        self.block = max(1, round(plan.block_seconds / float(np.median(taken))))
+        # The mean, not the median: where others take most of the processor, a turn by the median would never end
+        self.block = max(1, round(plan.block_seconds / float(np.mean(taken))))
 
     def take_turn(self) -> None:
         self.once()  # not recorded: it finds the caches full of the other runner's weights, which no application sees
         self.seconds += [self.once() for _ in range(self.block)]
+
+    def is_done(self, plan: LatencyPlan) -> bool:
+        enough = len(self.seconds) >= max(plan.min_iterations, plan.min_turns * self.block)
+        return enough and self.total >= plan.min_seconds
 
     def measurement(self, plan: LatencyPlan) -> Measurement:
         batch = len(next(iter(self.feed.values())))
@@ -102,7 +109,7 @@ def measure(
         for lane in turn:
             lane.warm_up(plan)
         shown = 0
-        while any(lane.total < plan.min_seconds or len(lane.seconds) < plan.min_iterations for lane in turn):
+        while not all(lane.is_done(plan) for lane in turn):
             for lane in turn:
                 lane.take_turn()
             turn.reverse()
@@ -115,6 +122,16 @@ def measure(
 def speedup(reference: Measurement, candidate: Measurement) -> Estimate:
     """Ratio of the medians, above 1 where the candidate is faster; both come from one :func:`measure`."""
     return ratio_of_medians(_blocks(reference), _blocks(candidate))
+
+
+def percentile_ms(measurement: Measurement, percent: float) -> Estimate:
+    """A percentile in milliseconds with a block bootstrap interval."""
+
+    def figure(seconds: F64) -> float:
+        return 1e3 * percentile_nearest(seconds, percent)
+
+    low, high = block_bootstrap(figure, _blocks(measurement), resamples=400)
+    return Estimate(measurement.p(percent), low, high)
 
 
 def variation_percent(measurement: Measurement) -> float:

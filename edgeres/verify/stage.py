@@ -14,8 +14,11 @@ from edgeres.progress import SILENT, Progress
 from edgeres.records import Measurement, ModelSpec
 from edgeres.runtime.ort import OrtRunner
 from edgeres.runtime.runner import Feed, Runner
+from edgeres.verify import anatomy
 from edgeres.verify.accuracy import Comparison, compare
+from edgeres.verify.anatomy import Anatomy
 from edgeres.verify.latency import LatencyPlan, measure
+from edgeres.verify.thumbnails import thumbnails
 
 LATENCY_SCOPE = "host to host, batch 1, 1 thread"
 
@@ -40,15 +43,22 @@ class Graphs:
 
 @dataclass(frozen=True)
 class Verified:
-    """What was measured, and why something was not (by its path in the report)."""
+    """What was measured, and why something was not (by its path in the report).
+
+    Attributes:
+        anatomy: each INT8 graph from the inside.
+        thumbnails: pictures of images that INT8 gets wrong, by name.
+    """
 
     comparison: Comparison
     latency: Mapping[str, Measurement] | None
     reasons: Mapping[str, str] = field(default_factory=dict)
+    anatomy: Mapping[str, Anatomy] | None = None
+    thumbnails: Mapping[str, str] = field(default_factory=dict)
 
 
 def verify(graphs: Graphs, spec: ModelSpec, loader: Loader, progress: Progress = SILENT) -> Verified:
-    """Run every image through every graph once, then time FP32 and the CPU graph side by side.
+    """Run every image through every graph once, look inside, then time FP32 and the CPU graph side by side.
 
     The graph for TensorRT runs with float arithmetic between its Q/DQ pairs, as TensorRT computes; its latency on a CPU
     would say nothing about a GPU and is not measured.
@@ -63,10 +73,18 @@ def verify(graphs: Graphs, spec: ModelSpec, loader: Loader, progress: Progress =
             style: stack.enter_context(OrtRunner(path, integer=style == "cpu")) for style, path in graphs.int8.items()
         }
         comparison = compare(fp32, int8, loader, spec, progress)
-    if "cpu" not in graphs.int8:
-        reason = "the bundle has no graph for this machine's CPU, and engines run on their device only"
-        return Verified(comparison, None, {"latency": reason})
-    return Verified(comparison, _latency(graphs, loader, progress))
+    reasons: dict[str, str] = {}
+    inside, latency = None, None
+    if why := anatomy.missing():
+        reasons["anatomy"] = why
+    else:
+        inside = anatomy.dissect(graphs.fp32, graphs.int8, loader, progress)
+    if "cpu" in graphs.int8:
+        latency = _latency(graphs, loader, progress)
+    else:
+        reasons["latency"] = "the bundle has no graph for this machine's CPU, and engines run on their device only"
+    pictures = thumbnails(loader.source, comparison, graphs.headline)
+    return Verified(comparison, latency, reasons, inside, pictures)
 
 
 def _latency(graphs: Graphs, loader: Loader, progress: Progress) -> Mapping[str, Measurement]:

@@ -1,0 +1,183 @@
+"""The page's section on accuracy: figures with intervals, classes, confusions, and the images themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgeres.report.charts import class_chart, interval_chart
+from edgeres.report.markup import Html, el, join, more, prose, section, table
+from edgeres.report.text import NOT_MEASURED, Report, decibels, interval, percent, points, unreadable
+from edgeres.verify.gates import why_missing
+
+SHOWN_ROWS = 20  # of a long table before the rest folds away
+SHOWN_BARS = 16
+LISTED_IMAGES = 100
+
+
+def accuracy_section(report: Report) -> Html:
+    """Everything about answers; says why where nothing was compared."""
+    accuracy, validation = report["accuracy"], report["data"]["validation"]
+    if not accuracy["graphs"]:
+        return section("Accuracy", el("p", f"Not measured: {why_missing('accuracy', report)}."))
+    graphs = [(f"INT8, {name} graph", graph) for name, graph in accuracy["graphs"].items()]
+    rows = (
+        (
+            name,
+            _with_interval(percent(row["top1"]), row["top1_ci95"]),
+            percent(row["top5"]),
+            _with_interval(points(row.get("drop_pp")), row.get("drop_pp_ci95")),
+            _with_interval(percent(row.get("agreement")), row.get("agreement_ci95")),
+            _with_interval(decibels(row.get("logit_sqnr_db")), row.get("logit_sqnr_db_ci95")),
+        )
+        for name, row in [("FP32", accuracy["fp32"]), *graphs]
+    )
+    head = ("Graph", "Top-1", "Top-5", "Drop", "Agreement", "Logit SQNR")
+    notes = [f" {name}: {graph['note']}." for name, graph in graphs if graph["note"]]
+    return section(
+        "Accuracy",
+        el("p", f"On {validation['description']}.") if validation else "",
+        el("p", f"{unreadable(validation)}.", class_="remark") if validation and validation["unreadable"] else "",
+        table("Accuracy", head, rows, range(1, 6)),
+        el("p", "Small figures are 95 % intervals.", *notes, class_="soft small"),
+        _explained(report),
+        _drops(report),
+        _images(report),
+        _confusions(report),
+        _classes(report),
+    )
+
+
+def _with_interval(figure: str, limits: list[float] | None) -> object:
+    return figure if limits is None else join((figure, el("div", interval(limits), class_="soft small")))
+
+
+def _explained(report: Report) -> Html:
+    a = report["accuracy"]
+    if a["drop_pp"] is None:
+        return el("p", f"No accuracy: {why_missing('accuracy.drop_pp', report)}.")
+    lost = f"INT8 ({a['graph']} graph) loses {a['lost']} that FP32 gets right"
+    gained = f"gains {a['gained']} that FP32 gets wrong (McNemar's test, mid-p: {a['mcnemar_p']:.2g})"
+    return el("p", f"Of {a['int8']['total']:,} labelled images, {lost} and {gained}.")
+
+
+def _drops(report: Report) -> Html:
+    graphs = report["accuracy"]["graphs"]
+    rows = [(name, graph["drop_pp"], graph["drop_pp_ci95"]) for name, graph in graphs.items()]
+    if any(drop is None for _, drop, _ in rows):
+        return Html()
+    limits = [v["gate"]["limit"] for v in report["verdicts"] if v["gate"]["metric"] == "drop_pp"]
+    return interval_chart(rows, limits[0] if limits else None, "top-1 lost against FP32, points", "drop")
+
+
+def _images(report: Report) -> Html:
+    graph = report["accuracy"]["graphs"][report["accuracy"]["graph"]]
+    lost = _answers(report, "INT8 gets wrong and FP32 right", graph["lost_images"])
+    gained = _answers(report, "FP32 gets wrong and INT8 right", graph["gained_images"])
+    return join((_gallery(report), lost, gained))
+
+
+def _gallery(report: Report) -> Html:
+    """Pictures of images that any INT8 graph gets wrong and FP32 right, with both answers."""
+    labels, pictures = report["model"]["labels"], report["thumbnails"]
+    shown: list[Html] = []
+    for name, graph in report["accuracy"]["graphs"].items():
+        for image in graph["lost_images"]:
+            if image["image"] in pictures:
+                told = (labels[image["reference"]], labels[image["candidate"]])
+                shown.append(_picture(image["image"], pictures[image["image"]], told, f"{name} graph"))
+    if not shown:
+        return Html()
+    title = f"Pictures of what INT8 gets wrong and FP32 right ({len(shown)})"
+    return more(title, el("div", *shown, class_="gallery"), open_=True)
+
+
+def _picture(name: str, jpeg: str, told: tuple[str, str], graph: str) -> Html:
+    right, wrong = told
+    said = f"{name}: FP32 says {right}, INT8 says {wrong}"
+    return el(
+        "figure",
+        el("img", src=f"data:image/jpeg;base64,{jpeg}", alt=said, loading="lazy"),
+        el(
+            "figcaption",
+            el("span", right, class_="pass"),
+            el("span", wrong, class_="fail"),
+            el("span", f"{name}, {graph}", class_="soft small"),
+        ),
+    )
+
+
+def _answers(report: Report, what: str, images: list[dict[str, Any]]) -> Html:
+    if not images:
+        return Html()
+    labels = report["model"]["labels"]
+    rows = [
+        (prose(image["image"]), *(labels[image[key]] for key in ("label", "reference", "candidate")))
+        for image in images[:LISTED_IMAGES]
+    ]
+    beyond = len(images) - len(rows)
+    return more(
+        f"{len(images):,} image{'s' * (len(images) > 1)} that {what}",
+        table(f"Images that {what}", ("Image", "Label", "FP32 says", "INT8 says"), rows),
+        el("p", f"{beyond:,} more are listed in report.json.", class_="soft small") if beyond else "",
+    )
+
+
+def _confusions(report: Report) -> Html:
+    graph = report["accuracy"]["graphs"][report["accuracy"]["graph"]]
+    labels = report["model"]["labels"]
+    rows = [
+        (
+            labels[one["label"]],
+            labels[one["answer"]],
+            f"{one['reference']:,}",
+            f"{one['candidate']:,}",
+            f"{one['candidate'] - one['reference']:+,}",
+        )
+        for one in graph["confusions"]
+    ]
+    if not rows:
+        return Html()
+    head = ("Images of", "taken for", "by FP32", "by INT8", "Change")
+    return more(f"Confusions that changed ({len(rows)})", table("Confusions that changed", head, rows, (2, 3, 4)))
+
+
+def _classes(report: Report) -> Html:
+    classes = report["accuracy"]["per_class"]
+    if not classes:
+        return Html()
+    changes = [100 * (row["int8"] - row["fp32"]) / row["total"] for row in classes]
+    largest_first = sorted(zip(changes, classes, strict=True), key=lambda pair: (-abs(pair[0]), pair[0]))
+    names = report["model"]["labels"]
+    rows = [
+        (
+            names[row["class"]],
+            f"{row['total']:,}",
+            percent(100 * row["fp32"] / row["total"]),
+            percent(100 * row["int8"] / row["total"]),
+            f"{change:+.2f} pp" if change else "0",
+        )
+        for change, row in largest_first
+    ]
+    changed = [(names[row["class"]], change) for change, row in largest_first if change]
+    first = min(SHOWN_ROWS, len(changed))
+    head, numbers, rest = ("Class", "Images", "FP32", "INT8", "Change"), range(1, 5), rows[first:]
+    return join(
+        (
+            el("h3", "Top-1 by class, largest change first"),
+            _named(report),
+            class_chart(changed[:SHOWN_BARS]) if changed else "",
+            table("Top-1 by class", head, rows[:first], numbers) if first else el("p", "No class changed."),
+            more(f"{len(rest):,} more classes", table("More classes", head, rest, numbers)) if rest else "",
+        )
+    )
+
+
+def _named(report: Report) -> Html:
+    """Whether any of it is more than luck."""
+    classes = report["accuracy"]["graphs"][report["accuracy"]["graph"]]["classes"]
+    sure = [row for row in classes["falling"] if row["p_holm"] < classes["alpha"]]
+    if sure:
+        told = ", ".join(f"{row['name']} (p = {row['p_holm']:.2g})" for row in sure)
+        return el("p", f"More than luck, all classes considered: {told}.", class_="remark")
+    least = f"{classes['least_found']} images lost and none gained" if classes["judged"] else NOT_MEASURED
+    return el("p", f"None of it is more than luck, all classes considered; it would take {least}.", class_="soft small")

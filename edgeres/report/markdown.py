@@ -1,0 +1,133 @@
+"""The verdict as Markdown, for a job summary or a comment on a pull request: GitHub's and GitLab's dialect."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from edgeres.report.text import (
+    Report,
+    check_word,
+    findings,
+    headline,
+    interval,
+    megabytes,
+    observed,
+    percent,
+    points,
+    significant,
+    verdict_line,
+    verdict_word,
+)
+
+_SIGNS = {"pass": "✅", "FAIL": "❌", "unsure": "⚠️", "allowed": "⚠️"}
+LISTED = 10
+
+
+def render_markdown(report: Report) -> str:
+    """The whole summary; it says first what is wrong."""
+    word = {"passed": "✅ passed", "failed": "❌ failed", "unsure": "⚠️ cannot tell"}[report["outcome"]]
+    parts = [
+        f"## {_cell(report['model']['name'])} in INT8: {word if report['verdicts'] else 'no gate was set'}",
+        *(f"- **{_cell(title)}**: {_cell(reason)}" for title, reason in verdict_line(report)),
+        _gates(report),
+        _figures(report),
+        _changes(report),
+        _images(report),
+        f"<details><summary>All figures</summary>\n\n{_findings(report)}\n\n</details>",
+        f"<sub>{_cell(headline(report))}. {_cell(_validated(report))}</sub>",
+    ]
+    return "\n\n".join(part for part in _joined(parts) if part) + "\n"
+
+
+def _joined(parts: list[str]) -> list[str]:
+    """Lines of one list stand together."""
+    joined: list[str] = []
+    for part in parts:
+        if part.startswith("- ") and joined and joined[-1].startswith("- "):
+            joined[-1] += f"\n{part}"
+        else:
+            joined.append(part)
+    return joined
+
+
+def _gates(report: Report) -> str:
+    rows = [
+        (f"{_SIGNS[word]} {word}", verdict["title"], verdict["rule"], observed(verdict))
+        for verdict in report["verdicts"]
+        for word in (verdict_word(verdict),)
+    ]
+    rows += [
+        (f"{_SIGNS[word]} {word}", check["title"], "check", "")
+        for check in report["checks"]
+        for word in (check_word(check),)
+        if word in {"FAIL", "allowed"}
+    ]
+    return _table(("", "Gate", "Limit", "Observed"), rows) if rows else ""
+
+
+def _figures(report: Report) -> str:
+    accuracy, latency, sizes = report["accuracy"], report["latency"], report["sizes"]
+    rows = [
+        (
+            name.upper(),
+            percent(accuracy[name]["top1"]),
+            significant(latency[name]["p50_ms"]),
+            significant(latency[name]["p99_ms"]),
+            megabytes(sizes[f"{name}_bytes"]),
+        )
+        for name in ("fp32", "int8")
+    ]
+    told = ""
+    if accuracy["drop_pp"] is not None:
+        told = f"\n\nTop-1 drop {points(accuracy['drop_pp'])}, 95 % interval {interval(accuracy['drop_pp_ci95'])}."
+    return _table(("", "Top-1", "p50 ms", "p99 ms", "Size"), rows, right=range(1, 5)) + told
+
+
+def _changes(report: Report) -> str:
+    baseline = report["baseline"]
+    if not baseline or not baseline["changed"]:
+        return ""
+    rows = [(row["what"], _short(row["before"]), _short(row["after"])) for row in baseline["changed"]]
+    table = _table(("Changed since the baseline", "Before", "After"), rows)
+    return f"<details><summary>{len(rows)} things changed since the baseline</summary>\n\n{table}\n\n</details>"
+
+
+def _short(value: object) -> str:
+    text = "-" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _images(report: Report) -> str:
+    graph = report["accuracy"]["graphs"].get(report["accuracy"]["graph"])
+    if not graph or not graph["lost_images"]:
+        return ""
+    labels, lost = report["model"]["labels"], graph["lost_images"]
+    rows = [(one["image"], labels[one["label"]], labels[one["candidate"]]) for one in lost[:LISTED]]
+    more = f"\n\n{len(lost) - LISTED:,} more are listed in report.json." if len(lost) > LISTED else ""
+    table = _table(("Image", "FP32, rightly", "INT8"), rows)
+    title = f"{len(lost):,} image{'s' * (len(lost) > 1)} that INT8 gets wrong and FP32 right"
+    return f"<details><summary>{title}</summary>\n\n{table}{more}\n\n</details>"
+
+
+def _findings(report: Report) -> str:
+    return _table(("Figure", "Value"), findings(report))
+
+
+def _validated(report: Report) -> str:
+    validation = report["data"]["validation"]
+    return f"Validated on {validation['description']}." if validation else "Nothing was validated."
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> str:
+    numbers = frozenset(right)
+    rule = ("---:" if i in numbers else "---" for i in range(len(head)))
+    lines = [head, tuple(rule), *(tuple(map(_cell, row)) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Text as it is: nothing in a label or a file name becomes markup, a link, a mention, or a new column."""
+    plain = " ".join(text.split())
+    escaped = re.sub(r"([\\`*_{}\[\]<>#|~&!])", r"\\\1", plain)
+    return escaped.replace("@", "@\u200b")

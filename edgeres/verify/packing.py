@@ -1,0 +1,35 @@
+"""Integers in a JSON document: one answer an image, for 50,000 images some 60 kB."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import zlib
+
+import numpy as np
+
+from edgeres.errors import InputError
+from edgeres.records import I64
+
+_TYPE = np.dtype("<i4")
+
+
+def pack(values: I64) -> str:
+    """Base64 of the zlib-compressed little-endian int32 values.
+
+    >>> unpack(pack(np.array([3, -1, 70000]))).tolist()
+    [3, -1, 70000]
+    """
+    return base64.b64encode(zlib.compress(values.astype(_TYPE).tobytes(), 9)).decode("ascii")
+
+
+def unpack(text: str) -> I64:
+    """What :func:`pack` packed, int64 (N,).
+
+    Raises:
+        InputError: it is something else.
+    """
+    try:
+        return np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), _TYPE).astype(np.int64)
+    except (binascii.Error, zlib.error, ValueError) as error:
+        raise InputError(f"answers cannot be unpacked ({error})") from error

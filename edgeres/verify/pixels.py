@@ -1,0 +1,77 @@
+"""What images look like on average: enough to tell red from blue when calibration and validation should be alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from edgeres.data.base import Source, View
+from edgeres.data.loader import Loader
+from edgeres.errors import SourceError
+from edgeres.records import F32, F64, Preprocess
+
+SAMPLE = 64  # calibration images that are looked at; their standard error is an eighth of the images' own spread
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Means over images as the network sees them, undone to bytes.
+
+    Attributes:
+        mean: red, green, blue, 0 to 255.
+        red_minus_blue: mean over the images, and ``error`` its standard error.
+    """
+
+    images: int
+    mean: tuple[float, float, float]
+    red_minus_blue: float
+    error: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Pixels:
+        return Pixels(data["images"], tuple(data["mean"]), data["red_minus_blue"], data["error"])
+
+
+class PixelTally:
+    """Means of images, batch by batch."""
+
+    def __init__(self, preprocess: Preprocess) -> None:
+        self._preprocess = preprocess
+        self._means: list[F64] = []
+
+    def add(self, inputs: F32) -> None:
+        """Take in a batch of network inputs, (B, 3, h, w) or (B, h, w, 3) as the contract has it."""
+        contract = self._preprocess
+        positions = (2, 3) if contract.layout == "NCHW" else (1, 2)
+        means = inputs.mean(axis=positions, dtype=np.float64)
+        pixels: F64 = (means * np.array(contract.std) + np.array(contract.mean)) / contract.pixel_scale
+        self._means.append(pixels if contract.channel_order == "RGB" else pixels[:, ::-1])
+
+    @property
+    def pixels(self) -> Pixels | None:
+        """None with fewer than two images."""
+        if sum(map(len, self._means)) < 2:
+            return None
+        means = np.concatenate(self._means)
+        red_minus_blue = means[:, 0] - means[:, 2]
+        error = red_minus_blue.std(ddof=1) / np.sqrt(len(means))
+        mean = tuple(float(channel) for channel in means.mean(axis=0))
+        return Pixels(len(means), mean, float(red_minus_blue.mean()), float(error))  # type: ignore[arg-type]
+
+
+def sample_pixels(source: Source, preprocess: Preprocess) -> Pixels | None:
+    """Look at some images of a source, evenly spread; those that cannot be read are left out."""
+    chosen = np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(np.int64))
+    view = View(source, chosen, source.labels[chosen], source.classes, source.description)
+    tally = PixelTally(preprocess)
+    with suppress(SourceError):  # not one of them can be read; whoever needs the images will say so
+        for batch in Loader(view, preprocess, 16, on_unreadable="skip"):
+            tally.add(batch.inputs)
+    return tally.pixels

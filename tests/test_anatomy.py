@@ -1,0 +1,161 @@
+"""The network from the inside: noise layer by layer and the fit of every scale, against plain numpy."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from engine_graphs import resnet
+from onnx import helper, numpy_helper
+
+from edgeres.data.arrays import Arrays
+from edgeres.data.loader import Loader
+from edgeres.graph.normalize import normalize
+from edgeres.quantize.stage import RangeChoice, quantize
+from edgeres.records import Preprocess
+from edgeres.verify import anatomy
+from edgeres.verify.anatomy import Anatomy, dissect
+
+PX = 16
+CONTRACT = Preprocess((PX, PX), mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+def loader(count: int = 12) -> Loader:
+    pixels = np.random.default_rng(1).integers(0, 256, (count, PX, PX, 3), dtype=np.uint8)
+    return Loader(Arrays(pixels, np.zeros(count, np.int64), ("one",), "random"), CONTRACT, 4)
+
+
+@pytest.fixture(scope="module")
+def graphs() -> dict[str, onnx.ModelProto]:
+    fp32 = normalize(resnet(quantized=False, width=8, px=PX)).model
+    done = quantize(fp32, ["tensorrt", "cpu"], loader(), RangeChoice("minmax"))
+    return {"fp32": fp32, **{str(style): graph for style, graph in done.graphs.items()}}
+
+
+def inside(folder: Path, fp32: onnx.ModelProto, candidate: onnx.ModelProto) -> Anatomy:
+    onnx.save(fp32, folder / "fp32.onnx")
+    onnx.save(candidate, folder / "int8.onnx")
+    return dissect(folder / "fp32.onnx", {"it": folder / "int8.onnx"}, loader())["it"]
+
+
+def run(model: onnx.ModelProto, tensors: list[str], images: Any) -> dict[str, Any]:
+    """Named tensors of a graph, with float arithmetic between Q/DQ pairs."""
+    tapped = onnx.ModelProto()
+    tapped.CopyFrom(model)
+    known = {value.name for value in tapped.graph.output}
+    tapped.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in tensors if name not in known)
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    session = ort.InferenceSession(tapped.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return dict(zip(tensors, session.run(tensors, {model.graph.input[0].name: images}), strict=True))
+
+
+def all_images() -> Any:
+    return np.concatenate([batch.inputs for batch in loader()])
+
+
+def edited(model: onnx.ModelProto, **changes: Any) -> onnx.ModelProto:
+    """A copy with other values in the named constants."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for tensor in copy.graph.initializer:
+        if tensor.name in changes:
+            tensor.CopyFrom(numpy_helper.from_array(changes[tensor.name], tensor.name))
+    return copy
+
+
+def values(model: onnx.ModelProto, name: str) -> Any:
+    return next(numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.name == name)
+
+
+def test_a_graph_is_equal_to_itself(graphs: dict[str, Any], tmp_path: Path) -> None:
+    found = inside(tmp_path, graphs["fp32"], graphs["fp32"])
+    assert found.images == 12
+    assert [layer.sqnr_db for layer in found.layers] == [None] * len(found.layers)
+    assert (found.ranges, found.weights) == ((), 0)
+    # the stem and two Adds: the residual stream of two blocks
+    assert [layer.stream for layer in found.layers if layer.stream] == [True] * 3
+
+
+@pytest.mark.parametrize("style", ["tensorrt", "cpu"])
+def test_noise_is_what_no_factor_and_offset_explains(graphs: dict[str, Any], tmp_path: Path, style: str) -> None:
+    """The last Add's ReLU, read by the mean: compared value by value, with least squares per channel by numpy."""
+    found = inside(tmp_path, graphs["fp32"], graphs[style])
+    layer = [layer for layer in found.layers if layer.stream][-1]
+    pool = next(node for node in graphs[style].graph.node if node.op_type == "GlobalAveragePool")
+    images = all_images()
+    x = run(graphs["fp32"], [layer.tensor], images)[layer.tensor].astype(np.float64)
+    y = run(graphs[style], [pool.input[0]], images)[pool.input[0]].astype(np.float64)
+    noise = 0.0
+    for channel in range(x.shape[1]):
+        columns = np.stack([y[:, channel].ravel(), np.ones(y[:, channel].size)], axis=1)
+        fitted = columns @ np.linalg.lstsq(columns, x[:, channel].ravel(), rcond=None)[0]
+        noise += float(np.square(x[:, channel].ravel() - fitted).sum())
+    n = x[:, 0].size
+    assert layer.sqnr_db == pytest.approx(10 * math.log10((x**2).sum() / (noise * n / (n - 2))), abs=0.02)
+    depth = [layer.sqnr_db for layer in found.layers]
+    assert all(db is not None and 25 < db < 60 for db in depth)
+    assert found.weights == 6 + 1
+    assert found.per_tensor == ()
+
+
+def test_equalized_channels_are_no_noise(graphs: dict[str, Any], tmp_path: Path) -> None:
+    """Channels of a ReLU times s, and the convolution behind it divided by s: the same network."""
+    fp32 = graphs["fp32"]
+    first, second = (node for node in fp32.graph.node if node.op_type == "Conv" and node.name in _inner(fp32))
+    s = np.geomspace(0.2, 5, 8).astype(np.float32)
+    weights = {name: values(fp32, name) for node in (first, second) for name in node.input[1:2]}
+    changes = {first.input[1]: weights[first.input[1]] * s[:, None, None, None]}
+    changes[first.input[2]] = values(fp32, first.input[2]) * s
+    changes[second.input[1]] = weights[second.input[1]] / s[None, :, None, None]
+    found = inside(tmp_path, fp32, edited(fp32, **changes))
+    assert all(layer.sqnr_db is None or layer.sqnr_db > 100 for layer in found.layers)
+
+
+def _inner(model: onnx.ModelProto) -> set[str]:
+    """The two convolutions of the identity block."""
+    add = next(node for node in model.graph.node if node.op_type == "Add")
+    producer = {name: node for node in model.graph.node for name in node.output}
+    second = next(producer[name] for name in add.input if producer[name].op_type == "Conv")
+    return {second.name, producer[producer[second.input[0]].input[0]].name}
+
+
+@pytest.mark.parametrize("style", ["tensorrt", "cpu"])
+@pytest.mark.parametrize("factor", [1.0, 0.1])
+def test_the_fit_of_a_scale(graphs: dict[str, Any], tmp_path: Path, style: str, factor: float) -> None:
+    model = graphs[style]
+    node = [node for node in model.graph.node if node.op_type == "QuantizeLinear"][1]
+    scale = (values(model, node.input[1]) * np.float32(factor)).astype(np.float32)
+    changed = edited(model, **{node.input[1]: scale})
+    found = inside(tmp_path, graphs["fp32"], changed)
+    (fit,) = [fit for fit in found.ranges if fit.tensor == node.input[0]]
+    zero = int(values(model, node.input[2]))
+    limits = np.iinfo(values(model, node.input[2]).dtype)
+    low, high = (float(scale) * (end - zero) for end in (limits.min, limits.max))
+    kept = np.maximum(run(changed, [fit.tensor], all_images())[fit.tensor].astype(np.float64), low)
+    assert fit.covered == pytest.approx((high - low) / (kept.max() - low), rel=1e-5)
+    noise = np.square(np.maximum(kept - high, 0)).mean() + float(scale) ** 2 / 12
+    assert fit.own_db == pytest.approx(10 * math.log10(kept.var() / noise), abs=1e-3)
+    assert (fit.own_db < 10) is (factor < 1)
+
+
+def test_one_scale_for_all_channels_is_seen(graphs: dict[str, Any], tmp_path: Path) -> None:
+    model = graphs["cpu"]
+    constants = {tensor.name for tensor in model.graph.initializer}
+    conv = next(node for node in model.graph.node if node.op_type == "Conv")
+    weight = next(node for node in model.graph.node if conv.input[1] in node.output)
+    assert weight.input[0] in constants
+    same = np.full_like(values(model, weight.input[1]), 0.01)
+    found = inside(tmp_path, graphs["fp32"], edited(model, **{weight.input[1]: same}))
+    assert found.per_tensor == (conv.name,)
+
+
+def test_a_machine_without_onnx_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert anatomy.missing() is None
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "it needs onnx" in str(anatomy.missing())

@@ -1,0 +1,320 @@
+"""The accepted build: what goes into baseline.json, and what a later run is told about itself."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import zlib
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeres.errors import InputError
+from edgeres.records import Measurement, ModelSpec, Preprocess
+from edgeres.report import DataRecord, ReportInput, build_report
+from edgeres.verify import Answers, Comparison, Limits
+from edgeres.verify.baseline import Baseline, accept, read_baseline
+from edgeres.verify.classes import ALPHA_PAIRED, paired_falls, unpaired_falls
+from edgeres.verify.packing import pack, unpack
+
+CLASSES = 8
+NAMES = tuple(f"thing {i}" for i in range(CLASSES))
+HERE = {"processor": "some CPU", "system": "Linux x86_64", "onnxruntime": "1.32.0"}
+
+
+def comparison(n: int = 800, seed: int = 0, sqnr: float = 30.0) -> Comparison:
+    """Random images of eight classes; FP32 has 95 %, and INT8 gives another answer to 1 %, which costs 0.8 pp."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, CLASSES, n)
+
+    def wrong(answers: Any, share: float) -> Any:
+        return np.where(rng.random(n) < share, rng.integers(0, CLASSES, n), answers)
+
+    fp32 = wrong(labels, 0.05)
+    top5 = np.ones(n, bool)
+    cpu = Answers("ORT", wrong(fp32, 0.01), top5, sqnr, (sqnr - 0.3, sqnr + 0.3))
+    names = {i: f"{i}.png" for i in range(n)}
+    return Comparison(labels, CLASSES, Answers("ORT", fp32, top5), {"cpu": cpu}, names)
+
+
+def latency(slower: float = 1.0, seed: int = 0) -> dict[str, Measurement]:
+    rng = np.random.default_rng(seed)
+
+    def taken(ms: float, block: int) -> Measurement:
+        return Measurement(1e-3 * ms * rng.lognormal(0, 0.02, 30 * block), 1, "host to host", "ORT", 0.2, block)
+
+    return {"fp32": taken(30.0, 3), "int8": taken(10.0 * slower, 10)}
+
+
+def report(found: Comparison | None = None, images: str = "ab" * 32, **changes: Any) -> dict[str, Any]:
+    c = found or comparison()
+    baseline = changes.pop("baseline", None)
+    given: dict[str, Any] = {
+        "created": "2026-01-02T03:04:05+00:00",
+        "command": "",
+        "options": {"method": "mse"},
+        "environment": HERE,
+        "model": ModelSpec("net", Preprocess((8, 8)), NAMES, "own"),
+        "headline": "cpu",
+        "gates": Limits(**changes.pop("limits", {})).gates(baseline=baseline is not None),
+        "validation": DataRecord("images", images, c.images),
+        "comparison": c,
+        "latency": latency(),
+        "baseline": baseline,
+        "files": {"model.int8.cpu.onnx": "0" * 64},
+    }
+    return build_report(ReportInput(**(given | changes)))
+
+
+@pytest.fixture
+def accepted(tmp_path: Path) -> Callable[..., Any]:
+    """Writes a report's baseline and opens it again."""
+
+    def keep(of: dict[str, Any] | None = None, **options: Any) -> Any:
+        path = tmp_path / "baseline.json"
+        path.write_text(json.dumps(accept(of or report(), tmp_path)))
+        return read_baseline(path, **options)
+
+    return keep
+
+
+def verdicts(found: dict[str, Any]) -> dict[str, str]:
+    return {verdict["gate"]["metric"]: verdict["outcome"] for verdict in found["verdicts"]}
+
+
+def reasons(found: dict[str, Any]) -> dict[str, str]:
+    return {verdict["gate"]["metric"]: verdict["reason"] for verdict in found["verdicts"]}
+
+
+# ---- packing ---------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(-1, 2**31 - 1)))
+def test_packed_answers_come_back(values: list[int]) -> None:
+    assert unpack(pack(np.array(values, np.int64))).tolist() == values
+
+
+def test_packed_answers_are_what_the_schema_says() -> None:
+    text = pack(np.array([3, -1, 999]))
+    assert zlib.decompress(base64.b64decode(text)) == b"\x03\0\0\0\xff\xff\xff\xff\xe7\x03\0\0"
+
+
+@pytest.mark.parametrize("text", ["!", "aGVsbG8=", base64.b64encode(zlib.compress(b"123")).decode()])
+def test_what_was_not_packed_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="answers cannot be unpacked"):
+        unpack(text)
+
+
+# ---- classes ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_paired_class_is_a_sign_test_of_its_own() -> None:
+    labels = np.repeat([0, 1, 2], 40)
+    before, after = np.ones(120, bool), np.ones(120, bool)
+    after[:12], before[40:43] = False, False  # class 0 loses 12, class 1 gains 3
+    found = paired_falls(labels, before, after, 4)
+    (fall,) = found.falls
+    assert (fall.label, fall.before, fall.after, fall.total) == (0, 40, 28, 40)
+    assert fall.drop_pp == pytest.approx(30)
+    assert fall.p == pytest.approx(0.5**12)
+    assert fall.p_holm == pytest.approx(3 * 0.5**12)
+    assert (found.judged, found.largest, found.least_found) == (3, 40, 7)  # 3 / 2^7 < 0.025 < 3 / 2^6
+
+
+def test_an_unpaired_class_is_a_fisher_test_of_its_own() -> None:
+    hits, sizes = np.array([30, 20]), np.array([31, 31])
+    now, sizes_now = np.array([5, 8]), np.array([15, 12])
+    found = unpaired_falls(hits, sizes, now, sizes_now)
+    fall = found.falls[0]
+    ways = sum(math.comb(15, k) * math.comb(31, 35 - k) for k in range(4, 6))  # 35 hits in all, 4 at least fall here
+    assert fall.label == 0
+    assert fall.p == pytest.approx(float(Fraction(ways, math.comb(46, 35))))
+
+
+@pytest.mark.parametrize("classes", [16, 1000])
+def test_no_class_is_named_by_luck(classes: int) -> None:
+    """INT8 and FP32 equally often right, with many disagreements: one family in forty at most, whatever its size."""
+    rng, named, runs = np.random.default_rng(2), 0, 150
+    labels = np.repeat(np.arange(classes), 50)
+    for _ in range(runs):
+        turn = rng.random(len(labels))
+        found = paired_falls(labels, turn > 0.12, (turn < 0.06) | (turn > 0.18), classes)
+        named += any(fall.p_holm < ALPHA_PAIRED for fall in found.falls)
+    assert named <= 0.025 * runs + 3 * math.sqrt(0.025 * runs)
+
+
+# ---- the same images -------------------------------------------------------------------------------------------------
+
+
+def test_an_unchanged_bundle_has_lost_nothing(accepted: Any) -> None:
+    found = report(baseline=accepted(), latency=latency(seed=1), limits={"max_drop": 3.0})
+    section = found["baseline"]
+    assert section["same_images"] is True
+    assert section["interval_percent"] == 95
+    assert (section["fp32"]["lost"], section["graphs"]["cpu"]["lost"], section["changed"]) == (0, 0, [])
+    assert section["graphs"]["cpu"]["sqnr_loss_db"] == 0
+    assert set(verdicts(found).values()) == {"passed"}
+    assert found["outcome"] == "passed"
+
+
+def test_lost_images_are_counted_one_by_one(accepted: Any) -> None:
+    base = comparison()
+    worse = comparison()
+    right = np.flatnonzero(worse.right(worse.candidates["cpu"]))[:40]
+    worse.candidates["cpu"].predicted[right] = (worse.labels[right] + 1) % CLASSES
+    found = report(worse, baseline=accepted(report(base)))
+    section = found["baseline"]["graphs"]["cpu"]
+    assert (section["lost"], section["gained"], section["total"]) == (40, 0, 800)
+    assert section["drop_pp"] == pytest.approx(5.0)
+    assert verdicts(found)["regression_pp"] == "failed"
+    assert verdicts(found)["fp32_regression_pp"] == "passed"
+    assert found["passed"] is False
+
+
+def test_a_class_that_collapses_is_named_though_top1_holds(accepted: Any) -> None:
+    worse = comparison()
+    right = np.flatnonzero((worse.labels == 5) & worse.right(worse.candidates["cpu"]))
+    worse.candidates["cpu"].predicted[right[:25]] = 6
+    found = report(worse, baseline=accepted(), limits={"max_drop": 10.0, "max_regression": 10.0})
+    told = verdicts(found)
+    assert (told["drop_pp"], told["regression_pp"]) == ("passed", "passed")
+    assert (told["class_drop_pp"], told["class_regression_pp"]) == ("failed", "failed")
+    assert reasons(found)["class_regression_pp"].startswith("thing 5 from ")
+
+
+def test_a_worse_fp32_is_told_apart_from_worse_quantization(accepted: Any) -> None:
+    worse = comparison()
+    right = np.flatnonzero(worse.right(worse.reference))[:60]
+    for answers in (worse.reference, worse.candidates["cpu"]):
+        answers.predicted[right] = (worse.labels[right] + 1) % CLASSES
+    told = verdicts(report(worse, baseline=accepted(), limits={"max_drop": 3.0}))
+    assert told["drop_pp"] == "passed"
+    assert told["fp32_regression_pp"] == "failed"
+
+
+def test_a_noisier_graph_is_seen_before_it_costs_an_image(accepted: Any) -> None:
+    found = report(comparison(sqnr=20.0), baseline=accepted())
+    assert verdicts(found)["sqnr_loss_db"] == "failed"
+    assert reasons(found)["sqnr_loss_db"].startswith("10 dB (95 % interval 9.58 to 10.4)")
+
+
+@pytest.mark.parametrize(("slower", "outcome"), [(1.03, "passed"), (0.9, "passed"), (1.30, "failed"), (1.15, "unsure")])
+def test_three_percent_slower_is_noise_and_thirty_is_not(accepted: Any, slower: float, outcome: str) -> None:
+    found = report(baseline=accepted(), latency=latency(slower, seed=3))
+    assert verdicts(found)["slowdown_percent"] == outcome
+    assert found["baseline"]["slowdown_percent"] == pytest.approx(100 * (slower - 1), abs=1.5)
+
+
+def test_another_machine_is_no_measure_unless_asked(accepted: Any) -> None:
+    elsewhere = {**HERE, "processor": "another CPU"}
+    found = report(baseline=accepted(), environment=elsewhere, latency=latency(1.5))
+    assert verdicts(found)["slowdown_percent"] == "unsure"
+    assert "timed on another machine (some CPU)" in reasons(found)["slowdown_percent"]
+    assert found["passed"] is True
+    asked = report(baseline=accepted(any_machine=True), environment=elsewhere, latency=latency(1.5))
+    assert verdicts(asked)["slowdown_percent"] == "failed"
+
+
+def test_what_was_changed_is_listed(accepted: Any) -> None:
+    newer = {**HERE, "onnxruntime": "1.33.0"}
+    found = report(baseline=accepted(), environment=newer, options={"method": "minmax", "max_drop": 3.0})
+    changed = {row["what"]: (row["before"], row["after"]) for row in found["baseline"]["changed"]}
+    assert changed["option method"] == ("mse", "minmax")
+    assert changed["version of onnxruntime"] == ("1.32.0", "1.33.0")
+    assert not [what for what in changed if "max_drop" in what]
+
+
+# ---- other images ----------------------------------------------------------------------------------------------------
+
+
+def test_other_images_are_compared_by_what_int8_loses_in_each(accepted: Any) -> None:
+    found = report(comparison(400, seed=5), "cd" * 32, baseline=accepted())
+    section = found["baseline"]
+    assert (section["same_images"], section["interval_percent"]) == (False, 99.9)
+    before, now = accepted().document["accuracy"]["graphs"]["cpu"]["drop_pp"], found["accuracy"]["drop_pp"]
+    assert section["graphs"]["cpu"]["drop_pp"] == pytest.approx(now - before)
+    assert section["graphs"]["cpu"]["lost"] is None
+    assert "the baseline was measured on other images" in reasons(found)["regression_pp"]
+
+
+def test_the_same_digest_with_other_labels_is_not_the_same_images(accepted: Any) -> None:
+    moved = comparison()
+    moved.labels[:2] = moved.labels[1::-1]
+    moved.labels[0] = (moved.labels[0] + 1) % CLASSES
+    assert report(moved, baseline=accepted())["baseline"]["same_images"] is False
+
+
+def test_other_images_of_an_unchanged_network_raise_no_alarm() -> None:
+    base = accept(report(comparison(800, seed=100)), Path("b"))
+    failed = []
+    for seed in range(60):
+        options = {"baseline": Baseline("b", base), "latency": latency(seed=seed), "limits": {"max_drop": 3.0}}
+        found = report(comparison(300, seed=seed), "cd" * 32, **options)
+        failed += [metric for metric, outcome in verdicts(found).items() if outcome == "failed"]
+    assert failed == []
+
+
+def test_a_class_without_images_is_missed(accepted: Any) -> None:
+    fewer = comparison(600, seed=6)
+    fewer.labels[fewer.labels == 3] = 2
+    section = report(fewer, "cd" * 32, baseline=accepted())["baseline"]
+    assert [row["name"] for row in section["missing_classes"]] == ["thing 3"]
+    few = comparison(12, seed=7)
+    few.labels[few.labels == 3] = 2
+    assert report(few, "cd" * 32, baseline=accepted())["baseline"]["missing_classes"] == []  # of 12 it may be chance
+
+
+def test_other_classes_cannot_be_compared(accepted: Any) -> None:
+    base = report(model=ModelSpec("net", Preprocess((8, 8)), (*NAMES, "one more"), "own"))
+    found = report(baseline=accepted(base))
+    assert found["baseline"]["fp32"] is None
+    assert reasons(found)["regression_pp"] == "cannot tell: the baseline has 9 classes, this model 8"
+
+
+def test_a_new_graph_has_no_baseline(accepted: Any) -> None:
+    found = comparison()
+    found.candidates["tensorrt"] = found.candidates["cpu"]
+    told = report(found, baseline=accepted())
+    assert reasons(told)["regression_pp"] == "cannot tell: the baseline has no tensorrt graph"
+    assert told["passed"] is True
+
+
+# ---- the file --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_no_baseline_is_refused_in_one_line(tmp_path: Path) -> None:
+    path, good = tmp_path / "b.json", accept(report(), tmp_path)
+    cases = {
+        "not a baseline": ["", "[]", "{}", '{"kind": 1}'],
+        "not a baseline but 'other'": [json.dumps(good | {"kind": "other"})],
+        "written in format 9": [json.dumps(good | {"schema": 9})],
+        "is incomplete or was edited": [
+            json.dumps(good | {"accuracy": {"graphs": {}} | answers})
+            for answers in (
+                {},
+                {"answers": {"labels": "x"}},
+                {"answers": {"labels": pack(np.arange(3)), "cpu": pack(np.arange(4))}},
+            )
+        ],
+    }
+    for words, texts in cases.items():
+        for text in texts:
+            path.write_text(text)
+            with pytest.raises(InputError, match=words):
+                read_baseline(path)
+    with pytest.raises(InputError, match="no baseline can be read"):
+        read_baseline(tmp_path / "nowhere.json")
+
+
+def test_a_report_without_answers_cannot_be_accepted(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="older edgeres"):
+        accept({"accuracy": {}}, tmp_path)
+    with pytest.raises(InputError, match="compares nothing"):
+        accept(report(comparison=None, validation=None), tmp_path)

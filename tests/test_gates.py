@@ -1,0 +1,239 @@
+"""Three outcomes: what each interval means for a limit, how often a gate errs, and how many images it asks for."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeres.errors import UsageError
+from edgeres.records import Gate
+from edgeres.verify.gates import METRICS, Limits, gate, judge, round_up
+from edgeres.verify.statistics import images_for_drop, images_for_share, paired_drop_pp, proportion_percent
+
+
+def figures(**drops: float | None) -> dict[str, Any]:
+    """Two-sided intervals of +-1 pp; the speedup is 3 (2.9 to 3.1)."""
+    graphs = {
+        name: {"drop_pp": d, "drop_pp_ci95": None if d is None else [d - 1, d + 1], "classes": None}
+        for name, d in drops.items()
+    }
+    latency = {"speedup": 3.0, "speedup_ci95": [2.9, 3.1], "noise": []}
+    accuracy = {"graphs": graphs, "images": 1000}
+    sizes = {"deployed_bytes": {"cpu graph": 11_000_000, "rtx engine": 20_000_000}}
+    return {"accuracy": accuracy, "latency": latency, "sizes": sizes, "reasons": {"accuracy": "no labels"}}
+
+
+@pytest.mark.parametrize(
+    ("metric", "limit", "outcome"),
+    [
+        ("drop_pp", 1.5, "passed"),  # the end of the interval may touch the limit
+        ("drop_pp", 1.49, "unsure"),
+        ("drop_pp", -0.5, "unsure"),
+        ("drop_pp", -0.51, "failed"),
+        ("speedup", 2.9, "passed"),
+        ("speedup", 2.91, "unsure"),
+        ("speedup", 3.11, "failed"),
+        ("size_mb", 20.0, "passed"),  # no interval: the figure itself decides
+        ("size_mb", 19.9, "failed"),
+    ],
+)
+def test_where_the_limit_lies_decides(metric: str, limit: float, outcome: str) -> None:
+    (verdict,) = judge([gate(metric, limit)], figures(cpu=0.5))
+    assert verdict.outcome == outcome
+    assert verdict.observed == {"drop_pp": 0.5, "speedup": 3.0, "size_mb": 20.0}[metric]
+
+
+@settings(deadline=None)
+@given(st.floats(-5, 5), st.floats(-5, 5), st.floats(0, 3))
+def test_a_stricter_limit_never_gives_a_better_outcome(value: float, limit: float, stricter: float) -> None:
+    order = ("passed", "unsure", "failed")
+    loose, tight = (judge([gate("drop_pp", at)], figures(cpu=value))[0] for at in (limit, limit - stricter))
+    assert order.index(tight.outcome) >= order.index(loose.outcome)
+
+
+def test_every_graph_has_to_pass_and_the_worst_is_named() -> None:
+    (verdict,) = judge([gate("drop_pp", 0.4)], figures(cpu=0.1, tensorrt=1.5))
+    assert verdict.outcome == "failed"
+    expected = "1.5 pp (95 % interval 0.5 to 2.5) of the tensorrt graph, the worst of 2; the limit is at most 0.4 pp"
+    assert verdict.reason == expected
+    (size,) = judge([gate("size_mb", 15.0)], figures())
+    assert "20 MB of the rtx engine, the worst of 2" in size.reason
+
+
+@pytest.mark.parametrize("given", [figures(cpu=0.1, tensorrt=None), figures()])
+def test_a_figure_that_was_not_measured_fails(given: dict[str, Any]) -> None:
+    (verdict,) = judge([gate("drop_pp", 1.0)], given)
+    assert (verdict.observed, verdict.outcome, verdict.reason) == (None, "failed", "not measured: no labels")
+
+
+def test_a_baseline_that_cannot_be_compared_with_is_no_failure() -> None:
+    reasons = {"baseline.slowdown_percent": "another machine"}
+    given = {**figures(cpu=0.0), "baseline": {"slowdown_percent": None}, "reasons": reasons}
+    (verdict,) = judge([gate("slowdown_percent", 15.0)], given)
+    assert (verdict.observed, verdict.outcome) == (None, "unsure")
+    assert verdict.reason == "cannot tell: another machine"
+
+
+def test_a_missing_reason_is_said_too() -> None:
+    (verdict,) = judge([gate("speedup", 1.0)], {"accuracy": {"graphs": {}}, "latency": {"speedup": None}})
+    assert verdict.reason == "not measured: no reason was recorded"
+
+
+@pytest.mark.parametrize(
+    ("noise", "p50", "outcome"), [([], 2.0, "failed"), (["busy"], 2.0, "unsure"), (["busy"], 9.0, "failed")]
+)
+def test_a_p99_that_a_neighbour_made_is_no_failure(noise: list[str], p50: float, outcome: str) -> None:
+    latency = {"int8": {"p99_ms": 8.0, "p99_ms_ci95": [7.0, 9.0], "p50_ms": p50}, "noise": noise}
+    (verdict,) = judge([gate("p99_ms", 5.0)], {"latency": latency})
+    assert verdict.outcome == outcome
+    assert ("cannot tell: busy" in verdict.reason) is (outcome == "unsure")
+
+
+# ---- how many images -------------------------------------------------------------------------------------------------
+
+
+def test_an_unsure_drop_says_how_many_images_would_do() -> None:
+    drop = paired_drop_pp(3, 1, 200)
+    group = {"drop_pp": drop.value, "drop_pp_ci95": [drop.low, drop.high], "lost": 3, "gained": 1, "total": 200}
+    given = {"accuracy": {"graphs": {"cpu": group}, "images": 200}}
+    (verdict,) = judge([gate("drop_pp", 3.0)], given)
+    assert verdict.outcome == "unsure"
+    assert verdict.images_needed == images_for_drop(3, 1, 200, 3.0)
+    assert verdict.images_needed is not None
+    assert verdict.images_needed > 200
+    assert f"cannot tell with 200 images, about {round_up(verdict.images_needed):,} would do" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("p_lost", "p_gained", "limit"), [(0.02, 0.01, 2.0), (0.005, 0.004, 0.5), (0.03, 0.005, 1.0), (0.001, 0.001, 1.0)]
+)
+def test_so_many_images_decide_four_times_in_five(p_lost: float, p_gained: float, limit: float) -> None:
+    total = 10_000
+    n = images_for_drop(round(p_lost * total), round(p_gained * total), total, limit)
+    assert n is not None
+    drawn = np.random.default_rng(4).multinomial(n, [p_lost, p_gained, 1 - p_lost - p_gained], 300)
+    intervals = [paired_drop_pp(int(lost), int(gained), n) for lost, gained, _ in drawn]
+    decided = sum(not i.low <= limit <= i.high for i in intervals)
+    assert decided >= 0.72 * 300  # four in five, less three standard errors
+    few = np.random.default_rng(5).multinomial(n // 8, [p_lost, p_gained, 1 - p_lost - p_gained], 300)
+    intervals = [paired_drop_pp(int(lost), int(gained), n // 8) for lost, gained, _ in few]
+    assert sum(not i.low <= limit <= i.high for i in intervals) < decided  # and no number is asked for in vain
+
+
+@settings(deadline=None)
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(61, 3000), st.floats(0.01, 20))
+def test_an_unsure_drop_asks_for_more_than_there_are(lost: int, gained: int, total: int, limit: float) -> None:
+    drop, needed = paired_drop_pp(lost, gained, total), images_for_drop(lost, gained, total, limit)
+    if drop.low <= limit <= drop.high:
+        assert needed is None or needed > total
+
+
+def test_an_agreement_asks_for_images_too() -> None:
+    needed = images_for_share(990, 1000, 98.5)
+    assert needed is not None
+    drawn = np.random.default_rng(6).binomial(needed, 0.99, 300)
+    assert sum(proportion_percent(int(hits), needed).low > 98.5 for hits in drawn) >= 0.72 * 300
+    assert images_for_share(985, 1000, 98.5) is None
+
+
+@pytest.mark.parametrize(("images", "rounded"), [(7, 7), (99, 99), (101, 110), (1234, 1300), (20001, 21000)])
+def test_estimates_are_rounded_up_to_two_digits(images: int, rounded: int) -> None:
+    assert round_up(images) == rounded
+
+
+# ---- how often a gate errs -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("p_gained", "limit"), [(0.01, 1.0), (0.03, 2.0), (0.0, 0.5)])
+def test_a_drop_at_its_limit_fails_or_passes_one_time_in_forty(p_gained: float, limit: float) -> None:
+    """Exactly, over every outcome of 400 images: each of the two errors of a build that is as bad as allowed."""
+    n, p_lost = 400, limit / 100 + p_gained
+    wrong = {"failed": 0.0, "passed": 0.0}
+    for lost in range(40):
+        for gained in range(40):
+            ways = math.comb(n, lost) * math.comb(n - lost, gained)
+            chance = ways * p_lost**lost * p_gained**gained * (1 - p_lost - p_gained) ** (n - lost - gained)
+            drop = paired_drop_pp(lost, gained, n)
+            wrong["failed"] += chance * (drop.low > limit)
+            wrong["passed"] += chance * (drop.high <= limit)
+    # 2.5 % each, give or take what a discrete distribution does to a score interval
+    assert max(wrong.values()) <= 0.035
+
+
+# ---- classes ---------------------------------------------------------------------------------------------------------
+
+
+def _row(name: str, before: int, after: int, total: int, p: float) -> dict[str, Any]:
+    drop = 100 * (before - after) / total
+    row = {"name": name, "before": before, "after": after, "total": total, "total_before": total}
+    return row | {"drop_pp": drop, "p_holm": p}
+
+
+def _classes(*falling: dict[str, Any], largest: int = 62) -> dict[str, Any]:
+    classes = {"alpha": 0.025, "judged": 16, "largest": largest, "least_found": 10, "falling": list(falling)}
+    return {"accuracy": {"graphs": {"cpu": {"classes": classes}, "tensorrt": {"classes": {**classes, "falling": []}}}}}
+
+
+@pytest.mark.parametrize(
+    ("falling", "outcome"),
+    [
+        ([], "passed"),
+        ([_row("exit", 60, 40, 62, 0.001)], "failed"),
+        ([_row("exit", 60, 40, 62, 0.03)], "passed"),  # as likely luck, over all classes
+        ([_row("exit", 600, 590, 620, 0.001)], "passed"),  # no luck, but within the limit
+    ],
+)
+def test_a_class_is_named_where_it_fell_far_and_by_more_than_luck(falling: list[Any], outcome: str) -> None:
+    (verdict,) = judge([gate("class_drop_pp", 10.0)], _classes(*falling))
+    assert verdict.outcome == outcome
+    if falling:
+        assert "exit from" in verdict.reason
+        assert "in the cpu graph" in verdict.reason
+
+
+def test_too_few_images_for_any_class_are_told() -> None:
+    (verdict,) = judge([gate("class_drop_pp", 10.0)], _classes(_row("exit", 9, 0, 9, 0.05), largest=9))
+    assert verdict.outcome == "unsure"
+    assert "cannot tell with 9 images a class at most; with 10" in verdict.reason
+
+
+def test_classes_without_labels_are_not_measured() -> None:
+    (verdict,) = judge([gate("class_drop_pp", 10.0)], figures(cpu=None))
+    assert (verdict.outcome, verdict.reason) == ("failed", "not measured: no labels")
+
+
+# ---- limits ----------------------------------------------------------------------------------------------------------
+
+
+def test_limits_become_gates() -> None:
+    assert gate("drop_pp", 1) == Gate("drop_pp", 1.0, "pp")
+    assert {m.name for m in METRICS.values()} == set(METRICS)
+    chosen = Limits(max_drop=0.5, max_class_drop=None, min_speedup=2)
+    assert chosen.gates() == (gate("drop_pp", 0.5), gate("speedup", 2.0))
+    assert [g.metric for g in Limits().gates()] == ["drop_pp", "class_drop_pp"]
+    assert [g.metric for g in Limits(min_agreement=99).gates(labels=False)] == ["agreement"]
+    since = [g.metric for g in Limits(max_drop=None, max_class_drop=None).gates(baseline=True)]
+    assert since == ["regression_pp", "fp32_regression_pp", "sqnr_loss_db", "slowdown_percent"]
+    unlabelled = [g.metric for g in Limits().gates(baseline=True, labels=False)]
+    assert unlabelled == ["sqnr_loss_db", "slowdown_percent"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_drop": math.nan}, "not a limit for drop_pp"),
+        ({"max_slowdown": math.inf}, "not a limit for slowdown_percent"),
+        ({"on_unsure": "panic"}, "no such on_unsure: 'panic'; one of warn, fail"),
+        ({"allow": ("wieghts",)}, "no check 'wieghts' to allow; choose one of labels"),
+    ],
+)
+def test_limits_refuse_what_no_run_could_mean(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        Limits(**options)
+    with pytest.raises(UsageError, match="no metric 'top-1'"):
+        gate("top-1", 1.0)

@@ -1,0 +1,261 @@
+"""Faults that teams plant without knowing it, each planted here into a real bundle: verify fails, and says which it is.
+
+Accuracy often does not show them (on this network calibration in BGR and one scale per weight tensor cost no image), so
+the name matters more than the exit code.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+import edgeres
+from edgeres.bundle import FP32, GRAPHS, Bundle, seal, write_file, write_json
+from edgeres.data.choose import DataChoice
+from edgeres.data.signs import CLASSES, Signs
+from edgeres.records import EngineRecord
+from edgeres.steps import VerifyOptions, accept_baseline, verify_bundle
+from edgeres.verify import Limits, latency, stage
+
+IMAGES = 192
+TARGETS = ("cpu", "jetson-orin-nx")
+
+
+@dataclass(frozen=True)
+class Made:
+    """A good bundle, its baseline, and the images it was calibrated and validated on."""
+
+    folder: Path
+    bundle: Path
+    baseline: Path
+    images: dict[str, Any]
+
+    def validation(self, name: str, **changes: Any) -> Path:
+        path = self.folder / f"{name}.npz"
+        np.savez(path, **(self.images | changes))
+        return path
+
+
+class Clock:
+    """Time that passes in inferences only, a little uneven, so that no other process has a say."""
+
+    def __init__(self, int8_ms: float = 5.0) -> None:
+        self.now, self.int8_ms, self.noise = 0.0, int8_ms, np.random.default_rng(0)
+
+    def __call__(self) -> float:
+        return self.now
+
+    def runner(self, path: Path, *, threads: int = 0, integer: bool = True) -> Any:
+        real = stage_runner(path, threads=threads, integer=integer)
+        ms = 15.0 if path.name == FP32 else self.int8_ms
+        infer = real.infer
+
+        def timed(feed: Any) -> Any:
+            self.now += 1e-3 * ms * float(self.noise.lognormal(0, 0.02))
+            return infer(feed) if threads != 1 else {}
+
+        real.infer = timed
+        return real
+
+
+stage_runner = stage.OrtRunner
+
+
+def with_clock(patch: pytest.MonkeyPatch, clock: Clock) -> None:
+    patch.setattr(latency, "perf_counter", clock)
+    patch.setattr(stage, "OrtRunner", clock.runner)
+    patch.setattr(stage, "LatencyPlan", functools.partial(stage.LatencyPlan, min_seconds=1.0))
+
+
+def render(split: Any, count: int) -> dict[str, Any]:
+    signs = Signs(split, count, 32)
+    return {"images": np.stack([signs.image(i) for i in range(count)]), "labels": signs.labels}
+
+
+def build(folder: Path, calibration: Any, output: str, **options: Any) -> Path:
+    given = {"targets": "cpu", "effort": "fast", "calibration": calibration, "validation": folder / "validation.npz"}
+    return edgeres.build("resnet20", **{**given, **options}, output=folder / output).path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("faults")
+    images = render("validation", IMAGES)
+    np.savez(folder / "validation.npz", **images)
+    np.savez(folder / "calibration.npz", **render("calibration", 48))
+    with pytest.MonkeyPatch.context() as patch:
+        with_clock(patch, Clock())
+        bundle = build(folder, folder / "calibration.npz", "good.edgeres", targets=TARGETS)
+        write_json(folder / "baseline.json", accept_baseline(bundle))
+        yield Made(folder, bundle, folder / "baseline.json", images)
+
+
+def verify(made: Made, bundle: Path | None = None, validation: Path | None = None, **limits: Any) -> dict[str, Any]:
+    wide = Limits(max_drop=4.0, max_regression=4.0)  # with 12 images a class nothing narrower can be told
+    options = VerifyOptions(baseline=made.baseline, limits=replace(wide, **limits))
+    choice = DataChoice(validation=str(validation or made.folder / "validation.npz"))
+    return verify_bundle(bundle or made.bundle, choice, options)
+
+
+def faults(report: dict[str, Any]) -> dict[str, str]:
+    """What failed, by the names of metrics and checks, with the reason."""
+    gates = {v["gate"]["metric"]: v["reason"] for v in report["verdicts"] if v["outcome"] == "failed"}
+    return gates | {c["name"]: c["reason"] for c in report["checks"] if c["outcome"] == "failed"}
+
+
+def spoilt(made: Made, spoil: Callable[[Path], None], name: str = GRAPHS["cpu"]) -> Path:
+    """A copy of the good bundle with one file changed, sealed again as if nothing had happened."""
+    copy = made.folder / f"spoilt-{name}-{spoil.__name__}"
+    shutil.copytree(made.bundle, copy, dirs_exist_ok=True)
+    spoil(copy / name)
+    seal(copy, Bundle(made.bundle).manifest)
+    return copy
+
+
+def test_the_good_bundle_is_good(made: Made) -> None:
+    report = verify(made)
+    assert faults(report) == {}
+    assert report["outcome"] == "passed"
+    assert report["baseline"]["same_images"] is True
+    assert report["baseline"]["changed"] == []
+    assert [c["outcome"] for c in report["checks"]] == ["passed"] * 6
+
+
+def test_calibration_in_bgr(made: Made) -> None:
+    data = dict(np.load(made.folder / "calibration.npz"))
+    np.savez(made.folder / "bgr.npz", images=data["images"][..., ::-1], labels=data["labels"])
+    found = faults(verify(made, build(made.folder, made.folder / "bgr.npz", "bgr.edgeres")))
+    assert {"calibration", "sqnr_loss_db"} <= set(found)
+    assert "look like BGR" in found["calibration"]
+
+
+def test_wrong_mean_and_std(made: Made) -> None:
+    wrong = build(made.folder, made.folder / "calibration.npz", "mean.edgeres", mean=(0, 0, 0), std=(1, 1, 1))
+    report = verify(made, wrong)
+    found = faults(report)
+    assert "fp32_regression_pp" in found  # the network itself, not its quantization
+    assert "drop_pp" not in found
+    changed = {row["what"]: row["after"] for row in report["baseline"]["changed"]}
+    assert changed["option input"]["std"] == [1, 1, 1]
+
+
+def test_one_scale_for_all_channels_of_a_weight(made: Made) -> None:
+    def per_tensor(path: Path) -> None:
+        model = onnx.load(path)
+        constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        for node in model.graph.node:
+            if node.op_type == "DequantizeLinear" and node.input[0] in constants:
+                codes, scale, _ = (numpy_helper.to_array(constants[name]) for name in node.input)
+                if codes.ndim < 2 or not scale.ndim:
+                    continue
+                axis = next(attribute.i for attribute in node.attribute if attribute.name == "axis")
+                values = codes * scale.reshape([-1 if i == axis else 1 for i in range(codes.ndim)])
+                one = np.full_like(scale, np.abs(values).max() / 127)
+                new = np.clip(np.rint(values / one[0]), -127, 127).astype(np.int8)
+                for name, array in zip(node.input, (new, one), strict=False):
+                    constants[name].CopyFrom(numpy_helper.from_array(array, name))
+        onnx.save(model, path)
+
+    found = faults(verify(made, spoilt(made, per_tensor, GRAPHS["tensorrt"])))
+    assert "layers of the tensorrt graph have one scale for all channels" in found["weights"]
+
+
+def test_one_scale_ten_times_too_small(made: Made) -> None:
+    def shrink(path: Path) -> None:
+        model = onnx.load(path)
+        node = [node for node in model.graph.node if node.op_type == "QuantizeLinear"][9]
+        for tensor in model.graph.initializer:
+            if tensor.name == node.input[1]:
+                tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) / np.float32(10), tensor.name))
+        helper.set_model_props(model, {"planted": node.input[0]})
+        onnx.save(model, path)
+
+    bundle = spoilt(made, shrink)
+    planted = next(entry.value for entry in onnx.load(bundle / GRAPHS["cpu"]).metadata_props)
+    found = faults(verify(made, bundle))
+    assert f"the scale of {planted} in the cpu graph does not fit" in found["ranges"]
+    assert "sqnr_loss_db" in found
+
+
+@pytest.mark.parametrize("where", ["data", "bundle"])
+def test_swapped_labels(made: Made, where: str) -> None:
+    a, b = CLASSES.index("stop"), CLASSES.index("give_way")
+    if where == "data":
+        labels = made.images["labels"].copy()
+        labels[made.images["labels"] == a], labels[made.images["labels"] == b] = b, a
+        report = verify(made, validation=made.validation("swapped", labels=labels))
+    else:
+        copy = made.folder / "swapped.edgeres"
+        shutil.copytree(made.bundle, copy)
+        manifest = Bundle(copy).manifest
+        names = list(CLASSES)
+        names[a], names[b] = names[b], names[a]
+        seal(copy, replace(manifest, model=replace(manifest.model, labels=tuple(names))))
+        folders = made.folder / "folders"  # as images with names come: one folder per class
+        pictures(made, folders)
+        report = verify(made, copy, validation=folders)
+    found = faults(report)
+    assert "stop" in found["labels"]
+    assert "give_way" in found["labels"]
+    assert "class_regression_pp" in found
+
+
+def pictures(made: Made, folder: Path) -> None:
+    from PIL import Image
+
+    for i, label in enumerate(made.images["labels"].tolist()):
+        path = folder / CLASSES[label] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(made.images["images"][i]).save(path)
+
+
+def test_a_stale_engine(made: Made) -> None:
+    """An engine in the bundle, then a new graph, and nobody ran ``edgeres engine``."""
+    old = made.folder / "engine.edgeres"
+    shutil.copytree(made.bundle, old)
+    record = EngineRecord("rtx", "rtx", "1.7", "int8", "built, not run here", "engines/rtx.engine", 9)
+    write_file(old / "engines" / "rtx.engine", b"an engine")
+    report = json.loads((old / "report.json").read_text())
+    report["files"]["engines/rtx.engine"] = Bundle(made.bundle).manifest.files[FP32]  # any digest but its own
+    seal(old, replace(Bundle(made.bundle).manifest, engines=(record,)))
+    assert "engines" not in faults(verify(made, old))
+    report["files"]["engines/rtx.engine"] = Bundle(old).manifest.files["engines/rtx.engine"]
+    write_json(old / "report.json", report)
+    model = onnx.load(old / GRAPHS["tensorrt"])
+    model.doc_string = "another graph"
+    onnx.save(model, old / GRAPHS["tensorrt"])
+    seal(old, replace(Bundle(made.bundle).manifest, engines=(record,)))
+    assert "engines/rtx.engine is stale" in faults(verify(made, old))["engines"]
+
+
+def test_the_images_of_one_class_are_gone(made: Made) -> None:
+    kept = made.images["labels"] != CLASSES.index("stop")
+    fewer = made.validation("fewer", images=made.images["images"][kept], labels=made.images["labels"][kept])
+    report = verify(made, validation=fewer)
+    assert faults(report) == {"classes": "no validation images of stop (12 in the baseline)"}
+
+
+@pytest.mark.parametrize(("slower", "caught"), [(1.03, False), (1.30, True)])
+def test_slower_int8(made: Made, monkeypatch: pytest.MonkeyPatch, slower: float, caught: bool) -> None:
+    with_clock(monkeypatch, Clock(5.0 * slower))
+    report = verify(made)
+    assert set(faults(report)) == ({"slowdown_percent"} if caught else set())
+    assert report["passed"] is not caught
+
+
+def test_an_allowed_fault_is_told_and_let_through(made: Made) -> None:
+    kept = made.images["labels"] != CLASSES.index("stop")
+    fewer = made.validation("fewer", images=made.images["images"][kept], labels=made.images["labels"][kept])
+    report = verify(made, validation=fewer, allow=("classes",))
+    assert "classes" in faults(report)
+    assert report["passed"] is True
