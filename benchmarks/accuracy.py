@@ -1,169 +1,235 @@
-"""INT8 accuracy of range methods and peers: ``python benchmarks/accuracy.py [--data DIR] [--out docs/accuracy.json]``.
+"""INT8 accuracy on real data, side by side with peers: ``python benchmarks/accuracy.py --out docs/accuracy.json``.
 
-Third-party CIFAR-10 ResNets, 512 calibration images, 10,000 JPEG test images; every graph runs on ONNX Runtime with
-float arithmetic between its Q/DQ pairs, as TensorRT computes. Ours by each method, beside ONNX Runtime's own
-quantizer set up the way TensorRT takes it (symmetric int8 activations, int8 weights per channel), in the same run.
+    network + 512 calibration images -> ONNX Runtime's quantizer, NVIDIA Model Optimizer, edgeres
+        -> every graph on ONNX Runtime, its integer optimizations off and on -> JSON -> table and plot
+
+"Off" keeps float arithmetic between the Q/DQ pairs, as TensorRT computes; "on" is ONNX Runtime's default, which may
+fuse pairs into integer kernels. Peers quantize the same FP32 graph with the same inputs: symmetric int8 activations per
+tensor, int8 weights per channel. What quantizing costs is told in forward passes: its time over that of plain FP32 on
+the calibration images, measured before and after it.
+
+Model Optimizer needs an environment of its own: ``python -m venv .venv-modelopt`` and there ``pip install
+'nvidia-modelopt[onnx]'``. Where that is absent it is skipped, and said so. ``--plot`` measures nothing: it draws what
+``--out`` holds. A run replaces all figures of the networks it measures and keeps those of others.
+
+Further networks: an entry in MODELS of accuracy_cases.py, or ``--models FILE`` with the same fields as JSON, by name:
+``{"mine": {"model": "resnet44", "weights": "mine.th", "calibration": "train", "validation": "test"}}``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
+import os
+import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
+import accuracy_docs
+from accuracy_cases import MODELS, Case, Conditions, Result, Subject, clocked, load_case, timed
+from accuracy_peers import model_optimizer, onnx_runtime
 
+from edgeres.bundle import write_json
 from edgeres.data.loader import Loader
-from edgeres.data.sources import match_labels, open_source, subset
+from edgeres.engine.cpu import has_vnni
 from edgeres.environment import environment
-from edgeres.intake import Fp32Model, ModelChoice, take, with_exact_input
+from edgeres.errors import EdgeresError
+from edgeres.intake import with_exact_input
+from edgeres.pipeline import weight_bits
 from edgeres.quantize.stage import RangeChoice, quantize
-from edgeres.records import METHODS, Preprocess
-from edgeres.refine.choice import EFFORTS, Effort, RefineChoice
-from edgeres.refine.recipe import quantize_with_recipe
+from edgeres.records import CODES, METHODS, Codes, Method, Preprocess
+from edgeres.refine.choice import EFFORTS, RESIDUALS, Effort, RefineChoice, Residual
+from edgeres.refine.recipe import Refined, quantize_with_recipe
 from edgeres.runtime.ort import OrtRunner
 from edgeres.verify.accuracy import compare
 
-MODELS = {"resnet20": "resnet20-12fca82f.th", "resnet32": "resnet32-d509ac18.th"}
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-CALIBRATION_IMAGES = 512
-PEER_METHODS = ("MinMax", "Percentile", "Entropy")
+ROOT = Path(__file__).parents[1]
+MODELOPT_VARIABLE = "EDGERES_MODELOPT"
+MODELOPT = ROOT / ".venv-modelopt" / "bin" / "python"
 
 
 @dataclass(frozen=True)
-class Case:
-    """One network with its images."""
+class Choice:
+    """Which of ours are measured."""
 
-    name: str
-    fp32: Fp32Model
-    calibration: Loader
-    validation: Loader
-
-
-@dataclass(frozen=True)
-class Result:
-    """A quantized graph of a case; ``integer``: run with ONNX Runtime's integer kernels."""
-
-    name: str
-    graph: onnx.ModelProto
-    case: Case
-    integer: bool = False
+    methods: Sequence[Method]
+    efforts: Sequence[Effort]
+    residuals: Sequence[Residual]
+    codes: Sequence[Codes]
 
 
-def load_case(name: str, shared: Path) -> Case:
-    fp32 = take(ModelChoice(name, str(shared / "weights" / MODELS[name]), labels=CLASSES))
-    pre = fp32.spec.preprocess
-    images = subset(
-        open_source(shared / "data" / "cifar10_train4000.npz", role="calibration", px=32), CALIBRATION_IMAGES, 0
-    )
-    test = open_source(shared / "data" / "cifar10_test10000_jpeg.zip", role="validation", px=32)
-    return Case(name, fp32, Loader(images, pre, 32), Loader(match_labels(test, CLASSES), pre, 250))
+def range_methods(case: Case, methods: Sequence[Method]) -> Iterator[Result]:
+    """Each on its own, nothing refined, the input quantized like any other tensor: what peers do."""
+    for method in methods:
+        done = quantize(case.fp32.graph, ["tensorrt", "cpu"], case.calibration, RangeChoice(method, weight_bits()))
+        yield Result(f"edgeres {method}", "edgeres", done.graphs["tensorrt"], case.validation)
+        yield Result(f"edgeres {method}, cpu graph", "edgeres", done.graphs["cpu"], case.validation, "cpu")
 
 
-def ours(case: Case, efforts: Sequence[Effort]) -> Iterator[Result]:
-    """Every range method alone, then the recipe by effort and residual precision."""
-    for method in METHODS:
-        done = quantize(case.fp32.graph, ["tensorrt", "cpu"], case.calibration, RangeChoice(method))
-        yield Result(f"edgeres {method}", done.graphs["tensorrt"], case)
-        yield Result(f"edgeres {method}, cpu graph", done.graphs["cpu"], case, integer=True)
+def recipes(case: Case, choice: Choice) -> Iterator[Result]:
+    """The recipe by effort, residual precision and codes, on the exact input, as a build does it."""
     exact = with_exact_input(case.fp32)
-    pre = exact.spec.preprocess
-    case = replace(case, fp32=exact, calibration=_as(case.calibration, pre), validation=_as(case.validation, pre))
-    for effort in efforts:
-        for residual in ("int8", "auto"):
-            choice = RefineChoice(effort, residual)
-            start = time.perf_counter()
-            ranges = RangeChoice(known=exact.known)
-            graphs = quantize_with_recipe(exact.graph, ["tensorrt"], case.calibration, ranges, choice).quantized.graphs
-            print(f"{time.perf_counter() - start:.0f} s")
-            yield Result(f"edgeres {effort}, {residual} residual", graphs["tensorrt"], case)
+    calibration, validation = (_as(loader, exact.spec.preprocess) for loader in (case.calibration, case.validation))
+    for effort, residual, codes in product(choice.efforts, choice.residuals, choice.codes):
+        ranges = RangeChoice(known=exact.known, codes=codes)
+        chosen = RefineChoice(effort, residual)
+        work = partial(quantize_with_recipe, exact.graph, ["tensorrt"], calibration, ranges, chosen)
+        refined, cost = timed(case, clocked(partial(_from_the_start, work)), repeat=True)
+        yield Result(
+            f"edgeres {effort}, {residual} residual" + (", half codes" if codes == "half" else ""),
+            "edgeres",
+            refined.quantized.graphs["tensorrt"],
+            validation,
+            cost=cost,
+            steps=[step.to_dict() for step in refined.steps],
+        )
+
+
+def _from_the_start(work: Callable[[], Refined]) -> Refined:
+    """Learning goes on where an interrupted run stopped, which would pass for speed here: give it an empty cache."""
+    before = os.environ.get("EDGERES_CACHE")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["EDGERES_CACHE"] = folder
+        try:
+            return work()
+        finally:
+            del os.environ["EDGERES_CACHE"]
+            if before is not None:
+                os.environ["EDGERES_CACHE"] = before
 
 
 def _as(loader: Loader, preprocess: Preprocess) -> Loader:
     return Loader(loader.source, preprocess, loader.batch_size)
 
 
-def onnx_runtime(case: Case) -> Iterator[Result]:
-    """ONNX Runtime's quantize_static in the form that TensorRT takes."""
-    from onnxruntime import quantization as q
-
-    class Reader(q.CalibrationDataReader):
-        def __init__(self) -> None:
-            self._batches = iter(case.calibration)
-
-        def get_next(self) -> dict[str, Any] | None:
-            batch = next(self._batches, None)
-            return None if batch is None else {"input": batch.inputs}
-
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
-        onnx.save(case.fp32.graph, source)
-        for method in PEER_METHODS:
-            q.quantize_static(
-                source,
-                target,
-                Reader(),
-                quant_format=q.QuantFormat.QDQ,
-                per_channel=True,
-                calibrate_method=q.CalibrationMethod[method],
-                activation_type=q.QuantType.QInt8,
-                weight_type=q.QuantType.QInt8,
-                extra_options={"ActivationSymmetric": True, "QuantizeBias": False},
-            )
-            yield Result(f"ONNX Runtime {method}", onnx.load(target), case)
-
-
-def measure(result: Result) -> dict[str, Any]:
-    name, case = result.name, result.case
+def measure(case: Case, result: Result) -> dict[str, Any]:
+    """A row of the table: the graph's figures with ONNX Runtime's integer optimizations off and on."""
+    graph, threads = result.graph.SerializeToString(), case.threads
     with (
-        OrtRunner(case.fp32.graph.SerializeToString()) as reference,
-        OrtRunner(result.graph.SerializeToString(), integer=result.integer) as candidate,
+        case.reference as reference,
+        OrtRunner(graph, integer=False, threads=threads) as off,
+        OrtRunner(graph, threads=threads) as on,
     ):
-        found = compare(reference, {name: candidate}, case.validation, case.fp32.spec)
-    drop, accuracy = found.drop_pp(name), found.accuracy(found.reference)
-    assert drop is not None and accuracy is not None
-    row = {
-        "model": case.name,
-        "graph": name,
-        "fp32_top1": accuracy.top1,
-        "drop_pp": drop.value,
-        "drop_pp_ci95": [drop.low, drop.high],
-        "agreement": found.agreement(name).value,
-        "logit_sqnr_db": found.candidates[name].sqnr_db,
+        found = compare(reference, {"off": off, "on": on}, result.images, case.fp32.spec)
+    accuracy = found.accuracy(found.reference)
+    assert accuracy is not None
+    row: dict[str, Any] = {"graph": result.name, "by": result.by, "style": result.style, "fp32_top1": accuracy.top1}
+    for name in ("off", "on"):
+        drop, same = found.drop_pp(name), found.agreement(name)
+        assert drop is not None
+        row[name] = {
+            "agreement": same.value,
+            "agreement_ci95": [same.low, same.high],
+            "logit_sqnr_db": found.candidates[name].sqnr_db,
+            "drop_pp": drop.value,
+            "drop_pp_ci95": [drop.low, drop.high],
+        }
+    return row | {"cost": result.cost and asdict(result.cost), "steps": list(result.steps)}
+
+
+def measure_all(case: Case, choice: Choice, modelopt: Path) -> dict[str, Any]:
+    """Every graph of one network, in one run."""
+    print(f"{case.name}: {case.validation.source.description}", flush=True)
+    rows: list[dict[str, Any]] = []
+    skipped: dict[str, str] = {}
+    peers: dict[str, str] = {}
+    ours = chain(range_methods(case, choice.methods), recipes(case, choice))
+    for result in chain(onnx_runtime(case), model_optimizer(case, modelopt, skipped), ours):
+        rows.append(measure(case, result))
+        peers |= result.environment
+        _show(rows[-1])
+    for peer, reason in skipped.items():
+        print(f"  {peer}: skipped, {reason}")
+    return {
+        "calibration": case.calibration.source.description,
+        "validation": case.validation.source.description,
+        "images": len(case.validation.source),
+        "environment": environment() | {"vnni": str(has_vnni())},
+        "modelopt_environment": peers,
+        "skipped": skipped,
+        "results": rows,
     }
-    line = "{model:9} {graph:32} agreement {agreement:6.2f} %  SQNR {logit_sqnr_db:5.2f} dB  drop {drop_pp:+.2f} pp"
-    print(line.format(**row), flush=True)
-    return row
+
+
+def _show(row: Mapping[str, Any]) -> None:
+    figures = "   ".join(
+        f"{name} {row[name]['agreement']:6.2f} % {row[name]['logit_sqnr_db']:5.2f} dB {row[name]['drop_pp']:+.2f} pp"
+        for name in ("off", "on")
+    )
+    cost = row["cost"]
+    passes = f"   {cost['forward_passes']:.2f} passes, {cost['seconds']:.1f} s" if cost else ""
+    print(f"  {row['graph']:32} {figures}{passes}", flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data", type=Path, default=ROOT.parent / "shared", help="what the paths of MODELS are relative to")
+    add("--out", type=Path, help="JSON file; the plot goes beside it, the table into quantization.md beside it")
+    add("--plot", action="store_true", help="draw what --out (docs/accuracy.json) holds, measure nothing")
+    add("--models", type=Path, help="JSON file of further networks by name")
+    add("--model", action="append", help="only this one; repeatable")
+    add("--method", action="append", choices=METHODS, help="only this range method; repeatable")
+    add("--effort", action="append", choices=EFFORTS, help="only this one; repeatable")
+    add("--residual", action="append", choices=RESIDUALS, help="only this one; repeatable (int8 and auto)")
+    add("--codes", action="append", choices=CODES, help="of activations behind a ReLU; repeatable (full)")
+    add("--seed", type=int, help="draw calibration images evenly over the classes; the first are taken without")
+    add("--modelopt", type=Path, help=f"interpreter that has Model Optimizer (${MODELOPT_VARIABLE}, .venv-modelopt)")
+    add("--cache", type=Path, default=Path(tempfile.gettempdir()) / "edgeres-benchmark", help="keeps rendered images")
+    add("--threads", type=int, default=0, help="of ONNX Runtime when graphs are compared; 0 takes every core")
+    return parser
+
+
+def _choose(given: argparse.Namespace, parser: argparse.ArgumentParser) -> dict[str, Subject]:
+    known = dict(MODELS)
+    if given.models:
+        try:
+            further = json.loads(given.models.read_text(encoding="utf-8"))
+            known |= {name: Subject(**entry) for name, entry in further.items()}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            parser.error(f"{given.models}: no networks can be read from it ({error})")
+    names = given.model or [name for name, subject in known.items() if subject.default]
+    for name in names:
+        if name not in known:
+            parser.error(f"no such model: {name}; there are {', '.join(known)}")
+    return {name: known[name] for name in names}
+
+
+def _modelopt(given: Path | None, parser: argparse.ArgumentParser) -> Path:
+    if given and not given.is_file():
+        parser.error(f"{given}: no such interpreter")
+    return given or Path(os.environ.get(MODELOPT_VARIABLE) or MODELOPT)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data", type=Path, default=Path(__file__).parents[2] / "shared", help="holds data/ and weights/"
+    parser = _parser()
+    given = parser.parse_args()
+    if given.plot:
+        print("\n".join(accuracy_docs.write(given.out or ROOT / "docs" / "accuracy.json")))
+        return
+    subjects, modelopt = _choose(given, parser), _modelopt(given.modelopt, parser)
+    choice = Choice(
+        given.method or METHODS, given.effort or EFFORTS, given.residual or ("int8", "auto"), given.codes or ("full",)
     )
-    parser.add_argument("--out", type=Path, help="write the results here as JSON")
-    parser.add_argument("--model", action="append", choices=list(MODELS), help="only this one; repeatable")
-    parser.add_argument("--effort", action="append", choices=EFFORTS, help="only this one; repeatable")
-    options = parser.parse_args()
-    if not (options.data / "weights").is_dir():
-        raise SystemExit(f"{options.data}: no weights/ and data/ there; give --data DIR")
-    rows = []
-    for name in options.model or MODELS:
-        case = load_case(name, options.data)
-        for result in chain(onnx_runtime(case), ours(case, options.effort or EFFORTS)):
-            rows.append(measure(result))
-    means = {m: float(np.mean([r["logit_sqnr_db"] for r in rows if r["graph"] == f"edgeres {m}"])) for m in METHODS}
-    print("best method by mean SQNR:", max(means, key=lambda m: means[m]))
-    if options.out:
-        options.out.write_text(json.dumps({"environment": environment(), "results": rows}, indent=2) + "\n")
+    logging.disable(logging.WARNING)
+    found = accuracy_docs.read(given.out) if given.out and given.out.is_file() else {"models": {}}
+    for name, subject in subjects.items():
+        case = load_case(name, subject, Conditions(given.data, given.cache, given.seed, given.threads))
+        found["models"][name] = measure_all(case, choice, modelopt)
+        if given.out:
+            write_json(given.out, found)
+    print("\n".join(accuracy_docs.write(given.out)) if given.out else accuracy_docs.tables(found))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except EdgeresError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
