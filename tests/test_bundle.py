@@ -278,7 +278,7 @@ Bundle(output).check()
 assert {p.name for p in folder.iterdir()} == {"robot.edgeres", "tiny.onnx", "images.npz"}
 print("survived")
 """
-STAGES = ("take", "choose_sources", "write_file", "write_json", "build_engines", "verify", "write_report", "seal")
+STAGES = ("take", "choose_sources", "write_file", "_write_graphs", "build_engines", "verify", "write_report", "seal")
 
 
 def test_a_build_killed_after_any_stage_leaves_no_bundle_and_the_next_one_works(tmp_path: Path) -> None:
