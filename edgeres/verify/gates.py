@@ -206,7 +206,8 @@ def _judge(gate: Gate, figures: Mapping[str, Any]) -> Verdict:
     sign = 1 if metric.bound == "ceiling" else -1
     worst = max((one for one in seen if one.outcome == outcome), key=lambda one: sign * one.value)
     is_worst = all(sign * one.value <= sign * worst.value for one in seen)
-    level = look_up("baseline.interval_percent", figures) if metric.against == "baseline" else 95.0
+    since = metric.against == "baseline" and metric.unit == "pp"
+    level = look_up("baseline.interval_percent", figures) if since else 95.0
     interval = "" if worst.low is None else f" ({level:g} % interval {worst.low:.3g} to {worst.high:.3g})"
     name = metric.each.format(_starred(metric.path, worst.path))
     where = f" of the {name}{f', the worst of {len(seen)}' if is_worst else ''}" if len(seen) > 1 else ""
