@@ -9,12 +9,12 @@ import hypothesis.extra.numpy as hnp
 import numpy as np
 import onnxruntime as ort
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from onnxruntime.quantization.calibrate import HistogramCollector
 
-from edgeres.calibrate.ranges import LEVELS, choose_range, magnitudes, quantile, rounding_error, thin
+from edgeres.calibrate.ranges import LEVELS, Moments, choose_range, magnitudes, quantile, rounding_error
 from edgeres.calibrate.record import Calibration, Wanted, digest
 from edgeres.calibrate.sketch import MANTISSA_BITS, Histogram, Sketch
 from edgeres.records import METHODS, Preprocess
@@ -109,12 +109,16 @@ def ort_error(values: np.ndarray, scale: float, dtype: int, zero_point: int) -> 
     return float(np.mean((values.ravel().astype(np.float64) - got) ** 2))
 
 
+def error_of(histogram: Histogram, scale: float, code_low: int, codes: int) -> float:
+    return float(rounding_error(Moments.of(histogram), np.array([scale]), np.array([code_low]), codes)[0])
+
+
 @pytest.mark.parametrize("make", [relu_like, two_sided])
 @pytest.mark.parametrize("amax", [0.5, 2.0, 6.0])
 def test_rounding_error_is_what_onnx_runtime_commits(make: Callable[[], np.ndarray], amax: float) -> None:
     values = make()
     scale = amax / 127
-    predicted = rounding_error(magnitudes(sketch_of(values).histogram()), scale, -127, 127)
+    predicted = error_of(sketch_of(values).histogram(), scale, -127, 255)
     assert predicted == pytest.approx(ort_error(values, scale, TensorProto.INT8, 0), rel=0.02)
 
 
@@ -123,7 +127,7 @@ def test_rounding_error_of_a_uniform_bin_is_the_integral(scale: float, top: int)
     histogram = Histogram(np.array([0.5]), np.array([0.75]), np.array([10.0]), 0, 0.5, 0.75)
     points = 0.5 + (np.arange(200_000) + 0.5) * (0.25 / 200_000)
     brute = np.mean((points - scale * np.clip(np.rint(points / scale), -top, top)) ** 2)
-    assert rounding_error(histogram, scale, -top, top) == pytest.approx(brute, rel=1e-3, abs=1e-9)
+    assert error_of(histogram, scale, -top, 2 * top + 1) == pytest.approx(brute, rel=1e-3, abs=1e-9)
 
 
 @pytest.mark.parametrize("make", [relu_like, two_sided])
@@ -148,14 +152,16 @@ def test_affine_mse_finds_the_least_error_of_an_exhaustive_search() -> None:
     assert error(chosen.low, chosen.high) <= 1.01 * min(error(*pair) for pair in grid)
 
 
-def test_thinning_keeps_counts_and_error() -> None:
-    histogram = sketch_of(two_sided()).histogram()
-    thinned = thin(histogram)
-    assert len(thinned.counts) < len(histogram.counts) / 2
-    assert thinned.total == histogram.total
-    for scale in (0.01, 0.03, 0.1):
-        args = (scale, -127, 127)
-        assert rounding_error(thinned, *args) == pytest.approx(rounding_error(histogram, *args), rel=0.01)
+@given(st.lists(st.floats(-5.0, 5.0, width=32), min_size=1, max_size=12), st.floats(0.01, 1.0), st.integers(-255, 0))
+def test_rounding_error_of_single_values(values: list[float], scale: float, code_low: int) -> None:
+    """Bins without width, at code boundaries too, on either side of zero and clipped: value by value."""
+    exact = np.unique(np.array(values, np.float64))
+    nonzero = exact[exact != 0]
+    assume(len(nonzero))
+    histogram = Histogram(nonzero, nonzero, np.ones(len(nonzero)), len(exact) - len(nonzero), exact[0], exact[-1])
+    codes = np.clip(np.rint(exact / scale), code_low, code_low + 255)
+    brute = np.mean((exact - scale * codes) ** 2)
+    assert error_of(histogram, scale, code_low, 256) == pytest.approx(brute, rel=1e-6, abs=1e-9)
 
 
 @pytest.mark.parametrize("draw", ["laplace", "standard_normal"])

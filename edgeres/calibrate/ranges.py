@@ -7,13 +7,13 @@ are narrower than a code, and the integral has a closed form.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from edgeres.calibrate.sketch import BIN_SHIFT, Histogram
-from edgeres.records import F64, Method, TensorRange
+from edgeres.calibrate.sketch import Histogram
+from edgeres.records import F64, I64, Method, TensorRange
 
 # Share of values inside the range of the percentile method; ONNX Runtime's and TensorRT's default.
 PERCENTILE = 99.99
@@ -82,44 +82,71 @@ def magnitudes(histogram: Histogram) -> Histogram:
     return Histogram(edges, tops, counts, histogram.zeros, 0.0, top)
 
 
-def thin(histogram: Histogram, group: int = 16) -> Histogram:
-    """Join bins below an eighth of the extreme in groups of ``group``.
+@dataclass(frozen=True)
+class Moments:
+    """Running sums over the bins of a histogram, from which the error of any scale follows in a few look-ups.
 
-    They stay narrower than a code of any range worth considering, and the search gets several times faster.
+    Attributes:
+        lows, highs, counts: (B,) as in the histogram.
+        mass, first: (B,) number and sum of all values in the bins before each.
+        total_mass, total_first, total_second: number, sum and sum of squares of all values that are not zero.
+        total: number of all values.
     """
-    top = max(-histogram.low, histogram.high)
-    # In steps of one bin's share of the magnitude; the groups are aligned to powers of two.
-    size = np.minimum(np.abs(histogram.lows), np.abs(histogram.highs)).astype(np.float32).view(np.uint32) >> BIN_SHIFT
-    small = np.maximum(np.abs(histogram.lows), np.abs(histogram.highs)) < top / 8
-    key = np.where(small, size // group * group, size).astype(np.int64) * np.where(histogram.lows < 0, -1, 1)
-    starts = np.flatnonzero(np.diff(key, prepend=key[:1] - 1))
-    if not len(starts):
-        return histogram
-    ends = np.append(starts[1:], len(key)) - 1
-    counts = np.add.reduceat(histogram.counts, starts)
-    return replace(histogram, lows=histogram.lows[starts], highs=histogram.highs[ends], counts=counts)
+
+    lows: F64
+    highs: F64
+    counts: F64
+    mass: F64
+    first: F64
+    total_mass: float
+    total_first: float
+    total_second: float
+    total: float
+
+    @classmethod
+    def of(cls, h: Histogram) -> Moments:
+        first = h.counts * (h.lows + h.highs) / 2
+        second = h.counts * (h.lows**2 + h.lows * h.highs + h.highs**2) / 3
+        mass, running = (np.concatenate([[0.0], np.cumsum(values)[:-1]]) for values in (h.counts, first))
+        sums = (float(h.counts.sum()), float(first.sum()), float(second.sum()))
+        return cls(h.lows, h.highs, h.counts, mass, running, *sums, h.total)
+
+    def below(self, x: F64) -> tuple[F64, F64]:
+        """Number and sum of the values below each ``x``, of any shape."""
+        index = np.maximum(np.searchsorted(self.lows, x) - 1, 0)
+        low, high = self.lows[index], self.highs[index]
+        # A bin cut to a single value by the exact extremes has no width, and lies below or it does not.
+        wide = high > low
+        share = np.where(wide, (x - low) / np.where(wide, high - low, 1.0), x > low)
+        inside = self.counts[index] * np.clip(share, 0.0, 1.0)
+        return self.mass[index] + inside, self.first[index] + inside * (low + np.clip(x, low, high)) / 2
 
 
-def rounding_error(histogram: Histogram, scale: float, code_low: int, code_high: int) -> float:
-    """Mean squared error of ``scale * clip(round(x / scale), code_low, code_high)`` over the histogram, in units of x².
+def rounding_error(moments: Moments, scale: F64, code_low: I64, codes: int) -> F64:
+    """Mean squared error of ``scale * clip(round(x / scale), code_low, code_low + codes - 1)``, in units of x².
 
-    With u = x / scale and n the code of u, G(u) = n/12 + (u - n)³/3 is an antiderivative of (u - n)²: it is continuous
-    where n changes, and beyond the last code it grows as the clipping error does. The mean over a bin [a, b] is then
-    (G(b) - G(a)) / (b - a), without approximation.
+    With F and M the number and the sum of the values below x, and b_k = (n_k + 1/2) scale the end of code n_k,
+
+        sum (x - scale n(x))² = sum x² - 2 scale sum n x + scale² sum n²,
+        sum n x = n_last M(inf) - sum_k M(b_k),     sum n² = n_last² F(inf) - sum_k (2 n_k + 1) F(b_k),
+
+    which is summation by parts: codes differ by one from cell to cell. It is exact for a uniform density inside each
+    bin, and takes ``codes`` look-ups however many bins there are.
+
+    Args:
+        scale: (S,) candidates.
+        code_low: (S,) least code of each; there are ``codes`` of them.
+
+    Returns:
+        (S,)
     """
-    low, high = histogram.lows / scale, histogram.highs / scale
-    area = _antiderivative(high, code_low, code_high) - _antiderivative(low, code_low, code_high)
-    width = high - low
-    # A bin cut to a single value by the exact extremes has no width: its error is that of the value.
-    at_point = (low - np.clip(np.rint(low), code_low, code_high)) ** 2
-    mean = np.where(width > 0, area / np.where(width > 0, width, 1.0), at_point)
-    return float(scale * scale * (histogram.counts @ mean) / histogram.total)
-
-
-def _antiderivative(u: F64, code_low: int, code_high: int) -> F64:
-    n = np.clip(np.rint(u), code_low, code_high)
-    result: F64 = n / 12 + (u - n) ** 3 / 3
-    return result
+    code = code_low[:, None] + np.arange(codes - 1)
+    mass, first = moments.below((code + 0.5) * scale[:, None])
+    last = code_low + codes - 1
+    product = last * moments.total_first - first.sum(axis=1)
+    square = last**2 * moments.total_mass - ((2 * code + 1) * mass).sum(axis=1)
+    error: F64 = moments.total_second - 2 * scale * product + scale**2 * square
+    return np.maximum(error, 0.0) / moments.total
 
 
 def _mse(histogram: Histogram, symmetric: bool) -> tuple[float, float]:
@@ -127,43 +154,43 @@ def _mse(histogram: Histogram, symmetric: bool) -> tuple[float, float]:
 
     Symmetric: amax over a fine grid. Asymmetric: low and high in turn over the same grid, until neither moves.
     """
-    histogram = thin(histogram)
     if symmetric:
-        folded = magnitudes(histogram)
-        amax = _search(lambda a: rounding_error(folded, a / 127, -127, 127), folded.high)
+        # Magnitudes need the codes from 0 on; those below mirror them.
+        folded = Moments.of(magnitudes(histogram))
+        top = max(-histogram.low, histogram.high)
+        amax = _search(lambda a: rounding_error(folded, a / 127, np.zeros(len(a), np.int64), LEVELS), top)
         return -amax, amax
+    moments = Moments.of(histogram)
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
     for _ in range(4):
         before = low, high
         if high > 0:
-            high = _search(partial(_affine_error, histogram, low), histogram.high)
+            high = _search(partial(_affine_error, moments, np.array([low])), histogram.high)
         if low < 0:
-            low = -_search(partial(_mirrored_error, histogram, high), -histogram.low)
-        if (low, high) == before:
+            low = -_search(partial(_mirrored_error, moments, np.array([high])), -histogram.low)
+        if (low, high) == before or low == 0 or high == 0:
             break
     return low, high
 
 
-def _mirrored_error(histogram: Histogram, high: float, depth: float) -> float:
-    return _affine_error(histogram, -depth, high)
+def _mirrored_error(moments: Moments, high: F64, depth: F64) -> F64:
+    return _affine_error(moments, -depth, high)
 
 
-def _affine_error(histogram: Histogram, low: float, high: float) -> float:
+def _affine_error(moments: Moments, low: F64, high: F64) -> F64:
     scale = (high - low) / 255
-    zero = round(-low / scale)
-    return rounding_error(histogram, scale, -zero, 255 - zero)
+    return rounding_error(moments, scale, -np.rint(-low / scale).astype(np.int64), 256)
 
 
-def _search(error: Callable[[float], float], top: float) -> float:
+def _search(error: Callable[[F64], F64], top: float) -> float:
     """The least error over ranges up to ``top``: 64 factors down to 2 % of it, then 32 around the best.
 
     The error is not unimodal, so nothing but a grid is safe; the second pass resolves 0.2 %, the width of a bin.
     """
     coarse = top * np.geomspace(0.02, 1.0, 64)
-    best = int(np.argmin([error(candidate) for candidate in coarse]))
+    best = int(np.argmin(error(coarse)))
     fine = np.geomspace(coarse[max(best - 1, 0)], coarse[min(best + 1, 63)], 32)
-    errors = [error(candidate) for candidate in fine]
-    return float(fine[int(np.argmin(errors))])
+    return float(fine[int(np.argmin(error(fine)))])
 
 
 def _entropy(histogram: Histogram, symmetric: bool) -> tuple[float, float]:

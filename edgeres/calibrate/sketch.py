@@ -91,16 +91,20 @@ class Sketch:
 
         Cheap for many at a time only: it costs as much as some 50,000 values however few they are.
         """
-        magnitude = bins & (_HALF - 1)
+        signed = int(bins.max(initial=0)) >= _HALF
+        magnitude = bins & np.uint32(_HALF - 1) if signed else bins
         # Zeros move up to the bin below the smallest magnitude, and the sign goes last: the bins in use are then few.
-        base = int((magnitude - np.uint32(1)).min()) & (_HALF - 1)
+        base = int((magnitude - np.uint32(1)).min(initial=_HALF - 1))
         folded = np.maximum(magnitude, np.uint32(base))
         folded -= np.uint32(base)
-        folded <<= 1
-        folded |= bins >> (8 + MANTISSA_BITS)
-        found = np.bincount(folded)
-        by_sign = np.append(found, np.zeros(len(found) % 2, found.dtype)).reshape(-1, 2).T * weight
-        counts = self.counts.reshape(2, _HALF)
+        if signed:
+            folded <<= 1
+            folded |= bins >> np.uint32(8 + MANTISSA_BITS)
+        signs = 1 + signed
+        found = np.bincount(folded, minlength=signs)
+        found = np.append(found, 0) if len(found) % signs else found
+        by_sign = found.reshape(-1, signs).T * weight
+        counts = self.counts.reshape(2, _HALF)[:signs]
         counts[:, 0] += by_sign[:, 0]
         counts[:, base + 1 : base + by_sign.shape[1]] += by_sign[:, 1:]
 

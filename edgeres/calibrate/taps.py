@@ -1,4 +1,4 @@
-"""Activations as the kernels leave them: ONNX Runtime, all threads, without the copies that nobody needs.
+"""Activations as the kernels leave them: ONNX Runtime without the copies that nobody needs.
 
 On x86 ONNX Runtime computes convolutions in a blocked layout (NCHWc: 8 or 16 channels side by side) and brings every
 graph output into NCHW order. For tens of tensors this takes as long as a tenth of the network, and counting does not
@@ -32,6 +32,7 @@ class Taps:
     Args:
         model: a canonical graph; it is not changed.
         tensors: names of float32 tensors of the graph whose first axis is the batch.
+        threads: of one inference; several may run at once.
 
     Raises:
         ModelError: ONNX Runtime cannot load the graph.
@@ -40,7 +41,7 @@ class Taps:
         bytes_per_image: of all named tensors; 0 where their shapes are not known.
     """
 
-    def __init__(self, model: onnx.ModelProto, tensors: Sequence[str]) -> None:
+    def __init__(self, model: onnx.ModelProto, tensors: Sequence[str], threads: int = 0) -> None:
         self._input = str(model.graph.input[0].name)
         inner = [name for name in tensors if name != self._input]
         tapped = with_outputs(model, inner)
@@ -48,13 +49,13 @@ class Taps:
         self._fetched = {name: name for name in inner}
         with tempfile.TemporaryDirectory(prefix="edgeres-") as folder:
             file = Path(folder) / "optimized.onnx"
-            session = _session(tapped, save=file)
+            session = _session(tapped, threads, save=file)
             self.bytes_per_image = 4 * sum(_values(output.shape) for output in session.get_outputs())
             blocked = _blocked(file, inner)
             if blocked:
                 del session
                 self._fetched |= blocked
-                session = _session(str(file), optimize=False)
+                session = _session(str(file), threads, optimize=False)
         self._session: Any = session
         self._tensors = tuple(tensors)
 
@@ -86,11 +87,12 @@ def with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> bytes:
     return serialized
 
 
-def _session(model: bytes | str, *, save: Path | None = None, optimize: bool = True) -> Any:
+def _session(model: bytes | str, threads: int, *, save: Path | None = None, optimize: bool = True) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads
     if save is not None:
         options.optimized_model_filepath = str(save)
     if not optimize:
