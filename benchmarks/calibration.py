@@ -1,0 +1,184 @@
+"""What calibration costs, side by side with peers: ``python benchmarks/calibration.py --out docs/calibration.json``.
+
+    ResNet-18 and -50 at 224x224, 32 to 512 images
+        -> ONNX Runtime's quantizer, NVIDIA Model Optimizer, edgeres: each in a process of its own, in turns
+        -> wall time in plain forward passes over the same images, peak memory -> JSON -> table and plot
+
+Every process measures the plain forward pass itself, before and after; see calibration_child.py. What would need more
+memory than is free, going by the counts before, is left out, and the estimate is said in its place. Weights are random:
+they change nothing of the work. Model Optimizer needs an environment of its own, as for accuracy.py; where it is absent
+it is skipped, and said so. ``--plot`` measures nothing: it draws what ``--out`` holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import calibration_docs
+import numpy as np
+import onnx
+from calibration_child import INPUT, PX
+
+from edgeres.bundle import write_json
+from edgeres.data.signs import Signs
+from edgeres.environment import environment
+from edgeres.intake import ModelChoice, take
+
+ROOT = Path(__file__).parents[1]
+CHILD = Path(__file__).with_name("calibration_child.py")
+MODELOPT = ROOT / ".venv-modelopt" / "bin" / "python"
+
+TOOLS = {
+    "edgeres:tensorrt": "edgeres, graph for TensorRT",
+    "edgeres:tensorrt+cpu": "edgeres, both graphs",
+    "onnxruntime:MinMax": "ONNX Runtime MinMax",
+    "onnxruntime:Percentile": "ONNX Runtime Percentile",
+    "modelopt:max": "Model Optimizer max",
+    "modelopt:entropy": "Model Optimizer entropy",
+}
+MODELS, COUNTS = ("resnet18", "resnet50"), (32, 64, 128, 256, 512)
+# Of the memory that is free, how much a peer may be expected to take.
+_MEMORY_SHARE = 0.7
+
+
+@dataclass(frozen=True)
+class Conditions:
+    models: Sequence[str]
+    counts: Sequence[int]
+    tools: Sequence[str]
+    repeats: int
+    modelopt: Path
+
+
+def measure_all(c: Conditions, folder: Path) -> dict[str, Any]:
+    """Every tool on every count, one round after another, so that a slow spell meets all alike."""
+    skipped = {} if c.modelopt.is_file() else {"Model Optimizer": f"no interpreter that has it ({c.modelopt})"}
+    tools = [tool for tool in c.tools if not (skipped and tool.startswith("modelopt"))]
+    _render(folder / "images.u8", max(c.counts))
+    rows: list[dict[str, Any]] = []
+    for model in c.models:
+        _export(model, folder / "fp32.onnx")
+        runs: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        for _ in range(c.repeats):
+            for count in c.counts:
+                for tool in tools:
+                    row = _measure(model, tool, count, c.modelopt, folder, runs)
+                    runs.setdefault((tool, count), []).append(row)
+        rows += [_row(model, tool, count, found) for (tool, count), found in runs.items()]
+    return {"environment": environment() | {"cores": os.cpu_count()}, "skipped": skipped, "rows": rows}
+
+
+def _measure(
+    model: str, tool: str, count: int, modelopt: Path, folder: Path, runs: dict[tuple[str, int], list[dict[str, Any]]]
+) -> dict[str, Any]:
+    needed = _expected_bytes(tool, count, runs)
+    if needed > _MEMORY_SHARE * _free_bytes():
+        print(f"{model} {count:4} {TOOLS[tool]:28} left out: would need about {needed / 1e9:.0f} GB", flush=True)
+        return {"expected_bytes": needed}
+    python = modelopt if tool.startswith("modelopt") else Path(sys.executable)
+    done = subprocess.run(
+        [str(python), str(CHILD), tool, str(folder), str(count)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{tool} on {count} images of {model} failed:\n{done.stderr[-2000:]}")
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    row["passes"] = row["seconds"]["call"] / statistics.mean(row["forward"])
+    row["calibration_passes"] = row["seconds"].get("calibration", np.nan) / statistics.mean(row["forward"])
+    print(
+        f"{model} {count:4} {TOOLS[tool]:28} {row['passes']:6.2f} passes, calibration alone"
+        f" {row['calibration_passes']:6.2f}; {row['peak_bytes'] / 1e9:5.2f} GB",
+        flush=True,
+    )
+    return row
+
+
+def _expected_bytes(tool: str, count: int, runs: dict[tuple[str, int], list[dict[str, Any]]]) -> float:
+    """A line through the two largest counts that were measured."""
+    known = {
+        images: max(run["peak_bytes"] for run in found)
+        for (name, images), found in runs.items()
+        if name == tool and "peak_bytes" in found[0]
+    }
+    if len(known) < 2:
+        return 0.0
+    (n1, b1), (n2, b2) = sorted(known.items())[-2:]
+    return b2 + (b2 - b1) / (n2 - n1) * (count - n2)
+
+
+def _free_bytes() -> int:
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+
+
+def _row(model: str, tool: str, count: int, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    row = {"model": model, "tool": TOOLS[tool], "by": tool.split(":")[0], "images": count}
+    if "expected_bytes" in found[0]:
+        return row | {"expected_bytes": found[0]["expected_bytes"]}
+
+    def median(values: Iterator[float]) -> float | None:
+        value = statistics.median(values)
+        return None if np.isnan(value) else value
+
+    return row | {
+        "passes": median(run["passes"] for run in found),
+        "calibration_passes": median(run["calibration_passes"] for run in found),
+        "seconds": median(run["seconds"]["call"] for run in found),
+        "forward_seconds": median(statistics.mean(run["forward"]) for run in found),
+        "peak_bytes": max(run["peak_bytes"] for run in found),
+        "runs": len(found),
+        "versions": found[0]["versions"],
+    }
+
+
+def _export(model: str, path: Path) -> None:
+    graph = take(ModelChoice(model, "random")).graph
+    (given,) = graph.graph.input
+    assert given.name == INPUT, given.name
+    onnx.save(graph, path)
+
+
+def _render(path: Path, count: int) -> None:
+    if path.is_file() and path.stat().st_size >= count * PX * PX * 3:
+        return
+    signs = Signs("calibration", count, PX)
+    path.write_bytes(b"".join(signs.image(index).tobytes() for index in range(count)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--out", type=Path, help="JSON file; the plot goes beside it, the table into calibration.md beside it")
+    add("--plot", action="store_true", help="draw what --out (docs/calibration.json) holds, measure nothing")
+    add("--model", action="append", choices=MODELS, help="only this one; repeatable")
+    add("--images", type=int, action="append", help="only so many; repeatable (32, 64, 128, 256, 512)")
+    add("--tool", action="append", choices=TOOLS, help="only this one; repeatable")
+    add("--repeats", type=int, default=3, help="rounds, of which medians are told (3)")
+    add("--modelopt", type=Path, default=MODELOPT, help="interpreter that has Model Optimizer (.venv-modelopt)")
+    given = parser.parse_args()
+    if given.plot:
+        print("\n".join(calibration_docs.write(given.out or ROOT / "docs" / "calibration.json")))
+        return
+    chosen = Conditions(
+        given.model or MODELS, sorted(given.images or COUNTS), given.tool or list(TOOLS), given.repeats, given.modelopt
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure_all(chosen, Path(folder))
+    if given.out:
+        write_json(given.out, found)
+        print("\n".join(calibration_docs.write(given.out)))
+    else:
+        print(calibration_docs.tables(found))
+
+
+if __name__ == "__main__":
+    main()
