@@ -231,6 +231,8 @@ class ResNet(nn.Module):
 
 def _initialize(module: nn.Module) -> None:
     """He et al. 2015, "Delving Deep into Rectifiers": variance kept through ReLU, forwards for the classifier too."""
+    if any(weight.is_meta for weight in module.parameters(recurse=False)):
+        return  # it has no values; and the first of torch's functions on such tensors takes 1.5 s to import
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     elif isinstance(module, nn.Linear):
