@@ -21,6 +21,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -53,29 +54,21 @@ _MEMORY_SHARE = 0.7
 
 @dataclass(frozen=True)
 class Conditions:
-    models: Sequence[str]
     counts: Sequence[int]
     tools: Sequence[str]
     repeats: int
     modelopt: Path
 
 
-def measure_all(c: Conditions, folder: Path) -> dict[str, Any]:
+def measure(model: str, c: Conditions, folder: Path) -> list[dict[str, Any]]:
     """Every tool on every count, one round after another, so that a slow spell meets all alike."""
-    skipped = {} if c.modelopt.is_file() else {"Model Optimizer": f"no interpreter that has it ({c.modelopt})"}
-    tools = [tool for tool in c.tools if not (skipped and tool.startswith("modelopt"))]
-    _render(folder / "images.u8", max(c.counts))
-    rows: list[dict[str, Any]] = []
-    for model in c.models:
-        _export(model, folder / "fp32.onnx")
-        runs: dict[tuple[str, int], list[dict[str, Any]]] = {}
-        for _ in range(c.repeats):
-            for count in c.counts:
-                for tool in tools:
-                    row = _measure(model, tool, count, c.modelopt, folder, runs)
-                    runs.setdefault((tool, count), []).append(row)
-        rows += [_row(model, tool, count, found) for (tool, count), found in runs.items()]
-    return {"environment": environment() | {"cores": os.cpu_count()}, "skipped": skipped, "rows": rows}
+    _export(model, folder / "fp32.onnx")
+    runs: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for _ in range(c.repeats):
+        for count, tool in product(c.counts, c.tools):
+            row = _measure(model, tool, count, c.modelopt, folder, runs)
+            runs.setdefault((tool, count), []).append(row)
+    return [_row(model, tool, count, found) for (tool, count), found in runs.items()]
 
 
 def _measure(
@@ -168,16 +161,21 @@ def main() -> None:
     if given.plot:
         print("\n".join(calibration_docs.write(given.out or ROOT / "docs" / "calibration.json")))
         return
-    chosen = Conditions(
-        given.model or MODELS, sorted(given.images or COUNTS), given.tool or list(TOOLS), given.repeats, given.modelopt
-    )
+    skipped = {} if given.modelopt.is_file() else {"Model Optimizer": f"no interpreter that has it ({given.modelopt})"}
+    tools = [tool for tool in given.tool or TOOLS if not (skipped and tool.startswith("modelopt"))]
+    chosen = Conditions(sorted(given.images or COUNTS), tools, given.repeats, given.modelopt)
+    found: dict[str, Any] = {
+        "environment": environment() | {"cores": os.cpu_count()},
+        "skipped": skipped,
+        "rows": [],
+    }
     with tempfile.TemporaryDirectory() as folder:
-        found = measure_all(chosen, Path(folder))
-    if given.out:
-        write_json(given.out, found)
-        print("\n".join(calibration_docs.write(given.out)))
-    else:
-        print(calibration_docs.tables(found))
+        _render(Path(folder) / "images.u8", max(chosen.counts))
+        for model in given.model or MODELS:
+            found["rows"] += measure(model, chosen, Path(folder))
+            if given.out:
+                write_json(given.out, found)
+    print("\n".join(calibration_docs.write(given.out)) if given.out else calibration_docs.tables(found))
 
 
 if __name__ == "__main__":

@@ -6,141 +6,15 @@ Each takes a model that :func:`edgeres.quantize.rewrite.rewrite` made, and gives
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeres.graph.view import prune
+from edgeres.graph.edit import Editor, Values, redirect
 
 Pass = Callable[[onnx.ModelProto], onnx.ModelProto]
-Values = npt.NDArray[Any]
-_MOVES = frozenset({"Pad", "Transpose", "Identity"})
-
-
-class Editor:
-    """A model in the making: nodes in order, and constants by name."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.model = onnx.ModelProto()
-        self.model.CopyFrom(model)
-        self.nodes = list(self.model.graph.node)
-        self._constants = {tensor.name: tensor for tensor in self.model.graph.initializer}
-
-    def done(self) -> onnx.ModelProto:
-        graph = self.model.graph
-        del graph.node[:]
-        graph.node.extend(self.nodes)
-        prune(graph, [output.name for output in graph.output])
-        onnx.checker.check_model(self.model)
-        return self.model
-
-    def of(self, *ops: str) -> list[onnx.NodeProto]:
-        return [node for node in self.nodes if node.op_type in ops]
-
-    def producer(self, tensor: str) -> onnx.NodeProto | None:
-        return next((node for node in self.nodes if tensor in node.output), None)
-
-    def writer(self, tensor: str) -> onnx.NodeProto:
-        node = self.producer(tensor)
-        assert node is not None, tensor
-        return node
-
-    def readers(self, tensor: str) -> list[onnx.NodeProto]:
-        return [node for node in self.nodes if tensor in node.input]
-
-    def is_constant(self, tensor: str) -> bool:
-        return tensor in self._constants
-
-    def values(self, constant: str) -> Values:
-        return numpy_helper.to_array(self._constants[constant])
-
-    def constant(self, name: str, values: Values) -> str:
-        self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(values), name))
-        self._constants[name] = self.model.graph.initializer[-1]
-        return name
-
-    def before(self, node: onnx.NodeProto, op: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
-        """Put a new node in front of one; returns its output."""
-        made = helper.make_node(op, list(inputs), [f"{name}_out"], name, **attributes)
-        self.nodes.insert(self.nodes.index(node), made)
-        return f"{name}_out"
-
-    def behind(
-        self, node: onnx.NodeProto, op: str, others: Sequence[str], name: str, **attributes: Any
-    ) -> onnx.NodeProto:
-        """Put a new node between one and all its readers; returns it."""
-        output = node.output[0]
-        node.output[0] = f"{name}_in"
-        made = helper.make_node(op, [node.output[0], *others], [output], name, **attributes)
-        self.nodes.insert(self.nodes.index(node) + 1, made)
-        return made
-
-
-def redirect(node: onnx.NodeProto, old: str, new: str) -> None:
-    for index, name in enumerate(node.input):
-        if name == old:
-            node.input[index] = new
-
-
-# Where the scale of each output channel is applied, and in which precision.
-
-
-def channel_factor(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Conv(DQ(codes, one scale)) -> Mul(channels) -> Add(bias) in place of a scale per channel: the same products."""
-    edit = Editor(model)
-    for node in edit.of("Conv", "Gemm"):
-        dequantize = edit.producer(node.input[1])
-        if dequantize is None or dequantize.op_type != "DequantizeLinear":
-            continue
-        scale = edit.values(dequantize.input[1])
-        base = np.exp2(np.floor(np.log2(scale.mean()))).astype(np.float32)
-        dequantize.input[1] = edit.constant(f"{node.name}.base", base)
-        dequantize.input[2] = edit.constant(f"{node.name}.base_zero", np.int8(0))
-        del dequantize.attribute[:]
-        shape = (1, -1, 1, 1) if node.op_type == "Conv" else (-1,)
-        factor = edit.constant(f"{node.name}.factor", (scale / base).reshape(shape))
-        bias = edit.constant(f"{node.name}.added", edit.values(node.input[2]).reshape(shape))
-        del node.input[2:]
-        edit.behind(edit.behind(node, "Mul", [factor], f"{node.name}_factor"), "Add", [bias], f"{node.name}_bias")
-    return edit.done()
-
-
-def half_between(model: onnx.ModelProto) -> onnx.ModelProto:
-    """float16 between the codes: DQ -> Cast -> Conv, Add, ReLU in float16 -> Cast -> Q; scales stay in float32."""
-    edit = Editor(model)
-    single = {edit.model.graph.input[0].name}  # the image, up to where it is computed with
-    for node in list(edit.nodes):
-        if node.op_type == "QuantizeLinear":
-            if node.input[0] not in single and not edit.is_constant(node.input[0]):
-                node.input[0] = edit.before(node, "Cast", [node.input[0]], f"{node.name}_single", to=TensorProto.FLOAT)
-        elif node.op_type == "DequantizeLinear":
-            edit.behind(node, "Cast", [], f"{node.name}_half", to=TensorProto.FLOAT16)
-        elif node.op_type in _MOVES and node.input[0] in single and _is_coded(edit, node.output[0]):
-            single.update(node.output)
-        else:
-            _to_half(edit, node, single)
-    output = edit.writer(edit.model.graph.output[0].name)
-    edit.behind(output, "Cast", [], "output_single", to=TensorProto.FLOAT)
-    return edit.done()
-
-
-def _is_coded(edit: Editor, tensor: str) -> bool:
-    return all(reader.op_type == "QuantizeLinear" for reader in edit.readers(tensor))
-
-
-def _to_half(edit: Editor, node: onnx.NodeProto, single: set[str]) -> None:
-    for index, name in enumerate(node.input):
-        if name in single:
-            node.input[index] = edit.before(node, "Cast", [name], f"{node.name}_half{index}", to=TensorProto.FLOAT16)
-        elif name and edit.is_constant(name) and edit.values(name).dtype == np.float32:
-            half = f"{name}.half"
-            if not edit.is_constant(half):
-                edit.constant(half, edit.values(name).astype(np.float16))
-            node.input[index] = half
 
 
 # How ReLU, Add, bias and the skip's pair are written.

@@ -26,8 +26,6 @@ from formulation_passes import (
     Pass,
     add_biases,
     border_maps,
-    channel_factor,
-    half_between,
     own_pairs,
     pad_after_codes,
     pad_before_codes,
@@ -50,6 +48,7 @@ from edgeres.intake import ModelChoice, take, with_exact_input
 from edgeres.quantize.affine import codes, quantize_weight
 from edgeres.quantize.placement import weight_axis
 from edgeres.quantize.rewrite import rewrite
+from edgeres.quantize.rtx import channel_factor, half_between
 from edgeres.quantize.stage import RangeChoice, quantize
 from edgeres.records import CODES, F32, Codes, QuantParams, QuantPlan
 

@@ -1,0 +1,240 @@
+"""What embedding costs: ``python benchmarks/runtime.py BUNDLE [--json]``, on ONNX Runtime's CPU provider.
+
+- import: ``import edgeres.runtime`` in new processes, NumPy included
+- overhead: a classifier's call less its preprocessing, against the bare session, by turns in one run
+- preprocessing: a 1280x720 camera frame to the network's input on one core, against Pillow doing all of it, by turns,
+  for the bundle's contract and for ImageNet's (256 on the shorter side, 224 of it); compared bit for bit
+- steady memory: many inferences from four threads; every answer is compared with one thread's, bit for bit
+
+Times are medians. Where other programs run, the ratios still hold, since both sides wait alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import onnxruntime as ort
+from PIL import Image
+
+from edgeres.bundle import GRAPHS, Bundle
+from edgeres.data.preprocess import apply, normalize
+from edgeres.records import F32, U8, Preprocess
+from edgeres.runtime import Classifier, Frame
+
+FRAME_PX = (720, 1280)
+PROCESSES = 15
+THREADS = 4
+SAMPLES = 50  # of the resident memory
+
+Work = Callable[[], Any]
+
+
+def by_turns(works: dict[str, Work], rounds: int) -> dict[str, F32]:
+    """Seconds of each call; every round runs each once, in an order that changes."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    order = np.random.default_rng(0)
+    for work in works.values():
+        work()
+    for _ in range(rounds):
+        for name in order.permutation(list(works)).tolist():
+            start = time.perf_counter()
+            works[name]()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: np.array(values) for name, values in seconds.items()}
+
+
+def median_ms(seconds: F32) -> float:
+    return 1e3 * float(np.median(seconds))
+
+
+def interval(values: F32, seed: int = 0) -> tuple[float, float]:
+    """95 % of a median, from 1,000 resamplings."""
+    rng = np.random.default_rng(seed)
+    medians = [np.median(rng.choice(values, len(values))) for _ in range(1000)]
+    return float(np.percentile(medians, 2.5)), float(np.percentile(medians, 97.5))
+
+
+def import_time() -> dict[str, float]:
+    """Seconds in processes of their own: all, and NumPy alone."""
+
+    def median(module: str) -> float:
+        code = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
+        runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, check=True) for _ in range(PROCESSES)]
+        return float(np.median([float(run.stdout) for run in runs]))
+
+    return {"edgeres.runtime_s": median("edgeres.runtime"), "numpy_s": median("numpy")}
+
+
+def overhead(path: Path, rounds: int) -> dict[str, Any]:
+    """One image of the network's size, batch 1, one thread."""
+    bundle = Bundle(path)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    graph = bundle.file(GRAPHS["cpu"])
+    bare = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    name = bare.get_inputs()[0].name
+    p = bundle.manifest.model.preprocess
+    image = np.random.default_rng(0).integers(0, 256, (*p.crop_px, 3), np.uint8)
+    feed = {name: apply(image, p)[None]}
+    with Classifier(bundle, backend="cpu", threads=1) as classify:
+        assert classify(image).logits.tobytes() == bare.run(None, feed)[0][0].tobytes()
+        works = {
+            "bare": lambda: bare.run(None, feed),
+            "preprocess": lambda: apply(image, p),
+            "call": lambda: classify(image),
+        }
+        seconds = by_turns(works, rounds)
+    ratio = 100 * (seconds["call"] - seconds["preprocess"] - seconds["bare"]) / np.median(seconds["bare"])
+    fastest = {name: float(values.min()) for name, values in seconds.items()}
+    return {
+        **{f"{name}_ms": median_ms(values) for name, values in seconds.items()},
+        "overhead_percent": float(np.median(ratio)),
+        "overhead_percent_ci95": interval(ratio),
+        "of_fastest_percent": 100 * ((fastest["call"] - fastest["preprocess"]) / fastest["bare"] - 1),
+        "rounds": rounds,
+    }
+
+
+def whole(image: U8, p: Preprocess) -> F32:
+    """The contract by Pillow's calls alone, all of every pass computed."""
+    height, width = image.shape[:2]
+    size = p.crop_px
+    if p.resize_px is not None:
+        assert p.crop_px[0] == p.crop_px[1]
+        short = min(height, width)
+        size = (int(p.resize_px * height / short), int(p.resize_px * width / short))
+    kind = Image.Resampling[p.interpolation.upper()]
+    resized = Image.fromarray(image).resize((size[1], height), kind).resize((size[1], size[0]), kind)
+    top, left = (round((have - want) / 2) for have, want in zip(size, p.crop_px, strict=True))
+    cropped = resized.crop((left, top, left + p.crop_px[1], top + p.crop_px[0]))
+    return normalize(np.asarray(cropped)[..., :: 1 if p.channel_order == "RGB" else -1], p)
+
+
+def preprocessing(p: Preprocess, rounds: int) -> dict[str, Any]:
+    """Milliseconds by format of the frame; ``pillow`` starts from RGB."""
+    image = np.random.default_rng(0).integers(0, 256, (*FRAME_PX, 3), np.uint8)
+    fourth = np.zeros((*FRAME_PX, 1), np.uint8)
+    bgr = np.ascontiguousarray(image[..., ::-1])
+    half = np.random.default_rng(1).integers(0, 256, (FRAME_PX[0] * 3 // 2, FRAME_PX[1]), np.uint8)
+    frames = {
+        "rgb8": Frame(image, "rgb8"),
+        "bgr8": Frame(bgr, "bgr8"),
+        "bgra8": Frame(np.concatenate([bgr, fourth], axis=-1), "bgra8"),
+        "mono8": Frame(image[..., 0].copy(), "mono8"),
+        "nv12": Frame(half, "nv12"),
+        "yuyv": Frame(image[..., :2].copy(), "yuyv"),
+    }
+    expected = whole(image, p)
+    for name in ("rgb8", "bgr8", "bgra8"):
+        assert apply(frames[name].rgb(), p).tobytes() == expected.tobytes(), name
+    works: dict[str, Work] = {"pillow": lambda: whole(image, p)}
+    works |= {name: lambda frame=frame: apply(frame.rgb(), p) for name, frame in frames.items()}
+    with one_core():
+        seconds = by_turns(works, rounds)
+    return {
+        **{f"{name}_ms": median_ms(values) for name, values in seconds.items()},
+        "fastest_rgb8_ms": 1e3 * float(seconds["rgb8"].min()),
+        "rgb8_of_pillow": float(np.median(seconds["rgb8"]) / np.median(seconds["pillow"])),
+        "resize_px": p.resize_px,
+        "crop_px": list(p.crop_px),
+    }
+
+
+class one_core:
+    """This process on one core for a while, where the system can."""
+
+    def __enter__(self) -> None:
+        self.before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+        if self.before:
+            os.sched_setaffinity(0, {max(self.before)})
+
+    def __exit__(self, *_: object) -> None:
+        if self.before:
+            os.sched_setaffinity(0, self.before)
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def steady(path: Path, inferences: int) -> dict[str, Any]:
+    """Inferences from four threads with frames of their own; memory by inference, over the second half."""
+    images = [np.random.default_rng(seed).integers(0, 256, (240, 320, 3), np.uint8) for seed in range(16)]
+    samples: list[tuple[int, int]] = []
+    done, wrong, lock = 0, 0, threading.Lock()
+    with Classifier(path, backend="cpu", threads=1) as classify:
+        alone = [classify(image).logits.tobytes() for image in images]
+
+        def work(number: int) -> None:
+            nonlocal done, wrong
+            for turn in range(inferences // THREADS):
+                index = (turn + number) % len(images)
+                differs = classify(images[index]).logits.tobytes() != alone[index]
+                with lock:
+                    done += 1
+                    wrong += differs
+                    if done % (inferences // SAMPLES) == 0:
+                        samples.append((done, resident_bytes()))
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(THREADS)]
+        started = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        seconds = time.perf_counter() - started
+    late = np.array(samples[len(samples) // 2 :], np.float64)
+    slope = float(np.polyfit(late[:, 0], late[:, 1], 1)[0])
+    return {
+        "inferences": done,
+        "threads": THREADS,
+        "wrong": wrong,
+        "images_per_s": done / seconds,
+        "resident_mb": [round(samples[0][1] / 1e6, 2), round(samples[-1][1] / 1e6, 2)],
+        "growth_bytes_per_inference": slope,
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    for title, figures in result.items():
+        print(f"\n{title}")
+        for name, value in figures.items():
+            print(f"  {name:28} {value:.4g}" if isinstance(value, float) else f"  {name:28} {value}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--rounds", type=int, default=400)
+    parser.add_argument("--inferences", type=int, default=10_000)
+    parser.add_argument("--json", action="store_true")
+    choice = parser.parse_args()
+    p = Bundle(choice.bundle).manifest.model.preprocess
+    result = {
+        "import": import_time(),
+        "overhead": overhead(choice.bundle, choice.rounds),
+        "1280x720 by the bundle": preprocessing(p, choice.rounds),
+        "1280x720 by ImageNet's usual": preprocessing(Preprocess((224, 224), resize_px=256), choice.rounds),
+        "steady memory": steady(choice.bundle, choice.inferences),
+    }
+    if choice.json:
+        print(json.dumps(result, indent=2))
+    else:
+        show(result)
+
+
+if __name__ == "__main__":
+    main()
