@@ -95,6 +95,9 @@ def _session(model: bytes | str, threads: int, *, save: Path | None = None, opti
     options.intra_op_num_threads = threads
     if save is not None:
         options.optimized_model_filepath = str(save)
+        # Weights beside the graph, which is then read and written in no time.
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
@@ -111,7 +114,7 @@ def _blocked(file: Path, tensors: Sequence[str]) -> Mapping[str, str]:
     """
     import onnx
 
-    model = onnx.load(file)
+    model = onnx.load(file, load_external_data=False)
     graph = model.graph
     read = {name for node in graph.node for name in node.input}
     found: dict[str, str] = {}
