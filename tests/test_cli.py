@@ -381,7 +381,8 @@ PREVENTED = [
     ("predict robot.edgeres nowhere.jpg", "nowhere.jpg: No such file or directory; give a JPEG"),
     ("predict robot.edgeres photo.jpg cut.jpg", "cut.jpg: truncated; give a JPEG"),
     ("predict robot.edgeres empty.jpg", "empty.jpg: not an image; give a JPEG"),
-    ("predict robot.edgeres folder", "folder: Is a directory; give a JPEG"),
+    ("predict robot.edgeres folder", "folder: holds no images, nor do the folders in it; image files end in"),
+    ("predict robot.edgeres photo.jpg --sheet file/s.html", "file: Not a directory; check the path"),
 ]
 MISUSED = [
     ("build --model resnet21", "resnet21: no such architecture; one of resnet18, resnet34"),
@@ -433,10 +434,10 @@ def test_errors_are_one_line_and_leave_nothing(edge: Any, work: Path, command: s
         (f"{QUANTIZE} images.npz --calibration-size 0", "0 is not in the range x>=1"),
         (f"{QUANTIZE} images.npz --mean 1 2", "Option '--mean' requires 3 arguments"),
         (f"{QUANTIZE} images.npz --channel-order GBR", "'GBR' is not one of 'RGB', 'BGR'"),
-        ("predict robot.edgeres", "Missing argument 'IMAGE...'"),
+        ("predict robot.edgeres", "Missing argument 'IMAGE|DIR...'"),
         ("verify robot.edgeres --max-drop much", "'much' is not a number, nor off"),
         ("verify robot.edgeres --on-unsure panic", "'panic' is not one of 'warn', 'fail'"),
-        ("baseline forget robot.edgeres", "'forget' is not 'accept'"),
+        ("baseline forget robot.edgeres", "'forget' is not one of 'accept', 'check'"),
         ("export --model resnet20 -o .", "is a directory"),
     ],
 )

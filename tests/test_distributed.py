@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ from edgeres.data.choose import DataChoice, choose_validation
 from edgeres.data.loader import Loader
 from edgeres.errors import EnvironmentError_, SourceError
 from edgeres.intake import ModelChoice, take
+from edgeres.pipeline import build
 from edgeres.progress import Advance
 from edgeres.quantize.stage import RangeChoice, quantize
 from edgeres.runtime.ort import OrtRunner
-from edgeres.steps import CalibrateOptions, calibrate_file
+from edgeres.steps import CalibrateOptions, VerifyOptions, calibrate_file, verify_bundle
+from edgeres.verify import stage
 from edgeres.verify.accuracy import compare
 from edgeres.verify.distributed import compare_on
 
@@ -114,6 +117,25 @@ def test_a_comparison_on_a_cluster_is_the_same_to_the_last_bit(made: Path, worke
         assert np.array_equal(ours.in_top5, theirs.in_top5)
         assert (ours.sqnr_db, ours.sqnr_db_ci95, ours.runner) == (theirs.sqnr_db, theirs.sqnr_db_ci95, theirs.runner)
     assert together.images == IMAGES
+
+
+def test_verify_on_a_cluster_reports_what_one_machine_does(
+    made: Path, workers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brief = partial(stage.LatencyPlan, warmup_seconds=0.0, min_seconds=0.01, block_seconds=0.001)
+    monkeypatch.setattr(stage, "LatencyPlan", brief)
+    images = str(made / "images.npz")
+    output = tmp_path / "tiny.edgeres"
+    build(made / "tiny.onnx", calibration=images, validation=images, effort="fast", targets=("cpu",), output=output)
+    reports = [
+        verify_bundle(output, DataChoice(validation=images), VerifyOptions(scheduler=address))
+        for address in (None, workers.scheduler_address)
+    ]
+    assert reports[0]["accuracy"] == reports[1]["accuracy"]
+    assert reports[0]["accuracy"]["graphs"]["cpu"]["images"] == IMAGES
+    assert reports[1]["options"]["scheduler"] == workers.scheduler_address
+    with pytest.raises(EnvironmentError_, match=r"tcp://127\.0\.0\.1:9"):
+        verify_bundle(output, DataChoice(validation=images), VerifyOptions(scheduler="tcp://127.0.0.1:9"))
 
 
 def test_workers_that_see_other_images_are_refused(made: Path, workers: Any) -> None:

@@ -119,7 +119,8 @@ def test_markdown_says_the_verdict_and_every_gate(report: dict[str, Any], tmp_pa
 
 def test_markdown_names_faults_first() -> None:
     report = build_report(given_input(**VARIANTS["failed"]))
-    report["checks"][3] |= {"outcome": "failed", "reason": "one scale for all"}
+    weights = next(check for check in report["checks"] if check["title"] == "scales of weights")
+    weights |= {"outcome": "failed", "reason": "one scale for all"}
     text = render_markdown(report)
     assert text.index("**top-1 drop**") < text.index("**scales of weights**: one scale for all") < text.index("| Gate")
 

@@ -23,7 +23,7 @@ import edgeres
 from edgeres.bundle import FP32, GRAPHS, Bundle, seal, write_file, write_json
 from edgeres.data.choose import DataChoice
 from edgeres.data.signs import CLASSES, Signs
-from edgeres.records import EngineRecord
+from edgeres.records import IMAGENET_MEAN, IMAGENET_STD, EngineRecord
 from edgeres.steps import VerifyOptions, accept_baseline, verify_bundle
 from edgeres.verify import Limits, latency, stage
 
@@ -62,7 +62,8 @@ class Clock:
 
         def timed(feed: Any) -> Any:
             self.now += 1e-3 * ms * float(self.noise.lognormal(0, 0.02))
-            return infer(feed) if threads != 1 else {}
+            images = len(next(iter(feed.values())))
+            return infer(feed) if images > 1 else {}  # one at a time is for the clock alone
 
         real.infer = timed
         return real
@@ -128,7 +129,7 @@ def test_the_good_bundle_is_good(made: Made) -> None:
     assert report["outcome"] == "passed"
     assert report["baseline"]["same_images"] is True
     assert report["baseline"]["changed"] == []
-    assert [c["outcome"] for c in report["checks"]] == ["passed"] * 6
+    assert [c["outcome"] for c in report["checks"]] == ["passed"] * 7
 
 
 def test_calibration_in_bgr(made: Made) -> None:
@@ -139,14 +140,41 @@ def test_calibration_in_bgr(made: Made) -> None:
     assert "look like BGR" in found["calibration"]
 
 
-def test_wrong_mean_and_std(made: Made) -> None:
-    wrong = build(made.folder, made.folder / "calibration.npz", "mean.edgeres", mean=(0, 0, 0), std=(1, 1, 1))
-    report = verify(made, wrong)
+@pytest.fixture(scope="module")
+def wrong_mean(made: Made) -> Path:
+    return build(made.folder, made.folder / "calibration.npz", "mean.edgeres", mean=(0, 0, 0), std=(1, 1, 1))
+
+
+def test_wrong_mean_and_std(made: Made, wrong_mean: Path) -> None:
+    report = verify(made, wrong_mean)
     found = faults(report)
     assert "fp32_regression_pp" in found  # the network itself, not its quantization
     assert "drop_pp" not in found
+    assert "with ImageNet's mean and std in place of mean 0 and std 1" in found["preprocessing"]
     changed = {row["what"]: row["after"] for row in report["baseline"]["changed"]}
     assert changed["option input"]["std"] == [1, 1, 1]
+
+
+def test_wrong_mean_and_std_have_a_name_without_a_baseline(made: Made, wrong_mean: Path) -> None:
+    choice = DataChoice(validation=str(made.folder / "validation.npz"))
+    report = verify_bundle(wrong_mean, choice, VerifyOptions(limits=Limits(max_drop=None)))
+    assert set(faults(report)) == {"preprocessing"}
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), (IMAGENET_MEAN, (1.0, 1.0, 1.0))],
+    ids=["none", "std"],
+)
+def test_calibration_alone_with_wrong_mean_and_std(made: Made, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Images whose bytes, normalized rightly, are what others are when normalized wrongly."""
+    data = dict(np.load(made.folder / "calibration.npz"))
+    right_mean, right_std = np.array(IMAGENET_MEAN), np.array(IMAGENET_STD)
+    as_wrong = (data["images"] / 255 - np.array(mean)) / np.array(std)
+    bytes_ = np.rint(255 * (right_mean + right_std * as_wrong)).clip(0, 255).astype(np.uint8)
+    np.savez(made.folder / "grey.npz", images=bytes_, labels=data["labels"])
+    found = faults(verify(made, build(made.folder, made.folder / "grey.npz", f"grey{std[0]}{mean[0]}.edgeres")))
+    assert "another mean, std or scale of pixels" in found["preprocessing"]
 
 
 def test_one_scale_for_all_channels_of_a_weight(made: Made) -> None:

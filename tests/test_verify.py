@@ -6,10 +6,13 @@ import doctest
 import gc
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations, count
+from pathlib import Path
 from typing import Any
 
+import bundles
 import numpy as np
 import onnx
 import pytest
@@ -17,8 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeres.data.arrays import open_npz
 from edgeres.data.base import Source
 from edgeres.data.loader import Batch, Loader
+from edgeres.data.matching import match_labels
 from edgeres.errors import ModelError, SourceError
 from edgeres.records import Measurement, ModelSpec, Preprocess
 from edgeres.runtime.ort import OrtRunner
@@ -530,3 +535,20 @@ def test_noise_is_flagged_in_words() -> None:
     spiky = _taken(*[1.0] * 9, 2.0, *[1.0] * 9, 2.0)
     assert variation_percent(spiky) == pytest.approx(100 * 0.3 / 1.1)
     assert noise(spiky) == ["coefficient of variation 27.3 % (above 10 %)"]
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+def test_graphs_that_run_side_by_side_answer_the_same_in_the_same_order(tmp_path: Path, workers: int) -> None:
+    images = match_labels(open_npz(bundles.write_images(tmp_path / "i.npz", 50), "validation"), bundles.CLASSES)
+    loader = Loader(images, bundles.spec().preprocess, 4)
+    runners = [OrtRunner(bundles.classifier(seed=seed), threads=1) for seed in range(3)]
+    graphs = dict(zip(("cpu", "tensorrt"), runners[1:], strict=True))
+    one, many = (compare(runners[0], graphs, loader, bundles.spec(), workers=at_a_time) for at_a_time in (1, workers))
+    assert np.array_equal(one.labels, many.labels)
+    assert np.array_equal(one.reference.predicted, many.reference.predicted)
+    for name in graphs:
+        assert np.array_equal(one.candidates[name].predicted, many.candidates[name].predicted)
+        assert one.candidates[name].sqnr_db == many.candidates[name].sqnr_db
+    assert one.names == many.names
+    with pytest.raises(ModelError, match="the graph has 6 outputs for 7 labels"):
+        compare(runners[0], graphs, loader, replace(bundles.spec(), labels=(*bundles.CLASSES, "gnu")), workers=workers)

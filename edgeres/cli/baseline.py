@@ -9,22 +9,28 @@ import click
 
 from edgeres.cli.options import UserPath, as_json
 from edgeres.cli.show import print_json
+from edgeres.errors import UsageError
+
+FILE = "baseline.json"
 
 
 @click.command("baseline")
-@click.argument("action", type=click.Choice(["accept"]))
-@click.argument("bundle", type=UserPath(), metavar="BUNDLE|REPORT.json")
+@click.argument("action", type=click.Choice(["accept", "check"]))
+@click.argument("builds", type=UserPath(), nargs=-1, metavar="[BUNDLE|REPORT.json]")
 @click.option(
-    "-o",
-    "--output",
+    "-o", "--output", type=UserPath(dir_okay=False), metavar="FILE", help=f"What accept writes.  [default: {FILE}]"
+)
+@click.option(
+    "--baseline",
     type=UserPath(dir_okay=False),
-    default="baseline.json",
-    show_default=True,
     metavar="FILE",
-    help="The baseline, to commit.",
+    help=f"What check reads.  [default: that of pyproject.toml, or {FILE}]",
 )
 @as_json
-def command(action: str, bundle: Path, output: Path, as_json: bool) -> None:
+@click.pass_context
+def command(
+    ctx: click.Context, action: str, builds: tuple[Path, ...], output: Path | None, baseline: Path | None, as_json: bool
+) -> None:
     """Keep what an accepted build answered, how fast it was and how it was made, to hold later ones against.
 
     \b
@@ -33,11 +39,27 @@ def command(action: str, bundle: Path, output: Path, as_json: bool) -> None:
 
     A bundle was measured where and on what it was built. The report.json of `edgeres verify -o DIR` can be
     accepted instead: its images and its latency are those of the machine that verifies.
+
+    check takes a second and reads no image: whether [tool.edgeres] in pyproject.toml, the baseline, and bundles that
+    are named fit together. It ends with 1 where they do not; pre-commit runs it before a commit.
+
+    \b
+    edgeres baseline check resnet18.edgeres
     """
+    if action == "check":
+        ctx.exit(_check(builds, output, baseline, as_json))
+    _accept(builds, output or Path(FILE), baseline, as_json)
+
+
+def _accept(builds: tuple[Path, ...], output: Path, baseline: Path | None, as_json: bool) -> None:
     from edgeres.bundle import write_json
     from edgeres.steps import accept_baseline
 
-    document = accept_baseline(bundle)
+    if len(builds) != 1:
+        raise UsageError(f"one build is needed, {len(builds)} are given", where="baseline accept")
+    if baseline is not None:
+        raise UsageError("is for check; accept writes -o", where="--baseline", hint="drop it")
+    document = accept_baseline(builds[0])
     write_json(output, document)
     told = _summary(output, document)
     if as_json:
@@ -46,6 +68,29 @@ def command(action: str, bundle: Path, output: Path, as_json: bool) -> None:
     click.echo(f"{output}: {told['model']}, {told['images']:,} images of {told['validation']}")
     if document["outcome"] == "failed":
         click.echo("accepted although a gate had failed; later runs are held against this all the same", err=True)
+
+
+def _check(builds: tuple[Path, ...], output: Path | None, baseline: Path | None, as_json: bool) -> int:
+    """Exit code 0 where everything fits, else 1."""
+    from dataclasses import asdict
+
+    from edgeres.bundle import Bundle
+    from edgeres.cli.config import limits_from, read_config
+    from edgeres.verify.baseline import read_baseline
+    from edgeres.verify.consistency import consistency
+
+    if output is not None:
+        raise UsageError("is for accept; check writes nothing", where="-o", hint="drop it")
+    values = read_config()
+    limits = limits_from(values)
+    accepted = read_baseline(baseline or values.get("baseline") or Path(FILE))
+    found = consistency(accepted, limits, map(Bundle, builds))
+    if as_json:
+        print_json([asdict(check) for check in found])
+    else:
+        for check in found:
+            click.echo(f"{'ok' if check.outcome == 'passed' else 'FAIL'}  {check.title}: {check.reason}")
+    return int(any(check.outcome == "failed" for check in found))
 
 
 def _summary(output: Path, document: dict[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ _KEYS: dict[str, tuple[tuple[type, ...], str]] = {
     "any_machine": ((bool,), "true or false"),
     "validation": ((str,), "a source of images"),
     "validation_size": ((int,), "a number of images"),
+    "thumbnails": ((bool,), "true or false"),
 }
 
 

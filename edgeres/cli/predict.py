@@ -2,39 +2,144 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgeres.cli.options import UserPath, as_json
+from edgeres.cli.progress import progress
 from edgeres.cli.show import print_json
+
+if TYPE_CHECKING:
+    from edgeres.report.predictions import Answer, Unreadable
+
+# As edgeres.report.predictions has them, which --help does without.
+SORTS = ("path", "sure", "unsure", "class")
+NAMED = 10
 
 
 @click.command("predict")
 @click.argument("bundle", type=UserPath())
-@click.argument("images", type=UserPath(), nargs=-1, required=True, metavar="IMAGE...")
-@click.option("--top", type=click.IntRange(1), default=5, show_default=True, metavar="N", help="Classes to show.")
+@click.argument("images", type=UserPath(), nargs=-1, required=True, metavar="IMAGE|DIR...")
+@click.option("--top", type=click.IntRange(1), metavar="N", help="Classes to show.  [default: 5; 1 below a directory]")
+@click.option(
+    "--sort",
+    type=click.Choice(SORTS),
+    help="Order of the images.  [default: path; on the sheet: unsure, least sure first]",
+)
+@click.option(
+    "--sheet", type=UserPath(dir_okay=False), metavar="FILE", help="Write a contact sheet, .html or .png, to look at."
+)
 @as_json
-def command(bundle: Path, images: tuple[Path, ...], top: int, as_json: bool) -> None:
-    """Classify images with a bundle's INT8 network.
+def command(
+    bundle: Path, images: tuple[Path, ...], top: int | None, sort: str | None, sheet: Path | None, as_json: bool
+) -> None:
+    """Classify images with a bundle's INT8 network: files, and all images below directories.
+
+    Where folders are named as the network's labels, wrong answers are marked and counted. An image that cannot be
+    read is left out, named and counted, unless it was given by name.
 
     \b
     edgeres predict resnet18.edgeres photo.jpg
+    edgeres predict resnet18.edgeres photos/ --sheet sheet.html --sort unsure
     """
+    from edgeres.bundle import write_file
+    from edgeres.errors import SourceError
+    from edgeres.report.predictions import Unreadable, classify_all, find_images, in_order
     from edgeres.runtime import Classifier
 
+    _check_sheet(sheet)
     with Classifier(bundle) as classify:
-        answers = [(str(image), classify(image).top(top)) for image in images]
+        found = find_images(images, classify.labels)
+        with progress(quiet=as_json).task("classifying", len(found)) as advance:
+            told = list(classify_all(classify, found, pictures=sheet is not None, advance=advance))
         backend = classify.backend
+    answers = [answer for answer in told if not isinstance(answer, Unreadable)]
+    unreadable = [answer for answer in told if isinstance(answer, Unreadable)]
+    if not answers:
+        raise SourceError(f"none of {len(told):,} images can be read: {_some(unreadable)}", where=images[0])
+    answers = in_order(answers, sort or "path")
+    if sheet is not None:
+        write_file(sheet, _sheet(sheet, bundle, answers, unreadable, sort or "unsure"))
+    listed = any(not image.named for image in found)
     if as_json:
-        print_json(
-            [
-                {"image": i, "backend": backend, "top": [{"label": n, "score": s} for n, s in best]}
-                for i, best in answers
-            ]
-        )
-        return
-    for image, best in answers:
-        click.secho(image, bold=True)
+        print_json(_as_json(answers, unreadable, backend, top or 5))
+    else:
+        _show(answers, top or (1 if listed else 5), lines=listed)
+        if listed:
+            click.echo(_summary(answers))
+        if sheet is not None:
+            click.echo(f"sheet: {sheet}")
+    if unreadable:
+        click.echo(f"{_left_out(unreadable)}: {_some(unreadable)}", err=True)
+
+
+def _check_sheet(sheet: Path | None) -> None:
+    from edgeres.errors import UsageError
+
+    if sheet is not None and sheet.suffix.lower() not in {".html", ".png"}:
+        raise UsageError("is neither a page nor a picture", where=sheet, hint="name it .html or .png")
+
+
+def _sheet(path: Path, bundle: Path, answers: Sequence[Answer], unreadable: Sequence[Unreadable], by: str) -> bytes:
+    from edgeres.report.sheet import draw_sheet, render_sheet
+
+    if path.suffix.lower() == ".png":
+        return draw_sheet(answers, by)
+    told = [_summary(answers)]
+    if unreadable:
+        told.append(f"{_left_out(unreadable)}: {_some(unreadable)}")
+    return render_sheet(f"What {bundle.name} says", told, answers, by).encode(errors="replace")
+
+
+def _show(answers: Sequence[Answer], top: int, *, lines: bool) -> None:
+    """One block an image, or one line where only the best class is asked for."""
+    for answer in answers:
+        path, best = str(answer.found.path), answer.prediction.top(top)
+        if lines and top == 1:
+            wrong = f"  (is {answer.found.label})" if answer.wrong else ""
+            click.echo(f"{100 * best[0][1]:5.1f} %  {best[0][0]}{wrong}  {path}")
+            continue
+        click.secho(path, bold=True)
         for label, score in best:
             click.echo(f"  {100 * score:5.1f} %  {label}")
+
+
+def _summary(answers: Sequence[Answer]) -> str:
+    known = [answer for answer in answers if answer.found.label is not None]
+    count = f"{len(answers):,} image{'s' * (len(answers) > 1)}"
+    if not known:
+        return f"{count}; no folder is named as a label, so nothing is called right or wrong"
+    wrong = sum(answer.wrong for answer in known)
+    return (
+        f"{count}, {len(known):,} in folders of labels: {100 * (1 - wrong / len(known)):.2f} % right, {wrong:,} wrong"
+    )
+
+
+def _left_out(unreadable: Sequence[Unreadable]) -> str:
+    return f"{len(unreadable):,} image{'s' * (len(unreadable) > 1)} cannot be read and {_are(unreadable)} left out"
+
+
+def _are(unreadable: Sequence[Unreadable]) -> str:
+    return "are" if len(unreadable) > 1 else "is"
+
+
+def _some(unreadable: Sequence[Unreadable]) -> str:
+    names = [f"{one.found.path} ({one.why})" for one in unreadable[:NAMED]]
+    beyond = len(unreadable) - len(names)
+    return ", ".join(names) + (f" and {beyond:,} more" if beyond else "")
+
+
+def _as_json(answers: Sequence[Answer], unreadable: Sequence[Unreadable], backend: str, top: int) -> list[Any]:
+    rows: list[Any] = [
+        {
+            "image": str(answer.found.path),
+            "backend": backend,
+            "label": answer.found.label,
+            "top": [{"label": label, "score": score} for label, score in answer.prediction.top(top)],
+        }
+        for answer in answers
+    ]
+    return rows + [{"image": str(one.found.path), "error": one.why} for one in unreadable]

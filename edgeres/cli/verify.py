@@ -20,6 +20,7 @@ from edgeres.cli.show import command_line
 @click.option("--skip-unreadable", is_flag=True, help="Go on without images that cannot be read; they are named.")
 @gate_options
 @click.option("-o", "--output", type=UserPath(file_okay=False), metavar="DIR", help="Write the report here.")
+@click.option("--scheduler", metavar="tcp://HOST:8786", help="Run the graphs on the Dask cluster of this scheduler.")
 @click.option("--junit", type=UserPath(dir_okay=False), metavar="FILE", help="Write gates and checks as JUnit XML.")
 @click.option("--markdown", type=UserPath(dir_okay=False), metavar="FILE", help="Write a summary as Markdown.")
 @as_json
@@ -59,6 +60,8 @@ def command(ctx: click.Context, /, bundle: Path, output: Path | None, as_json: b
         baseline=gates["baseline"],
         any_machine=gates["any_machine"],
         on_unreadable="skip" if given["skip_unreadable"] else "fail",
+        scheduler=given["scheduler"],
+        thumbnails=gates["thumbnails"],
         command=command_line(),
     )
     data = DataChoice(validation=validation, validation_size=size, seed=given["seed"])

@@ -122,7 +122,7 @@ def depth_chart(anatomy: dict[str, Any]) -> Html:
             others = [(i, layer["sqnr_db"]) for i, layer in points if not layer["stream"]]
             axes.plot(*_columns(others), "o", color=colour, markersize=3.0, alpha=0.55)
             axes.plot(*_columns(stream), "-s", color=colour, markersize=4.0, linewidth=1.8, label=f"{name} graph")
-        axes.set_xlabel("depth of the network: layers in order; squares are the residual stream")
+        axes.set_xlabel("layers in order; squares are the residual stream")
         axes.set_ylabel("SQNR, dB")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=2)
 

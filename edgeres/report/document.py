@@ -58,7 +58,12 @@ _TIMES = (
     "drift_percent",
 )
 # What was asked of a run says nothing about how a bundle was made.
-_NO_FACTS = frozenset({"model", "weights", "labels", "output", "validation", "validation_size", "calibration"})
+_NO_FACTS = frozenset(
+    {
+        *("model", "weights", "labels", "output", "validation", "validation_size", "calibration"),
+        *("scheduler", "thumbnails"),
+    }
+)
 
 
 @dataclass(frozen=True)

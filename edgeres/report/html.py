@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
 from collections.abc import Iterable
-from importlib.resources import files
-from string import Template
 from typing import Any
 
 from edgeres.report.charts import depth_chart, latency_chart, missing
 from edgeres.report.html_accuracy import SHOWN_ROWS, accuracy_section
 from edgeres.report.markup import Html, el, join, more, prose, section, table
+from edgeres.report.page import render_page
 from edgeres.report.text import (
     NOT_MEASURED,
     Report,
@@ -36,10 +34,9 @@ LISTED_NAMES = 3
 
 def render_html(report: Report) -> str:
     """The whole page as text, to be written as UTF-8."""
-    page = Template(files("edgeres.report").joinpath("template.html").read_text(encoding="utf-8"))
     parts = (_head, _tiles, _gates, _checks, _baseline, accuracy_section, _latency, _inside, _sizes, _quantization)
     title = f"{report['model']['name']} INT8: {_word(report).lower()}"
-    return page.substitute(title=html.escape(title), body=join(part(report) for part in (*parts, _provenance)))
+    return render_page(title, join(part(report) for part in (*parts, _provenance)))
 
 
 _WORDS = {"passed": "Passed", "failed": "Failed", "unsure": "Cannot tell"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
-_VOID = frozenset({"img"})
+_VOID = frozenset({"img", "input"})
 
 
 class Html(str):

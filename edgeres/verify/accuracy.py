@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from edgeres.data.base import Source
     from edgeres.data.loader import Batch, Loader
     from edgeres.runtime.runner import Runner
+    from edgeres.verify.inputs import BetterInput
 
 TOP_K = 5
 
@@ -72,6 +76,7 @@ class Comparison:
         names: of the images about which any candidate differs from the reference, by position in ``labels``.
         indices: of those images in the source.
         pixels: what the images look like on average; None where nobody looked.
+        better_input: another way to prepare images with which FP32 is right far more often; None where none was found.
     """
 
     labels: I64
@@ -81,6 +86,7 @@ class Comparison:
     names: dict[int, str]
     indices: dict[int, int] = field(default_factory=dict)
     pixels: Pixels | None = None
+    better_input: BetterInput | None = None
 
     @property
     def images(self) -> int:
@@ -190,6 +196,8 @@ def compare(
     loader: Loader,
     spec: ModelSpec,
     progress: Progress = SILENT,
+    *,
+    workers: int = 1,
 ) -> Comparison:
     """Run the reference and every candidate over the same batches.
 
@@ -200,6 +208,8 @@ def compare(
         reference: the FP32 graph.
         candidates: INT8 graphs by name (``tensorrt``, ``cpu``).
         spec: of the network; its labels say how many outputs there must be.
+        workers: graphs that run at a time, each in a thread of its own; the answers are the same. Runners of one
+            thread each then keep all cores busy, where one of many threads waits for its slowest after every layer.
 
     Raises:
         ModelError: an output is not finite (with the image's name) or does not fit the labels.
@@ -212,15 +222,13 @@ def compare(
     labels: list[I64] = []
     positions: list[I64] = []
     with progress.task("comparing INT8 with FP32", total=len(source)) as advance:
-        for batch in loader:
-            _check_labels(batch, spec, source)
-            truth = _scores(reference, batch, spec, source)
+        for batch, scores in _scored([reference, *candidates.values()], loader, spec, workers):
+            truth = scores[0]
             first.add(truth, batch.labels)
             signal = _logits(truth, spec)
-            for tally in tallies.values():
-                scores = _scores(tally.runner, batch, spec, source)
-                tally.add(scores, batch.labels)
-                tally.add_noise(signal, _logits(scores, spec))
+            for tally, found in zip(tallies.values(), scores[1:], strict=True):
+                tally.add(found, batch.labels)
+                tally.add_noise(signal, _logits(found, spec))
             pixels.add(batch.inputs)
             labels.append(batch.labels)
             positions.append(batch.indices)
@@ -234,6 +242,32 @@ def compare(
     where = {i: int(indices[i]) for i in differing}
     names = {i: source.name(index) for i, index in where.items()}
     return Comparison(np.concatenate(labels), spec.num_classes, base, answers, names, where, pixels.pixels)
+
+
+def _scored(
+    runners: Sequence[Runner], loader: Loader, spec: ModelSpec, workers: int
+) -> Iterator[tuple[Batch, list[F32]]]:
+    """Batches in order with the scores of every runner; a few batches are under way at a time."""
+    source = loader.source
+    if workers == 1:
+        for batch in loader:
+            _check_labels(batch, spec, source)
+            yield batch, [_scores(runner, batch, spec, source) for runner in runners]
+        return
+    waiting: deque[tuple[Batch, list[Future[F32]]]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="edgeres-verify")
+    try:
+        for batch in loader:
+            _check_labels(batch, spec, source)
+            waiting.append((batch, [pool.submit(_scores, runner, batch, spec, source) for runner in runners]))
+            if len(waiting) > workers:
+                done, scores = waiting.popleft()
+                yield done, [score.result() for score in scores]
+        while waiting:
+            done, scores = waiting.popleft()
+            yield done, [score.result() for score in scores]
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _scores(runner: Runner, batch: Batch, spec: ModelSpec, source: Source) -> F32:

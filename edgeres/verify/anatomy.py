@@ -13,8 +13,9 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from edgeres.data.loader import Loader
 from edgeres.progress import SILENT, Progress
 from edgeres.records import F32, F64
 from edgeres.runtime.ort import OrtRunner
+from edgeres.verify.inputs import Zeros
 
 if TYPE_CHECKING:
     from edgeres.graph.view import GraphView
@@ -73,6 +75,7 @@ class Anatomy:
         ranges: of every quantized activation.
         per_tensor: nodes whose weights share one scale for all output channels.
         weights: quantized weights in all.
+        zeros: of the FP32 tensors behind a ReLU that calibration saw, too.
     """
 
     images: int
@@ -80,9 +83,11 @@ class Anatomy:
     ranges: tuple[RangeFit, ...] = ()
     per_tensor: tuple[str, ...] = ()
     weights: int = 0
+    zeros: tuple[Zeros, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         plain: dict[str, Any] = asdict(self)
+        del plain["zeros"]  # for a check alone
         return plain | {name: list(plain[name]) for name in ("layers", "ranges", "per_tensor")}
 
 
@@ -92,7 +97,11 @@ def missing() -> str | None:
 
 
 def dissect(
-    fp32: Path, candidates: Mapping[str, Path], loader: Loader, progress: Progress = SILENT
+    fp32: Path,
+    candidates: Mapping[str, Path],
+    loader: Loader,
+    progress: Progress = SILENT,
+    zeros: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, Anatomy]:
     """Look inside every INT8 graph of a bundle, with float arithmetic between Q/DQ pairs.
 
@@ -100,6 +109,7 @@ def dissect(
         fp32: the reference.
         candidates: INT8 graphs by name, with the same node names.
         loader: of the validation images; :data:`IMAGES` of them are used, evenly spread.
+        zeros: share of zeros by tensor of the FP32 graph, as calibration saw it.
     """
     from edgeres.graph.normalize import load_onnx
     from edgeres.graph.view import GraphView
@@ -109,7 +119,12 @@ def dissect(
     chosen = np.unique(np.linspace(0, len(source) - 1, IMAGES).astype(np.int64))
     view = View(source, chosen, source.labels[chosen], source.classes, source.description)
     few = Loader(view, loader.preprocess, _BATCH, on_unreadable="skip")
-    return {name: _dissect(reference, GraphView(load_onnx(path)), few, progress) for name, path in candidates.items()}
+    found = {}
+    for name, path in candidates.items():
+        anatomy, now = _dissect(reference, GraphView(load_onnx(path)), few, progress)
+        known = (Zeros(tensor, zeros[tensor], share) for tensor, share in now.items() if tensor in zeros)
+        found[name] = replace(anatomy, zeros=tuple(known))
+    return found
 
 
 @dataclass
@@ -175,7 +190,10 @@ class _Place:
     theirs: str
 
 
-def _dissect(reference: GraphView, candidate: GraphView, loader: Loader, progress: Progress) -> Anatomy:
+def _dissect(
+    reference: GraphView, candidate: GraphView, loader: Loader, progress: Progress
+) -> tuple[Anatomy, dict[str, float]]:
+    """The INT8 graph, and the share of zeros in the tensors of the FP32 graph that were looked at."""
     from edgeres.calibrate.forward import with_outputs
 
     places = list(_places(reference, candidate))
@@ -185,6 +203,7 @@ def _dissect(reference: GraphView, candidate: GraphView, loader: Loader, progres
     theirs = dict.fromkeys((*(place.theirs for place in places), *ranges))
     taps = with_outputs(candidate.model, [name for name in theirs if name != candidate.input])
     seen = 0
+    zeros = dict.fromkeys((place.tensor for place in places), 0.0)
     with (
         OrtRunner(ours) as first,
         OrtRunner(taps, integer=False) as second,
@@ -195,6 +214,8 @@ def _dissect(reference: GraphView, candidate: GraphView, loader: Loader, progres
             found = second.infer({candidate.input: batch.inputs}) | {candidate.input: batch.inputs}
             for place, pair in zip(places, pairs, strict=True):
                 pair.add(expected[place.tensor], found[place.theirs])
+                values = expected[place.tensor]
+                zeros[place.tensor] += len(values) * (1 - np.count_nonzero(values) / values.size)
             for tensor, fit in ranges.items():
                 fit.add(found[tensor])
             seen += len(batch.inputs)
@@ -203,7 +224,8 @@ def _dissect(reference: GraphView, candidate: GraphView, loader: Loader, progres
     fits = (fit.fit(tensor) for tensor, fit in ranges.items())
     weights = list(_weights(candidate))
     shared = tuple(node for node, scales, channels in weights if scales == 1 < channels)
-    return Anatomy(seen, tuple(layers), tuple(fits), shared, len(weights))
+    anatomy = Anatomy(seen, tuple(layers), tuple(fits), shared, len(weights))
+    return anatomy, {tensor: share / max(seen, 1) for tensor, share in zeros.items()}
 
 
 def _places(reference: GraphView, candidate: GraphView) -> Iterator[_Place]:

@@ -39,7 +39,7 @@ class Baseline:
     any_machine: bool = False
 
 
-def accept(report: Mapping[str, Any], where: Path) -> Json:
+def accept(report: Mapping[str, Any], where: str | Path) -> Json:
     """The content of baseline.json for a report that was accepted.
 
     Args:
@@ -109,7 +109,7 @@ def _check(document: Mapping[str, Any]) -> None:
     Raises:
         KeyError, TypeError, AttributeError, InputError: something is not.
     """
-    for part in ("accepted", "validation", "environment", "facts", "files", "latency"):
+    for part in ("accepted", "outcome", "validation", "environment", "facts", "files", "sizes", "latency"):
         document[part]
     for part in _LATENCY:
         document["latency"][part]

@@ -225,11 +225,15 @@ def _slowdown(baseline: Baseline, run: Run, reasons: dict[str, str]) -> Json:
 def _from_run_to_run(measured: Mapping[str, Any]) -> Estimate:
     """A speedup with an interval that also holds for another run."""
     low, high = measured["speedup_ci95"]
-    crowded = any(_mean_ms(measured, name) > CROWDED * measured[name]["p50_ms"] for name in ("fp32", "int8"))
-    spread = Z95 * (RUN_TO_RUN_CROWDED if crowded else RUN_TO_RUN)
+    spread = Z95 * (RUN_TO_RUN_CROWDED if crowded(measured) else RUN_TO_RUN)
     value: float = measured["speedup"]
     below, above = (math.hypot(math.log(high / low), spread) for low, high in ((low, value), (value, high)))
     return Estimate(value, value * math.exp(-below), value * math.exp(above))
+
+
+def crowded(measured: Mapping[str, Any]) -> bool:
+    """Whether others took so much of the machine that it shows; of a section ``latency`` that was measured."""
+    return any(_mean_ms(measured, name) > CROWDED * measured[name]["p50_ms"] for name in ("fp32", "int8"))
 
 
 def _mean_ms(measured: Mapping[str, Any], name: str) -> float:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from edgeres.bundle import CALIBRATION
+from edgeres.data.choose import DataChoice
 from edgeres.data.loader import Loader
 from edgeres.progress import SILENT, Progress
 from edgeres.records import Measurement, ModelSpec
@@ -17,9 +20,13 @@ from edgeres.runtime.runner import Feed, Runner
 from edgeres.verify import anatomy
 from edgeres.verify.accuracy import Comparison, compare
 from edgeres.verify.anatomy import Anatomy
+from edgeres.verify.distributed import compare_on
+from edgeres.verify.inputs import better_input, zeros_of
 from edgeres.verify.latency import LatencyPlan, measure
 from edgeres.verify.thumbnails import thumbnails
 
+# Graphs that run at a time; each holds the activations of a batch, so more cores give each of them more threads.
+MOST_WORKERS = 4
 LATENCY_SCOPE = "host to host, batch 1, 1 thread"
 
 
@@ -57,7 +64,28 @@ class Verified:
     thumbnails: Mapping[str, str] = field(default_factory=dict)
 
 
-def verify(graphs: Graphs, spec: ModelSpec, loader: Loader, progress: Progress = SILENT) -> Verified:
+@dataclass(frozen=True)
+class VerifyPlan:
+    """How to verify.
+
+    Attributes:
+        scheduler: address of a Dask scheduler whose workers run the graphs over the images; None: this machine does.
+        data: the user's words for the images, by which those workers open them.
+        thumbnails: whether pictures of what INT8 gets wrong leave with the report.
+    """
+
+    scheduler: str | None = None
+    data: DataChoice = DataChoice()
+    thumbnails: bool = True
+
+
+def verify(
+    graphs: Graphs,
+    spec: ModelSpec,
+    loader: Loader,
+    progress: Progress = SILENT,
+    plan: VerifyPlan = VerifyPlan(),
+) -> Verified:
     """Run every image through every graph once, look inside, then time FP32 and the CPU graph side by side.
 
     The graph for TensorRT runs with float arithmetic between its Q/DQ pairs, as TensorRT computes; its latency on a CPU
@@ -67,24 +95,37 @@ def verify(graphs: Graphs, spec: ModelSpec, loader: Loader, progress: Progress =
         SourceError: images cannot be read, or labels do not fit.
         ModelError: a graph cannot be loaded, or gives outputs that are not finite.
     """
-    with ExitStack() as stack:
-        fp32 = stack.enter_context(OrtRunner(graphs.fp32))
-        int8: dict[str, Runner] = {
-            style: stack.enter_context(OrtRunner(path, integer=style == "cpu")) for style, path in graphs.int8.items()
-        }
-        comparison = compare(fp32, int8, loader, spec, progress)
+    if plan.scheduler is None:
+        comparison = _compare(graphs, spec, loader, progress)
+    else:
+        files = {"fp32": graphs.fp32, **graphs.int8}
+        comparison = compare_on(plan.scheduler, files, spec, plan.data, loader, progress)
+    comparison = replace(comparison, better_input=better_input(graphs.fp32, loader, comparison))
     reasons: dict[str, str] = {}
     inside, latency = None, None
     if why := anatomy.missing():
         reasons["anatomy"] = why
     else:
-        inside = anatomy.dissect(graphs.fp32, graphs.int8, loader, progress)
+        zeros = zeros_of(graphs.fp32.with_name(CALIBRATION))
+        inside = anatomy.dissect(graphs.fp32, graphs.int8, loader, progress, zeros)
     if "cpu" in graphs.int8:
         latency = _latency(graphs, loader, progress)
     else:
         reasons["latency"] = "the bundle has no graph for this machine's CPU, and engines run on their device only"
-    pictures = thumbnails(loader.source, comparison, graphs.headline)
+    pictures = thumbnails(loader.source, comparison, graphs.headline) if plan.thumbnails else {}
     return Verified(comparison, latency, reasons, inside, pictures)
+
+
+def _compare(graphs: Graphs, spec: ModelSpec, loader: Loader, progress: Progress) -> Comparison:
+    cores = os.cpu_count() or 1
+    workers = min(cores, MOST_WORKERS)
+    with ExitStack() as stack:
+        fp32 = stack.enter_context(OrtRunner(graphs.fp32, threads=cores // workers))
+        int8: dict[str, Runner] = {
+            style: stack.enter_context(OrtRunner(path, threads=cores // workers, integer=style == "cpu"))
+            for style, path in graphs.int8.items()
+        }
+        return compare(fp32, int8, loader, spec, progress, workers=workers)
 
 
 def _latency(graphs: Graphs, loader: Loader, progress: Progress) -> Mapping[str, Measurement]:

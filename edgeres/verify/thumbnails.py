@@ -9,6 +9,7 @@ from PIL import Image
 
 from edgeres.data.base import Source
 from edgeres.errors import SourceError
+from edgeres.records import U8
 from edgeres.verify.accuracy import Comparison
 
 MOST, SIDE_PX = 24, 128
@@ -22,15 +23,21 @@ def thumbnails(source: Source, comparison: Comparison, headline: str) -> dict[st
     found: dict[str, str] = {}
     for name in [name for name in lost if name in index][:MOST]:
         try:
-            found[name] = _thumbnail(source, index[name])
+            found[name] = encode(thumbnail(source.image(index[name])))
         except SourceError:  # it could be read a moment ago; the report does without its picture
             continue
     return found
 
 
-def _thumbnail(source: Source, index: int) -> str:
-    picture = Image.fromarray(source.image(index))
+def thumbnail(pixels: U8) -> bytes:
+    """A JPEG file of an image, (H, W, 3) uint8 RGB, with its longer side at most :data:`SIDE_PX`."""
+    picture = Image.fromarray(pixels)
     picture.thumbnail((SIDE_PX, SIDE_PX), Image.Resampling.BILINEAR)
     stream = BytesIO()
     picture.save(stream, "JPEG", quality=80)
-    return base64.b64encode(stream.getvalue()).decode("ascii")
+    return stream.getvalue()
+
+
+def encode(jpeg: bytes) -> str:
+    """As it stands in a page and in report.json."""
+    return base64.b64encode(jpeg).decode("ascii")

@@ -1,0 +1,51 @@
+"""edgeres compare"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgeres.cli.options import UserPath, as_json
+from edgeres.cli.show import print_json
+
+
+@click.command("compare")
+@click.argument("builds", type=UserPath(), nargs=-1, required=True, metavar="BUNDLE|REPORT.json...")
+@click.option("--html", "page", type=UserPath(dir_okay=False), metavar="FILE", help="Write a page.")
+@click.option("--any-machine", is_flag=True, help="Compare latency with another machine's, too.")
+@as_json
+def command(builds: tuple[Path, ...], page: Path | None, any_machine: bool, as_json: bool) -> None:
+    """Tell what changed between builds, the likely cause first; each is compared with the first.
+
+    Options and versions, scales, Q/DQ pairs, accuracy (image by image where both saw the same images), latency,
+    sizes. A report.json of `edgeres verify -o DIR` holds everything but scales and Q/DQ pairs.
+
+    \b
+    edgeres compare accepted.edgeres resnet18.edgeres
+    edgeres compare monday/report.json tuesday/report.json --html compare.html
+    """
+    from edgeres.bundle import write_file
+    from edgeres.errors import UsageError
+    from edgeres.report.differences import compare_builds
+    from edgeres.report.html_compare import render_comparisons
+    from edgeres.report.sides import read_side
+    from edgeres.report.terminal_compare import render_comparison
+
+    if len(builds) < 2:
+        raise UsageError("nothing to compare it with", where=builds[0], hint="name two builds or more")
+    first, *others = map(read_side, builds)
+    pairs = [compare_builds(first, other, any_machine=any_machine) for other in others]
+    if page is not None:
+        write_file(page, render_comparisons(pairs).encode())
+    if as_json:
+        print_json(pairs)
+        return
+    from rich.console import Console
+
+    for i, pair in enumerate(pairs):
+        if i:
+            click.echo()
+        render_comparison(pair, Console(highlight=False))
+    if page is not None:
+        click.echo(f"\npage: {page}")

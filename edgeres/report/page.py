@@ -1,0 +1,15 @@
+"""The frame that every page has: one file, light and dark, for a phone as for a screen, without network."""
+
+from __future__ import annotations
+
+import html
+from importlib.resources import files
+from string import Template
+
+from edgeres.report.markup import Html
+
+
+def render_page(title: str, body: Html) -> str:
+    """The whole page as text, to be written as UTF-8."""
+    page = Template(files("edgeres.report").joinpath("template.html").read_text(encoding="utf-8"))
+    return page.substitute(title=html.escape(title), body=body)

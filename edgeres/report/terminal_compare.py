@@ -1,0 +1,104 @@
+"""Differences between builds in the terminal: the likely cause first, long tables cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from edgeres.report.compare_text import changed, graphs, ratio, scale, since, size, title, with_interval
+from edgeres.report.sides import Json
+from edgeres.report.text import NOT_MEASURED
+from edgeres.verify.gates import why_missing
+
+LISTED = 10
+
+
+def render_comparison(found: Json, console: Console) -> None:
+    """Print one pair of builds, no wider than the console."""
+    likely, *others = found["causes"]
+    console.print(Text(title(found), style="bold"))
+    console.print(Text(f"likely cause: {likely}", style="bold"))
+    for other in others:
+        console.print(Text(f"also: {other}"))
+    for block in _blocks(found):
+        console.print()
+        console.print(block)
+
+
+def _blocks(found: Json) -> Iterator[RenderableType]:
+    yield _figures(found)
+    yield _pairs(since(found))
+    yield from _scales(found)
+    yield from _placements(found)
+    yield _table(("size", "before", "after", "ratio"), map(size, found["sizes"]), right=(1, 2, 3))
+    rows = list(changed(found))
+    if rows:
+        yield _table(("changed", "before", "after"), rows, fold=(0, 1, 2))
+
+
+def _figures(found: Json) -> Table:
+    rows = (
+        (
+            name if side == "before" else "",
+            side,
+            NOT_MEASURED if row[side]["top1"] is None else f"{row[side]['top1']:.2f}",
+            with_interval(row[side]["drop_pp"], row[side]["drop_pp_ci95"]),
+            with_interval(row[side]["agreement"], row[side]["agreement_ci95"]),
+            NOT_MEASURED if row[side]["logit_sqnr_db"] is None else f"{row[side]['logit_sqnr_db']:.1f}",
+        )
+        for name, row in graphs(found)
+        for side in ("before", "after")
+    )
+    return _table(("graph", "", "top-1 %", "drop pp", "agreement %", "SQNR"), rows, right=(2, 3, 4, 5))
+
+
+def _pairs(rows: Iterable[tuple[str, str]]) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, words in rows:
+        table.add_row(Text(name), Text(words))
+    return table
+
+
+def _scales(found: Json) -> Iterator[RenderableType]:
+    if found["scales"] is None:
+        yield Text(f"scales: not compared, {why_missing('scales', found)}")
+        return
+    for style, scales in found["scales"].items():
+        what = "scales" if scales["of"] == "graph" else "ranges of calibration.json"
+        if not scales["changed"]:
+            yield Text(f"{what} of the {style} graph: none of {scales['tensors']} changed by more than 10 %")
+            continue
+        yield Text(f"{what} of the {style} graph: {scales['changed']} of {scales['tensors']} changed by more than 10 %")
+        rows = [
+            (row["tensor"], scale(row["before"]), scale(row["after"]), ratio(row["ratio"]))
+            for row in scales["rows"][: min(LISTED, scales["changed"])]
+        ]
+        yield _table(("tensor", "before", "after", "ratio"), rows, right=(1, 2, 3), fold=(0,))
+
+
+def _placements(found: Json) -> Iterator[RenderableType]:
+    for style, places in (found["placements"] or {}).items():
+        rows = [("gained", name, "") for name in places["gained"]] + [("lost", name, "") for name in places["lost"]]
+        rows += [("float", one["what"], one["reason"]) for one in places["left_in_float"]]
+        if rows:
+            beyond = len(rows) - LISTED
+            shown = rows[:LISTED] + ([("", f"and {beyond} more; --json has all", "")] if beyond > 0 else [])
+            yield _table(("Q/DQ", f"tensor of the {style} graph", "why"), shown, fold=(1, 2))
+    if found["placements"] is None:
+        yield Text(f"Q/DQ pairs: not compared, {why_missing('placements', found)}")
+
+
+def _table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), fold: Sequence[int] = ()
+) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="right" if i in right else "left", no_wrap=i not in fold, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table

@@ -1,0 +1,362 @@
+"""What is ready for CI, run as CI runs it: the shell steps out of the YAML files, in a fresh directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import yaml
+from bundles import write_images
+from click.testing import CliRunner
+from engine_graphs import resnet
+from junitparser import JUnitXml
+from onnx import numpy_helper
+from PIL import Image
+from test_cli import brief
+
+import edgeres
+from edgeres.bundle import GRAPHS, REPORT, Bundle, seal, write_json
+from edgeres.cli import cli
+from edgeres.steps import accept_baseline
+from edgeres.verify import stage
+
+ROOT = Path(__file__).parents[1]
+ACTION, GITLAB = ROOT / ".github/actions/verify/action.yml", ROOT / ".gitlab/edgeres-verify.yml"
+HOOKS, PAGE = ROOT / ".pre-commit-hooks.yaml", ROOT / "docs/ci.md"
+PX, CLASSES = 16, 10
+
+# The command itself, but its latency measured in a moment: what is under test is the shell around it.
+EDGERES = f"""#!/bin/sh
+exec {sys.executable} -c '
+import functools
+from edgeres.verify import stage
+stage.LatencyPlan = functools.partial(stage.LatencyPlan, warmup_seconds=0.0, min_seconds=0.01, block_seconds=0.001)
+from edgeres.cli import main
+main()
+' "$@"
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project: a network, images, a good bundle with its baseline, and one with a scale ten times too small."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "model.onnx").write_bytes(resnet(quantized=False, width=4, px=PX).SerializeToString())
+    write_images(folder / "images.npz", 40, PX, CLASSES)
+    images = folder / "images.npz"
+    given: dict[str, Any] = {"calibration": images, "validation": images, "effort": "fast", "targets": "cpu"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "LatencyPlan", brief())
+        edgeres.build(folder / "model.onnx", **given, output=folder / "good.edgeres")
+    write_json(folder / "baseline.json", accept_baseline(folder / "good.edgeres"))
+    shutil.copytree(folder / "good.edgeres", folder / "bad.edgeres")
+    shrink(folder / "bad.edgeres")
+    (folder / "bin").mkdir()
+    (folder / "bin" / "edgeres").write_text(EDGERES)
+    (folder / "bin" / "edgeres").chmod(0o755)
+    return folder
+
+
+def shrink(bundle: Path) -> None:
+    """One activation's scale ten times too small, sealed again as if nothing had happened."""
+    path = bundle / GRAPHS["cpu"]
+    model = onnx.load(path)
+    node = [node for node in model.graph.node if node.op_type == "QuantizeLinear"][3]
+    for tensor in model.graph.initializer:
+        if tensor.name == node.input[1]:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) / np.float32(10), tensor.name))
+    onnx.save(model, path)
+    seal(bundle, Bundle(bundle).manifest)
+
+
+@pytest.fixture
+def work(made: Path, tmp_path: Path) -> Path:
+    """A copy of the project, where a job runs."""
+    folder = tmp_path / "job"
+    shutil.copytree(made, folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A step that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def bash(script: str, folder: Path, env: Mapping[str, str], *options: str) -> Ended:
+    path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    kept = {name: value for name, value in os.environ.items() if name in {"HOME", "LANG", "LC_ALL"}}
+    done = subprocess.run(
+        ["bash", "--noprofile", "--norc", *options, "-c", script],
+        cwd=folder,
+        env={**kept, "PATH": path, "OMP_NUM_THREADS": "1", **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+# --------------------------------------------------------------------------------------------------------------- GitHub
+
+
+def action() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(ACTION.read_text(encoding="utf-8"))
+    return content
+
+
+def github(folder: Path, **inputs: str) -> tuple[Ended, str, dict[str, str]]:
+    """The action's shell steps as a runner runs them; how it ended, the job's summary, and the outputs."""
+    content = action()
+    given = {name: entry.get("default", "") for name, entry in content["inputs"].items()} | inputs
+    known = {f"inputs.{name}": value for name, value in given.items()} | {"github.action_path": str(ACTION.parent)}
+    for file in ("summary", "output"):
+        (folder / file).write_text("")
+    runner = {"GITHUB_STEP_SUMMARY": str(folder / "summary"), "GITHUB_OUTPUT": str(folder / "output")}
+    done = Ended(0, "", "")
+    for step in content["runs"]["steps"]:
+        if "run" not in step or done.code:
+            continue
+        assert step["shell"] == "bash"
+        env = {
+            name: re.sub(r"\$\{\{ *(\S+) *\}\}", lambda match: known[match[1]], value)
+            for name, value in step.get("env", {}).items()
+        }
+        assert "${{" not in step["run"]  # inputs reach the shell as variables alone, never as code
+        done = bash(step["run"], folder, runner | env, "-eo", "pipefail")
+    lines = (folder / "output").read_text().splitlines()
+    return done, (folder / "summary").read_text(), dict(line.split("=", 1) for line in lines)
+
+
+def test_the_action_passes_a_good_bundle(work: Path) -> None:
+    done, summary, outputs = github(work, bundle="good.edgeres", validation="images.npz", baseline="baseline.json")
+    assert (done.code, outputs) == (0, {"exit-code": "0"}), done
+    assert summary.startswith("## model in INT8: ")
+    report = json.loads((work / "edgeres-report" / REPORT).read_text())
+    assert report["baseline"]["same_images"] is True
+    assert (work / "edgeres-report" / "report.html").stat().st_size > 1000
+
+
+def test_the_action_fails_a_bad_one_and_says_why(work: Path) -> None:
+    done, summary, outputs = github(work, bundle="bad.edgeres", validation="images.npz", baseline="baseline.json")
+    assert (done.code, outputs) == (1, {"exit-code": "1"}), done
+    assert "❌ failed" in summary
+    assert "scales of activations" in summary
+    suites = JUnitXml.fromfile(str(work / "edgeres-report" / "edgeres.xml"))
+    assert any(case.name == "scales of activations" and case.result for suite in suites for case in suite)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "code", "words"),
+    [
+        ({"bundle": "nowhere"}, 3, "no such bundle"),
+        ({"bundle": "good.edgeres", "args": "--max-drop much"}, 2, "is not a number"),
+        ({"bundle": "good.edgeres", "args": "--allow 'x; touch pwned'"}, 2, "pwned"),
+    ],
+)
+def test_the_action_keeps_the_exit_code(work: Path, inputs: dict[str, str], code: int, words: str) -> None:
+    (work / "edgeres-report").mkdir()
+    (work / "edgeres-report" / "summary.md").write_text("of the run before")
+    done, summary, outputs = github(work, validation="images.npz", **inputs)
+    assert (done.code, outputs) == (code, {"exit-code": str(code)})
+    assert f"not verified, exit code {code}" in summary
+    assert words in summary
+    assert words in done.err
+    assert not (work / "pwned").exists()
+
+
+def test_more_options_reach_the_command(work: Path) -> None:
+    done, summary, _ = github(work, bundle="good.edgeres", validation="images.npz", args="--max-size-mb 0.000001")
+    assert done.code == 1
+    assert "size" in summary
+
+
+def test_the_report_is_uploaded_whatever_the_verdict() -> None:
+    upload = action()["runs"]["steps"][-1]
+    assert upload["uses"].startswith("actions/upload-artifact@")
+    assert "always()" in upload["if"]
+    assert upload["with"]["path"] == "${{ inputs.output }}"
+    install = action()["runs"]["steps"][0]["env"]["SOURCE"].replace("${{ github.action_path }}", str(ACTION.parent))
+    assert (Path(install) / "pyproject.toml").is_file()
+
+
+# --------------------------------------------------------------------------------------------------------------- GitLab
+
+
+def gitlab(folder: Path, shell: str = "bash", **variables: str) -> Ended:
+    job = yaml.safe_load(GITLAB.read_text(encoding="utf-8"))[".edgeres-verify"]
+    script = "\n".join((*job["before_script"], *job["script"]))
+    given = {**job["variables"], **variables}
+    return bash(f"exec {shell} -e -c {shlex.quote(script)}", folder, given)
+
+
+@pytest.mark.parametrize(("bundle", "code", "shell"), [("good.edgeres", 0, "bash"), ("bad.edgeres", 1, "sh")])
+def test_the_template_for_gitlab(work: Path, bundle: str, code: int, shell: str) -> None:
+    given = {"EDGERES_BUNDLE": bundle, "EDGERES_VALIDATION": "images.npz", "EDGERES_BASELINE": "baseline.json"}
+    assert gitlab(work, shell, **given).code == code
+    job = yaml.safe_load(GITLAB.read_text(encoding="utf-8"))[".edgeres-verify"]
+    suites = JUnitXml.fromfile(str(work / job["artifacts"]["reports"]["junit"]))
+    failed = [case.name for suite in suites for case in suite if case.result and case.result[0].type == "FAIL"]
+    assert ("scales of activations" in failed) is bool(code)
+    assert (work / job["artifacts"]["paths"][0] / "report.html").is_file()
+    assert job["artifacts"]["when"] == "always"
+
+
+def test_an_image_without_edgeres_says_what_to_set(work: Path) -> None:
+    shutil.rmtree(work / "bin")
+    job = yaml.safe_load(GITLAB.read_text(encoding="utf-8"))[".edgeres-verify"]
+    done = bash(job["before_script"][0], work, {**job["variables"], "PATH": "/usr/bin:/bin"}, "-e")
+    assert (done.code, "set EDGERES_INSTALL" in done.out) == (3, True)
+
+
+# -------------------------------------------------------------------------------------------- what a report gives away
+
+
+@pytest.mark.parametrize(
+    ("words", "table", "shown"),
+    [
+        ("", "", True),
+        ("--no-thumbnails", "", False),
+        ("", "thumbnails = false", False),
+        ("--thumbnails", "thumbnails = false", True),
+    ],
+)
+def test_images_leave_the_machine_only_where_they_may(
+    work: Path, monkeypatch: pytest.MonkeyPatch, words: str, table: str, shown: bool
+) -> None:
+    """One pixel for every image, in place of pictures of those that INT8 gets wrong."""
+    monkeypatch.setattr("edgeres.verify.stage.thumbnails", lambda *given: {"images[0]": "/9j/"})
+    monkeypatch.chdir(work)
+    (work / "pyproject.toml").write_text(f"[tool.edgeres]\n{table}\n")
+    arguments = ["verify", "good.edgeres", "--validation", "images.npz", "-o", "out", *words.split()]
+    CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert bool(json.loads((work / "out" / REPORT).read_text())["thumbnails"]) is shown
+
+
+# ----------------------------------------------------------------------------------------------------------- pre-commit
+
+
+def hook(folder: Path, *arguments: str) -> Ended:
+    (entry,) = yaml.safe_load(HOOKS.read_text(encoding="utf-8"))
+    assert entry["pass_filenames"] is False
+    return bash(" ".join((entry["entry"], *arguments)), folder, {})
+
+
+def test_the_hook_passes_what_fits_together(work: Path) -> None:
+    done = hook(work, "good.edgeres")
+    assert done.code == 0, done
+    assert [line.split()[0] for line in done.out.splitlines()] == ["ok"] * 3
+
+
+def test_the_hook_names_what_does_not(work: Path) -> None:
+    done = hook(work, "good.edgeres", "bad.edgeres")
+    assert done.code == 1
+    assert (
+        "FAIL  baseline of bad.edgeres: baseline.json is of another build, model.int8.cpu.onnx is another" in done.out
+    )
+    (work / "pyproject.toml").write_text("[tool.edgeres]\nmax-size-mb = 0.000001\n")
+    assert "FAIL  limits and baseline: the accepted build itself is beyond a limit: size" in hook(work).out
+    (work / "pyproject.toml").write_text("[tool.edgeres]\nmaxdrop = 1\n")
+    done = hook(work)
+    assert (done.code, "did you mean max-drop?" in done.err) == (2, True)
+
+
+def test_the_hook_refuses_what_was_accepted_although_it_failed(work: Path) -> None:
+    baseline = json.loads((work / "baseline.json").read_text())
+    write_json(work / "baseline.json", baseline | {"outcome": "failed"})
+    assert (hook(work).code, "accepted although a gate had failed" in hook(work).out) == (1, True)
+    (work / "baseline.json").write_text("{")
+    assert hook(work).code == 3
+    (work / "baseline.json").unlink()
+    assert hook(work).code == 3
+
+
+def test_the_hook_finds_a_file_that_was_changed_after_it_was_written(work: Path) -> None:
+    with (work / "good.edgeres" / GRAPHS["cpu"]).open("ab") as stream:
+        stream.write(b"x")
+    done = hook(work, "good.edgeres")
+    assert (done.code, "was changed after it was written" in done.err) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("path", "wanted"),
+    [
+        ("pyproject.toml", True),
+        ("ci/baseline.json", True),
+        ("baseline-arm.json", True),
+        ("resnet18.edgeres/manifest.json", True),
+        ("README.md", False),
+    ],
+)
+def test_the_hook_runs_where_it_has_something_to_look_at(path: str, wanted: bool) -> None:
+    (entry,) = yaml.safe_load(HOOKS.read_text(encoding="utf-8"))
+    assert bool(re.search(entry["files"], path)) is wanted
+
+
+# ------------------------------------------------------------------------------------------------------------- the page
+
+
+def test_the_page_does_what_it_says(work: Path) -> None:
+    """Every command and every file of docs/ci.md, in the order of the page, in a new repository."""
+    project = work / "project"
+    for part, seed in (("train", 1), ("val", 0)):
+        pictures(project / "data" / part, seed)
+    shutil.copy(work / "model.onnx", project)
+    shutil.copytree(work / "bin", project / "bin")
+    env = {f"GIT_{who}_{what}": "a@b.c" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    assert bash("git init -q", project, env).code == 0
+    workflow, written = "", list[str]()
+    for where, kind, text in blocks(PAGE.read_text(encoding="utf-8")):
+        if kind == "bash":
+            done = bash(text, project, env, "-e")
+            assert done.code == 0, (text, done)
+            if "-o model.edgeres" in text:
+                shutil.copytree(project / "model.edgeres", project / "accepted.edgeres")
+        else:
+            (project / where).parent.mkdir(parents=True, exist_ok=True)
+            (project / where).write_text(text)
+            written.append(where)
+            workflow = text if where.startswith(".github") else workflow
+    assert written == ["pyproject.toml", ".github/workflows/verify.yml", ".gitlab-ci.yml", ".pre-commit-config.yaml"]
+    assert {"compare.html", "sheet.html", "edgeres-report", "baseline.json"} <= {p.name for p in project.iterdir()}
+    step = yaml.safe_load(workflow)["jobs"]["verify"]["steps"][-1]
+    assert (ROOT / step["uses"].split("/", 2)[2].split("@")[0] / "action.yml").is_file()
+    assert github(project, **step["with"])[0].code == 0
+    job = yaml.safe_load((project / ".gitlab-ci.yml").read_text())["verify"]
+    assert gitlab(project, **job["variables"]).code == 0
+    (used,) = yaml.safe_load((project / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    assert used["id"] == yaml.safe_load(HOOKS.read_text(encoding="utf-8"))[0]["id"]
+    assert hook(project, *used["args"]).code == 0
+    shrink(project / "model.edgeres")  # the pull request that breaks it
+    assert hook(project, *used["args"]).code == 1
+    assert github(project, **step["with"])[0].code == 1
+
+
+def blocks(page: str) -> list[tuple[str, str, str]]:
+    """The file that is named ahead of each block, its language, its text."""
+    found = re.findall(r"(?:`([^`]+)`[^`]*?:\n\n)?```(\w+)\n(.*?)```", page, re.S)
+    assert len(found) == page.count("\n```") // 2
+    return [(where, kind, text) for where, kind, text in found]
+
+
+def pictures(folder: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for i in range(40):
+        path = folder / f"class {i % CLASSES}" / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (PX, PX, 3), np.uint8)).save(path)
