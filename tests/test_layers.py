@@ -24,9 +24,18 @@ README = ROOT.parent / "README.md"
 LAYERS = (
     ("edgeres", "edgeres._version", "edgeres.errors", "edgeres.progress"),
     ("edgeres.records",),
-    ("edgeres.data", "edgeres.bundle"),
+    # What a robot needs of engine/: the vendor's package, this GPU, and the vendor's errors in words.
+    (
+        "edgeres.data",
+        "edgeres.bundle",
+        "edgeres.engine.gpu",
+        "edgeres.engine.targets",
+        "edgeres.engine.vendor",
+        "edgeres.engine.words",
+    ),
     ("edgeres.runtime",),
     (
+        "edgeres.bench",
         "edgeres.calibrate",
         "edgeres.doctor",
         "edgeres.engine",
@@ -166,14 +175,14 @@ def test_the_base_install_says_what_a_step_needs(command: list[str], extra: str)
     assert lines == [wanted, "3"]
 
 
-def test_the_runtime_brings_numpy_and_pillow_alone() -> None:
+def test_the_runtime_brings_numpy_alone() -> None:
     code = (
         "import sys; before = set(sys.modules)\n"
         "import edgeres.runtime\n"
         "new = {name.split('.')[0] for name in set(sys.modules) - before}\n"
         "print(*sorted(n for n in new - set(sys.stdlib_module_names) if not n.startswith('_')))"
     )
-    assert in_new_python(code).split() == ["PIL", "edgeres", "numpy"]
+    assert in_new_python(code).split() == ["edgeres", "numpy"]
 
 
 def test_the_list_of_commands_loads_none_of_them() -> None:

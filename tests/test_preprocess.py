@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from edgeres.data.files import read_image
 from edgeres.data.preprocess import apply, geometry, normalize
+from edgeres.data.window import Window, window
 from edgeres.errors import InputError, UsageError
 from edgeres.records import F64, U8, Preprocess
 
@@ -200,3 +201,148 @@ def test_photographs_against_torch():
         image = read_image(file)
         reference = (torch.from_numpy(reference_geometry(image, IMAGENET)).float().permute(2, 0, 1) / 255 - mean) / std
         assert np.abs(apply(image, IMAGENET) - reference.numpy()).max() <= 1.001 / 255 / 0.224
+
+
+def whole(image: U8, p: Preprocess) -> U8:
+    """Resize all of the image, width then height, and crop from that: Pillow and slices alone."""
+    height, width = image.shape[:2]
+    size = p.crop_px
+    if p.resize_px is not None:
+        box = [side * p.resize_px // min(p.crop_px) for side in p.crop_px]
+        scale = max(Fraction(box[0], height), Fraction(box[1], width))
+        size = (int(height * scale), int(width * scale))
+    filter_ = Image.Resampling[p.interpolation.upper()]
+    resized = np.asarray(Image.fromarray(image).resize((size[1], height), filter_).resize(size[::-1], filter_))
+    out = np.zeros((*p.crop_px, 3), np.uint8)
+    source, target = zip(*(overlap(have, want) for have, want in zip(size, p.crop_px, strict=True)), strict=True)
+    out[target] = resized[source]
+    return out
+
+
+filters = st.sampled_from(("nearest", "bilinear", "bicubic", "lanczos"))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 300), st.tuples(side, side), st.none() | st.integers(1, 90), filters)
+def test_what_the_crop_leaves_out_changes_no_bit(height, width, crop, resize, interpolation):
+    p = Preprocess(crop, resize_px=resize, interpolation=interpolation)
+    long, short = max(height, width), min(height, width)
+    assume(resize is None or resize * max(crop) * long < 3000 * min(crop) * short)
+    assume(resize is None or (resize * height >= long and resize * width >= long))  # no side vanishes
+    image = noise(height, width)
+    np.testing.assert_array_equal(geometry(image, p), whole(image, p))
+
+
+CAMERAS = [(720, 1280), (1080, 1920), (480, 640), (480, 848), (360, 640), (600, 800), (1536, 2048), (1200, 1920)]
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("size", CAMERAS, ids=lambda size: f"{size[1]}x{size[0]}")
+def test_camera_sizes_to_the_last_bit(size, interpolation):
+    image = noise(*size)
+    for p in (IMAGENET, Preprocess((224, 224), resize_px=232), Preprocess((192, 320), resize_px=200)):
+        p = replace(p, interpolation=interpolation)
+        np.testing.assert_array_equal(geometry(image, p), whole(image, p))
+
+
+def test_photographs_to_the_last_bit():
+    """As they are, and as a 720p camera would deliver them."""
+    files = sorted(PHOTOGRAPHS.rglob("*.JPEG"))[:40]
+    if not files:
+        pytest.skip("the sample photographs are not here")
+    for index, file in enumerate(files):
+        image = read_image(file)
+        if index % 4 == 0:
+            image = np.asarray(Image.fromarray(image).resize((1280, 720)))
+        np.testing.assert_array_equal(geometry(image, IMAGENET), whole(image, IMAGENET))
+
+
+def test_views_are_what_their_copies_are():
+    image = noise(90, 120)
+    wide = np.zeros((95, 130, 4), np.uint8)
+    wide[2:92, 5:125, :3] = image
+    cases = {
+        "padded rows": np.ascontiguousarray(wide[..., :3])[2:92, 5:125],
+        "four bytes": wide[2:92, 5:125, :3],
+        "four bytes, the last row's last pixel at the end": np.concatenate([image, image[..., :1]], -1)[..., :3],
+        "reversed channels": np.ascontiguousarray(image[..., ::-1])[..., ::-1],
+        "four bytes reversed": np.ascontiguousarray(wide[2:92, 5:125, [2, 1, 0, 3]])[..., 2::-1],
+        "upside down": np.ascontiguousarray(image[::-1])[::-1],
+        "mirrored": np.ascontiguousarray(image[:, ::-1])[:, ::-1],
+        "Fortran": np.asfortranarray(image),
+        "planes": np.ascontiguousarray(image.transpose(2, 0, 1)).transpose(1, 2, 0),
+        "every second": np.repeat(np.repeat(image, 2, 0), 2, 1)[::2, ::2],
+        "from bytes": np.frombuffer(image.tobytes(), np.uint8).reshape(image.shape),
+        "three of a line of bytes": np.lib.stride_tricks.as_strided(np.frombuffer(image.tobytes(), np.uint8),
+                                                                     image.shape, image.strides),
+    }  # fmt: skip
+    for p in (Preprocess((32, 32), resize_px=40), Preprocess((50, 200), resize_px=20)):
+        expected = whole(image, p)
+        for name, view in cases.items():
+            np.testing.assert_array_equal(geometry(view, p), expected, err_msg=name)
+
+
+def test_gray_seen_as_three_channels_is_resized_once():
+    gray = noise(300, 400)[..., 0]
+    p = Preprocess((64, 64), resize_px=72, channel_order="BGR")
+    expected = whole(np.stack([gray] * 3, axis=-1), p)
+    np.testing.assert_array_equal(geometry(np.broadcast_to(gray[..., None], (300, 400, 3)), p), expected)
+
+
+def test_a_720p_frame_needs_three_periods_of_five():
+    """The worked number of :mod:`edgeres.data.window`."""
+    assert window(1280, 455, (116, 340), "bilinear") == Window((256, 1024), (0, 768), 273, (25, 249))
+    rows = window(720, 256, (16, 240), "bilinear")
+    assert rows.size == 224 and rows.keep == (0, 224) and rows.read[0] <= 43 and rows.read[1] >= 677
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 3000), st.integers(1, 1500), st.integers(0, 1500), st.integers(1, 1500), filters)
+def test_a_window_reads_all_that_its_outputs_reach(have, want, first, count, interpolation):
+    first = min(first, want - 1)
+    keep = (first, min(first + count, want))
+    found = window(have, want, keep, interpolation)
+    reach = {"nearest": 1, "bilinear": 1, "bicubic": 2, "lanczos": 3}[interpolation] * max(Fraction(have, want), 1)
+    low, high = ((Fraction(2 * i + 1, 2) * Fraction(have, want)) for i in (keep[0], keep[1] - 1))
+    if have != want:
+        assert found.read[0] <= max(low - reach, 0) and found.read[1] >= min(high + reach, have)
+        assert Fraction(found.box[1] - found.box[0], found.size) == Fraction(have, want)
+    assert found.keep[1] - found.keep[0] == keep[1] - keep[0]
+    start = Fraction(found.read[0] + found.box[0]) * want / have + found.keep[0]
+    assert start == keep[0]
+    assert 0 <= found.box[0] < found.box[1] <= found.read[1] - found.read[0] <= have
+
+
+def test_where_a_weight_could_round_two_ways_all_is_computed(monkeypatch):
+    monkeypatch.setattr("edgeres.data.window._CLEAR_OF_TIE", 1.0)
+    window.cache_clear()
+    try:
+        assert window(1280, 455, (116, 340), "bilinear") == Window((0, 1280), (0, 1280), 455, (116, 340))
+        image = noise(720, 1280)
+        np.testing.assert_array_equal(geometry(image, IMAGENET), whole(image, IMAGENET))
+    finally:
+        window.cache_clear()
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_an_array_that_is_given_is_filled(layout):
+    image = noise(40, 50)
+    for p in (
+        Preprocess((8, 8), layout=layout),
+        Preprocess((8, 8), mean=(128.0,) * 3, std=(1.0,) * 3, pixel_scale=1.0),
+    ):
+        p = replace(p, layout=layout)
+        room = np.full((2, *apply(image, p).shape), np.nan, np.float32)
+        assert np.shares_memory(apply(image, p, room[1]), room)
+        np.testing.assert_array_equal(room[1], apply(image, p))
+        assert np.isnan(room[0]).all()
+
+
+def test_the_byte_less_128_is_a_whole_number():
+    """What a graph with exact input takes: the float32 is the code itself."""
+    image = noise(30, 30)
+    p = Preprocess((30, 30), mean=(128.0,) * 3, std=(1.0,) * 3, pixel_scale=1.0)
+    expected = image.transpose(2, 0, 1).astype(np.int64) - 128
+    np.testing.assert_array_equal(apply(image, p), expected)
+    np.testing.assert_array_equal(apply(image, replace(p, mean=(128.0, 127.0, 0.5)))[1], expected[1] + 1)
+    np.testing.assert_array_equal(apply(image, replace(p, mean=(128.0, 127.0, 0.5)))[2], image[..., 2] - 0.5)

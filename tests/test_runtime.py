@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +222,16 @@ def test_the_package_offers_the_runtime_by_name(path: Path) -> None:
         edgeres.load(path / "nowhere")
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         _ = edgeres.lode
+
+
+def test_the_benchmark_measures_each_thing(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    benchmark: Any = __import__("runtime")
+    monkeypatch.setattr(benchmark, "PROCESSES", 1)
+    benchmark.main([str(path), "--rounds", "3", "--inferences", "80", "--json"])
+    result = json.loads(capsys.readouterr().out)
+    assert result["import"]["edgeres.runtime_s"] > result["import"]["numpy_s"] / 2 > 0
+    assert result["overhead"]["call_ms"] > 0 and result["overhead"]["rounds"] == 3
+    assert result["1280x720 by the bundle"]["crop_px"] == [SIDE, SIDE]
+    assert result["1280x720 by ImageNet's usual"]["resize_px"] == 256
+    assert result["steady memory"]["inferences"] == 80 and result["steady memory"]["wrong"] == 0

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from edgeres.data.base import Role, Source
 from edgeres.data.tree import CLASSES_BELOW, Tree, arrange, is_hidden, split
@@ -36,6 +35,8 @@ def read_image(file: str | Path | IO[bytes], name: str | None = None) -> U8:
     Raises:
         SourceError: ``where`` is ``name`` (or the file), ``what`` the cause in a few words.
     """
+    from PIL import Image, UnidentifiedImageError
+
     try:
         with Image.open(file, formats=_formats()) as image:
             return np.asarray(image.convert("RGB"))
@@ -71,6 +72,8 @@ def _formats() -> tuple[str, ...]:
     All are loaded first, because Pillow's own search, which loads them on demand, can miss one that another thread is
     just loading. A Pillow built without WebP does not have it.
     """
+    from PIL import Image
+
     Image.init()
     return tuple(form for form in ("JPEG", "PNG", "BMP", "PPM", "WEBP", "TIFF", "GIF") if form in Image.OPEN)
 

@@ -6,17 +6,26 @@ Geometry is what torchvision's ``Resize`` and ``CenterCrop`` do to a PIL image, 
 here what it saw in training. Pixel values are normalized through a table of 256 entries per channel, each computed in
 float64 and rounded once to float32. No release of Pillow, order of operations, compiler or vector unit can change a
 result, and another language reproduces it with the same table.
+
+What the crop will not keep is not computed, where that changes no bit of the rest; see :mod:`edgeres.data.window`.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
+from edgeres.data.window import Window, window
 from edgeres.errors import InputError, UsageError
 from edgeres.records import F32, U8, Preprocess
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# How Pillow's raw decoder names the bytes of a pixel, by their distances in memory: from pixel to pixel, R to G.
+_RAW_MODES = {(3, 1): "RGB", (3, -1): "BGR", (4, 1): "RGBX", (4, -1): "BGRX"}
 
 
 def geometry(image: U8, p: Preprocess) -> U8:
@@ -28,7 +37,8 @@ def geometry(image: U8, p: Preprocess) -> U8:
     (``resize_px < min(crop_px)``) it is padded with black on all sides, as torchvision does.
 
     Args:
-        image: (H, W, 3) uint8 RGB.
+        image: (H, W, 3) uint8 RGB, in any memory layout. Views of a camera's bytes are read in place: padded rows,
+            ``bgr[..., ::-1]``, ``rgba[..., :3]``, gray broadcast to three channels.
 
     Returns:
         (*p.crop_px, 3) uint8, contiguous.
@@ -44,11 +54,12 @@ def geometry(image: U8, p: Preprocess) -> U8:
     return np.ascontiguousarray(image if p.channel_order == "RGB" else image[..., ::-1])
 
 
-def normalize(pixels: U8, p: Preprocess) -> F32:
+def normalize(pixels: U8, p: Preprocess, out: F32 | None = None) -> F32:
     """``(pixel * pixel_scale - mean) / std`` per channel, as float32.
 
     Args:
         pixels: (..., H, W, 3) uint8 in ``p.channel_order``.
+        out: where to write it, of just the shape that is returned; None: into a new array.
 
     Returns:
         float32, contiguous: (..., 3, H, W) for the layout NCHW, (..., H, W, 3) for NHWC.
@@ -57,17 +68,22 @@ def normalize(pixels: U8, p: Preprocess) -> F32:
         UsageError: mean and std do not describe three channels, or cannot be divided by.
     """
     *leading, height, width, _ = pixels.shape
-    out = np.empty((*leading, 3, height, width) if p.layout == "NCHW" else pixels.shape, np.float32)
+    if out is None:
+        out = np.empty((*leading, 3, height, width) if p.layout == "NCHW" else pixels.shape, np.float32)
     planes = out if p.layout == "NCHW" else np.moveaxis(out, -1, -3)
+    level = _level(p)
+    if level is not None:
+        np.subtract(np.moveaxis(pixels, -1, -3), level, out=planes)
+        return out
     for channel, values in enumerate(_table(p)):
         # mode="clip" never clips a byte in 256 entries; it spares the buffering that the default mode needs.
         np.take(values, pixels[..., channel], out=planes[..., channel, :, :], mode="clip")
     return out
 
 
-def apply(image: U8, p: Preprocess) -> F32:
+def apply(image: U8, p: Preprocess, out: F32 | None = None) -> F32:
     """An image as the network takes it: ``normalize(geometry(image))``, (3, h, w) or (h, w, 3)."""
-    return normalize(geometry(image, p), p)
+    return normalize(geometry(image, p), p, out)
 
 
 @lru_cache(maxsize=16)
@@ -84,6 +100,14 @@ def _table(p: Preprocess) -> F32:
     return ((np.arange(256) * p.pixel_scale - mean[:, None]) / std[:, None]).astype(np.float32)
 
 
+@lru_cache(maxsize=16)
+def _level(p: Preprocess) -> F32 | None:
+    """(3, 1, 1), where the input is the byte less a whole number per channel, as a graph with exact input takes it."""
+    level = -_table(p)[:, :1]
+    whole = (level == np.rint(level)).all() and (_table(p) == np.arange(256, dtype=np.float32) - level).all()
+    return level[..., None] if whole else None
+
+
 def _covering_size(shape: tuple[int, ...], p: Preprocess) -> tuple[int, int]:
     """(height, width) after the resize; the other side is truncated, not rounded, as in torchvision's ``Resize``."""
     assert p.resize_px is not None
@@ -95,11 +119,62 @@ def _covering_size(shape: tuple[int, ...], p: Preprocess) -> tuple[int, int]:
 
 
 def _resize_and_crop(image: U8, size: tuple[int, int], p: Preprocess) -> U8:
-    filter_ = Image.Resampling[p.interpolation.upper()]
+    from PIL.Image import Resampling
+
+    filter_ = Resampling[p.interpolation.upper()]
+    corner = tuple(_offset(side, crop) for side, crop in zip(size, p.crop_px, strict=True))
+    rows, columns = (
+        window(have, want, (first, first + crop), p.interpolation)
+        for have, want, first, crop in zip(image.shape[:2], size, corner, p.crop_px, strict=True)
+    )
+    part = image[rows.read[0] : rows.read[1], columns.read[0] : columns.read[1]]
     # Width, then height, each rounded to bytes: one call did so until Pillow 13 reversed it for some tall images.
-    resized = Image.fromarray(image).resize((size[1], image.shape[0]), filter_).resize(size[::-1], filter_)
-    top, left = (_offset(side, crop) for side, crop in zip(size, p.crop_px, strict=True))
-    return np.asarray(resized.crop((left, top, left + p.crop_px[1], top + p.crop_px[0])))
+    wide = _pillow(part).resize((columns.size, len(part)), filter_, box=(columns.box[0], 0, columns.box[1], len(part)))
+    wide = _cut(wide, columns, 0)
+    done = _cut(wide.resize((wide.width, rows.size), filter_, box=(0, rows.box[0], wide.width, rows.box[1])), rows, 1)
+    found = np.asarray(done)
+    found = found if found.ndim == 3 else np.broadcast_to(found[..., None], (*found.shape, 3))
+    if found.shape[:2] == p.crop_px:
+        return found
+    top, left = (max(-first, 0) for first in corner)
+    padded = np.zeros((*p.crop_px, 3), np.uint8)
+    padded[top : top + found.shape[0], left : left + found.shape[1]] = found
+    return padded
+
+
+def _pillow(image: U8) -> Image:
+    """The same pixels for Pillow, gray as one channel; Pillow reorders bytes while it copies them anyway."""
+    from PIL import Image
+
+    height, width, _ = image.shape
+    step, pixel, channel = image.strides
+    if channel == 0:
+        return Image.fromarray(image[..., 0])
+    mode = _RAW_MODES.get((pixel, channel))
+    lines = None if mode is None or step < pixel * width else _lines(image, step * (height - 1) + pixel * width)
+    if lines is None:
+        return Image.fromarray(np.ascontiguousarray(image))
+    return Image.frombytes("RGB", (width, height), lines, "raw", mode, step)
+
+
+def _lines(image: U8, length: int) -> U8 | None:
+    """``length`` bytes from the first pixel on, with what lies between; None where that is not all its own memory."""
+    owner = image
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    start = image.__array_interface__["data"][0] - owner.__array_interface__["data"][0] + min(2 * image.strides[2], 0)
+    if not owner.flags.c_contiguous or not 0 <= start <= owner.nbytes - length:
+        return None
+    return owner.reshape(-1).view(np.uint8)[start : start + length]
+
+
+def _cut(image: Image, window: Window, axis: int) -> Image:
+    """The wanted rows or columns of a resized image."""
+    first, last = window.keep
+    if (first, last) == (0, image.size[axis]):
+        return image
+    box = (first, 0, last, image.height) if axis == 0 else (0, first, image.width, last)
+    return image.crop(box)
 
 
 def _offset(side: int, crop: int) -> int:

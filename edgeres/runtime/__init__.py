@@ -5,10 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgeres.runtime.classifier import Classifier, Prediction
+from edgeres.runtime.frames import Frame
 from edgeres.runtime.ort import OrtRunner
-from edgeres.runtime.runner import Feed, Runner
+from edgeres.runtime.runner import Backend, Feed, Runner, TensorSpec
+from edgeres.runtime.tensorrt import EngineFile, TensorRTRunner
 
-__all__ = ["Classifier", "Feed", "OrtRunner", "Prediction", "Runner", "load"]
+__all__ = [
+    "Backend",
+    "Classifier",
+    "EngineFile",
+    "Feed",
+    "Frame",
+    "OrtRunner",
+    "Prediction",
+    "Runner",
+    "TensorRTRunner",
+    "TensorSpec",
+    "load",
+]
 
 
 def load(bundle: str | Path) -> Classifier:

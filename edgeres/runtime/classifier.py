@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +12,19 @@ from types import TracebackType
 
 import numpy as np
 
-from edgeres.bundle import GRAPHS, Bundle
+from edgeres.bundle import Bundle
 from edgeres.data.files import read_image
 from edgeres.data.preprocess import apply
-from edgeres.errors import BundleError
+from edgeres.errors import InputError, UsageError
 from edgeres.records import F32, U8
-from edgeres.runtime.ort import OrtRunner
+from edgeres.runtime.choose import Choice, open_backend
+from edgeres.runtime.frames import Frame
+
+# An array is (H, W, 3) uint8 RGB, a str or Path a file, bytes the content of a file.
+Picture = U8 | str | Path | bytes | bytearray | memoryview | Frame
+
+# The first inference of a batch sets its shapes, the second records a CUDA graph, the third runs as all later ones do.
+_WARM = 3
 
 
 @dataclass(frozen=True)
@@ -52,12 +62,25 @@ class Prediction:
 class Classifier:
     """A bundle's INT8 network, ready to be called; a context manager.
 
+    Any number of threads may use one classifier at the same time: each gets an execution context and a stream of its
+    own on a GPU, and the one session on a CPU.
+
     Args:
         bundle: directory of a bundle.
-        threads: of one inference; 0 takes every core.
+        backend: ``auto`` takes the first that is present of ``tensorrt``, ``rtx``, and ONNX Runtime's ``cuda`` and
+            ``cpu``. Any other insists on that one.
+        threads: of one inference on the CPU; 0 takes every core.
+        gpu: number of the GPU.
+
+    Attributes:
+        backend: what runs, with its version.
+        passed_over: why each better backend was not taken, one line each; empty where the best one runs.
+        labels, preprocess: of the bundle.
 
     Raises:
-        BundleError: the bundle is incomplete or was changed.
+        BundleError: the bundle is incomplete, was changed, or its network is not what its manifest says.
+        EngineError: the backend that was asked for cannot run here; an engine for another device or version is refused
+            before it is loaded.
 
     Example:
         >>> classify = Classifier("resnet18.edgeres")        # doctest: +SKIP
@@ -65,36 +88,72 @@ class Classifier:
         'stop'
     """
 
-    def __init__(self, bundle: str | Path | Bundle, *, threads: int = 0) -> None:
-        self._bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
-        spec = self._bundle.manifest.model
+    def __init__(
+        self, bundle: str | Path | Bundle, *, backend: Choice = "auto", threads: int = 0, gpu: int = 0
+    ) -> None:
+        opened = open_backend(bundle if isinstance(bundle, Bundle) else Bundle(bundle), backend, threads, gpu)
+        spec = opened.spec
         self.labels = spec.labels
         self.preprocess = spec.preprocess
+        self.passed_over = opened.passed_over
         self._probabilities = spec.output == "probabilities"
-        style = next((style for style, graph in reversed(GRAPHS.items()) if self._bundle.has(graph)), None)
-        if style is None:
-            raise BundleError("holds no INT8 graph", where=self._bundle.path, hint="build it again")
-        # As it was verified: the graph for TensorRT in float arithmetic between its Q/DQ pairs.
-        self._runner = OrtRunner(self._bundle.file(GRAPHS[style]), threads=threads, integer=style == "cpu")
+        height, width = spec.preprocess.crop_px
+        self._room = _Room((3, height, width) if spec.preprocess.layout == "NCHW" else (height, width, 3))
+        self._runner = opened.backend
         self.backend = self._runner.name
 
-    def __call__(self, image: U8 | str | Path) -> Prediction:
-        """Classify one image: an array (H, W, 3) uint8 RGB, or a file."""
+    def __call__(self, image: Picture) -> Prediction:
+        """Classify one image: an array (H, W, 3) uint8 RGB, a file, a file's bytes, or a camera's :class:`Frame`."""
         return self.batch([image])[0]
 
-    def batch(self, images: Sequence[U8 | str | Path]) -> list[Prediction]:
-        """Classify several images in one inference; they may differ in size.
+    def batch(self, images: Sequence[Picture]) -> list[Prediction]:
+        """Classify several images; they may differ in size.
 
         Raises:
             InputError: an array is not an image; SourceError: a file cannot be decoded.
         """
         if not len(images):
             return []
-        pixels = [image if isinstance(image, np.ndarray) else read_image(image) for image in images]
-        feed = np.stack([apply(image, self.preprocess) for image in pixels])
-        logits = self._runner.infer({self._runner.input_name: feed})[self._runner.output_name]
-        scores = logits if self._probabilities else _softmax(logits)
-        return [Prediction(s, row, self.labels) for s, row in zip(scores, logits, strict=True)]
+        feed = self._room.of(len(images))
+        for image, row in zip(images, feed, strict=True):
+            apply(_pixels(image), self.preprocess, row)
+        return self._predict(feed)
+
+    def warm_up(self, batch: int = 1, threads: int = 1) -> None:
+        """Run until later calls take their usual time.
+
+        Args:
+            batch: images per call that will come.
+            threads: that will call at the same time; each gets its execution context now.
+        """
+        if batch < 1 or threads < 1:
+            raise UsageError(f"batch and threads are at least 1, found {batch} and {threads}")
+        feed = np.zeros_like(self._room.of(batch)).astype(self._runner.inputs[0].dtype, copy=False)
+        together = threading.Barrier(threads)
+        errors: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                for _ in range(_WARM):
+                    together.wait()
+                    self._runner.infer({self._runner.input_name: feed})
+            except BaseException as error:
+                together.abort()
+                errors.append(error)
+
+        others = [threading.Thread(target=work, name="edgeres-warm-up") for _ in range(threads - 1)]
+        for thread in others:
+            thread.start()
+        work()
+        for thread in others:
+            thread.join()
+        for error in errors:
+            if not isinstance(error, threading.BrokenBarrierError):
+                raise error
+
+    def close(self) -> None:
+        """Free the network and its memory; threads that are classifying finish first."""
+        self._runner.close()
 
     def __enter__(self) -> Classifier:
         return self
@@ -102,7 +161,41 @@ class Classifier:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._runner.__exit__(kind, error, trace)
+        self.close()
+
+    def _predict(self, feed: F32) -> list[Prediction]:
+        runner = self._runner
+        logits = runner.infer({runner.input_name: feed.astype(runner.inputs[0].dtype, copy=False)})[runner.output_name]
+        logits = logits.astype(np.float32, copy=False)
+        scores = logits if self._probabilities else _softmax(logits)
+        return [Prediction(s, row, self.labels) for s, row in zip(scores, logits, strict=True)]
+
+
+class _Room(threading.local):
+    """A thread's input array, kept from call to call: new memory for each would cost more than to fill it."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._shape = shape
+        self._feed = np.empty((0, *shape), np.float32)
+
+    def of(self, batch: int) -> F32:
+        if len(self._feed) != batch:
+            self._feed = np.empty((batch, *self._shape), np.float32)
+        return self._feed
+
+
+def _pixels(image: object) -> U8:
+    """(H, W, 3) uint8 RGB."""
+    if isinstance(image, np.ndarray):
+        return image
+    if isinstance(image, Frame):
+        return image.rgb()
+    if isinstance(image, bytes | bytearray | memoryview):
+        return read_image(io.BytesIO(image), "image in memory")
+    if isinstance(image, str | os.PathLike):
+        return read_image(Path(image))
+    kind = type(image).__name__
+    raise InputError(f"an image is an array, a file, bytes or a Frame, found {kind}", hint="see docs/runtime.md")
 
 
 def _softmax(logits: F32) -> F32:

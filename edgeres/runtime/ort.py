@@ -2,51 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
-from edgeres.errors import ModelError
-from edgeres.runtime.runner import Feed
+import numpy as np
+
+from edgeres.errors import EngineError, ModelError
+from edgeres.runtime.runner import Feed, TensorSpec, any_batch, check_feed, closed, parts
+
+_DTYPES = {"float": "float32", "double": "float64"}  # ONNX's names that are not NumPy's
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class OrtRunner:
-    """Runs an ONNX graph on ONNX Runtime.
+    """Runs an ONNX graph on ONNX Runtime. A :class:`~edgeres.runtime.runner.Backend`: one session serves all threads.
 
     Args:
         model: a file, or the serialized graph itself.
-        threads: of one operator; 0 takes every core.
+        threads: of one operator on the CPU; 0 takes every core.
         integer: False keeps Q/DQ pairs as they are written, with float32 between the codes. That is what makes ONNX
             Runtime an oracle for TensorRT; its integer kernels would round at other places.
+        device: ``cuda`` needs onnxruntime-gpu and an NVIDIA GPU.
+        gpu: number of that GPU.
 
     Raises:
         ModelError: the file is missing or ONNX Runtime cannot load the graph.
+        EngineError: the CUDA provider is missing or does not start.
     """
 
-    def __init__(self, model: Path | bytes, *, threads: int = 0, integer: bool = True) -> None:
+    def __init__(
+        self,
+        model: Path | bytes,
+        *,
+        threads: int = 0,
+        integer: bool = True,
+        device: Literal["cpu", "cuda"] = "cpu",
+        gpu: int = 0,
+    ) -> None:
         import onnxruntime as ort
 
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        if not integer:
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
         where = None if isinstance(model, bytes) else model
         if where is not None and not where.is_file():
             raise ModelError("no such file", where=where)
-        try:
-            self._session: Any = ort.InferenceSession(
-                model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
-            raise ModelError(f"ONNX Runtime cannot load this graph ({error})", where=where) from error
-        self.name = f"ONNX Runtime {ort.__version__} CPU"
-        self.input_name: str = self._session.get_inputs()[0].name
-        self.output_name: str = self._session.get_outputs()[0].name
-        self._output_names: list[str] = [output.name for output in self._session.get_outputs()]
+        self.name = f"ONNX Runtime {ort.__version__} {device.upper()}"
+        self._session: Any = _session(ort, model, _options(ort, threads, integer), _providers(ort, device, gpu))
+        self.inputs = tuple(_spec(tensor) for tensor in self._session.get_inputs())
+        self.outputs = tuple(_spec(tensor) for tensor in self._session.get_outputs())
+        self.input_name: str = self.inputs[0].name
+        self.output_name: str = self.outputs[0].name
+        self.max_batch: int | None = self.inputs[0].shape[0] if self.inputs[0].shape else None
+        self._output_names = [output.name for output in self.outputs]
+        self._checked = any_batch(self.inputs)
 
     def infer(self, feed: Feed) -> Feed:
-        return dict(zip(self._output_names, self._session.run(None, feed), strict=True))
+        session = self._session
+        if session is None:
+            raise closed(self.name)
+        if self.max_batch is None or len(self.inputs) != 1:
+            check_feed(feed, self.inputs)
+            return self._named(session.run(None, feed))
+        cut = list(parts(check_feed(feed, self._checked), self.max_batch, self.max_batch))
+        runs = [session.run(None, {self.input_name: feed[self.input_name][part]}) for part in cut]
+        return self._named(runs[0] if len(runs) == 1 else map(np.concatenate, zip(*runs, strict=True)))
+
+    def _named(self, arrays: Iterable[Any]) -> Feed:
+        return dict(zip(self._output_names, arrays, strict=True))
+
+    def close(self) -> None:
+        self._session = None  # a thread inside infer holds it until it is done
 
     def __enter__(self) -> OrtRunner:
         return self
@@ -54,4 +79,42 @@ class OrtRunner:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._session = None
+        self.close()
+
+
+def _options(ort: Any, threads: int, integer: bool) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    if not integer:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return options
+
+
+def _providers(ort: Any, device: str, gpu: int) -> list[Any]:
+    provider = _PROVIDERS[device]
+    if provider not in ort.get_available_providers():
+        raise EngineError(f"this ONNX Runtime has no {provider}", hint="pip install onnxruntime-gpu")
+    return [provider] if device == "cpu" else [(provider, {"device_id": gpu}), _PROVIDERS["cpu"]]
+
+
+def _session(ort: Any, model: Path | bytes, options: Any, providers: list[Any]) -> Any:
+    try:
+        data = model if isinstance(model, bytes) else str(model)
+        session = ort.InferenceSession(data, options, providers=providers)
+    except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
+        where = None if isinstance(model, bytes) else model
+        raise ModelError(f"ONNX Runtime cannot load this graph ({error})", where=where) from error
+    if len(session.get_providers()) < len(providers):  # it goes on without one that does not start
+        raise EngineError(f"ONNX Runtime cannot start its {_PROVIDERS['cuda']} here", hint="see: edgeres doctor")
+    return session
+
+
+def _spec(tensor: Any) -> TensorSpec:
+    kind = tensor.type.removeprefix("tensor(").removesuffix(")")
+    shape = tuple(size if isinstance(size, int) else None for size in tensor.shape)
+    try:
+        dtype = np.dtype(_DTYPES.get(kind, kind))
+    except TypeError:  # strings, and floats that NumPy does not have
+        dtype = np.dtype(object)
+    return TensorSpec(tensor.name, dtype, shape)
