@@ -18,8 +18,9 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,11 +107,22 @@ class Bundle:
         data: dict[str, Any] = json.loads(self.file(REPORT).read_text(encoding="utf-8"))
         return data
 
-    def add_engines(self, engines: Mapping[EngineRecord, bytes | None]) -> None:
-        """Write engines in place of earlier ones, and enter them.
+    def add_engines(
+        self, engines: Mapping[EngineRecord, bytes | None], logs: Mapping[str, bytes] | None = None
+    ) -> None:
+        """Write engines in place of earlier ones, and enter them; ``logs`` are files beside them, by path.
 
-        The manifest gives the earlier ones up first: whenever the writer is killed, what it names is as it says.
+        The manifest gives the earlier ones up first: whenever the writer is killed, what it names is as it says. Two
+        writers take turns, and each adds to what the other left.
         """
+        with _one_writer(self.path):
+            now = Bundle(self.path).manifest
+            if any(now.files.get(graph) != self.manifest.files.get(graph) for graph in (FP32, *GRAPHS.values())):
+                raise BundleError("was built again meanwhile, and these engines are of its old graphs", where=self.path)
+            self.manifest = now
+            self._add(engines, logs or {})
+
+    def _add(self, engines: Mapping[EngineRecord, bytes | None], logs: Mapping[str, bytes]) -> None:
         keys = {record.key for record in engines}
         runtimes = {record.runtime for record in engines if record.file}
         # "Not built here" ends with the first engine of its runtime.
@@ -119,8 +131,9 @@ class Bundle:
             for old in self.manifest.engines
             if old.key not in keys and (old.size_bytes or old.runtime not in runtimes)
         )
-        new = {record.file: data for record, data in engines.items() if record.file and data}
-        old = {record.file for record in self.manifest.engines if record.file and record.key in keys}
+        new = {record.file: data for record, data in engines.items() if record.file and data} | dict(logs)
+        replaced = [record.file for record in self.manifest.engines if record.file and record.key in keys]
+        old = {*replaced, *(log for log in map(log_of, replaced) if self.has(log))}
         files = {name: digest for name, digest in self.manifest.files.items() if name not in old | new.keys()}
         self._enter(kept, files)
         for name in old - new.keys():
@@ -132,6 +145,28 @@ class Bundle:
     def _enter(self, engines: tuple[EngineRecord, ...], files: dict[str, str]) -> None:
         self.manifest = replace(self.manifest, engines=engines, files=files)
         write_json(self.path / MANIFEST, self.manifest.to_dict())
+
+
+def log_of(engine: str) -> str:
+    """The file beside an engine that holds what the vendor said when it was built."""
+    return f"{engine.removesuffix('.engine')}.log"
+
+
+@contextmanager
+def _one_writer(folder: Path) -> Iterator[None]:
+    """Wait for another process that changes this bundle; the system frees the lock of one that dies."""
+    if sys.platform == "win32":  # has no lock on a directory
+        yield
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def sha256(path: Path) -> str:

@@ -21,7 +21,7 @@ from edgeres.calibrate.reuse import reuse
 from edgeres.data.choose import DataChoice, Sources, check_paths, choose_sources, choose_validation
 from edgeres.data.loader import Loader, OnUnreadable
 from edgeres.engine.cpu import has_vnni
-from edgeres.engine.stage import EngineChoice, build_engines
+from edgeres.engine.stage import EngineChoice, Engines, build_engines
 from edgeres.engine.targets import Target, get_target
 from edgeres.engine.vendor import MODULES, available
 from edgeres.environment import environment
@@ -35,7 +35,7 @@ from edgeres.report.files import artefacts, write_report
 from edgeres.verify.baseline import read_baseline
 from edgeres.verify.gates import Limits
 from edgeres.verify.pixels import Pixels, sample_pixels
-from edgeres.verify.stage import Graphs, verify
+from edgeres.verify.stage import Graphs, VerifyPlan, verify
 
 if TYPE_CHECKING:
     from edgeres.quantize.stage import Quantized
@@ -67,6 +67,7 @@ class BuildOptions:
         baseline: an accepted build to compare with, of ``edgeres baseline accept``.
         any_machine: compare latency with a baseline of another machine, too.
         on_unreadable: ``skip`` goes on without images that cannot be decoded, and names them in the report.
+        thumbnails: whether pictures of what INT8 gets wrong go into the report.
         output: of the bundle; None is ``<model>.edgeres`` in the working directory.
     """
 
@@ -83,6 +84,7 @@ class BuildOptions:
     baseline: Path | None = None
     any_machine: bool = False
     on_unreadable: OnUnreadable = "fail"
+    thumbnails: bool = True
     output: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -172,7 +174,7 @@ def build(model: Any, *, progress: Progress = SILENT, command: str = "", **optio
             _write_engines(folder, engines)
         with watch.stage("verify"):
             graphs = graphs_in(folder)
-            verified = verify(graphs, fp32.spec, validation, progress)
+            verified = verify(graphs, fp32.spec, validation, progress, VerifyPlan(thumbnails=o.thumbnails))
         data = ReportInput(
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             command=command,
@@ -322,10 +324,12 @@ def _write_graphs(folder: Path, fp32: Fp32Model, quantized: Quantized) -> None:
     write_file(folder / LABELS, "".join(f"{label}\n" for label in fp32.spec.labels).encode())
 
 
-def _write_engines(folder: Path, engines: Mapping[EngineRecord, bytes | None]) -> None:
+def _write_engines(folder: Path, engines: Engines) -> None:
     for record, data in engines.items():
         if record.file and data:
             write_file(folder / record.file, data)
+    for name, log in engines.logs.items():
+        write_file(folder / name, log)
 
 
 def _manifest(fp32: Fp32Model, quantized: Quantized, engines: Sequence[EngineRecord]) -> Manifest:

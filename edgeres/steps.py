@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeres.bundle import CALIBRATION, FP32, GRAPHS, REPORT, Bundle, write_file
 from edgeres.calibrate.distributed import Recipe, cluster, connect
-from edgeres.calibrate.exchange import fit, read_foreign
+from edgeres.calibrate.exchange import export, fit, read_foreign
 from edgeres.calibrate.identity import identify
 from edgeres.calibrate.record import IMPORTED, document, to_json
 from edgeres.calibrate.recorded import Recorded, read_calibration
@@ -23,10 +23,10 @@ from edgeres.data.base import Source
 from edgeres.data.choose import DataChoice, check_paths, choose_calibration, choose_validation
 from edgeres.data.loader import Loader, OnUnreadable
 from edgeres.engine.stage import EngineChoice, build_engines, not_built
-from edgeres.engine.targets import get_target
+from edgeres.engine.targets import get_target, this_board
 from edgeres.engine.vendor import MODULES, available
 from edgeres.environment import environment
-from edgeres.errors import BundleError, EngineError, InputError, UsageError
+from edgeres.errors import BundleError, EngineError, InputError, UsageError, needs
 from edgeres.intake import Fp32Model, ModelChoice, take, with_exact_input
 from edgeres.pipeline import VALIDATION_BATCH, data_record, forms, plain, weight_bits
 from edgeres.progress import SILENT, Progress
@@ -36,9 +36,10 @@ from edgeres.report.document import Json, ReportInput, build_report
 from edgeres.report.files import ARTEFACTS
 from edgeres.verify.baseline import accept, read_baseline
 from edgeres.verify.gates import Limits
-from edgeres.verify.stage import Graphs, verify
+from edgeres.verify.stage import Graphs, VerifyPlan, verify
 
 if TYPE_CHECKING:
+    from edgeres.engine.dla import DlaModel
     from edgeres.refine.recipe import Refined
 
 
@@ -235,7 +236,8 @@ def add_engines(
         )
     opened.file(GRAPHS["tensorrt"])
     opened.file(FP32)
-    name = target or next((flavour for flavour in MODULES if available(flavour).can_build), None)
+    board = this_board() if available("tensorrt").can_build else None
+    name = target or (board.name if board else next((f for f in MODULES if available(f).can_build), None))
     if name is None:
         reasons = "; ".join(f"{flavour}: {available(flavour).reason}" for flavour in MODULES)
         raise EngineError(f"no engine can be built on this machine ({reasons})", hint="edgeres doctor tells more")
@@ -244,8 +246,26 @@ def add_engines(
     if why:
         raise EngineError(why, where=name)
     engines = build_engines(bundle, [chosen], choice, progress)
-    opened.add_engines(engines)
+    opened.add_engines(engines, engines.logs)
     return tuple(engines)
+
+
+def dla_model(path: Path, target: str, batch: int, tensorrt: str) -> DlaModel:
+    """A bundle's network as the DLA of a Jetson takes it through JetPack 6, with what it will leave to the GPU.
+
+    Raises:
+        UsageError: the target has no DLA. BundleError: the bundle is incomplete.
+        EnvironmentError_: onnx is not installed.
+    """
+    chosen = get_target(target)
+    bundle = Bundle(path)
+    try:
+        from edgeres.engine.dla import for_dla
+        from edgeres.graph.normalize import load_onnx
+    except ModuleNotFoundError as error:
+        raise needs("export", "onnx") from error
+    cache, _ = export(recorded_at(path), "trt-cache", tensorrt)
+    return for_dla(load_onnx(bundle.file(FP32)), chosen, batch, cache, bundle.manifest.model.preprocess)
 
 
 @dataclass(frozen=True)
@@ -256,6 +276,8 @@ class VerifyOptions:
         limits: the gates.
         baseline: an accepted build to compare with.
         any_machine: compare latency with a baseline of another machine, too.
+        scheduler: of a Dask cluster that runs the graphs over the images.
+        thumbnails: whether pictures of what INT8 gets wrong go into the report.
         command: what the report names as the way to reproduce it.
     """
 
@@ -263,6 +285,8 @@ class VerifyOptions:
     baseline: Path | None = None
     any_machine: bool = False
     on_unreadable: OnUnreadable = "fail"
+    scheduler: str | None = None
+    thumbnails: bool = True
     command: str = ""
 
 
@@ -284,7 +308,7 @@ def verify_bundle(path: Path, data: DataChoice, options: VerifyOptions, progress
     source, reasons = choose_validation(data, spec)
     loader = Loader(source, spec.preprocess, VALIDATION_BATCH, options.on_unreadable)
     graphs = Graphs(bundle.file(FP32), {style: bundle.file(name) for style, name in GRAPHS.items() if bundle.has(name)})
-    verified = verify(graphs, spec, loader, progress)
+    verified = verify(graphs, spec, loader, progress, VerifyPlan(options.scheduler, data, options.thumbnails))
     own = {name: value for name, value in vars(options).items() if name not in {"limits", "command"}}
     return build_report(
         ReportInput(

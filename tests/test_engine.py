@@ -29,7 +29,7 @@ from edgeres.engine.gpu import Gpu, find_gpu, run_command
 from edgeres.engine.meter import Meter
 from edgeres.engine.precision import to_fp16
 from edgeres.engine.targets import TARGETS
-from edgeres.engine.tensorrt import BuildRequest, BuiltEngine, build_engine
+from edgeres.engine.tensorrt import BuildRequest, BuiltEngine, _capabilities, build_engine
 from edgeres.engine.vendor import Flavour, available, load
 from edgeres.engine.words import in_words
 from edgeres.errors import EngineError, ModelError, UsageError
@@ -158,8 +158,10 @@ def test_a_file_with_its_weights_beside_it(rtx: Any, tmp_path: Path) -> None:
     assert build_engine(path, BuildRequest("int8"), "rtx").data
 
 
-def test_the_same_code_builds_on_tensorrt(rtx: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX:DeprecationWarning")  # its timing cache is empty
+def test_the_same_code_builds_on_tensorrt(rtx: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """RTX's module shares TensorRT's API; under the other name it takes the other flavour's way."""
+    monkeypatch.setenv("EDGERES_CACHE", str(tmp_path))
     monkeypatch.setitem(sys.modules, "tensorrt", rtx)
     monkeypatch.setattr(vendor, "this_gpu", lambda: (ORIN, ""))
     monkeypatch.setitem(vendor.OLDEST, "tensorrt", (1, 5))
@@ -169,6 +171,7 @@ def test_the_same_code_builds_on_tensorrt(rtx: Any, monkeypatch: pytest.MonkeyPa
     finally:
         vendor.vendor_log.cache_clear()
     assert engine.file_name == f"tensorrt-{rtx.__version__}-sm87.engine"
+    assert [path.name[:14] for path in (tmp_path / "timing").iterdir()] == ["tensorrt-1.7.1"]
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
@@ -262,8 +265,27 @@ def test_requests_that_make_no_sense(wrong: dict[str, Any]) -> None:
 def test_what_only_one_flavour_has() -> None:
     with pytest.raises(UsageError, match="RTX engines load in the version that built them alone"):
         build(small(), version_compatible=True)
+    with pytest.raises(UsageError, match="RTX engines are portable as they are; drop --hardware-compatible"):
+        build(small(), hardware_compatible=True)
     with pytest.raises(UsageError, match="TensorRT builds for the GPU it runs on"):
         build(small(), "tensorrt", compute_capabilities=("8.6",))
+
+
+@pytest.mark.parametrize(
+    ("sm", "can"), [("8.7", False), ("11.0", False), ("7.5", False), ("8.6", True), ("12.0", True)]
+)
+def test_engines_for_other_gpus_are_built_on_ampere_and_later_alone(
+    monkeypatch: pytest.MonkeyPatch, sm: str, can: bool
+) -> None:
+    """Not on a Jetson: the TensorRT documentation, "Hardware Compatibility"."""
+    fake(monkeypatch, "tensorrt", "10.16.1")
+    monkeypatch.setattr(vendor, "this_gpu", lambda: (Gpu("a GPU", sm, 8 << 30, "13.0"), ""))
+    request = BuildRequest("int8", hardware_compatible=True)
+    if can:
+        assert _capabilities(request, "tensorrt") == (sm,)
+    else:
+        with pytest.raises(UsageError, match=rf"can be built on a GPU \(SM {sm}\), only on Ampere and later"):
+            _capabilities(request, "tensorrt")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from edgeres.cli.options import (
     calibration_file_option,
     calibration_options,
     check_calibration_file,
+    engine_options,
     gate_choice,
     gate_options,
     input_choice,
@@ -40,15 +41,7 @@ from edgeres.cli.show import command_line
 @click.option(
     "--target", "targets", multiple=True, metavar="NAME", help="What to build for, of `edgeres targets`; repeatable."
 )
-@click.option("--also", multiple=True, type=click.Choice(["fp32", "fp16"]), help="Keep engines of this precision, too.")
-@click.option("--max-batch", type=click.IntRange(1), default=8, show_default=True, metavar="N", help="Of the engines.")
-@click.option(
-    "--compute-capability",
-    "compute_capabilities",
-    multiple=True,
-    metavar="SM",
-    help="Of RTX engines, e.g. 8.9; repeatable. Without it the engine is portable.",
-)
+@engine_options
 @gate_options
 @click.option("-o", "--output", type=UserPath(), metavar="DIR", help="The bundle. [default: MODEL.edgeres]")
 @as_json
@@ -74,7 +67,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
         command=command_line(),
         on_unreadable="skip" if given.pop("skip_unreadable") else "fail",
         **input_choice(given),
-        **{name: gates[name] for name in ("limits", "baseline", "any_machine")},
+        **{name: gates[name] for name in ("limits", "baseline", "any_machine", "thumbnails")},
         **given,
     )
     if quiet:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgeres.cli.options import UserPath, as_json
+from edgeres.cli.options import UserPath, as_json, engine_options
 from edgeres.cli.progress import progress
 from edgeres.cli.show import print_json
 
@@ -15,17 +15,16 @@ from edgeres.cli.show import print_json
 @click.command("engine")
 @click.argument("bundle", type=UserPath())
 @click.option("--target", metavar="rtx|tensorrt", help="[default: what this machine can build]")
-@click.option("--also", multiple=True, type=click.Choice(["fp32", "fp16"]), help="Engines of this precision, too.")
-@click.option("--max-batch", type=click.IntRange(1), default=8, show_default=True, metavar="N", help="Of the engine.")
-@click.option(
-    "--compute-capability", "compute_capabilities", multiple=True, metavar="SM", help="Of RTX engines, e.g. 8.9."
-)
+@engine_options
 @as_json
 def command(bundle: Path, target: str | None, as_json: bool, **given: Any) -> None:
     """Build a bundle's engine on the machine it is for, and add it to the bundle.
 
     \b
     edgeres engine resnet18.edgeres
+    edgeres engine resnet18.edgeres --also fp16 --builder-level 5
+
+    What the vendor's builder said is in a .log beside the engine.
     """
     from edgeres.engine.stage import EngineChoice
     from edgeres.steps import add_engines

@@ -123,6 +123,45 @@ refine_options = _all(
     ),
 )
 
+engine_options = _all(
+    click.option("--also", multiple=True, type=click.Choice(["fp32", "fp16"]), help="Keep engines of this, too."),
+    click.option(
+        "--max-batch", type=click.IntRange(1), default=8, show_default=True, metavar="N", help="Largest of the engines."
+    ),
+    click.option(
+        "--opt-batch",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        metavar="N",
+        help="Kernels are chosen for it.",
+    ),
+    click.option(
+        "--workspace-mb",
+        type=click.IntRange(1),
+        metavar="MB",
+        help="Scratch memory of one layer.  [default: a quarter of a Jetson's memory, all of others']",
+    ),
+    click.option(
+        "--builder-level",
+        type=click.IntRange(0, 5),
+        default=3,
+        show_default=True,
+        help="0: fast build. 5: fast engine.",
+    ),
+    click.option("--version-compatible", is_flag=True, help="Later versions of TensorRT load the engines, too."),
+    click.option(
+        "--hardware-compatible", is_flag=True, help="Other GPUs from Ampere on load them, too; not on Jetsons."
+    ),
+    click.option(
+        "--compute-capability",
+        "compute_capabilities",
+        multiple=True,
+        metavar="SM",
+        help="Of RTX engines, e.g. 8.9; repeatable. Without it the engine is portable.",
+    ),
+)
+
 
 class Limit(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
     """A number, or ``off`` for no gate."""
@@ -164,6 +203,11 @@ gate_options = _all(
         help="Where there are too few images to tell.  [default: warn]",
     ),
     click.option("--allow", multiple=True, metavar="CHECK", help="Tell of this fault and let it through; repeatable."),
+    click.option(
+        "--thumbnails/--no-thumbnails",
+        default=None,
+        help="Pictures of what INT8 gets wrong, in the report.  [default: yes]",
+    ),
 )
 
 
@@ -171,7 +215,7 @@ def gate_choice(given: dict[str, Any]) -> dict[str, Any]:
     """Move what was said about gates out of ``given``; what was not said is the configuration's, or the default.
 
     Returns:
-        ``limits``, ``baseline``, ``any_machine``; and what else the configuration has.
+        ``limits``, ``baseline``, ``any_machine``, ``thumbnails``; and what else the configuration has.
 
     Raises:
         UsageError: the configuration is wrong.
@@ -180,12 +224,13 @@ def gate_choice(given: dict[str, Any]) -> dict[str, Any]:
     from edgeres.verify.gates import LIMITS
 
     values = read_config()
-    for name in (*LIMITS, "baseline", "any_machine", "on_unsure", "allow"):
+    for name in (*LIMITS, "baseline", "any_machine", "on_unsure", "allow", "thumbnails"):
         said = given.pop(name)
         if said not in (None, ()):
             values[name] = None if said == Limit.OFF else said
     chosen: dict[str, Any] = {name: values[name] for name in ("validation", "validation_size") if name in values}
     chosen |= {"baseline": values.get("baseline"), "any_machine": values.get("any_machine", False)}
+    chosen["thumbnails"] = values.get("thumbnails", True)
     return {**chosen, "limits": limits_from(values)}
 
 

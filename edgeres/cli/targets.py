@@ -20,13 +20,22 @@ def command(as_json: bool) -> None:
     edgeres targets
     """
     if as_json:
-        print_json([asdict(target) for target in TARGETS.values()])
+        print_json([{**asdict(target), "int8": target.int8} for target in TARGETS.values()])
         return
     rows = (
-        (t.name, " ".join(t.sm) or "-", _span(t.tensorrt), _span(t.jetpack), _span(t.dla), t.title)
+        (
+            t.name,
+            " ".join(t.sm) or "-",
+            _span(t.tensorrt),
+            _span(t.jetpack),
+            "yes" if t.int8 else "no",
+            _span(t.dla),
+            f"{'/'.join(map(str, t.memory_gb))} GB" if t.memory_gb else "-",
+            t.title,
+        )
         for t in TARGETS.values()
     )
-    print_table(("target", "SM", "TensorRT", "JetPack", "DLA", "device"), rows)
+    print_table(("target", "SM", "TensorRT", "JetPack", "INT8", "DLA", "memory", "device"), rows)
     click.echo()
     for words in dict.fromkeys(_engine(t) for t in TARGETS.values()):
         names = ", ".join(t.name for t in TARGETS.values() if _engine(t) == words)

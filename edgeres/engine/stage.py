@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeres.bundle import ENGINES, FP32, GRAPHS
+from edgeres.bundle import ENGINES, FP32, GRAPHS, log_of
+from edgeres.engine.fit import warnings
 from edgeres.engine.targets import Target
-from edgeres.engine.tensorrt import BuildRequest, Precision, build_engine
-from edgeres.engine.vendor import available
+from edgeres.engine.tensorrt import BuildRequest, BuiltEngine, Precision, build_engine
+from edgeres.engine.vendor import Flavour, available
 from edgeres.progress import SILENT, Progress
 from edgeres.records import EngineRecord
 
@@ -20,34 +21,74 @@ class EngineChoice:
 
     Attributes:
         also: precisions to keep beside INT8, to compare with on the device.
-        max_batch: largest batch of the profile; 1 is the smallest and the one it is tuned for.
+        max_batch: largest batch of the profile; 1 is the smallest.
+        opt_batch: the batch that kernels are chosen for.
         compute_capabilities: of RTX engines; empty is the portable default.
+        workspace_mb: MiB of scratch memory for one layer; None: a quarter of a Jetson's memory, all of others'.
+        builder_level: 0 (fast build) to 5 (fast engine).
+        version_compatible, hardware_compatible: of TensorRT engines, see :class:`BuildRequest`.
     """
 
     also: tuple[Precision, ...] = ()
     max_batch: int = 8
     compute_capabilities: tuple[str, ...] = ()
+    opt_batch: int = 1
+    workspace_mb: int | None = None
+    builder_level: int = 3
+    version_compatible: bool = False
+    hardware_compatible: bool = False
 
     def __post_init__(self) -> None:
         """Refuses what no build could do, long before the first one begins."""
-        BuildRequest("int8", max_batch=self.max_batch, compute_capabilities=self.compute_capabilities)
+        self.request("int8", "rtx")
+
+    def request(self, precision: Precision, flavour: Flavour, workspace_bytes: int | None = None) -> BuildRequest:
+        """For one build; ``workspace_bytes`` holds where the user named none."""
+        return BuildRequest(
+            precision,
+            opt_batch=self.opt_batch,
+            max_batch=self.max_batch,
+            workspace_bytes=workspace_bytes if self.workspace_mb is None else self.workspace_mb << 20,
+            compute_capabilities=self.compute_capabilities if flavour == "rtx" else (),
+            optimization_level=self.builder_level,
+            version_compatible=self.version_compatible,
+            hardware_compatible=self.hardware_compatible,
+        )
+
+
+class Engines(dict[EngineRecord, "bytes | None"]):
+    """Records, each with its serialized engine where that is kept.
+
+    Attributes:
+        logs: what the vendor said, by path inside the bundle: ``.log`` beside each engine that is kept.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logs: dict[str, bytes] = {}
 
 
 def build_engines(
     folder: Path, targets: Sequence[Target], choice: EngineChoice, progress: Progress = SILENT
-) -> dict[EngineRecord, bytes | None]:
+) -> Engines:
     """Build for every target that has engines, from the graphs in ``folder``.
 
     An FP32 engine is always built beside an INT8 one, for its size, and kept where ``choice.also`` says so. A target
-    that cannot be built on this machine gets a record whose status says where to run what.
-
-    Returns:
-        Records, each with its serialized engine where that is kept; nothing is written.
+    that cannot be built on this machine gets a record whose status says where to run what. What a device is likely to
+    refuse (its memory, its opset) is said before its build begins. Nothing is written.
 
     Raises:
         EngineError: the vendor refuses the graph.
     """
-    return {record: data for target in targets for record, data in _for_target(folder, target, choice, progress)}
+    engines = Engines()
+    for target in targets:
+        for line in warnings(folder, target, choice.max_batch, choice.workspace_mb):
+            progress.say(f"{target.name}: {line}")
+        for record, built in _for_target(folder, target, choice, progress):
+            engines[record] = built.data if built and record.file else None
+            if built and record.file:
+                engines.logs[log_of(record.file)] = built.log_text.encode()
+    return engines
 
 
 def not_built(target: Target) -> str | None:
@@ -65,32 +106,23 @@ def not_built(target: Target) -> str | None:
 
 def _for_target(
     folder: Path, target: Target, choice: EngineChoice, progress: Progress
-) -> Iterator[tuple[EngineRecord, bytes | None]]:
+) -> Iterator[tuple[EngineRecord, BuiltEngine | None]]:
     if target.runtime == "onnxruntime":
         return
     status = not_built(target)
     if status is None:
+        gpu = available(target.runtime).gpu
+        workspace = None if gpu is None else target.workspace_bytes(gpu.memory_bytes)
         for precision in dict.fromkeys(("int8", "fp32", *choice.also)):
-            yield _build(folder, target, precision, choice, progress)
+            request = choice.request(precision, target.runtime, workspace)
+            built = build_engine(_graph(folder, precision), request, target.runtime, progress)
+            if precision == "int8" or precision in choice.also:
+                yield built.record(target.name, f"{ENGINES}/{built.file_name}"), built
+            else:
+                yield built.record(target.name, None, "built for its size, not kept"), built
     else:
         progress.say(f"{target.name}: {status}")
         yield EngineRecord(target.name, target.runtime, available(target.runtime).version or "", "int8", status), None
-
-
-def _build(
-    folder: Path, target: Target, precision: Precision, choice: EngineChoice, progress: Progress
-) -> tuple[EngineRecord, bytes | None]:
-    assert target.runtime != "onnxruntime"
-    rtx = target.runtime == "rtx"
-    request = BuildRequest(
-        precision,
-        max_batch=choice.max_batch,
-        compute_capabilities=choice.compute_capabilities if rtx else (),
-    )
-    built = build_engine(_graph(folder, precision), request, target.runtime, progress)
-    if precision == "int8" or precision in choice.also:
-        return built.record(target.name, f"{ENGINES}/{built.file_name}"), built.data
-    return built.record(target.name, None, "built for its size, not kept"), None
 
 
 def _graph(folder: Path, precision: Precision) -> Path | bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Literal
 
 from edgeres.errors import UsageError
@@ -63,6 +64,18 @@ class Target:
     def int8(self) -> bool:
         """Whether it multiplies in INT8."""
         return not self.refused
+
+    @property
+    def shared_memory(self) -> bool:
+        """Whether CPU and GPU share one memory, as on every Jetson."""
+        return bool(self.board)
+
+    def workspace_bytes(self, memory_bytes: int) -> int | None:
+        """Scratch memory that a layer may take on a device with so much: a quarter where the system needs the rest.
+
+        None: the vendor's default, all of the GPU's own memory.
+        """
+        return memory_bytes // 4 if self.shared_memory else None
 
     def accepts(self, sm: str) -> bool:
         """Whether an engine for this target can be built on a GPU of this compute capability."""
@@ -160,6 +173,7 @@ _ALL = (
 )
 
 TARGETS: dict[str, Target] = {target.name: target for target in _ALL}
+JETSON_SM = frozenset(sm for target in _ALL if target.board for sm in target.sm)
 
 
 def get_target(name: str) -> Target:
@@ -180,3 +194,12 @@ def get_target(name: str) -> Target:
 def target_of_board(model: str) -> Target | None:
     """The Jetson that ``/proc/device-tree/model`` names, e.g. ``NVIDIA Jetson Orin NX Engineering Reference Kit``."""
     return next((target for target in _ALL if target.board and target.board in model), None)
+
+
+def this_board(model: Path = Path("/proc/device-tree/model")) -> Target | None:
+    """The Jetson that this machine is; None for any other machine, and for a Jetson that cannot be a target."""
+    try:
+        target = target_of_board(model.read_text(errors="replace"))
+    except OSError:
+        return None
+    return None if target is None or target.refused else target

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from edgeres.engine.meter import Meter
-from edgeres.engine.targets import RTX_COMPUTE_CAPABILITIES, RTX_PORTABLE
+from edgeres.engine.targets import JETSON_SM, RTX_COMPUTE_CAPABILITIES, RTX_PORTABLE
+from edgeres.engine.timing import TimingCache, timing_cache
 from edgeres.engine.vendor import Flavour, VendorLog, available, load, vendor_log
 from edgeres.engine.words import in_words
 from edgeres.errors import EngineError, ModelError, UsageError
@@ -40,6 +41,8 @@ class BuildRequest:
         compute_capabilities: RTX only, e.g. ``("8.6", "12.0")``; empty: the portable default, Ampere and later.
         optimization_level: 0 (fast build) to 5 (fast engine); 3 is the vendor's default.
         version_compatible: TensorRT only: later versions load the engine too, with some loss of speed.
+        hardware_compatible: TensorRT only, not on a Jetson: other GPUs from Ampere on load the engine too, with some
+            loss of speed.
 
     Raises:
         UsageError: the values contradict each other.
@@ -53,6 +56,7 @@ class BuildRequest:
     compute_capabilities: tuple[str, ...] = ()
     optimization_level: int = 3
     version_compatible: bool = False
+    hardware_compatible: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_batch <= self.opt_batch <= self.max_batch:
@@ -75,6 +79,17 @@ class BuildRequest:
     def batch(self) -> Batch:
         return self.min_batch, self.opt_batch, self.max_batch
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """What the builder was told besides precision, batch and GPU, in words."""
+        workspace = "all memory" if self.workspace_bytes is None else f"{self.workspace_bytes / 2**20:.0f} MiB"
+        compatible = {"version": self.version_compatible, "hardware": self.hardware_compatible}
+        return {
+            "workspace": workspace,
+            "builder level": str(self.optimization_level),
+            "compatible": ", ".join(name for name, on in compatible.items() if on) or "with this version and GPU alone",
+        }
+
 
 @dataclass(frozen=True)
 class BuiltEngine:
@@ -86,6 +101,7 @@ class BuiltEngine:
         batch: smallest, best and largest batch it takes.
         compute_capabilities: GPUs it is for; empty: RTX's portable default.
         log: what the vendor said during the build, ``[W] ...``.
+        settings: what else was asked for, for people.
     """
 
     data: bytes
@@ -96,6 +112,7 @@ class BuiltEngine:
     compute_capabilities: tuple[str, ...]
     build_seconds: float
     log: tuple[str, ...]
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def file_name(self) -> str:
@@ -103,6 +120,21 @@ class BuiltEngine:
         sm = "+".join("sm" + capability.replace(".", "") for capability in self.compute_capabilities) or "portable"
         precision = "" if self.precision == "int8" else f"-{self.precision}"
         return f"{self.flavour}-{self.version}-{sm}{precision}.engine"
+
+    @property
+    def log_text(self) -> str:
+        """What was asked for and what the vendor said, for a file beside the engine."""
+        asked = {
+            "built by": f"{self.flavour} {self.version}",
+            "for": ", ".join(f"SM {capability}" for capability in self.compute_capabilities) or "portable",
+            "precision": self.precision,
+            "batch": "min {}, opt {}, max {}".format(*self.batch),
+            "seconds": f"{self.build_seconds:.1f}",
+            **self.settings,
+        }
+        return "".join(f"# {name}: {value}\n" for name, value in asked.items()) + "".join(
+            f"{line}\n" for line in self.log
+        )
 
     def record(self, target: str, file: str | None, status: str = "built, not run here") -> EngineRecord:
         """The entry of a manifest: ``file`` is the engine's path inside the bundle, None where it was not kept."""
@@ -137,12 +169,13 @@ def build_engine(
         raise ModelError("no such file", where=model)
     capabilities = _capabilities(request, flavour)
     trt, log = load(flavour), vendor_log(flavour)
+    timing = timing_cache(available(flavour))
     with _ONE_AT_A_TIME, progress.task(f"building the {request.precision} engine", Meter.TOTAL) as advance:
         log.lines.clear()
         meter = Meter(advance)
         started = time.monotonic()
         try:
-            data, batch = _interruptible(lambda: _build(trt, log, model, request, meter), meter.stop)
+            data, batch = _interruptible(lambda: _build(trt, log, model, _Job(request, meter, timing)), meter.stop)
         except EngineError as error:
             raise error from RuntimeError("\n".join(log.lines))
         meter.complete()
@@ -155,6 +188,7 @@ def build_engine(
             compute_capabilities=capabilities,
             build_seconds=time.monotonic() - started,
             log=tuple(log.lines),
+            settings=request.settings,
         )
 
 
@@ -162,7 +196,9 @@ def _capabilities(request: BuildRequest, flavour: Flavour) -> tuple[str, ...]:
     """What the engine will run on, once it is clear that this machine can build it."""
     if flavour == "rtx":
         if request.version_compatible:
-            raise UsageError("RTX engines load in the version that built them alone", hint="drop version compatibility")
+            raise UsageError("RTX engines load in the version that built them alone", hint="drop --version-compatible")
+        if request.hardware_compatible:
+            raise UsageError("RTX engines are portable as they are", hint="drop --hardware-compatible")
         return request.compute_capabilities
     if request.compute_capabilities:
         raise UsageError("TensorRT builds for the GPU it runs on", hint="choose compute capabilities for RTX only")
@@ -171,10 +207,22 @@ def _capabilities(request: BuildRequest, flavour: Flavour) -> tuple[str, ...]:
         raise EngineError(here.reason, hint=f"{here.next_step}; or {_ELSEWHERE}")
     if here.gpu is None:
         raise EngineError(f"TensorRT builds on the GPU it is for, and here is none: {here.reason}", hint=_ELSEWHERE)
+    if request.hardware_compatible and (here.gpu.sm in JETSON_SM or float(here.gpu.sm) < 8):
+        what = f"no engine for other GPUs can be built on {here.gpu.name} (SM {here.gpu.sm})"
+        raise UsageError(f"{what}, only on Ampere and later, and on no Jetson", hint="drop --hardware-compatible")
     return (here.gpu.sm,)
 
 
-def _build(trt: Any, log: VendorLog, model: Path | bytes, request: BuildRequest, meter: Meter) -> tuple[bytes, Batch]:
+@dataclass(frozen=True)
+class _Job:
+    """A request with what goes along with it: the bar, and kernels timed before (None: not kept)."""
+
+    request: BuildRequest
+    meter: Meter
+    timing: TimingCache | None
+
+
+def _build(trt: Any, log: VendorLog, model: Path | bytes, job: _Job) -> tuple[bytes, Batch]:
     """One build from first to last; the parser owns the weights and lives until the engine is serialized."""
     where = model if isinstance(model, Path) else None
     try:
@@ -187,14 +235,18 @@ def _build(trt: Any, log: VendorLog, model: Path | bytes, request: BuildRequest,
     path = None if where is None else str(where)
     if not parser.parse(model if isinstance(model, bytes) else model.read_bytes(), path):
         raise _parser_error(parser, where)
-    config = _configure(trt, builder, request)
-    batch = _add_profile(builder, network, config, request.batch)
-    config.progress_monitor = _monitor(trt, meter)
+    config = _configure(trt, builder, job.request)
+    batch = _add_profile(builder, network, config, job.request.batch)
+    config.progress_monitor = _monitor(trt, job.meter)
+    if job.timing is not None:
+        job.timing.attach(config)
     plan = builder.build_serialized_network(network, config)
-    if meter.error is not None:
-        raise meter.error
+    if job.meter.error is not None:
+        raise job.meter.error
     if plan is None:
         raise _build_error(log, where)
+    if job.timing is not None:
+        job.timing.keep(config)
     return bytes(plan), batch
 
 
@@ -205,6 +257,8 @@ def _configure(trt: Any, builder: Any, request: BuildRequest) -> Any:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
     if request.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if request.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if request.compute_capabilities:
         config.num_compute_capabilities = len(request.compute_capabilities)
         for index, capability in enumerate(request.compute_capabilities):

@@ -1,0 +1,160 @@
+"""What is measured: the bundle's engines where they run here, else its graphs on the CPU."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from edgeres.bundle import FP32, GRAPHS, Bundle
+from edgeres.engine.vendor import MODULES, Flavour, available
+from edgeres.errors import BundleError, EngineError, EnvironmentError_, UsageError
+from edgeres.records import EngineRecord
+from edgeres.runtime.ort import OrtRunner
+
+if TYPE_CHECKING:
+    from edgeres.runtime.runner import Runner
+    from edgeres.runtime.tensorrt import TensorRTRunner
+
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+Backend = Literal["auto", "tensorrt", "rtx", "cpu"]
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """How to measure.
+
+    Attributes:
+        backend: ``auto`` takes the bundle's engines where they run here, else the CPU.
+        precisions: empty: all that the bundle has or can give.
+        batch: images per inference.
+        threads: of one operator on the CPU; 0 takes every core.
+        warmup_seconds, min_seconds, min_iterations: of each precision.
+        power_seconds: of each precision alone, where the board tells its power.
+        seed: of the random images that are fed, as trtexec feeds them.
+    """
+
+    backend: Backend = "auto"
+    precisions: tuple[Precision, ...] = ()
+    batch: int = 1
+    threads: int = 1
+    warmup_seconds: float = 0.2
+    min_seconds: float = 3.0
+    min_iterations: int = 10
+    power_seconds: float = 3.0
+    seed: int = 0
+
+
+def check(options: BenchOptions) -> None:
+    """Refuse what cannot be measured.
+
+    Raises:
+        UsageError: a number is not positive, or not finite.
+    """
+    for name in ("batch", "min_iterations", "min_seconds", "power_seconds"):
+        value = getattr(options, name)
+        if not 0 < value < float("inf"):
+            raise UsageError(f"must be a number above 0, not {value}", where=name)
+    if not 0 <= options.warmup_seconds < float("inf"):
+        raise UsageError(f"must be a number, not {options.warmup_seconds}", where="warmup_seconds")
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One precision, ready to be measured; ``flavour`` is of an engine, None on the CPU."""
+
+    precision: Precision
+    file: str
+    runner: Runner
+    flavour: Flavour | None = None
+
+
+def open_lanes(bundle: Bundle, options: BenchOptions, stack: ExitStack) -> tuple[list[Lane], dict[str, str]]:
+    """The engines that run here, or the graphs for the CPU; and why a precision is missing."""
+    reasons: dict[str, str] = {}
+    built = {record.runtime for record in bundle.manifest.engines if record.file}
+    for flavour in MODULES:
+        if options.backend != flavour and (options.backend != "auto" or flavour not in built):
+            continue
+        try:
+            lanes = _engines(bundle, flavour, options, stack)
+        except EnvironmentError_ as error:
+            if options.backend == flavour:
+                raise
+            reasons[flavour] = str(error)
+        else:
+            there = {lane.precision for lane in lanes}
+            reasons.update((p, "the bundle has no such engine") for p in PRECISIONS if p not in there)
+            return lanes, reasons
+    lanes, missing = _graphs(bundle, options, stack)
+    return lanes, {**reasons, **missing}
+
+
+def _engines(bundle: Bundle, flavour: Flavour, options: BenchOptions, stack: ExitStack) -> list[Lane]:
+    """One engine of each precision that was asked for.
+
+    Raises:
+        EnvironmentError_: there is none, or it does not run here.
+    """
+    here = available(flavour)
+    if not here.can_run:
+        raise EngineError(f"{flavour} engines do not run here ({here.reason})", hint=here.next_step or None)
+    found: dict[Precision, EngineRecord] = {}
+    for record in bundle.manifest.engines:
+        fits = record.runtime == flavour and record.file and bundle.has(record.file)
+        if fits and record.precision in (options.precisions or PRECISIONS):
+            found.setdefault(record.precision, record)
+    lacking = [precision for precision in options.precisions if precision not in found]
+    if lacking or not found:
+        what = f"holds no {' nor '.join(lacking) or flavour} engine for {flavour}"
+        raise EngineError(what, where=bundle.path, hint="edgeres engine BUNDLE --also fp32 --also fp16")
+    ordered = [(precision, found[precision]) for precision in PRECISIONS if precision in found]
+    return [
+        Lane(precision, str(record.file), stack.enter_context(_open(bundle, flavour, record)), flavour)
+        for precision, record in ordered
+    ]
+
+
+def _open(bundle: Bundle, flavour: Flavour, record: EngineRecord) -> TensorRTRunner:
+    from edgeres.runtime.tensorrt import EngineFile, TensorRTRunner
+
+    return TensorRTRunner(EngineFile(bundle.file(str(record.file)), flavour, record))
+
+
+def _graphs(bundle: Bundle, options: BenchOptions, stack: ExitStack) -> tuple[list[Lane], dict[str, str]]:
+    """The graphs for this machine's CPU, and why one is missing; what was asked for by name must be there."""
+    lanes: list[Lane] = []
+    reasons: dict[str, str] = {}
+    for precision in dict.fromkeys(options.precisions or PRECISIONS):
+        name = GRAPHS["cpu"] if precision == "int8" else FP32
+        try:
+            file = bundle.file(name) if bundle.has(name) else None
+            if file is None:
+                raise EnvironmentError_(
+                    f"the bundle has no {name}", where=bundle.path, hint="build it with --target cpu"
+                )
+            graph: Path | bytes = _half(file) if precision == "fp16" else file
+        except EnvironmentError_ as error:
+            if options.precisions:
+                raise
+            reasons[precision] = str(error)
+            continue
+        shown = f"{name} in float16" if precision == "fp16" else name
+        lanes.append(Lane(precision, shown, stack.enter_context(OrtRunner(graph, threads=options.threads))))
+    if not lanes:
+        raise BundleError("has no graph for this machine's CPU", where=bundle.path, hint="build it with --target cpu")
+    return lanes, reasons
+
+
+def _half(graph: Path) -> bytes:
+    from edgeres.engine.precision import to_fp16
+    from edgeres.errors import needs
+
+    try:
+        from edgeres.graph.normalize import load_onnx
+    except ModuleNotFoundError as error:
+        raise needs("export", "onnx") from error
+    half: bytes = to_fp16(load_onnx(graph)).SerializeToString()
+    return half

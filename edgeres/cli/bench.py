@@ -1,0 +1,131 @@
+"""edgeres bench"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgeres.cli.options import UserPath, as_json
+from edgeres.cli.progress import progress
+from edgeres.cli.show import print_json, print_table
+
+Json = dict[str, Any]
+
+
+@click.command("bench")
+@click.argument("bundle", type=UserPath())
+@click.option(
+    "--precision", "precisions", multiple=True, type=click.Choice(["fp32", "fp16", "int8"]), help="[default: all]"
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "tensorrt", "rtx", "cpu"]),
+    default="auto",
+    show_default=True,
+    help="auto: the bundle's engines where they run here, else the CPU.",
+)
+@click.option(
+    "--batch", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Images per inference."
+)
+@click.option(
+    "--threads", type=click.IntRange(0), default=1, show_default=True, metavar="N", help="On the CPU; 0: every core."
+)
+@click.option(
+    "--warmup", type=click.FloatRange(0), default=200, show_default=True, metavar="MS", help="Of each precision."
+)
+@click.option(
+    "--duration",
+    type=click.FloatRange(0, min_open=True),
+    default=3,
+    show_default=True,
+    metavar="S",
+    help="Of each precision.",
+)
+@click.option(
+    "--iterations", type=click.IntRange(1), default=10, show_default=True, metavar="N", help="At least so many."
+)
+@as_json
+def command(bundle: Path, as_json: bool, **given: Any) -> None:
+    """Measure latency and throughput of a bundle on this machine, as trtexec does.
+
+    \b
+    edgeres bench resnet18.edgeres
+    edgeres bench resnet18.edgeres --precision int8 --batch 8 --threads 0 --json
+
+    FP32, FP16 and INT8 take turns in one run, on random images. On a Jetson, power mode, clocks, temperatures and
+    throttling are told with the figures, and energy per image.
+    """
+    from edgeres.bench.lanes import BenchOptions
+    from edgeres.bench.stage import bench
+
+    options = BenchOptions(
+        backend=given["backend"],
+        precisions=given["precisions"],
+        batch=given["batch"],
+        threads=given["threads"],
+        warmup_seconds=given["warmup"] / 1e3,
+        min_seconds=given["duration"],
+        min_iterations=given["iterations"],
+        power_seconds=given["duration"],
+    )
+    found = bench(bundle, options, progress(quiet=as_json))
+    if as_json:
+        print_json(found)
+    else:
+        _show(found)
+
+
+def _show(found: Json) -> None:
+    settings = found["settings"]
+    click.echo(f"{found['model']} on {found['backend']}, {found['device']}; {settings['scope']}")
+    turns = "taking turns, " if settings["interleaved"] else ""
+    click.echo(
+        f"{turns}each: {1e3 * settings['warmup_seconds']:g} ms warm-up, then at least {settings['min_seconds']:g} s and"
+        f" {settings['min_iterations']} inferences\n"
+    )
+    columns = ("min", "mean", "median", "p90", "p95", "p99", "max")
+    rows = (
+        (
+            name,
+            f"{of['Throughput']['images_per_second']:.4g} img/s",
+            *(f"{of['Latency'][f'{column}_ms']:.3f}" for column in columns),
+        )
+        for name, of in found["precisions"].items()
+    )
+    print_table(
+        ("", "Throughput", *(f"{c} ms" for c in columns)), rows, right=("Throughput", *(f"{c} ms" for c in columns))
+    )
+    click.echo("\nLatency is from the feed to the scores, both in the CPU's memory.")
+    for name, ratio in found["speedup"].items():
+        click.echo(f"{name}: {ratio['value']:.2f}x, 95 % interval {ratio['low']:.2f} to {ratio['high']:.2f}")
+    _show_board(found)
+    for line in found["warnings"]:
+        click.echo(f"note: {line}")
+    for name, reason in found["reasons"].items():
+        if name in ("fp32", "fp16", "int8"):
+            click.echo(f"{name} not measured: {reason}")
+        elif name in ("tensorrt", "rtx"):
+            click.echo(f"{name} not used: {reason}")
+
+
+def _show_board(found: Json) -> None:
+    for name, of in found["precisions"].items():
+        if of["energy"]:
+            energy = of["energy"]
+            click.echo(
+                f"{name}: {energy['per_image_mj']:.3g} mJ an image, {energy['mean_w']:.2f} W"
+                f" ({energy['idle_w']:.2f} W at rest)"
+            )
+    after = found["board"]["after"]
+    if after is None:
+        return
+    hottest = max(after["celsius"].items(), key=lambda item: item[1], default=None)
+    parts = [f"power mode {after['power_mode']}" if after["power_mode"] else ""]
+    parts.append(
+        f"GPU at {after['gpu_hz'] / 1e6:.0f} of {after['gpu_max_hz'] / 1e6:.0f} MHz" if after["gpu_hz"] else ""
+    )
+    parts.append(f"{hottest[0]} {hottest[1]:.0f} °C" if hottest else "")
+    parts.append(f"power of {' + '.join(after['total_of'])}" if after["total_of"] else "")
+    click.echo("board: " + ", ".join(part for part in parts if part))

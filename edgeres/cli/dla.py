@@ -1,0 +1,82 @@
+"""edgeres dla"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgeres.cli.options import UserPath, as_json
+from edgeres.cli.show import print_json, print_table
+
+if TYPE_CHECKING:
+    from edgeres.engine.dla import DlaModel
+
+GRAPH, CACHE = "model.dla.onnx", "model.dla.cache"
+COMMAND = (
+    f"trtexec --onnx={GRAPH} --calib={CACHE} --int8 --fp16 --useDLACore=0 --allowGPUFallback"
+    " --saveEngine=model.dla.engine"
+)
+
+
+@click.command("dla")
+@click.argument("bundle", type=UserPath())
+@click.option("--target", default="jetson-orin-nx", show_default=True, metavar="NAME", help="A Jetson that has a DLA.")
+@click.option(
+    "--batch", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="A DLA takes this alone."
+)
+@click.option("--tensorrt", default="10.3.0", show_default=True, metavar="VERSION", help="That the cache is for.")
+@click.option(
+    "-o", "--output", type=UserPath(file_okay=False), metavar="DIR", help="Write the graph and the cache here."
+)
+@as_json
+def command(bundle: Path, target: str, batch: int, tensorrt: str, output: Path | None, as_json: bool) -> None:
+    """Tell which layers a Jetson's DLA can take, before anything is built.
+
+    \b
+    edgeres dla resnet50.edgeres
+    edgeres dla resnet50.edgeres --target jetson-agx-orin -o dla/
+
+    Through JetPack 6 a DLA takes a float graph with a calibration cache in place of Q/DQ. Both are written with -o, and
+    trtexec builds from them on the device.
+    """
+    from edgeres.bundle import write_file
+    from edgeres.steps import dla_model
+
+    found = dla_model(bundle, target, batch, tensorrt)
+    if output is not None:
+        write_file(output / GRAPH, found.graph.SerializeToString())
+        write_file(output / CACHE, found.cache.encode())
+    if as_json:
+        print_json(
+            {
+                "target": target,
+                "batch": batch,
+                "loadables": found.loadables,
+                "layers": [layer.to_dict() for layer in found.layers],
+                "rewritten": list(found.rewritten),
+                "notes": list(found.notes),
+                "files": [str(output / name) for name in (GRAPH, CACHE)] if output else [],
+            }
+        )
+        return
+    _show(found, target)
+    if output is not None:
+        click.echo(f"\n{output / GRAPH}, {output / CACHE}\non the device: {COMMAND}")
+
+
+def _show(found: DlaModel, target: str) -> None:
+    counts = Counter(layer.where for layer in found.layers)
+    half = sum(layer.precision == "fp16" for layer in found.layers)
+    click.echo(
+        f"{target}: {counts['dla']} of {len(found.layers)} layers on the DLA{f' ({half} in float16)' if half else ''},"
+        f" {counts['gpu']} on the GPU, {counts['unsure']} unsure\n"
+    )
+    rows = [(layer.node, layer.op, layer.where, layer.reason) for layer in found.layers if layer.reason]
+    if rows:
+        print_table(("layer", "operator", "where", "because"), rows)
+        click.echo()
+    for line in (*found.rewritten, *found.notes):
+        click.echo(f"- {line}")

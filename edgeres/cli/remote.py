@@ -1,0 +1,121 @@
+"""edgeres remote"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from edgeres.cli.options import SRC, UserPath, as_json, engine_options
+from edgeres.cli.progress import progress
+from edgeres.cli.show import print_json
+from edgeres.errors import UsageError
+
+_ENGINE = (
+    "also",
+    "max_batch",
+    "opt_batch",
+    "workspace_mb",
+    "builder_level",
+    "version_compatible",
+    "hardware_compatible",
+    "compute_capabilities",
+)
+
+
+@click.command("remote")
+@click.argument("host")
+@click.argument("bundle", type=UserPath())
+@click.argument("verify_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- VERIFY OPTIONS]")
+@click.option("--validation", metavar="SRC", help=f"Images to verify on there; they are copied. {SRC}.")
+@click.option("--target", metavar="NAME", help="[default: what that machine can build; cpu: no engine, verify alone]")
+@engine_options
+@click.option("--to", "directory", default="edgeres", show_default=True, metavar="DIR", help="Where it is kept there.")
+@click.option("--edgeres", default="edgeres", show_default=True, metavar="PATH", help="How edgeres is called there.")
+@click.option("--python", metavar="PATH", help="The interpreter there that has edgeres, in place of --edgeres.")
+@click.option("--ssh", default="ssh", show_default=True, metavar="COMMAND", help='E.g. "ssh -p 2222" or "ssh -F FILE".')
+@click.option("--any-version", is_flag=True, help="Go on with another version of edgeres there.")
+@click.option("-o", "--output", type=UserPath(), metavar="DIR", help="Of the report.  [default: BUNDLE.HOST]")
+@as_json
+@click.pass_context
+def command(ctx: click.Context, /, host: str, bundle: Path, output: Path | None, as_json: bool, **given: Any) -> None:
+    """Build and verify a bundle's engine on another machine, over ssh.
+
+    \b
+    edgeres remote robot resnet50.edgeres
+    edgeres remote me@10.0.0.7 resnet50.edgeres --validation data/val -- --max-drop 0.5
+
+    HOST is what ssh takes. The machine needs edgeres; keys, ports and names come from your ssh configuration. The
+    engine comes back into the bundle, the report into BUNDLE.HOST. Given again after an interruption, the command
+    goes on where it stopped; what was done is not done again.
+
+    Options behind -- go to edgeres verify there. Exit codes are those of edgeres verify.
+    """
+    from edgeres.data.choose import DataChoice, check_paths
+    from edgeres.engine.remote import RemoteChoice, build_there
+    from edgeres.engine.ssh import Host
+
+    check_paths(DataChoice(validation=given["validation"]))
+    if given["directory"].startswith("~"):
+        raise UsageError("is relative to the home there as it is", where="--to", hint="leave ~/ out")
+    if given["verify_options"] and given["validation"] is None:
+        raise UsageError(
+            "are for edgeres verify, which needs images", where="options behind --", hint="--validation SRC"
+        )
+    python = given["python"]
+    choice = RemoteChoice(
+        directory=given["directory"].rstrip("/") or "/",
+        edgeres=(python, "-m", "edgeres") if python else _words("--edgeres", given["edgeres"]),
+        target=given["target"],
+        engine=tuple(_said(ctx)),
+        verify=given["verify_options"],
+        validation=given["validation"],
+        any_version=given["any_version"],
+    )
+    machine = Host(host, _words("--ssh", given["ssh"]))
+    where = output or bundle.resolve().with_name(f"{bundle.resolve().name}.{host.rpartition('@')[2]}")
+    result = build_there(machine, bundle, where, choice, progress(quiet=as_json))
+    if as_json:
+        print_json({"host": host, **asdict(result), "engines": [record.to_dict() for record in result.engines]})
+    else:
+        _show(bundle, where, result)
+    ctx.exit(0 if result.passed else 1)
+
+
+def _words(option: str, text: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise UsageError(f"is no command: {text} ({error})", where=option) from error
+
+
+def _said(ctx: click.Context) -> list[str]:
+    """What the user said about engines, as arguments again."""
+    words: list[str] = []
+    for parameter in ctx.command.params:
+        name = str(parameter.name)
+        if name not in _ENGINE or ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+            continue
+        value = ctx.params[name]
+        if value is True:
+            words.append(parameter.opts[0])
+        for one in value if isinstance(value, tuple) else () if value is True else (value,):
+            words += [parameter.opts[0], str(one)]
+    return words
+
+
+def _show(bundle: Path, where: Path, result: Any) -> None:
+    for record in result.engines:
+        what = bundle / record.file if record.file else f"{record.target} {record.precision}"
+        click.echo(f"{what}: {record.size_bytes / 1e6:.1f} MB, {record.status}")
+    if result.report is not None:
+        from rich.console import Console
+
+        from edgeres.report import render_terminal
+
+        render_terminal(result.report, Console())
+        click.echo(f"report: {where / 'report.html'}")

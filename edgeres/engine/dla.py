@@ -1,0 +1,374 @@
+"""What a Deep Learning Accelerator can take of a network, and the graph and cache that it takes it from.
+
+Through JetPack 6 (TensorRT up to 10.7) a DLA takes implicit INT8: a float graph of fixed sizes and a calibration cache.
+Rules are NVIDIA's: the notes "if executing this layer on DLA" in TensorRT 10's ``NvInfer.h``, the guide's "DLA
+Supported Layers and Restrictions", and the operator table of github.com/NVIDIA/Deep-Learning-Accelerator-SW. No DLA
+has confirmed them here.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from edgeres.engine.targets import Target
+from edgeres.errors import UsageError
+from edgeres.records import Preprocess
+
+if TYPE_CHECKING:
+    import onnx
+
+Where = Literal["dla", "gpu", "unsure"]
+
+MAX_BATCH, MAX_SIZE, MAX_LOADABLES = 4096, 8192, 16
+_POOL_WINDOW, _SOFTMAX_NARROW = 8, 1024
+_ACTIVATIONS = frozenset({"Relu", "Sigmoid", "Tanh", "Clip", "LeakyRelu"})
+_ELEMENTWISE = frozenset({"Add", "Sum", "Sub", "Mul", "Max"})
+_POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool"})
+_NOTHING = frozenset({"Identity", "Constant", "Dropout"})  # gone when the engine is built
+# The operator table has them, each with limits of its own.
+_SOMETIMES = frozenset({"Abs", "Concat", "ConvTranspose", "Cos", "Equal", "LRN", "PRelu", "Resize", "Sin", "Slice"})
+_NO_SCALE = "in float16, for it has no range in the calibration"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node, where it runs, and why not on the DLA; ``precision`` is what the cache lets it run in there."""
+
+    node: str
+    op: str
+    where: Where
+    reason: str = ""
+    precision: str = "int8"
+
+    def to_dict(self) -> dict[str, str]:
+        return {**vars(self)}
+
+
+@dataclass(frozen=True)
+class DlaModel:
+    """A network for a DLA.
+
+    Attributes:
+        graph: float, of fixed sizes; what a DLA refuses is written as what it takes where that is the same arithmetic.
+        cache: TensorRT's calibration cache for it.
+        layers: each node of the graph.
+        rewritten: what was changed, in words.
+        notes: what to know before it is trusted.
+    """
+
+    graph: onnx.ModelProto
+    cache: str
+    layers: tuple[Layer, ...]
+    rewritten: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def loadables(self) -> int:
+        """Runs of layers on the DLA, each between others that are not: every change costs a copy."""
+        on = [layer.where == "dla" for layer in self.layers]
+        return sum(now and not before for before, now in zip([False, *on], on, strict=False))
+
+
+def for_dla(model: onnx.ModelProto, target: Target, batch: int, cache: str, preprocess: Preprocess) -> DlaModel:
+    """The graph, cache and verdict for a target that has a DLA.
+
+    Args:
+        model: the canonical FP32 graph.
+        cache: the calibration cache that belongs to it, as TensorRT writes it.
+
+    Raises:
+        UsageError: the target has no DLA, or it does not take the batch.
+    """
+    if target.dla[1] == 0:
+        raise UsageError(f"{target.title} has no DLA", where=target.name, hint="see: edgeres targets")
+    if not 1 <= batch <= MAX_BATCH:
+        raise UsageError(f"a DLA takes batches of 1 to {MAX_BATCH}, not {batch}", where="--batch")
+    graph = type(model)()
+    graph.CopyFrom(model)
+    _fix_sizes(graph, batch)
+    rewritten = (*_pool_in_windows(graph), *_classify_by_convolution(graph))
+    shapes = _shapes(graph)
+    header, scales = _read(cache)
+    scales = _complete(graph, scales, preprocess)
+    layers = tuple(_layer(graph, node, shapes, target, scales) for node in graph.graph.node)
+    found = DlaModel(graph, _write(header, scales), layers, rewritten)
+    return replace(found, notes=tuple(_notes(found, target)))
+
+
+def _notes(found: DlaModel, target: Target) -> Iterator[str]:
+    if found.loadables > MAX_LOADABLES:
+        yield f"{found.loadables} parts on the DLA, and a core holds {MAX_LOADABLES} at a time"
+    elif found.loadables > 1:
+        yield f"{found.loadables} parts on the DLA with layers on the GPU between them: each change is a copy"
+    if target.tensorrt and float(target.tensorrt[0].split(".")[0]) >= 10:
+        yield "for JetPack 6 (TensorRT 10.3): 10.8 to 11.3 have no DLA, and 11.4.1 takes Q/DQ, on AGX Orin alone"
+    yield "what refined the INT8 graph (biases, rounding) is not in this float graph: verify the engine on the device"
+    yield "no DLA has confirmed this yet: the builder's log names what it puts where"
+
+
+# --- the graph -------------------------------------------------------------------------------------------------------
+
+
+def _fix_sizes(model: onnx.ModelProto, batch: int) -> None:
+    """A DLA takes no dynamic sizes."""
+    for value in (*model.graph.input, *model.graph.output):
+        dims = value.type.tensor_type.shape.dim
+        if dims and not dims[0].dim_value:
+            dims[0].dim_value = batch
+    del model.graph.value_info[:]
+
+
+def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    from onnx import shape_inference
+
+    graph = shape_inference.infer_shapes(model).graph
+    values = (*graph.input, *graph.value_info, *graph.output)
+    found = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in values}
+    return found | {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+
+
+def _pool_in_windows(model: onnx.ModelProto) -> Iterator[str]:
+    """GlobalAveragePool, which TensorRT gives to the GPU, as an AveragePool over the whole of a small image."""
+    from onnx import helper
+
+    shapes = _shapes(model)
+    for node in model.graph.node:
+        sides = shapes.get(node.input[0], ())[2:] if node.op_type == "GlobalAveragePool" else ()
+        if len(sides) == 2 and all(1 <= side <= _POOL_WINDOW for side in sides):
+            node.op_type = "AveragePool"
+            node.attribute.extend(
+                [helper.make_attribute("kernel_shape", sides), helper.make_attribute("strides", [1, 1])]
+            )
+            yield f"{node.name}: the global average is a {sides[0]} x {sides[1]} average pool"
+
+
+def _classify_by_convolution(model: onnx.ModelProto) -> Iterator[str]:
+    """Flatten and Gemm behind a (N, C, 1, 1) tensor as a 1x1 Conv and a Flatten.
+
+    A DLA took Gemm as a fully connected layer, which TensorRT 10 has no more.
+    """
+    from onnx import helper, numpy_helper
+
+    graph, shapes = model.graph, _shapes(model)
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    for gemm in [node for node in graph.node if node.op_type == "Gemm"]:
+        flatten = next((node for node in graph.node if node.output[0] == gemm.input[0]), None)
+        plain = {a.name: helper.get_attribute_value(a) for a in gemm.attribute}
+        fits = flatten is not None and flatten.op_type in ("Flatten", "Reshape") and gemm.input[1] in weights
+        if not fits or plain.get("transA") or plain.get("alpha", 1.0) != 1.0 or plain.get("beta", 1.0) != 1.0:
+            continue
+        assert flatten is not None
+        if shapes.get(flatten.input[0], ())[2:] != (1, 1):
+            continue
+        matrix = numpy_helper.to_array(weights[gemm.input[1]])
+        matrix = matrix if plain.get("transB") else matrix.T
+        name, scores = f"{gemm.input[1]}_1x1", f"{gemm.output[0]}_1x1"
+        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(matrix[:, :, None, None]), name))
+        conv = helper.make_node("Conv", [flatten.input[0], name, *gemm.input[2:]], [scores], name=f"{gemm.name}_1x1")
+        back = helper.make_node("Flatten", [scores], [gemm.output[0]], name=f"{gemm.name}_flatten")
+        position = list(graph.node).index(gemm)
+        graph.node.remove(gemm)
+        graph.node.insert(position, back)
+        graph.node.insert(position, conv)
+        if not any(flatten.output[0] in node.input for node in graph.node):
+            graph.node.remove(flatten)
+        if not any(weights[gemm.input[1]].name in node.input for node in graph.node):
+            graph.initializer.remove(weights[gemm.input[1]])
+        yield f"{gemm.name}: the classifier is a 1x1 convolution"
+
+
+# --- where a layer runs ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A node with what the rules look at."""
+
+    node: onnx.NodeProto
+    shapes: Mapping[str, tuple[int, ...]]
+    target: Target
+
+    def ints(self, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        found = next((a for a in self.node.attribute if a.name == name), None)
+        return default if found is None else tuple(found.ints)
+
+    def number(self, name: str, default: int) -> int:
+        return next((a.i for a in self.node.attribute if a.name == name), default)
+
+    def shape(self, index: int = 0) -> tuple[int, ...]:
+        return self.shapes.get(self.node.input[index], ()) if index < len(self.node.input) else ()
+
+
+def _layer(
+    model: onnx.ModelProto,
+    node: onnx.NodeProto,
+    shapes: Mapping[str, tuple[int, ...]],
+    target: Target,
+    scales: Mapping[str, float],
+) -> Layer:
+    where, reason = _verdict(_Node(node, shapes, target))
+    constants = {tensor.name for tensor in model.graph.initializer}
+    short = [name for name in (*node.input, *node.output) if name and name not in constants and name not in scales]
+    precision = "int8" if where == "gpu" or not short else "fp16"
+    if where == "dla" and short:
+        reason = f"{short[-1]} {_NO_SCALE}"
+    return Layer(node.name or node.output[0], node.op_type, where, reason, precision if where == "dla" else "")
+
+
+def _verdict(n: _Node) -> tuple[Where, str]:
+    op = n.node.op_type
+    if op in _NOTHING:
+        return "dla", ""
+    rule = _RULES.get(op)
+    if op in _SOMETIMES:
+        return "unsure", f"a DLA takes {op} within limits that are not looked at here"
+    if rule is None:
+        return "gpu", f"a DLA has no {op}"
+    sizes = [size for index in range(len(n.node.input)) for size in n.shape(index)[1:]]
+    if any(size > MAX_SIZE for size in sizes):
+        return "gpu", f"a size of {max(sizes)} is above {MAX_SIZE}"
+    return rule(n)
+
+
+def _outside(what: str, values: tuple[int, ...], low: int, high: int) -> str:
+    wrong = [value for value in values if not low <= value <= high]
+    return f"{what} {' x '.join(map(str, values))} is outside {low} to {high}" if wrong else ""
+
+
+def _first(*reasons: str) -> tuple[Where, str]:
+    found = next((reason for reason in reasons if reason), "")
+    return ("gpu", found) if found else ("dla", "")
+
+
+def _conv(n: _Node) -> tuple[Where, str]:
+    weight = n.shape(1)
+    if len(weight) != 4:
+        return "gpu", "only convolutions of images"
+    kernel, pads, groups = weight[2:], n.ints("pads", (0, 0, 0, 0)), n.number("group", 1)
+    pair = (kernel[0], kernel[1], kernel[0], kernel[1])
+    deep = [
+        f"padding {pad} is not below the kernel's {size}" for pad, size in zip(pads, pair, strict=False) if pad >= size
+    ]
+    of_group = (weight[1], weight[0] // groups)
+    odd = groups > 1 and any(channels % 4 for channels in of_group)
+    return _first(
+        _outside("kernel", kernel, 1, 32),
+        _outside("stride", n.ints("strides", (1, 1)), 1, 8),
+        _outside("dilation", n.ints("dilations", (1, 1)), 1, 32),
+        _outside("padding", pads, 0, 31),
+        *(deep if any(pads) else []),
+        _outside("output channels", weight[:1], 1, MAX_SIZE),
+        f"groups of {of_group[0]} and {of_group[1]} channels are no multiples of 4" if odd else "",
+    )
+
+
+def _pool(n: _Node) -> tuple[Where, str]:
+    pads = n.ints("pads", (0, 0, 0, 0))
+    verdict = _first(
+        _outside("window", n.ints("kernel_shape", ()), 1, _POOL_WINDOW),
+        _outside("stride", n.ints("strides", (1, 1)), 1, 16),
+        _outside("padding", pads, 0, 7),
+        "dilated" if any(value != 1 for value in n.ints("dilations", (1, 1))) else "",
+    )
+    if verdict[0] == "dla" and n.node.op_type == "AveragePool" and any(pads):
+        return "unsure", "whether the average counts the padding is not documented for a DLA"
+    return verdict
+
+
+def _global_pool(n: _Node) -> tuple[Where, str]:
+    sides = n.shape()[2:]
+    return "gpu", f"TensorRT gives it to the GPU, and {' x '.join(map(str, sides))} is too large for an average pool"
+
+
+def _elementwise(n: _Node) -> tuple[Where, str]:
+    shapes = {n.shape(index) for index in range(len(n.node.input))}
+    if any(len(shape) != 4 for shape in shapes):
+        return "gpu", "only images of four dimensions"
+    return ("dla", "") if len(shapes) == 1 else ("unsure", "inputs of different sizes")
+
+
+def _activation(n: _Node) -> tuple[Where, str]:
+    return _first("" if len(n.shape()) == 4 else "only images of four dimensions")
+
+
+def _shuffle(n: _Node) -> tuple[Where, str]:
+    before, after = n.shape(), n.shapes.get(n.node.output[0], ())
+    return _first("its input and output must have four dimensions" if (len(before), len(after)) != (4, 4) else "")
+
+
+def _softmax(n: _Node) -> tuple[Where, str]:
+    shape = n.shape()
+    if n.target.sm == ("7.2",):
+        return "gpu", "Softmax needs Orin's DLA"
+    axis = n.number("axis", -1) % max(len(shape), 1)
+    if len(shape) != 4 or axis == 0:
+        return "gpu", "only over channels, rows or columns of four dimensions"
+    others = [size for index, size in enumerate(shape) if index not in (0, axis)]
+    limit = MAX_SIZE if all(size == 1 for size in others) else _SOFTMAX_NARROW
+    return _first(f"{shape[axis]} values are above {limit}" if shape[axis] > limit else "")
+
+
+_RULES: dict[str, Callable[[_Node], tuple[Where, str]]] = {
+    "Conv": _conv,
+    "MaxPool": _pool,
+    "AveragePool": _pool,
+    "GlobalAveragePool": _global_pool,
+    "Softmax": _softmax,
+    **dict.fromkeys(_ELEMENTWISE, _elementwise),
+    **dict.fromkeys(_ACTIVATIONS, _activation),
+    **dict.fromkeys(("Flatten", "Reshape", "Transpose"), _shuffle),
+}
+
+
+# --- the cache -------------------------------------------------------------------------------------------------------
+
+
+def _read(cache: str) -> tuple[str, dict[str, float]]:
+    header, *lines = cache.splitlines()
+    found = {}
+    for line in lines:
+        name, _, digits = line.rpartition(": ")
+        (found[name],) = struct.unpack("!f", bytes.fromhex(digits))
+    return header, found
+
+
+def _write(header: str, scales: Mapping[str, float]) -> str:
+    lines = (f"{name}: {struct.pack('!f', scale).hex()}\n" for name, scale in scales.items())
+    return f"{header}\n{''.join(lines)}"
+
+
+def _complete(model: onnx.ModelProto, scales: Mapping[str, float], preprocess: Preprocess) -> dict[str, float]:
+    """A scale for every tensor that one follows for: a layer without stays in float16.
+
+    The input's follows from the preprocessing. What only a ReLU reads is fused with it and takes its scale. A pool's
+    input and output share one on a DLA.
+    """
+    names = {name for node in model.graph.node for name in (*node.input, *node.output)}
+    found = {name: scale for name, scale in scales.items() if name in names}
+    found.setdefault(model.graph.input[0].name, _input_scale(preprocess))
+    readers: dict[str, list[str]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node.op_type)
+    for node in model.graph.node:
+        if node.op_type in _POOLS and node.input[0] in found:
+            found[node.output[0]] = found[node.input[0]]
+        if node.op_type == "Flatten" and node.output[0] in found:
+            found.setdefault(node.input[0], found[node.output[0]])
+        if node.op_type == "Relu" and readers[node.input[0]] == ["Relu"] and node.output[0] in found:
+            found.setdefault(node.input[0], found[node.output[0]])
+    return found
+
+
+def _input_scale(preprocess: Preprocess) -> float:
+    """Of the network's input over all that a pixel can be; bytes minus 128 are codes already."""
+    ends = np.array([0.0, 255.0])[:, None] * preprocess.pixel_scale
+    values = (ends - np.array(preprocess.mean)) / np.array(preprocess.std)
+    if values.min() == -128 and values.max() == 127:
+        return 1.0
+    return float(np.abs(values).max() / 127)
