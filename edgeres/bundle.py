@@ -32,7 +32,9 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 FP32 = "model.fp32.onnx"
 # In ascending order of preference on a CPU.
-GRAPHS = {"tensorrt": "model.int8.onnx", "cpu": "model.int8.cpu.onnx"}
+GRAPHS = {"tensorrt": "model.int8.onnx", "rtx": "model.int8.rtx.onnx", "cpu": "model.int8.cpu.onnx"}
+# Graphs that are another one, written anew for a runtime: the same codes and decisions.
+FORMS = {"rtx": "tensorrt"}
 CALIBRATION = "calibration.json"
 REPORT, REPORT_PAGE = "report.json", "report.html"
 LABELS = "labels.txt"

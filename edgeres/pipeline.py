@@ -168,7 +168,7 @@ def build(model: Any, *, progress: Progress = SILENT, command: str = "", **optio
             refined = _quantize(o, fp32, targets, calibration, recorded, progress)
             quantized = refined.quantized
             pixels = sample_pixels(sources.calibration, fp32.spec.preprocess) if len(sources.calibration) else None
-            _write_graphs(folder, fp32, quantized)
+            _write_graphs(folder, fp32, quantized, rtx=any(target.runtime == "rtx" for target in targets))
         with watch.stage("engines"):
             engines = build_engines(folder, targets, o.engines, progress)
             _write_engines(folder, engines)
@@ -316,10 +316,14 @@ def _quantize(
     return quantize_with_recipe(fp32.graph, styles, loader, ranges, o.refine, progress)
 
 
-def _write_graphs(folder: Path, fp32: Fp32Model, quantized: Quantized) -> None:
+def _write_graphs(folder: Path, fp32: Fp32Model, quantized: Quantized, *, rtx: bool) -> None:
     write_file(folder / FP32, fp32.graph.SerializeToString())
     for style, graph in quantized.graphs.items():
         write_file(folder / GRAPHS[style], graph.SerializeToString())
+    if rtx:
+        from edgeres.quantize.rtx import rtx_form
+
+        write_file(folder / GRAPHS["rtx"], rtx_form(quantized.graphs["tensorrt"]).SerializeToString())
     write_file(folder / CALIBRATION, to_json(quantized.calibration).encode())
     write_file(folder / LABELS, "".join(f"{label}\n" for label in fp32.spec.labels).encode())
 

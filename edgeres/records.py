@@ -248,6 +248,9 @@ class EngineRecord:
         precision: of the weights and activations in the graph it was built from.
         size_bytes: 0 where it was not built.
         status: ``built, not run here``, or why it was not built and where to run what.
+        compute_capabilities: of the GPUs it was built on or for; empty: RTX's portable default, Ampere and later.
+        version_compatible: later versions of TensorRT load it too; it brings code for the CPU to do so.
+        hardware_compatible: other GPUs from Ampere on run it too, but no Jetson.
     """
 
     target: str
@@ -259,6 +262,8 @@ class EngineRecord:
     size_bytes: int = 0
     compute_capabilities: tuple[str, ...] = ()
     build_seconds: float | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
 
     @property
     def key(self) -> tuple[str, ...]:

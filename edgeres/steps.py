@@ -103,7 +103,12 @@ def quantize_file(
         **_numbers(refined, target.style),
         "notes": [*fp32.notes, *([f"nothing refined: {refined.note}"] if refined.note else [])],
     }
-    return QuantizedFile(refined.quantized.graphs[target.style].SerializeToString(), summary)
+    graph = refined.quantized.graphs[target.style]
+    if target.runtime == "rtx":
+        from edgeres.quantize.rtx import rtx_form
+
+        graph = rtx_form(graph)
+    return QuantizedFile(graph.SerializeToString(), summary)
 
 
 def _numbers(refined: Refined, style: Style) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def _for_target(
         workspace = None if gpu is None else target.workspace_bytes(gpu.memory_bytes)
         for precision in dict.fromkeys(("int8", "fp32", *choice.also)):
             request = choice.request(precision, target.runtime, workspace)
-            built = build_engine(_graph(folder, precision), request, target.runtime, progress)
+            built = build_engine(_graph(folder, precision, target.runtime), request, target.runtime, progress)
             if precision == "int8" or precision in choice.also:
                 yield built.record(target.name, f"{ENGINES}/{built.file_name}"), built
             else:
@@ -125,11 +125,20 @@ def _for_target(
         yield EngineRecord(target.name, target.runtime, available(target.runtime).version or "", "int8", status), None
 
 
-def _graph(folder: Path, precision: Precision) -> Path | bytes:
-    if precision != "fp16":
-        return folder / (FP32 if precision == "fp32" else GRAPHS["tensorrt"])
+def _graph(folder: Path, precision: Precision, runtime: str) -> Path | bytes:
+    if precision == "fp32":
+        return folder / FP32
+    if precision == "int8" and runtime != "rtx":
+        return folder / GRAPHS["tensorrt"]
+    if precision == "int8" and (folder / GRAPHS["rtx"]).is_file():
+        return folder / GRAPHS["rtx"]
     from edgeres.engine.precision import to_fp16
     from edgeres.graph.normalize import load_onnx
 
-    half: bytes = to_fp16(load_onnx(folder / FP32)).SerializeToString()
-    return half
+    if precision == "fp16":
+        half: bytes = to_fp16(load_onnx(folder / FP32)).SerializeToString()
+        return half
+    from edgeres.quantize.rtx import rtx_form  # the bundle was built for other targets
+
+    written: bytes = rtx_form(load_onnx(folder / GRAPHS["tensorrt"])).SerializeToString()
+    return written

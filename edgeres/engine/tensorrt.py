@@ -102,6 +102,7 @@ class BuiltEngine:
         compute_capabilities: GPUs it is for; empty: RTX's portable default.
         log: what the vendor said during the build, ``[W] ...``.
         settings: what else was asked for, for people.
+        version_compatible, hardware_compatible: as in :class:`BuildRequest`.
     """
 
     data: bytes
@@ -113,6 +114,8 @@ class BuiltEngine:
     build_seconds: float
     log: tuple[str, ...]
     settings: Mapping[str, str] = field(default_factory=dict)
+    version_compatible: bool = False
+    hardware_compatible: bool = False
 
     @property
     def file_name(self) -> str:
@@ -148,6 +151,8 @@ class BuiltEngine:
             size_bytes=len(self.data),
             compute_capabilities=self.compute_capabilities,
             build_seconds=self.build_seconds,
+            version_compatible=self.version_compatible,
+            hardware_compatible=self.hardware_compatible,
         )
 
 
@@ -189,6 +194,8 @@ def build_engine(
             build_seconds=time.monotonic() - started,
             log=tuple(log.lines),
             settings=request.settings,
+            version_compatible=request.version_compatible,
+            hardware_compatible=request.hardware_compatible,
         )
 
 

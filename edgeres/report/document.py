@@ -386,7 +386,7 @@ def _graph(data: ReportInput, comparison: Comparison, name: str, reasons: dict[s
     answers = comparison.candidates[name]
     path = f"accuracy.graphs.{name}"
     falls = comparison.falls(name)
-    oracle = name.startswith("tensorrt") and "TensorRT" not in answers.runner
+    oracle = None if "TensorRT" in answers.runner else {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}.get(name)
     return {
         **_hits(comparison, answers, path, reasons),
         **_paired(comparison, name, path, reasons),
@@ -394,7 +394,7 @@ def _graph(data: ReportInput, comparison: Comparison, name: str, reasons: dict[s
         "same": int((answers.predicted == comparison.reference.predicted).sum()),
         "classes": falls.to_dict(data.model.labels) if falls else None,
         "confusions": [asdict(confusion) for confusion in comparison.confusions(name)[:CONFUSIONS]],
-        "note": f"graph for TensorRT, measured on {answers.runner} as its oracle" if oracle else "",
+        "note": f"graph for {oracle}, measured on {answers.runner} as its oracle" if oracle else "",
         "lost_images": [asdict(image) for image in comparison.lost(name)],
         "gained_images": [asdict(image) for image in comparison.gained(name)],
     }

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeres.bundle import CALIBRATION, GRAPHS, REPORT, Bundle
+from edgeres.bundle import CALIBRATION, FORMS, GRAPHS, REPORT, Bundle
 from edgeres.errors import BundleError, InputError
 
 Json = dict[str, Any]
@@ -121,7 +121,7 @@ def _graphs(bundle: Bundle, reasons: dict[str, str]) -> dict[str, Codes] | None:
 
     found = {}
     for style, name in GRAPHS.items():
-        if bundle.has(name):
+        if bundle.has(name) and style not in FORMS:
             (graph,) = inspect(bundle.file(name))
             tensors = {q.tensor: Code(q.scale, q.zero_point, q.dtype) for q in graph.quantized}
             found[style] = Codes(tensors, dict(graph.skipped))

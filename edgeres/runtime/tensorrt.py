@@ -7,15 +7,20 @@ threads that ever inferred at the same time, however many threads come and go.
 A lane records its work as a CUDA graph when it meets a batch for the second time in a row: copies, kernels and all are
 one launch then. NVIDIA's rules hold: the context enqueues once and is waited for before the recording, and a graph is
 dropped when the context's shapes change. TensorRT-RTX records by itself (``cuda_graph_strategy``).
+
+:meth:`TensorRTRunner.timed` is for benchmarks: it takes trtexec's times with events between copies and kernels, so the
+kernels alone are its graph, as they are trtexec's.
 """
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +29,7 @@ import numpy as np
 from edgeres.errors import EngineError
 from edgeres.records import EngineRecord
 from edgeres.runtime.fit import Here, refusal
-from edgeres.runtime.memory import Buffer, Device, Graph, default_device
+from edgeres.runtime.memory import Buffer, Device, Event, Graph, default_device
 from edgeres.runtime.runner import Feed, TensorSpec, any_batch, check_feed, closed, parts
 
 if TYPE_CHECKING:
@@ -41,12 +46,15 @@ class EngineFile:
         content: its path, or the bytes.
         record: its entry in a bundle's manifest, None without one.
         cache: where TensorRT-RTX keeps what it compiled for this GPU, None: nowhere. The second start is faster.
+        sha256: of the content, by a manifest that is trusted. An engine that other versions of TensorRT load too
+            brings code for the CPU, and that is run only where this is given and fits.
     """
 
     content: Path | bytes
     flavour: Flavour = "tensorrt"
     record: EngineRecord | None = None
     cache: Path | None = None
+    sha256: str | None = None
 
     def read(self) -> bytes:
         if isinstance(self.content, bytes):
@@ -59,6 +67,41 @@ class EngineFile:
     @property
     def where(self) -> Path | None:
         return None if isinstance(self.content, bytes) else self.content
+
+    def may_bring_code(self, data: bytes) -> bool:
+        """Whether code for the CPU inside of ``data``, its content, may be run.
+
+        Raises:
+            EngineError: it would need to, and is not what the manifest was written with, or there is no manifest.
+        """
+        if self.flavour != "tensorrt" or self.record is None or not self.record.version_compatible:
+            return False
+        if self.sha256 is None:
+            what = "this engine brings code for the CPU, which is run from a bundle alone"
+            raise EngineError(what, where=self.where, hint="load the bundle that it is in")
+        if hashlib.sha256(data).hexdigest() != self.sha256:
+            raise EngineError("was changed after it was written", where=self.where, hint=_BUILD_AGAIN)
+        return True
+
+
+@dataclass(frozen=True)
+class Times:
+    """Of one inference, in seconds, by trtexec's names.
+
+    Attributes:
+        enqueue: Enqueue Time, by the CPU's clock: how long the CPU was busy to start the kernels.
+        upload, compute, download: H2D Latency, GPU Compute Time, D2H Latency, by the GPU's clock.
+    """
+
+    enqueue: float
+    upload: float
+    compute: float
+    download: float
+
+    @property
+    def latency(self) -> float:
+        """Latency: from the first byte there to the last byte back."""
+        return self.upload + self.compute + self.download
 
 
 class TensorRTRunner:
@@ -100,7 +143,25 @@ class TensorRTRunner:
         cut = list(parts(check_feed(feed, self._checked), *self._shared.batch))
         with self._lanes.one(self.name) as lane:
             runs = [lane.run({name: array[part] for name, array in feed.items()}) for part in cut]
-        return runs[0] if len(runs) == 1 else {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
+        return _joined(runs)
+
+    def timed(self, feed: Feed) -> tuple[Feed, Times]:
+        """:meth:`infer`, with what each step took; parts of a batch that is cut are added up."""
+        cut = list(parts(check_feed(feed, self._checked), *self._shared.batch))
+        with self._lanes.one(self.name) as lane:
+            runs = [lane.timed({name: array[part] for name, array in feed.items()}) for part in cut]
+        each = zip(*(astuple(times) for _, times in runs), strict=True)
+        return _joined([run for run, _ in runs]), Times(*map(sum, each))
+
+    @property
+    def cuda_graph(self) -> bool:
+        """Whether inferences of the last batch are launches of a CUDA graph; of RTX, whether it was told to record."""
+        return self._shared.records or self._lanes.recorded
+
+    @property
+    def transfers(self) -> bool:
+        """Whether inputs and outputs are copied; on a Jetson both sides see the same memory."""
+        return not self._device.integrated
 
     def close(self) -> None:
         self._lanes.close()
@@ -134,6 +195,7 @@ class _Engine:
 
     Attributes:
         batch: smallest and largest that its profile takes.
+        records: CUDA graphs, by itself.
     """
 
     def __init__(self, vendor: _Vendor, runtime: Any, engine: Any, file: EngineFile) -> None:
@@ -152,8 +214,10 @@ class _Engine:
         self._config: Any = None
         self._cache: Any = None
         strategy = getattr(trt, "CudaGraphStrategy", None)  # TensorRT has none
+        self.records = False
         if strategy is not None and hasattr(engine, "create_runtime_config"):
             self._config, self._cache = _for_rtx(engine, strategy, file)
+            self.records = True
 
     def new_context(self) -> Any:
         context = self._engine.create_execution_context(*([] if self._config is None else [self._config]))
@@ -204,11 +268,14 @@ def _for_rtx(loaded: Any, strategy: Any, file: EngineFile) -> tuple[Any, Any]:
 
 def _load(vendor: _Vendor, data: bytes, file: EngineFile, device: Device) -> _Engine:
     vendor.lines.clear()
+    may_bring_code = file.may_bring_code(data)
     with device.active():
         try:
             runtime = vendor.trt.Runtime(vendor.logger)
         except TypeError as error:  # the bindings' way to say that there is no CUDA
             raise vendor.error("TensorRT does not start", file.where) from error
+        if may_bring_code:
+            runtime.engine_host_code_allowed = True
         engine = runtime.deserialize_cuda_engine(data)
         if engine is None:
             raise vendor.error("this engine cannot be loaded", file.where)
@@ -250,6 +317,12 @@ class _Lanes:
         finally:
             self._give_back(lane, sound=sound)
 
+    @property
+    def recorded(self) -> bool:
+        """Whether a lane has a graph of its last batch."""
+        with self._lock:
+            return any(lane.recorded for lane in self._idle)
+
     def close(self) -> None:
         with self._lock:
             lanes, self._idle = self._idle, []
@@ -288,10 +361,12 @@ class _Lane:
     """An execution context with its stream and buffers; used by one thread at a time, inside ``device.active()``."""
 
     def __init__(self, device: Device, shared: _Engine, *, graphs: bool) -> None:
-        self._shared, self._graphs = shared, graphs
+        self._device, self._shared, self._graphs = device, shared, graphs
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._batch = 0
         self._graph: Graph | None = None
+        self._kernels: Graph | None = None  # the same without the copies
+        self._events: list[Event] = []
         with ExitStack() as undo:
             self._stream = device.stream()
             undo.callback(self._stream.close)
@@ -323,13 +398,50 @@ class _Lane:
                 self._graphs = False  # it cannot be recorded: not tried again
                 self._enqueue_or_fail()
         self._stream.synchronize()
-        return {t.name: self._host(t.name, self._shapes[t.name], t.dtype).copy() for t in self._shared.outputs}
+        return self._scores()
+
+    def timed(self, feed: Feed) -> tuple[Feed, Times]:
+        """:meth:`run` with events between its steps; they would tell nothing inside of a graph."""
+        batch = len(feed[self._shared.inputs[0].name])
+        for name, array in feed.items():
+            self._host(name, array.shape, array.dtype)[...] = array
+        if batch != self._batch:
+            self._drop_graph()
+            self._set_batch(batch)
+        elif self._kernels is None and self._graphs:
+            self._kernels = self._stream.capture(self._execute)
+            self._graphs = self._kernels is not None
+        while len(self._events) < 4:
+            self._events.append(self._device.event())
+        begin, there, done, back = self._events
+        begin.record(self._stream)
+        self._upload()
+        there.record(self._stream)
+        started = perf_counter()
+        if self._kernels is not None:
+            self._kernels.launch()
+        elif not self._execute():
+            raise self._shared.vendor.error("the engine did not run")
+        enqueue = perf_counter() - started
+        done.record(self._stream)
+        self._download()
+        back.record(self._stream)
+        self._stream.synchronize()
+        times = Times(enqueue, there.seconds_since(begin), done.seconds_since(there), back.seconds_since(done))
+        return self._scores(), times
+
+    @property
+    def recorded(self) -> bool:
+        return self._graph is not None or self._kernels is not None
 
     def close(self) -> None:
         with suppress(EngineError):  # an interrupted run may still write into the buffers
             self._stream.synchronize()
         self._drop_graph()
         self._context = None
+        for event in self._events:
+            event.close()
+        self._events.clear()
         for buffer in self._buffers.values():
             buffer.close()
         self._stream.close()
@@ -349,13 +461,25 @@ class _Lane:
 
     def _enqueue(self) -> bool:
         """Copies there, kernels, copies back."""
+        self._upload()
+        if not self._execute():
+            return False
+        self._download()
+        return True
+
+    def _upload(self) -> None:
         for tensor in self._shared.inputs:
             self._buffers[tensor.name].upload(self._count(tensor), self._stream)
-        if not self._context.execute_async_v3(self._stream.handle):
-            return False
+
+    def _execute(self) -> bool:
+        return bool(self._context.execute_async_v3(self._stream.handle))
+
+    def _download(self) -> None:
         for tensor in self._shared.outputs:
             self._buffers[tensor.name].download(self._count(tensor), self._stream)
-        return True
+
+    def _scores(self) -> Feed:
+        return {t.name: self._host(t.name, self._shapes[t.name], t.dtype).copy() for t in self._shared.outputs}
 
     def _enqueue_or_fail(self) -> None:
         if not self._enqueue():
@@ -369,9 +493,15 @@ class _Lane:
         return self._buffers[name].host[:count].view(dtype).reshape(shape)
 
     def _drop_graph(self) -> None:
-        if self._graph is not None:
-            self._graph.close()
-            self._graph = None
+        for graph in (self._graph, self._kernels):
+            if graph is not None:
+                graph.close()
+        self._graph = self._kernels = None
+
+
+def _joined(runs: list[Feed]) -> Feed:
+    """The parts of a batch."""
+    return runs[0] if len(runs) == 1 else {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
 
 
 def _fixed(tensor: TensorSpec) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeres.bundle import CALIBRATION
+from edgeres.bundle import CALIBRATION, FORMS
 from edgeres.data.choose import DataChoice
 from edgeres.data.loader import Loader
 from edgeres.progress import SILENT, Progress
@@ -107,7 +107,8 @@ def verify(
         reasons["anatomy"] = why
     else:
         zeros = zeros_of(graphs.fp32.with_name(CALIBRATION))
-        inside = anatomy.dissect(graphs.fp32, graphs.int8, loader, progress, zeros)
+        own = {name: path for name, path in graphs.int8.items() if name not in FORMS}
+        inside = anatomy.dissect(graphs.fp32, own, loader, progress, zeros)
     if "cpu" in graphs.int8:
         latency = _latency(graphs, loader, progress)
     else:

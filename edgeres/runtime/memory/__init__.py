@@ -20,7 +20,7 @@ from typing import Protocol
 from edgeres.errors import EnvironmentError_
 from edgeres.records import U8
 
-__all__ = ["Buffer", "Device", "Graph", "Stream", "default_device"]
+__all__ = ["Buffer", "Device", "Event", "Graph", "Stream", "default_device"]
 
 
 class Graph(Protocol):
@@ -49,6 +49,20 @@ class Stream(Protocol):
 
     def capture(self, work: Callable[[], bool]) -> Graph | None:
         """Record what ``work`` enqueues, without running it; None where it cannot be recorded or ``work`` says so."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Event(Protocol):
+    """A moment in a stream, by the GPU's own clock."""
+
+    def record(self, stream: Stream) -> None:
+        """Enqueue it: it happens when all that was enqueued before is done. Not while a graph is recorded."""
+        ...
+
+    def seconds_since(self, earlier: Event) -> float:
+        """Between two moments of one stream, to about half a microsecond; the stream was waited for."""
         ...
 
     def close(self) -> None: ...
@@ -106,6 +120,8 @@ class Device(Protocol):
     def stream(self) -> Stream:
         """A new stream that does not wait for the default stream."""
         ...
+
+    def event(self) -> Event: ...
 
 
 def default_device(index: int = 0) -> Device:

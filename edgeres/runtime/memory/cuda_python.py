@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from edgeres.errors import EngineError, needs
-from edgeres.runtime.memory import Graph, Stream
+from edgeres.runtime.memory import Event, Graph, Stream
 
 _NAME_BYTES = 256
 
@@ -89,6 +89,9 @@ class CudaPython:
     def stream(self) -> _Stream:
         return _Stream(self)
 
+    def event(self) -> _Event:
+        return _Event(self)
+
 
 class _Buffer:
     def __init__(self, gpu: CudaPython, count: int) -> None:
@@ -152,6 +155,24 @@ class _Stream:
         if self._stream is not None:
             self._gpu.call(self._gpu.cuda.cuStreamDestroy, self._stream)
             self._stream, self.handle = None, 0
+
+
+class _Event:
+    def __init__(self, gpu: CudaPython) -> None:
+        self._gpu = gpu
+        self._event = gpu.call(gpu.cuda.cuEventCreate, int(gpu.cuda.CUevent_flags.CU_EVENT_DEFAULT))
+
+    def record(self, stream: Stream) -> None:
+        self._gpu.call(self._gpu.cuda.cuEventRecord, self._event, stream.handle)
+
+    def seconds_since(self, earlier: Event) -> float:
+        assert isinstance(earlier, _Event)
+        return float(self._gpu.call(self._gpu.cuda.cuEventElapsedTime, earlier._event, self._event)) / 1e3
+
+    def close(self) -> None:
+        if self._event is not None:
+            self._gpu.call(self._gpu.cuda.cuEventDestroy, self._event)
+            self._event = None
 
 
 class _Graph:

@@ -21,7 +21,7 @@ import numpy as np
 
 from edgeres.errors import EngineError, needs
 from edgeres.records import U8
-from edgeres.runtime.memory import Graph, Stream
+from edgeres.runtime.memory import Event, Graph, Stream
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING, which pycuda does not name
 
@@ -81,6 +81,9 @@ class PyCuda:
     def stream(self) -> _Stream:
         return _Stream(self.cuda)
 
+    def event(self) -> _Event:
+        return _Event(self.cuda)
+
 
 class _Buffer:
     def __init__(self, cuda: Any, count: int, *, mapped: bool) -> None:
@@ -127,6 +130,21 @@ class _Stream:
 
     def close(self) -> None:
         self.stream, self.handle = None, 0  # its destructor runs here, inside the block
+
+
+class _Event:
+    def __init__(self, cuda: Any) -> None:
+        self._event: Any = cuda.Event()
+
+    def record(self, stream: Stream) -> None:
+        self._event.record(_own(stream))
+
+    def seconds_since(self, earlier: Event) -> float:
+        assert isinstance(earlier, _Event)
+        return float(self._event.time_since(earlier._event)) / 1e3
+
+    def close(self) -> None:
+        self._event = None  # its destructor runs here, inside the block
 
 
 def _own(stream: Stream) -> Any:
