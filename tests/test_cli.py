@@ -78,7 +78,9 @@ def edge(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
 
 
 def in_new_process(*arguments: object, **options: Any) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "edgeres", *map(str, arguments)]
+    # A suite that a shell put into the background ignores Ctrl-C, and what it starts inherits that.
+    code = "import signal; signal.signal(2, signal.default_int_handler); from edgeres.cli import main; main()"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options})
 
 

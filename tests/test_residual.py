@@ -75,7 +75,10 @@ def test_auto_keeps_the_budget_and_names_every_block(draft: Draft, fp32: Fp32Mod
     view = GraphView(draft.graph)
 
     def noise(plan: object) -> float:
-        return noise_power(reference, logits(Draft(draft.graph, plan).quantized(), images))  # type: ignore[arg-type]
+        """Of the typical image: one that saturates must not decide."""
+        found = logits(Draft(draft.graph, plan).quantized(), images)  # type: ignore[arg-type]
+        shares = [np.sum((a - b) ** 2) / np.sum(a**2) for a, b in zip(reference, found, strict=True)]
+        return float(np.prod(np.array(shares, np.float64) ** (1 / len(shares))))
 
     chosen, costs = choose_residual(draft, reference, images, budget=1.2)
     floor = noise(keep_in_half(view, draft.plan, skips(view, draft.plan)))
