@@ -8,6 +8,8 @@ What it is strict about, each after the vendor's documents or pycuda's source:
 - pycuda's stack of contexts is per thread, and must be empty, or as it was, at the end
 - an execution context serves one thread at a time, and is enqueued once before it is recorded
 - a recorded graph is void once the execution context's shapes have changed
+- an event tells no time inside of a graph, nor before its stream was waited for; the clock runs with the work alone
+- code for the CPU in an engine is run only where that was allowed
 
 Everything wrong is kept in ``Gpu.faults``, whoever swallows the exception.
 """
@@ -29,6 +31,7 @@ import numpy as np
 import onnxruntime as ort
 
 GARBAGE = 0xAB
+UPLOAD_MS, KERNELS_MS, DOWNLOAD_MS = 1.0, 8.0, 0.25  # what each takes by this GPU's clock
 Op = Callable[[], None]
 
 
@@ -59,6 +62,14 @@ class Queue:
     recorder: int = 0
 
 
+@dataclass(eq=False)
+class Moment:
+    """An event."""
+
+    context: Context
+    ms: float | None = None
+
+
 class Gpu:
     """See above. ``integrated``: a Jetson."""
 
@@ -69,6 +80,9 @@ class Gpu:
         self.blocks: dict[int, Block] = {}
         self.queues: dict[int, Queue] = {}
         self.graphs: dict[int, tuple[str, list[Op]]] = {}
+        self.moments: dict[int, Moment] = {}
+        self.clock_ms = 0.0
+        self.code_was_run = 0
         self.engines = 0
         self.executions = 0
         self.launches = 0
@@ -99,7 +113,8 @@ class Gpu:
     def live(self) -> list[str]:
         """What was not freed."""
         kinds = [block.kind for block in self.blocks.values()]
-        return [*kinds, *("stream" for _ in self.queues), *("graph" for _ in self.graphs), *["engine"] * self.engines]
+        return [*kinds, *("stream" for _ in self.queues), *("graph" for _ in self.graphs), *["engine"] * self.engines,
+                *("event" for _ in self.moments)]  # fmt: skip
 
     def allocate(self, count: int, kind: str) -> int:
         context = self.current()
@@ -157,15 +172,45 @@ class Gpu:
 
     def upload(self, address: int, host: Any, handle: int) -> None:
         def copy() -> None:
+            self.clock_ms += UPLOAD_MS
             self.at(address, len(host))[...] = host
 
         self.enqueue(handle, copy)
 
     def download(self, host: Any, address: int, handle: int) -> None:
         def copy() -> None:
+            self.clock_ms += DOWNLOAD_MS
             host[...] = self.at(address, len(host))
 
         self.enqueue(handle, copy)
+
+    def new_event(self) -> int:
+        with self._lock:
+            handle = next(self._numbers)
+            self.moments[handle] = Moment(self.current())
+            return handle
+
+    def record(self, event: int, handle: int) -> None:
+        moment, queue = self.moments[event], self.queue(handle)
+        if moment.context is not queue.context:
+            raise self.fault("an event is recorded in another context than its own")
+        if queue.recording is not None:
+            raise self.fault("an event is recorded inside of a graph, where it tells no time")
+        moment.ms = None
+
+        def happen() -> None:
+            moment.ms = self.clock_ms
+
+        self.enqueue(handle, happen)
+
+    def between(self, first: int, second: int) -> float | None:
+        """Milliseconds; None while one has not happened."""
+        start, end = self.moments[first].ms, self.moments[second].ms
+        return None if start is None or end is None else end - start
+
+    def free_event(self, event: int) -> None:
+        if self.moments.pop(event).context is not self.current():
+            self.fault("an event is freed in another context")
 
     def new_stream(self) -> int:
         with self._lock:
@@ -181,8 +226,14 @@ class Gpu:
 
 # CUDA's driver API as cuda-python has it: every function returns a tuple that begins with the status.
 
-_OUT_OF_MEMORY, _INVALID_CONTEXT = 2, 201
-_WORDS = {0: b"no error", _OUT_OF_MEMORY: b"out of memory", _INVALID_CONTEXT: b"invalid device context", 101: b"bad"}
+_OUT_OF_MEMORY, _INVALID_CONTEXT, _NOT_READY = 2, 201, 600
+_WORDS = {
+    0: b"no error",
+    _NOT_READY: b"device not ready",
+    _OUT_OF_MEMORY: b"out of memory",
+    _INVALID_CONTEXT: b"invalid device context",
+    101: b"bad",
+}
 
 
 class CudaModule:
@@ -191,6 +242,7 @@ class CudaModule:
     __name__ = "cuda.bindings.driver"
     CU_MEMHOSTALLOC_DEVICEMAP = 2
     CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
+    CUevent_flags = SimpleNamespace(CU_EVENT_DEFAULT=0)
     CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
     CUdevice_attribute = SimpleNamespace(
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=75,
@@ -279,6 +331,22 @@ class CudaModule:
 
     def cuStreamSynchronize(self, stream: int) -> tuple[int]:
         self.gpu.synchronize(stream)
+        return (0,)
+
+    def cuEventCreate(self, flags: int) -> tuple[int, int]:
+        assert flags == 0, "an event that tells the time"
+        return 0, self.gpu.new_event()
+
+    def cuEventRecord(self, event: int, stream: int) -> tuple[int]:
+        self.gpu.record(event, stream)
+        return (0,)
+
+    def cuEventElapsedTime(self, start: int, end: int) -> tuple[int, float | None]:
+        ms = self.gpu.between(start, end)
+        return (_NOT_READY if ms is None else 0), ms
+
+    def cuEventDestroy(self, event: int) -> tuple[int]:
+        self.gpu.free_event(event)
         return (0,)
 
     def cuStreamBeginCapture(self, stream: int, mode: int) -> tuple[int]:
@@ -433,6 +501,28 @@ def pycuda_module(gpu: Gpu) -> ModuleType:  # noqa: C901
             else:
                 gpu.free_stream(self.handle)
 
+    class Event:
+        def __init__(self, flags: int = 0) -> None:
+            assert flags == 0
+            self.handle = gpu.new_event()
+            self.context = gpu.current()
+
+        def record(self, stream: Stream) -> Event:
+            gpu.record(self.handle, stream.handle)
+            return self
+
+        def time_since(self, start: Event) -> float:
+            ms = gpu.between(start.handle, self.handle)
+            if ms is None:
+                raise LogicError("cuEventElapsedTime failed: device not ready")
+            return ms
+
+        def __del__(self) -> None:
+            if not gpu.stack or gpu.stack[-1] is not self.context:
+                gpu.faults.append("PyCUDA WARNING: a clean-up operation failed (out-of-thread context)")
+            else:
+                gpu.free_event(self.handle)
+
     def pagelocked_empty(shape: int, dtype: Any, order: str = "C", mem_flags: int = 0) -> Any:
         assert dtype is np.uint8
         return np.asarray(HostAllocation(shape, mem_flags))
@@ -448,6 +538,7 @@ def pycuda_module(gpu: Gpu) -> ModuleType:  # noqa: C901
         Context=PyContext,
         Device=Device,
         Stream=Stream,
+        Event=Event,
         device_attribute=SimpleNamespace(INTEGRATED="integrated", CAN_MAP_HOST_MEMORY="maps"),
         host_alloc_flags=SimpleNamespace(DEVICEMAP=2),
         pagelocked_empty=pagelocked_empty,
@@ -464,10 +555,17 @@ def pycuda_module(gpu: Gpu) -> ModuleType:  # noqa: C901
 VERSIONS = {"tensorrt": "10.3.0", "rtx": "1.7.1.116"}
 
 
-def plan(model: bytes, flavour: str = "tensorrt", batch: tuple[int, int] = (1, 8), version: str | None = None) -> bytes:
-    """A serialized engine: a header like the vendor's, the profile, and the graph."""
+def plan(
+    model: bytes,
+    flavour: str = "tensorrt",
+    batch: tuple[int, int] = (1, 8),
+    version: str | None = None,
+    *,
+    portable: bool = False,
+) -> bytes:
+    """A serialized engine: a header like the vendor's, the profile, and the graph. ``portable``: version-compatible."""
     numbers = [int(part) for part in (version or VERSIONS[flavour]).split(".")]
-    tag = b"ftrt" if flavour == "tensorrt" else b"vtrt"
+    tag = b"ftrt" if flavour == "tensorrt" and not portable else b"vtrt"
     return tag + bytes(20) + bytes([*numbers, 30][:4]) + json.dumps(batch).encode() + b"\n" + model
 
 
@@ -586,6 +684,7 @@ def tensorrt_module(gpu: Gpu, flavour: str = "tensorrt") -> ModuleType:  # noqa:
 
         def _compute(self, addresses: dict[str, int]) -> None:
             gpu.executions += 1
+            gpu.clock_ms += KERNELS_MS
             feed = {}
             for name, tensor in self.engine.inputs.items():
                 dtype, shape = np.dtype(nptype(tensor.type)), self.shapes[name]
@@ -598,8 +697,13 @@ def tensorrt_module(gpu: Gpu, flavour: str = "tensorrt") -> ModuleType:  # noqa:
     class Runtime:
         def __init__(self, logger: Any) -> None:
             gpu.current()
+            self.engine_host_code_allowed = False
 
         def deserialize_cuda_engine(self, data: bytes) -> Engine | None:
+            if data[:4] == b"vtrt" and flavour == "tensorrt":
+                if not self.engine_host_code_allowed:
+                    return None
+                gpu.code_was_run += 1
             return Engine(data) if b"\n" in data[28:] else None
 
     def nptype(kind: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import threading
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from PIL import Image
 from edgeres.bundle import GRAPHS, Bundle
 from edgeres.errors import BundleError, EngineError, EnvironmentError_, InputError, UsageError
 from edgeres.records import U8, EngineRecord
-from edgeres.runtime import Classifier, Frame, TensorRTRunner
+from edgeres.runtime import Classifier, EngineFile, Frame, TensorRTRunner
 from edgeres.runtime.fit import Here, refusal
 
 MODEL = classifier()
@@ -124,6 +125,13 @@ def test_rtx_keeps_what_it_compiled(gpu: Gpu, tmp_path: Path) -> None:
         (tmp_path / "b" / "tiny.edgeres").rename(tmp_path / "old") if not (tmp_path / "old").exists() else None
 
 
+ANY_VERSION, ANY_GPU = replace(RECORD, version_compatible=True), replace(RECORD, hardware_compatible=True)
+
+
+def of(version: str) -> EngineRecord:
+    return replace(ANY_VERSION, version=version)
+
+
 HERE = Here("tensorrt", "10.3.0", "Orin", "8.7")
 THERE = Here("rtx", "1.7.1.116", "RTX 4090", "8.9")
 
@@ -139,6 +147,19 @@ THERE = Here("rtx", "1.7.1.116", "RTX 4090", "8.9")
         (plan(b""), RECORD, HERE, r"built for SM 8\.6, and this GPU \(Orin\) is SM 8\.7"),
         (plan(b""), replace(RECORD, compute_capabilities=()), HERE, None),
         (plan(b""), replace(RECORD, compute_capabilities=()), replace(HERE, sm="7.2"), r"Ampere \(SM 8\.0\) and later"),
+        (plan(b"", portable=True), ANY_VERSION, replace(HERE, sm="8.6"), None),
+        (plan(b"", portable=True), ANY_VERSION, replace(HERE, sm="8.6", version="10.16.1.11"), None),
+        (plan(b"", portable=True), ANY_VERSION, replace(HERE, sm="8.6", version="11.4.0.106"), None),
+        (plan(b"", portable=True), ANY_VERSION, replace(HERE, version="11.4.0.106"), r"built for SM 8\.6"),
+        (plan(b"", portable=True), of("10.13.3.9"), HERE, r"TensorRT 10\.13\.3\.9 for that and later ones to 11\.x"),
+        (plan(b"", portable=True), of("10.3.0"), replace(HERE, version="12.0.0.1"), r"to 11\.x, and here is 12\.0"),
+        (plan(b"", portable=True), of("8.6.1"), replace(HERE, sm="8.6"), None),
+        (plan(b"", portable=True), of("8.6.1"), replace(HERE, version="11.0.0"), r"to 10\.x, and here is 11\.0\.0"),
+        (plan(b""), ANY_GPU, replace(HERE, sm="8.9"), None),
+        (plan(b""), ANY_GPU, replace(HERE, sm="12.0"), None),
+        (plan(b""), ANY_GPU, replace(HERE, sm="7.5", gpu="T4"), r"Ampere \(SM 8\.0\) and later, .*\(T4\) is SM 7\.5"),
+        (plan(b""), ANY_GPU, HERE, r"for no Jetson, and this one \(Orin\) is"),
+        (plan(b""), ANY_GPU, replace(HERE, sm="8.9", version="10.13.0"), "loads in no other"),
         (b"ftrt" + bytes(10), RECORD, HERE, "cut off"),
         (b"\x08\x08\x12\x07pytorch" + bytes(40), RECORD, HERE, "no engine"),
         (plan(b"", "rtx"), RTX, THERE, None),
@@ -175,6 +196,44 @@ def test_a_refused_engine_never_reaches_the_vendor(monkeypatch: pytest.MonkeyPat
         file.write_bytes(plan(MODEL))
         with TensorRTRunner(file) as runner:
             assert (runner.input_name, runner.max_batch) == ("pixels", 8)
+
+
+def test_code_in_an_engine_runs_only_where_a_manifest_vouches_for_it(gpu: Gpu, tmp_path: Path) -> None:
+    """From a bundle whose record says so; from nowhere else, and never because the file itself says so."""
+    engine = plan(MODEL, portable=True)
+    older = replace(ANY_VERSION, version="10.0.1")
+    path = bundle(tmp_path / "said", {older: engine})
+    assert Bundle(path).manifest.engines == (older,)
+    with Classifier(path, backend="tensorrt") as classify:
+        assert classify(noise(9, 9)).logits.shape == (len(CLASSES),)
+    assert gpu.code_was_run == 1
+    with pytest.raises(EngineError, match="cannot be loaded"):
+        Classifier(bundle(tmp_path / "not said", {RECORD: engine}), backend="tensorrt")
+    with pytest.raises(EngineError, match=r"code for the CPU, which is run from a bundle alone; load the bundle"):
+        TensorRTRunner(EngineFile(engine, record=older))
+    with pytest.raises(EngineError, match="was changed after it was written"):
+        TensorRTRunner(EngineFile(engine, record=older, sha256="0" * 64))
+    with pytest.raises(EngineError, match="cannot be loaded"):
+        TensorRTRunner(EngineFile(engine, sha256=hashlib.sha256(engine).hexdigest()))
+    assert gpu.code_was_run == 1
+
+
+def test_an_engine_for_this_gpu_goes_before_one_for_many(gpu: Gpu, tmp_path: Path) -> None:
+    many = replace(ANY_GPU, compute_capabilities=("8.0",), file="engines/many.engine")
+    engines = {many: plan(classifier(seed=1)), RECORD: plan(MODEL)}
+    image = noise(9, 9)
+    with Classifier(bundle(tmp_path / "both", engines), backend="tensorrt") as classify:
+        own = classify(image).logits
+    with Classifier(bundle(tmp_path / "one", {RECORD: engines[RECORD]}), backend="tensorrt") as classify:
+        np.testing.assert_array_equal(classify(image).logits, own)
+    with Classifier(bundle(tmp_path / "many", {many: engines[many]}), backend="tensorrt") as classify:
+        assert not np.array_equal(classify(image).logits, own)
+
+
+def test_a_record_from_before_says_nothing_of_other_machines() -> None:
+    old = {name: value for name, value in RECORD.to_dict().items() if not name.endswith("_compatible")}
+    assert EngineRecord.from_dict(old) == RECORD
+    assert EngineRecord.from_dict(ANY_GPU.to_dict()) == ANY_GPU
 
 
 def test_a_header_of_the_real_rtx(tmp_path: Path) -> None:

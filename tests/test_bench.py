@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from time import sleep
 from typing import Any
 
 import numpy as np
 import pytest
 from bundles import classifier, write_bundle
 from click.testing import CliRunner
+from fake_gpu import DOWNLOAD_MS, KERNELS_MS, UPLOAD_MS, installed, plan
+from fake_gpu import Gpu as FakeGpu
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,6 +30,8 @@ from edgeres.engine.gpu import Gpu
 from edgeres.engine.vendor import Availability
 from edgeres.errors import BundleError, EngineError, EnvironmentError_, UsageError
 from edgeres.records import EngineRecord
+from edgeres.runtime import TensorRTRunner
+from edgeres.runtime.tensorrt import Times
 
 QUICK = {"warmup_seconds": 0.01, "min_seconds": 0.02, "power_seconds": 0.15}
 
@@ -204,7 +210,8 @@ def test_three_precisions_in_one_run(bundle: Path) -> None:
         assert (
             of["Latency"]["min_ms"] <= of["Latency"]["median_ms"] <= of["Latency"]["p99_ms"] <= of["Latency"]["max_ms"]
         )
-        assert of["Enqueue Time"] is None and of["GPU Compute Time"] is None
+        assert of["Enqueue Time"] is None and of["GPU Compute Time"] is None and of["cuda_graph"] is None
+        assert of["Host to Host"] == of["Latency"] and of["timed_iterations"] == 0
     assert set(found["speedup"]) == {"int8 over fp32", "int8 over fp16"}
     assert found["settings"]["scope"] == "host to host, batch 2, 1 thread" and found["settings"]["interleaved"]
     assert "nothing is enqueued" in found["reasons"]["Enqueue Time"]
@@ -242,56 +249,97 @@ def test_what_the_bundle_lacks(tmp_path: Path) -> None:
         bench(nothing, BenchOptions(**QUICK))
 
 
-class Engine:
-    """A runner that counts, in place of an engine on a GPU."""
-
-    name, input_name, output_name = "TensorRT 10.3.0 on Orin", "pixels", "scores"
-
-    def __init__(self) -> None:
-        self.batches: list[tuple[int, ...]] = []
-
-    def infer(self, feed: Any) -> Any:
-        self.batches.append(feed["pixels"].shape)
-        sleep(0.0005)
-        return {}
-
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.batches.append(())
+def with_engines(path: Path, **contents: bytes) -> Path:
+    """A bundle with an engine of each precision, built on SM 8.6."""
+    write_bundle(path, files={FP32: classifier(), GRAPHS["cpu"]: classifier()})
+    records = {
+        EngineRecord("tensorrt", "tensorrt", "10.3.0", name, "built", f"engines/{name}.engine", 3, ("8.6",)): data  # type: ignore[arg-type]
+        for name, data in contents.items()
+    }
+    Bundle(path).add_engines(records)
+    return path
 
 
-def test_engines_are_measured_where_they_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_bundle(tmp_path / "x.edgeres", files={FP32: classifier(), GRAPHS["cpu"]: classifier()})
-    records = [
-        EngineRecord("jetson-orin-nx", "tensorrt", "10.3.0", precision, "built", f"engines/{precision}.engine", 3)
-        for precision in ("int8", "fp32")
-    ]
-    Bundle(path).add_engines(dict.fromkeys(records, b"abc"))  # type: ignore[arg-type]
+@pytest.fixture(params=[("cuda-python", False), ("cuda-python", True), ("pycuda", False)], ids=str)
+def fake(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
+    """A machine with TensorRT and a GPU whose clock is known; one is a Jetson."""
+    library, integrated = request.param
+    gpu = FakeGpu(integrated=integrated)
+    here = Availability("tensorrt", True, "10.3.0", Gpu("Fake GPU", "8.6", 8 << 30, "12.6"))
+    monkeypatch.setattr(lanes, "available", lambda flavour: here)
+    with installed(monkeypatch, gpu, library, "tensorrt"):
+        yield gpu
+        assert (gpu.faults, gpu.live(), gpu.stack) == ([], [], [])
+
+
+def test_engines_that_do_not_run_here(tmp_path: Path) -> None:
+    path = with_engines(tmp_path / "x.edgeres", int8=b"abc", fp32=b"abc")
     missing = bench(path, BenchOptions(precisions=("int8",), **QUICK))
     assert missing["backend"].startswith("ONNX Runtime")
     assert "engines do not run here" in missing["reasons"]["tensorrt"]
     with pytest.raises(EngineError, match="tensorrt engines do not run here"):
         bench(path, BenchOptions(backend="tensorrt", **QUICK))
 
-    gpu, opened = Gpu("Orin", "8.7", 8 << 30, "12.6"), dict[str, Engine]()
 
-    def open_one(bundle: Bundle, flavour: str, record: EngineRecord) -> Engine:
-        return opened.setdefault(record.precision, Engine())
-
-    monkeypatch.setattr(lanes, "available", lambda flavour: Availability(flavour, flavour == "tensorrt", "10.3.0", gpu))
-    monkeypatch.setattr(lanes, "_open", open_one)
-    found = bench(path, BenchOptions(batch=2, **QUICK))
+def test_engines_are_measured_where_they_run(fake: FakeGpu, tmp_path: Path) -> None:
+    path = with_engines(tmp_path / "x.edgeres", int8=plan(classifier()), fp32=plan(classifier(seed=1)))
+    found = json.loads(json.dumps(bench(path, BenchOptions(batch=2, **QUICK)), allow_nan=False))
     assert list(found["precisions"]) == ["fp32", "int8"]
-    assert found["settings"]["scope"] == "host to host, batch 2, copies included"
+    assert found["backend"] == "TensorRT 10.3.0 on Fake GPU"
+    copies = "no copies: both sides share one memory" if fake.integrated else "copies included"
+    assert found["settings"]["scope"] == f"host to host, batch 2, {copies}"
+    assert found["settings"]["transfers"] is not fake.integrated
     assert found["reasons"]["fp16"] == "the bundle has no such engine"
-    assert "only the whole of an inference is timed" in found["reasons"]["GPU Compute Time"]
-    for name, engine in opened.items():
-        assert set(engine.batches[:-1]) == {(2, 3, 8, 8)} and engine.batches[-1] == ()  # and it is closed
-        assert len(engine.batches) > found["precisions"][name]["iterations"] >= 10
+    wanted = {
+        "H2D Latency": 0 if fake.integrated else UPLOAD_MS,
+        "GPU Compute Time": KERNELS_MS,
+        "D2H Latency": 0 if fake.integrated else DOWNLOAD_MS,
+    }
+    inferences = 0
+    for of in found["precisions"].values():
+        for name, ms in {**wanted, "Latency": sum(wanted.values())}.items():
+            assert of[name] == pytest.approx(dict.fromkeys(of["Latency"], ms))
+        assert 0 < of["Enqueue Time"]["min_ms"] < of["Host to Host"]["max_ms"]
+        assert of["Throughput"]["images_per_second"] == pytest.approx(2 * of["iterations"] / of["seconds"])
+        assert of["timed_iterations"] >= 10
+        inferences += of["iterations"] + of["timed_iterations"]
+        assert of["cuda_graph"] is (fake.launches > 0)
+    assert fake.executions > inferences
+    assert not any("GPU Compute Time" in line for line in found["warnings"])  # this GPU is steady
+
+
+@pytest.mark.parametrize("fake", [("cuda-python", False)], indirect=True)
+def test_what_trtexec_warns_of(fake: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter(range(10**6))
+
+    def unsteady(runner: Any, feed: Any) -> tuple[Any, Times]:
+        return {}, Times(enqueue=0.9e-3, upload=0.0, compute=(1 + 0.1 * (next(times) % 2)) * 1e-3, download=0.0)
+
+    monkeypatch.setattr(TensorRTRunner, "timed", unsteady)
+    path = with_engines(tmp_path / "x.edgeres", int8=plan(classifier()))
+    found = bench(path, BenchOptions(**QUICK))["warnings"]
+    assert any(re.match(r"int8: GPU Compute Time varies by [45]\.\d % \(above 2\.5 %\)", line) for line in found)
+    assert any(line.startswith("int8: the CPU takes about as long to start the kernels") for line in found)
+
+
+@pytest.mark.parametrize("fake", [("cuda-python", False)], indirect=True)
+def test_the_engine_that_fits_is_measured(fake: FakeGpu, tmp_path: Path) -> None:
+    """Not the first one of its precision, which is for another GPU; and what is lacking is said."""
+    path = with_engines(tmp_path / "x.edgeres", int8=plan(classifier()))
+    (own,) = Bundle(path).manifest.engines
+    Bundle(path).add_engines({replace(own, file="engines/a.engine", compute_capabilities=("8.9",)): b"for another"})
+    found = bench(path, BenchOptions(backend="tensorrt", **QUICK))
+    assert found["precisions"]["int8"]["file"] == "engines/int8.engine"
     with pytest.raises(EngineError, match="holds no fp16 engine for tensorrt; edgeres engine BUNDLE --also"):
         bench(path, BenchOptions(backend="tensorrt", precisions=("fp16",), **QUICK))
+
+
+@pytest.mark.parametrize("fake", [("cuda-python", False)], indirect=True)
+def test_the_command_shows_the_times_of_the_gpu(fake: FakeGpu, tmp_path: Path) -> None:
+    path = with_engines(tmp_path / "x.edgeres", int8=plan(classifier()))
+    done = CliRunner().invoke(command, [str(path), "--duration", "0.02", "--warmup", "1"])
+    assert done.exit_code == 0, done.output
+    assert "Enqueue Time" in done.output and f"{KERNELS_MS:.3f} ({KERNELS_MS:.3f})" in done.output
 
 
 def test_a_damaged_graph_is_not_measured(bundle: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,34 +76,67 @@ def engines(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.glob("engines/*")}
 
 
-@pytest.mark.parametrize("rsync", [True, False], ids=["rsync", "tar"])
-def test_an_engine_is_built_there_and_brought_home(
-    robot: Host, bundle: Path, tmp_path: Path, rsync: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@dataclass(frozen=True)
+class Built:
+    """What the one real build of this file left: ``there`` on the robot, ``here`` at home."""
+
+    here: Path
+    there: Path
+    result: RemoteResult
+    wanted: RemoteChoice
+
+
+@pytest.fixture(scope="module")
+def built(sshd: Server, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """An engine built over there by TensorRT-RTX."""
     pytest.importorskip("tensorrt_rtx", reason="builds a real engine at the other end")
-    if not rsync:
-        which = shutil.which
-        monkeypatch.setattr(shutil, "which", lambda name, **more: None if name == "rsync" else which(name, **more))
-    elif not shutil.which("rsync"):
-        pytest.skip("rsync is not installed")
-    wanted, first, again = choice(tmp_path, target="rtx", engine=("--also", "fp32")), Heard(), Heard()
-    result = go(robot, bundle, wanted, first)
-    assert first.heard("files go by tar") != rsync
-    there, home = tmp_path / "over there" / NAME, Bundle(bundle)
+    folder = tmp_path_factory.mktemp("built")
+    graph = classifier()
+    here = write_bundle(folder / "here" / NAME, files={FP32: graph, **dict.fromkeys(GRAPHS.values(), graph)})
+    wanted = choice(folder, target="rtx", engine=("--also", "fp32"))
+    result = go(Host("robot", tuple(sshd.ssh.split())), here, wanted)
+    return Built(here, folder / "over there" / NAME, result, wanted)
+
+
+def check_home(bundle: Path, there: Path, result: RemoteResult) -> None:
+    """Every engine and log of the other end is here to the byte, sealed, and its manifest beside the report."""
+    home = Bundle(bundle)
     home.check()
-    built = [record for record in home.manifest.engines if record.file]
-    assert {record.precision for record in built} == {"int8", "fp32"}
-    assert {record.file for record in result.engines} == {record.file for record in built}
-    for record in built:
+    records = [record for record in home.manifest.engines if record.file]
+    assert {record.precision for record in records} == {"int8", "fp32"}
+    assert {record.file for record in result.engines} == {record.file for record in records}
+    for record in records:
         for name in (str(record.file), log_of(str(record.file))):
             assert (there / name).read_bytes() == home.file(name).read_bytes()
     assert json.loads((bundle.parent / "report" / "manifest.json").read_text())["files"] == Bundle(there).manifest.files
-    if not rsync:
-        return
-    before = engines(there)
-    go(robot, bundle, wanted, again)
+
+
+def test_an_engine_is_built_there_and_brought_home(built: Built) -> None:
+    check_home(built.here, built.there, built.result)
+
+
+def test_what_is_built_is_not_built_again(robot: Host, built: Built) -> None:
+    if not shutil.which("rsync"):
+        pytest.skip("rsync is not installed")
+    before, again = engines(built.there), Heard()
+    go(robot, built.here, built.wanted, again)
+    assert not again.heard("files go by tar")
     assert again.lines[-2:] == ["robot: the bundle is there already", "robot: the engine is built already"]
-    assert engines(there) == before
+    assert engines(built.there) == before
+
+
+def test_files_go_by_tar_where_there_is_no_rsync(
+    robot: Host, bundle: Path, built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There and back; the engines are those that were built for the test above."""
+    which, first = shutil.which, Heard()
+    monkeypatch.setattr(shutil, "which", lambda name, **more: None if name == "rsync" else which(name, **more))
+    body = f"""cp -r "{built.there}/engines" "{built.there}/manifest.json" "$2"; echo '[]';;"""
+    result = go(robot, bundle, choice(tmp_path, edgeres=script(tmp_path, body)), first)
+    assert first.heard("files go by tar")
+    there = tmp_path / "over there" / NAME
+    Bundle(there).check()  # the graphs that were sent are those of the manifest
+    check_home(bundle, there, result)
 
 
 def test_a_bundle_is_verified_there(robot: Host, bundle: Path, tmp_path: Path) -> None:

@@ -2,5 +2,6 @@
 
 board   a Jetson's power mode, clocks, temperatures and power rails, from sysfs
 lanes   what is measured: engines where they run here, else graphs on the CPU
+events  trtexec's times of engines, by events on the GPU
 stage   the measurement: FP32, FP16 and INT8 in one interleaved run, then the power of each
 """

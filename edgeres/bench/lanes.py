@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,6 +12,7 @@ from edgeres.bundle import FP32, GRAPHS, Bundle
 from edgeres.engine.vendor import MODULES, Flavour, available
 from edgeres.errors import BundleError, EngineError, EnvironmentError_, UsageError
 from edgeres.records import EngineRecord
+from edgeres.runtime.choose import first_that_runs
 from edgeres.runtime.ort import OrtRunner
 
 if TYPE_CHECKING:
@@ -63,12 +65,12 @@ def check(options: BenchOptions) -> None:
 
 @dataclass(frozen=True)
 class Lane:
-    """One precision, ready to be measured; ``flavour`` is of an engine, None on the CPU."""
+    """One precision, ready to be measured; ``engine`` is its runner where that is on a GPU."""
 
     precision: Precision
     file: str
     runner: Runner
-    flavour: Flavour | None = None
+    engine: TensorRTRunner | None = None
 
 
 def open_lanes(bundle: Bundle, options: BenchOptions, stack: ExitStack) -> tuple[list[Lane], dict[str, str]]:
@@ -101,26 +103,28 @@ def _engines(bundle: Bundle, flavour: Flavour, options: BenchOptions, stack: Exi
     here = available(flavour)
     if not here.can_run:
         raise EngineError(f"{flavour} engines do not run here ({here.reason})", hint=here.next_step or None)
-    found: dict[Precision, EngineRecord] = {}
+    found: dict[Precision, list[EngineRecord]] = {}
     for record in bundle.manifest.engines:
-        fits = record.runtime == flavour and record.file and bundle.has(record.file)
-        if fits and record.precision in (options.precisions or PRECISIONS):
-            found.setdefault(record.precision, record)
+        kept = record.runtime == flavour and record.file and bundle.has(record.file)
+        if kept and record.precision in (options.precisions or PRECISIONS):
+            found.setdefault(record.precision, []).append(record)
     lacking = [precision for precision in options.precisions if precision not in found]
     if lacking or not found:
         what = f"holds no {' nor '.join(lacking) or flavour} engine for {flavour}"
         raise EngineError(what, where=bundle.path, hint="edgeres engine BUNDLE --also fp32 --also fp16")
-    ordered = [(precision, found[precision]) for precision in PRECISIONS if precision in found]
-    return [
-        Lane(precision, str(record.file), stack.enter_context(_open(bundle, flavour, record)), flavour)
-        for precision, record in ordered
-    ]
+    sm = here.gpu.sm if here.gpu else ""
+    lanes = []
+    for precision in (precision for precision in PRECISIONS if precision in found):
+        record, engine = first_that_runs(found[precision], sm, partial(_open, bundle, flavour))
+        lanes.append(Lane(precision, str(record.file), stack.enter_context(engine), engine))
+    return lanes
 
 
 def _open(bundle: Bundle, flavour: Flavour, record: EngineRecord) -> TensorRTRunner:
     from edgeres.runtime.tensorrt import EngineFile, TensorRTRunner
 
-    return TensorRTRunner(EngineFile(bundle.file(str(record.file)), flavour, record))
+    file = str(record.file)
+    return TensorRTRunner(EngineFile(bundle.file(file), flavour, record, sha256=bundle.manifest.files[file]))
 
 
 def _graphs(bundle: Bundle, options: BenchOptions, stack: ExitStack) -> tuple[list[Lane], dict[str, str]]:

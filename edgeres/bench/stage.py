@@ -1,7 +1,8 @@
 """FP32, FP16 and INT8 of a bundle, measured in one interleaved run by trtexec's method.
 
 Warm-up of 200 ms, at least 3 s and 10 inferences of each precision, percentiles without interpolation, and trtexec's
-names. Where the board tells its power, each precision then runs alone, since a power sensor is too slow for turns.
+names. Engines then take turns again, with events between copies and kernels; and where the board tells its power,
+each precision runs alone, since a power sensor is too slow for turns.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeres.bench.board import Board, BoardState, Power, sampling, throttled, whole
+from edgeres.bench.events import Timed, take_times
 from edgeres.bench.lanes import BenchOptions, Lane, check, open_lanes
 from edgeres.bundle import Bundle
 from edgeres.engine.cpu import this_cpu
@@ -32,7 +34,6 @@ PERCENTILES = (90, 95, 99)
 # trtexec's, in its order; what lies on a GPU alone has no meaning where the network runs on the CPU.
 GPU_METRICS = ("Enqueue Time", "H2D Latency", "GPU Compute Time", "D2H Latency")
 _CPU_ONLY = "the network runs on the CPU: there is no transfer, and nothing is enqueued"
-_HOST_ONLY = "only the whole of an inference is timed, from host memory to host memory"
 _IDLE_SECONDS = 1.0
 
 Json = dict[str, Any]
@@ -79,9 +80,12 @@ def bench(path: Path, options: BenchOptions, progress: Progress = SILENT, board:
         feed = _feed(bundle, options)
         before = board.look()
         measured = measure({lane.precision: lane.runner for lane in lanes}, feed, _plan(lanes, options), progress)
+        timed = take_times(lanes, feed, options, progress)
         idle, spent = _power(lanes, feed, options, board, progress)
         after = board.look()
-    on_gpu = lanes[0].flavour is not None
+    on_gpu = lanes[0].engine is not None
+    if not on_gpu:
+        reasons.update(dict.fromkeys(GPU_METRICS, _CPU_ONLY))
     if not after.watts:
         reasons["energy"] = "this machine's kernel tells no power (no INA3221 in /sys/class/hwmon)"
     return {
@@ -93,8 +97,7 @@ def bench(path: Path, options: BenchOptions, progress: Progress = SILENT, board:
         "precisions": {
             lane.precision: {
                 "file": lane.file,
-                **_figures(measured[lane.precision]),
-                **dict.fromkeys(GPU_METRICS),
+                **_figures(measured[lane.precision], timed.get(lane.precision)),
                 "energy": spent[lane.precision].to_dict(idle) if lane.precision in spent else None,
                 "noise": noise(measured[lane.precision]),
             }
@@ -102,14 +105,19 @@ def bench(path: Path, options: BenchOptions, progress: Progress = SILENT, board:
         },
         "speedup": _speedups(measured),
         "board": {"before": _state(before), "after": _state(after), "throttled": throttled(before, after)},
-        "warnings": list(_warnings(measured, before, after)),
+        "warnings": [
+            *(f"{name}: {line}" for name, one in timed.items() for line in one.warnings()),
+            *_warnings(measured, before, after),
+        ],
         "environment": environment(),
-        "reasons": {**reasons, **dict.fromkeys(GPU_METRICS, _HOST_ONLY if on_gpu else _CPU_ONLY)},
+        "reasons": reasons,
     }
 
 
 def _scope(lanes: list[Lane], options: BenchOptions) -> str:
-    doing = _threads(options.threads) if lanes[0].flavour is None else "copies included"
+    engine = lanes[0].engine
+    copies = "no copies: both sides share one memory" if engine and not engine.transfers else "copies included"
+    doing = copies if engine else _threads(options.threads)
     return f"host to host, batch {options.batch}, {doing}"
 
 
@@ -125,14 +133,13 @@ def _plan(lanes: list[Lane], options: BenchOptions) -> LatencyPlan:
 
 def _settings(lanes: list[Lane], options: BenchOptions) -> Json:
     """What trtexec's figures depend on, besides the options."""
-    on_gpu = lanes[0].flavour is not None
+    engine = lanes[0].engine
     return {
         **asdict(options),
         "precisions": [lane.precision for lane in lanes],
         "scope": _scope(lanes, options),
         "interleaved": len(lanes) > 1,
-        "cuda_graph": True if on_gpu else None,
-        "transfers": True if on_gpu else None,
+        "transfers": None if engine is None else engine.transfers,
     }
 
 
@@ -171,14 +178,22 @@ def _power(
     return idle.mean_watts, found
 
 
-def _figures(measurement: Measurement) -> Json:
+def _figures(measurement: Measurement, timed: Timed | None) -> Json:
+    """By trtexec's names, and Host to Host: what an application waits for. On a CPU that is all of Latency."""
+    host = statistics(measurement.seconds)
+    on_gpu = {} if timed is None else {name: statistics(seconds) for name, seconds in timed.metrics().items()}
     return {
         "Throughput": {
             "qps": measurement.throughput_ips / measurement.batch,
             "images_per_second": measurement.throughput_ips,
         },
-        "Latency": statistics(measurement.seconds),
+        "Latency": host,
+        **dict.fromkeys(GPU_METRICS),
+        **on_gpu,
+        "Host to Host": host,
+        "cuda_graph": None if timed is None else timed.cuda_graph,
         "iterations": len(measurement.seconds),
+        "timed_iterations": 0 if timed is None else len(timed.times),
         "seconds": float(measurement.seconds.sum()),
         "warmup_seconds": measurement.warmup_seconds,
     }

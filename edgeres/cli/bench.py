@@ -90,14 +90,15 @@ def _show(found: Json) -> None:
         (
             name,
             f"{of['Throughput']['images_per_second']:.4g} img/s",
-            *(f"{of['Latency'][f'{column}_ms']:.3f}" for column in columns),
+            *(f"{of['Host to Host'][f'{column}_ms']:.3f}" for column in columns),
         )
         for name, of in found["precisions"].items()
     )
     print_table(
         ("", "Throughput", *(f"{c} ms" for c in columns)), rows, right=("Throughput", *(f"{c} ms" for c in columns))
     )
-    click.echo("\nLatency is from the feed to the scores, both in the CPU's memory.")
+    click.echo("\nFrom the feed to the scores, both in the CPU's memory.")
+    _show_gpu(found["precisions"])
     for name, ratio in found["speedup"].items():
         click.echo(f"{name}: {ratio['value']:.2f}x, 95 % interval {ratio['low']:.2f} to {ratio['high']:.2f}")
     _show_board(found)
@@ -108,6 +109,24 @@ def _show(found: Json) -> None:
             click.echo(f"{name} not measured: {reason}")
         elif name in ("tensorrt", "rtx"):
             click.echo(f"{name} not used: {reason}")
+
+
+def _show_gpu(precisions: Json) -> None:
+    """trtexec's times of engines."""
+    names = ("Latency", "Enqueue Time", "H2D Latency", "GPU Compute Time", "D2H Latency")
+    rows = [
+        (
+            name,
+            *("{median_ms:.3f} ({p99_ms:.3f})".format(**of[metric]) for metric in names),
+            "yes" if of["cuda_graph"] else "no",
+        )
+        for name, of in precisions.items()
+        if of["timed_iterations"]
+    ]
+    if rows:
+        click.echo("\nby events on the GPU, median (p99) in ms:\n")
+        print_table(("", *names, "CUDA graph"), rows, right=names)
+        click.echo()
 
 
 def _show_board(found: Json) -> None:

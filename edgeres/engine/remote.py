@@ -29,7 +29,6 @@ d=$1; n=$2; shift 2
 v=$("$@" --version 2>/dev/null); r=$?
 printf 'edgeres %s %s\n' "$r" "$v"
 [ "$r" = 0 ] || exit 0
-[ "$r" = 0 ] || exit 0
 command -v rsync >/dev/null && echo rsync
 mkdir -p "$d" || exit 1
 [ -f "$d/$n/manifest.json" ] && [ -f "$d/.$n.remote" ] && printf 'state %s\n' "$(cat "$d/.$n.remote")"
@@ -170,8 +169,7 @@ class _Session:
             return
         self._room(sum((self.bundle.path / name).stat().st_size for name in files))
         self.progress.say(f"{self.host.name}: copying the bundle")
-        self.host.run(["rm", "-rf", f"{self.there}/{MANIFEST}", f"{self.there}/{ENGINES}"])
-        self.host.run(["mkdir", "-p", self.there])
+        self.host.run(["sh", "-c", f'rm -rf "$1/{MANIFEST}" "$1/{ENGINES}"; mkdir -p "$1"', "sh", self.there])
         self.host.send(self.bundle.path, files, self.there)
         manifest = replace(
             self.bundle.manifest, engines=(), files={name: self.bundle.manifest.files[name] for name in files}

@@ -21,6 +21,7 @@ from edgeres.bundle import FREE_SPACE
 from edgeres.errors import EnvironmentError_, UsageError
 
 _SOCKET_TRIES = 200
+_GRACE_SECONDS = 0.5
 SSH_FAILED = 255  # what ssh itself exits with; everything else is the command's
 _OPTIONS = ("-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=15")
 _MARK = "----edgeres----"
@@ -100,7 +101,11 @@ class Host:
                 yield replace(self, socket=socket) if Path(socket).exists() else self
             finally:
                 master.terminate()
-                master.wait()
+                try:
+                    master.wait(_GRACE_SECONDS)
+                except subprocess.TimeoutExpired:  # nothing of ours is on the line any more
+                    master.kill()
+                    master.wait()
 
     def run(self, argv: Sequence[str], *, feed: str = "") -> Done:
         """Run a command there to its end, with ``feed`` as its input.

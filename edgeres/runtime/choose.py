@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from edgeres.bundle import GRAPHS, Bundle
 from edgeres.errors import BundleError, EngineError, EnvironmentError_, UsageError
@@ -26,6 +26,8 @@ Choice = Literal["auto", "tensorrt", "rtx", "cuda", "cpu"]
 # In the order of preference.
 BACKENDS: tuple[Choice, ...] = ("tensorrt", "rtx", "cuda", "cpu")
 _MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
+
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True)
@@ -96,12 +98,27 @@ def _engine(bundle: Bundle, flavour: Flavour, gpu: int) -> Backend:
         raise EngineError(f"{_MODULES[flavour]} is not installed", hint="see: edgeres doctor")
     from edgeres.runtime.memory import default_device
 
-    device, first = default_device(gpu), None
-    # Those for this very GPU and version run faster than those for many.
-    records.sort(key=lambda r: (device.sm not in r.compute_capabilities, r.version_compatible, r.hardware_compatible))
-    for record in records:
+    device = default_device(gpu)
+    return first_that_runs(records, device.sm, lambda record: _run_engine(bundle, flavour, record, device))[1]
+
+
+def first_that_runs(
+    records: Sequence[EngineRecord], sm: str, start: Callable[[EngineRecord], _R]
+) -> tuple[EngineRecord, _R]:
+    """The first engine that starts on a GPU of this compute capability; one for it alone goes before one for many.
+
+    Args:
+        records: one at least.
+
+    Raises:
+        EngineError: none does; what was wrong with the first.
+    """
+    first = None
+    # What runs on many GPUs and versions runs slower.
+    many = {r: (sm not in r.compute_capabilities, r.version_compatible, r.hardware_compatible) for r in records}
+    for record in sorted(records, key=many.__getitem__):
         try:
-            return _run_engine(bundle, flavour, record, device)
+            return record, start(record)
         except EngineError as error:
             first = first or error
     assert first is not None

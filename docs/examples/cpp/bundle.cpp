@@ -1,0 +1,69 @@
+#include "bundle.hpp"
+
+#include <algorithm>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+
+using nlohmann::json;
+
+namespace {
+
+constexpr int kSchema = 1;
+
+Contract contract_of(const json& said) {
+    Contract contract;
+    const auto crop = said.at("crop_px").get<std::array<int, 2>>();
+    contract.crop_px = {crop[0], crop[1]};
+    if (!said.at("resize_px").is_null()) contract.resize_px = said.at("resize_px").get<int>();
+    contract.interpolation = said.at("interpolation").get<std::string>();
+    contract.mean = said.at("mean").get<std::array<double, 3>>();
+    contract.std = said.at("std").get<std::array<double, 3>>();
+    contract.pixel_scale = said.at("pixel_scale").get<double>();
+    contract.bgr = said.at("channel_order").get<std::string>() == "BGR";
+    contract.nhwc = said.at("layout").get<std::string>() == "NHWC";
+    return contract;
+}
+
+std::vector<EngineEntry> engines_of(const json& said, const std::filesystem::path& folder) {
+    std::vector<EngineEntry> engines;
+    for (const json& entry : said) {
+        const bool wanted = entry.at("runtime") == "tensorrt" && entry.at("precision") == "int8";
+        // A version-compatible engine brings code for the CPU, which only a checked hash would make trustworthy.
+        if (!wanted || entry.at("file").is_null() || entry.value("version_compatible", false)) continue;
+        engines.push_back({folder / entry.at("file").get<std::string>(), entry.at("size_bytes").get<std::uintmax_t>(),
+                           entry.at("compute_capabilities").get<std::vector<std::string>>()});
+    }
+    return engines;
+}
+
+}  // namespace
+
+Bundle read_bundle(const std::filesystem::path& folder) {
+    const std::filesystem::path file = folder / "manifest.json";
+    std::ifstream stream(file);
+    if (!stream) throw std::runtime_error(folder.string() + ": no bundle, it has no manifest.json");
+    try {
+        const json manifest = json::parse(stream);
+        if (manifest.at("schema").get<int>() != kSchema)
+            throw std::runtime_error(file.string() + ": of another schema than this program reads");
+        const json& model = manifest.at("model");
+        return {contract_of(model.at("preprocess")), model.at("labels").get<std::vector<std::string>>(),
+                model.at("output").get<std::string>() == "probabilities", engines_of(manifest.at("engines"), folder)};
+    } catch (const json::exception& error) {
+        throw std::runtime_error(file.string() + ": is damaged (" + error.what() + ")");
+    }
+}
+
+std::filesystem::path engine_for(const Bundle& bundle, const std::string& compute_capability) {
+    for (const EngineEntry& engine : bundle.engines) {
+        const auto& fits = engine.compute_capabilities;
+        if (!fits.empty() && std::find(fits.begin(), fits.end(), compute_capability) == fits.end()) continue;
+        std::error_code missing;
+        if (std::filesystem::file_size(engine.file, missing) != engine.size_bytes || missing)
+            throw std::runtime_error(engine.file.string() + ": missing, or not the file that the manifest describes");
+        return engine.file;
+    }
+    throw std::runtime_error("the bundle has no TensorRT engine for compute capability " + compute_capability +
+                             "; run on this device: edgeres engine BUNDLE");
+}

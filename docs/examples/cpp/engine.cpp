@@ -1,0 +1,104 @@
+#include "engine.hpp"
+
+#include <algorithm>
+#include <fstream>
+#include <iterator>
+#include <stdexcept>
+
+namespace {
+
+void check(cudaError_t status, const char* what) {
+    if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
+}
+
+std::vector<char> read(const std::filesystem::path& file) {
+    std::ifstream stream(file, std::ios::binary);
+    std::vector<char> bytes{std::istreambuf_iterator<char>(stream), {}};
+    if (!stream || bytes.empty()) throw std::runtime_error(file.string() + ": cannot be read");
+    return bytes;
+}
+
+}  // namespace
+
+std::string compute_capability() {
+    int device = 0, major = 0, minor = 0;
+    check(cudaGetDevice(&device), "no GPU can be used");
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "asking the GPU");
+    check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "asking the GPU");
+    return std::to_string(major) + "." + std::to_string(minor);
+}
+
+void Engine::Logger::log(Severity severity, const char* message) noexcept {
+    try {
+        if (severity <= Severity::kERROR) last_error = message;
+    } catch (...) {  // no memory left for words
+    }
+}
+
+void Engine::fail(const std::string& what) const {
+    throw std::runtime_error(logger_.last_error.empty() ? what : what + ": " + logger_.last_error);
+}
+
+Engine::Engine(const std::filesystem::path& file) {
+    const std::vector<char> plan = read(file);
+    runtime_.reset(nvinfer1::createInferRuntime(logger_));
+    if (!runtime_) fail("TensorRT does not start");
+    engine_.reset(runtime_->deserializeCudaEngine(plan.data(), plan.size()));
+    if (!engine_) fail(file.string() + ": cannot be loaded here; build it again: edgeres engine BUNDLE");
+    context_.reset(engine_->createExecutionContext());
+    if (!context_) fail("no execution context could be made");
+    cudaStream_t stream = nullptr;
+    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream");
+    stream_.reset(stream);
+    for (int index = 0; index < engine_->getNbIOTensors(); ++index) {
+        const std::string name = engine_->getIOTensorName(index);
+        const bool is_input = engine_->getTensorIOMode(name.c_str()) == nvinfer1::TensorIOMode::kINPUT;
+        Tensor& tensor = is_input ? input_ : output_;
+        if (!tensor.name.empty()) fail("this program takes engines with one input and one output");
+        tensor = allocate(name);
+        if (is_input && !context_->setInputShape(name.c_str(), one_image(name)))
+            fail(name + " does not take one image");
+        if (!context_->setTensorAddress(name.c_str(), tensor.device.get())) fail(name + " cannot be given its memory");
+    }
+    if (input_.name.empty() || output_.name.empty()) fail("this engine has no input or no output");
+}
+
+nvinfer1::Dims Engine::one_image(const std::string& name) const {
+    nvinfer1::Dims shape = engine_->getTensorShape(name.c_str());
+    if (shape.nbDims < 1) fail(name + " has no batch");
+    if (shape.d[0] == -1) shape.d[0] = 1;
+    if (shape.d[0] != 1) fail(name + " takes batches of a fixed size only");
+    if (std::any_of(shape.d, shape.d + shape.nbDims, [](auto side) { return side < 1; }))
+        fail(name + " has free sizes");
+    return shape;
+}
+
+Engine::Tensor Engine::allocate(const std::string& name) {
+    if (engine_->getTensorDataType(name.c_str()) != nvinfer1::DataType::kFLOAT) fail(name + " is not float32");
+    const nvinfer1::Dims shape = one_image(name);
+    Tensor tensor;
+    tensor.name = name;
+    tensor.count = 1;
+    for (int axis = 0; axis < shape.nbDims; ++axis) tensor.count *= static_cast<std::size_t>(shape.d[axis]);
+    void *device = nullptr, *host = nullptr;
+    check(cudaMalloc(&device, tensor.count * sizeof(float)), "memory on the GPU");
+    tensor.device.reset(device);
+    check(cudaMallocHost(&host, tensor.count * sizeof(float)), "page-locked memory");
+    tensor.host.reset(static_cast<float*>(host));
+    return tensor;
+}
+
+std::vector<float> Engine::infer(const std::vector<float>& image) {
+    if (image.size() != input_.count)
+        fail("the engine takes " + std::to_string(input_.count) + " values, found " + std::to_string(image.size()));
+    std::copy(image.begin(), image.end(), input_.host.get());
+    check(cudaMemcpyAsync(input_.device.get(), input_.host.get(), input_.count * sizeof(float), cudaMemcpyHostToDevice,
+                          stream_.get()),
+          "copying to the GPU");
+    if (!context_->enqueueV3(stream_.get())) fail("the engine did not run");
+    check(cudaMemcpyAsync(output_.host.get(), output_.device.get(), output_.count * sizeof(float),
+                          cudaMemcpyDeviceToHost, stream_.get()),
+          "copying from the GPU");
+    check(cudaStreamSynchronize(stream_.get()), "running the engine");
+    return {output_.host.get(), output_.host.get() + output_.count};
+}

@@ -1,0 +1,63 @@
+// A TensorRT engine (10.3 to 11.x) that takes one image at a time. Frees everything it holds, whenever it fails.
+#pragma once
+
+#include <NvInfer.h>
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+// Compute capability of the current GPU, e.g. "8.7". Throws std::runtime_error without one.
+std::string compute_capability();
+
+class Engine {
+  public:
+    // Throws std::runtime_error with TensorRT's own words where the engine cannot be loaded here.
+    explicit Engine(const std::filesystem::path& file);
+
+    std::size_t inputs() const { return input_.count; }
+    std::size_t outputs() const { return output_.count; }
+
+    // One image, `inputs()` values in; `outputs()` scores out. One thread at a time.
+    std::vector<float> infer(const std::vector<float>& image);
+
+  private:
+    class Logger : public nvinfer1::ILogger {
+      public:
+        void log(Severity severity, const char* message) noexcept override;
+        std::string last_error;
+    };
+    struct FreeDevice {
+        void operator()(void* memory) const noexcept { cudaFree(memory); }
+    };
+    struct FreeHost {
+        void operator()(float* memory) const noexcept { cudaFreeHost(memory); }
+    };
+    struct FreeStream {
+        void operator()(cudaStream_t stream) const noexcept { cudaStreamDestroy(stream); }
+    };
+    // A tensor of batch 1, on the GPU and page-locked on the host.
+    struct Tensor {
+        std::string name;
+        std::size_t count = 0;
+        std::unique_ptr<void, FreeDevice> device;
+        std::unique_ptr<float, FreeHost> host;
+    };
+
+    [[noreturn]] void fail(const std::string& what) const;
+    nvinfer1::Dims one_image(const std::string& name) const;
+    Tensor allocate(const std::string& name);
+
+    // Freed from the last to the first: buffers before the context, the context before the engine, the logger last.
+    Logger logger_;
+    std::unique_ptr<nvinfer1::IRuntime> runtime_;
+    std::unique_ptr<nvinfer1::ICudaEngine> engine_;
+    std::unique_ptr<nvinfer1::IExecutionContext> context_;
+    std::unique_ptr<std::remove_pointer_t<cudaStream_t>, FreeStream> stream_;
+    Tensor input_;
+    Tensor output_;
+};

@@ -1,0 +1,109 @@
+"""A ROS 2 node that classifies camera images: sensor_msgs/Image in, vision_msgs/Classification out (Humble, Jazzy).
+
+    python3 ros2_classifier.py --ros-args -p bundle:=resnet18.edgeres -p topic:=/camera/image_raw
+
+Parameters:
+    bundle     directory of the bundle
+    topic      of the images; the answers go to ``classification``
+    backend    auto, tensorrt, rtx, cuda or cpu
+    top_k      how many classes a message names
+    min_score  classes below this probability are left out; a message with none of them is sent all the same
+    threads    of the CPU, 0: every core
+
+Only the newest image waits while one is classified: the subscription keeps one message and is best effort, so a slow
+moment costs frames and never adds delay. The answer carries the image's header, by which a message_filters
+synchronizer finds the two that belong together.
+
+The image callback has a callback group of its own that runs it once at a time. Under the multithreaded executor a
+timer or service that you add in another group goes on meanwhile; ONNX Runtime and TensorRT release the GIL.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import rclpy
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import Image
+from vision_msgs.msg import Classification, ObjectHypothesis
+
+from edgeres.errors import EdgeresError
+from edgeres.runtime import Classifier, Frame
+
+DEFAULTS = {"bundle": "", "topic": "image", "backend": "auto", "top_k": 5, "min_score": 0.0, "threads": 0}
+NEWEST = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+SECONDS_BETWEEN_COMPLAINTS = 5.0
+
+
+class ClassifierNode(Node):
+    """Subscribes images, publishes what is on them.
+
+    Raises:
+        EdgeresError: the bundle cannot be run here.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("edgeres_classifier")
+        value = {name: self.declare_parameter(name, default).value for name, default in DEFAULTS.items()}
+        self.top_k, self.min_score = value["top_k"], value["min_score"]
+        self.classify = Classifier(value["bundle"], backend=value["backend"], threads=value["threads"])
+        self.classify.warm_up()
+        self.get_logger().info(f"{value['bundle']} on {self.classify.backend}")
+        for line in self.classify.passed_over:
+            self.get_logger().info(f"not on {line}")
+        self.publisher = self.create_publisher(Classification, "classification", 10)
+        self.subscription = self.create_subscription(
+            Image, value["topic"], self.on_image, NEWEST, callback_group=MutuallyExclusiveCallbackGroup()
+        )
+
+    def on_image(self, image: Any) -> None:
+        # encoding, step and padding are the message's own: nothing is copied before the resize
+        frame = Frame(image.data, image.encoding, image.height, image.width, image.step)
+        try:
+            prediction = self.classify(frame)
+        except EdgeresError as error:  # one bad image, or another encoding, does not end the node
+            self.get_logger().error(str(error), throttle_duration_sec=SECONDS_BETWEEN_COMPLAINTS)
+            return
+        answer = Classification()
+        answer.header = image.header
+        answer.results = [
+            ObjectHypothesis(class_id=label, score=score)
+            for label, score in prediction.top(self.top_k)
+            if score >= self.min_score
+        ]
+        self.publisher.publish(answer)
+
+    def destroy_node(self) -> None:
+        super().destroy_node()
+        self.classify.close()
+
+
+def main(args: list[str] | None = None) -> int:
+    rclpy.init(args=args)
+    node = None
+    try:
+        node = ClassifierNode()
+        executor = MultiThreadedExecutor(num_threads=2)
+        executor.add_node(node)
+        try:
+            executor.spin()
+        finally:
+            executor.shutdown()  # waits for a callback that is running
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    except EdgeresError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    finally:
+        if node is not None:
+            node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

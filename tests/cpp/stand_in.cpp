@@ -1,0 +1,235 @@
+// A GPU and TensorRT to run docs/examples/cpp without either; strict where they are. Memory has a side, work happens
+// when somebody waits, parents outlive what they made. Misuse ends the process with 98, what was not freed with 99.
+// FAKE_FAIL=function lets that function fail.
+//
+// An engine is a file "FAKE", four int32 (channels, height, width, classes) and float32 weights (classes, channels):
+// scores = weights * mean of each channel's plane.
+
+#include <NvInfer.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+struct CUstream_st {
+    std::vector<std::function<void()>> work;
+};
+
+namespace {
+
+using Memory = std::map<char*, std::size_t>;
+
+[[noreturn]] void end(int code, const char* what) {
+    std::fprintf(stderr, "%s\n", what);
+    std::_Exit(code);
+}
+
+bool fails(const char* function) {
+    const char* chosen = std::getenv("FAKE_FAIL");
+    return chosen != nullptr && std::string(chosen) == function;
+}
+
+struct Live {
+    int streams = 0, runtimes = 0, engines = 0, contexts = 0;
+    Memory device, host;
+    ~Live() {
+        if (streams + runtimes + engines + contexts != 0 || !device.empty() || !host.empty()) end(99, "LEAKED");
+    }
+} live;
+
+void inside(const Memory& memory, const void* address, std::size_t count) {
+    for (const auto& [start, size] : memory)
+        if (address >= start && static_cast<const char*>(address) + count <= start + size) return;
+    end(98, "MISUSE: memory of the other side, or beyond its end");
+}
+
+cudaError_t allocate(Memory& memory, void** address, std::size_t count) {
+    char* made = new char[count];
+    std::memset(made, 0xAB, count);
+    memory[made] = count;
+    *address = made;
+    return cudaSuccess;
+}
+
+cudaError_t release(Memory& memory, void* address) {
+    if (memory.erase(static_cast<char*>(address)) != 1) end(98, "MISUSE: freed twice, or never allocated");
+    delete[] static_cast<char*>(address);
+    return cudaSuccess;
+}
+
+}  // namespace
+
+const char* cudaGetErrorString(cudaError_t error) {
+    return error == cudaErrorNoDevice ? "no CUDA-capable device is detected" : "out of memory";
+}
+
+cudaError_t cudaGetDevice(int* device) {
+    *device = 0;
+    return fails("cudaGetDevice") ? cudaErrorNoDevice : cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+    *value = attribute == cudaDevAttrComputeCapabilityMajor ? 8 : 7;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMalloc(void** address, std::size_t count) {
+    return fails("cudaMalloc") ? cudaErrorMemoryAllocation : allocate(live.device, address, count);
+}
+
+cudaError_t cudaMallocHost(void** address, std::size_t count) {
+    return fails("cudaMallocHost") ? cudaErrorMemoryAllocation : allocate(live.host, address, count);
+}
+
+cudaError_t cudaFree(void* address) { return release(live.device, address); }
+
+cudaError_t cudaFreeHost(void* address) { return release(live.host, address); }
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned int flags) {
+    if (flags != cudaStreamNonBlocking) end(98, "MISUSE: a stream that waits for the default stream");
+    if (fails("cudaStreamCreateWithFlags")) return cudaErrorMemoryAllocation;
+    ++live.streams;
+    *stream = new CUstream_st;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+    --live.streams;
+    delete stream;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    for (const auto& step : stream->work) step();
+    stream->work.clear();
+    return fails("cudaStreamSynchronize") ? cudaErrorMemoryAllocation : cudaSuccess;
+}
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t count, cudaMemcpyKind kind, cudaStream_t stream) {
+    const bool up = kind == cudaMemcpyHostToDevice;
+    if (fails(up ? "upload" : "download")) return cudaErrorMemoryAllocation;
+    inside(up ? live.device : live.host, to, count);
+    inside(up ? live.host : live.device, from, count);
+    stream->work.push_back([=] { std::memcpy(to, from, count); });
+    return cudaSuccess;
+}
+
+namespace nvinfer1 {
+namespace {
+
+struct Plan {
+    std::int32_t channels, height, width, classes;
+    std::vector<float> weights;
+};
+
+// One of each is enough for a program that loads one engine.
+Plan plan;
+bool shaped;
+float *input, *output;
+ILogger* logger;
+
+std::int32_t size_at(const char* bytes, std::size_t index) {
+    std::int32_t value;
+    std::memcpy(&value, bytes + 4 + 4 * index, sizeof value);
+    return value;
+}
+
+void compute() {
+    const auto plane = static_cast<std::size_t>(plan.height * plan.width);
+    const auto channels = static_cast<std::size_t>(plan.channels);
+    const auto classes = static_cast<std::size_t>(plan.classes);
+    inside(live.device, input, channels * plane * sizeof(float));
+    inside(live.device, output, classes * sizeof(float));
+    for (std::size_t k = 0; k < classes; ++k) {
+        double score = 0;
+        for (std::size_t c = 0; c < channels; ++c) {
+            double sum = 0;
+            for (std::size_t i = 0; i < plane; ++i) sum += input[c * plane + i];
+            score += plan.weights[k * channels + c] * sum / static_cast<double>(plane);
+        }
+        output[k] = static_cast<float>(score);
+    }
+}
+
+}  // namespace
+
+IRuntime* createInferRuntime(ILogger& given) noexcept {
+    if (fails("createInferRuntime")) return nullptr;
+    logger = &given;
+    logger->log(ILogger::Severity::kINFO, "a stand-in");
+    ++live.runtimes;
+    return new IRuntime;
+}
+
+IRuntime::~IRuntime() noexcept {
+    if (live.engines != 0) end(98, "MISUSE: a runtime is freed before its engine");
+    --live.runtimes;
+}
+
+ICudaEngine* IRuntime::deserializeCudaEngine(void const* blob, std::size_t size) noexcept {
+    const char* bytes = static_cast<const char*>(blob);
+    if (size < 20 || std::memcmp(bytes, "FAKE", 4) != 0) {
+        logger->log(ILogger::Severity::kERROR, "deserializeCudaEngine: this is no plan");
+        return nullptr;
+    }
+    plan = {size_at(bytes, 0), size_at(bytes, 1), size_at(bytes, 2), size_at(bytes, 3), {}};
+    plan.weights.resize((size - 20) / sizeof(float));
+    std::memcpy(plan.weights.data(), bytes + 20, size - 20);
+    ++live.engines;
+    return new ICudaEngine;
+}
+
+ICudaEngine::~ICudaEngine() noexcept {
+    if (live.contexts != 0) end(98, "MISUSE: an engine is freed before its context");
+    --live.engines;
+}
+
+std::int32_t ICudaEngine::getNbIOTensors() const noexcept { return 2; }
+
+char const* ICudaEngine::getIOTensorName(std::int32_t index) const noexcept { return index == 0 ? "pixels" : "scores"; }
+
+TensorIOMode ICudaEngine::getTensorIOMode(char const* name) const noexcept {
+    return std::string(name) == "pixels" ? TensorIOMode::kINPUT : TensorIOMode::kOUTPUT;
+}
+
+DataType ICudaEngine::getTensorDataType(char const*) const noexcept {
+    return fails("getTensorDataType") ? DataType::kHALF : DataType::kFLOAT;
+}
+
+Dims ICudaEngine::getTensorShape(char const* name) const noexcept {
+    if (std::string(name) == "pixels") return {4, {-1, plan.channels, plan.height, plan.width}};
+    return {2, {-1, plan.classes}};
+}
+
+IExecutionContext* ICudaEngine::createExecutionContext() noexcept {
+    if (fails("createExecutionContext")) return nullptr;
+    ++live.contexts;
+    return new IExecutionContext;
+}
+
+IExecutionContext::~IExecutionContext() noexcept { --live.contexts; }
+
+bool IExecutionContext::setInputShape(char const* name, Dims const& shape) noexcept {
+    shaped = std::string(name) == "pixels" && shape.nbDims == 4 && shape.d[0] == 1 && shape.d[1] == plan.channels &&
+             shape.d[2] == plan.height && shape.d[3] == plan.width;
+    return shaped;
+}
+
+bool IExecutionContext::setTensorAddress(char const* name, void* address) noexcept {
+    (std::string(name) == "pixels" ? input : output) = static_cast<float*>(address);
+    return !fails("setTensorAddress");
+}
+
+bool IExecutionContext::enqueueV3(cudaStream_t stream) noexcept {
+    if (!shaped || input == nullptr || output == nullptr)
+        end(98, "MISUSE: enqueued before shapes and addresses are set");
+    if (fails("enqueueV3")) return false;
+    stream->work.push_back(compute);
+    return true;
+}
+
+}  // namespace nvinfer1
