@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeres.bundle import write_file
+from pages import link, put, save_plot
 
 BEGIN = "<!-- accuracy table: written by benchmarks/accuracy.py, change nothing between these comments -->"
 END = "<!-- end of accuracy table -->"
@@ -51,7 +51,10 @@ def write(path: Path) -> list[str]:
     found = read(path)
     if not found["models"]:
         raise SystemExit(f"{path}: holds no figures; benchmarks/accuracy.py --out {path} measures them")
-    return [_write_plot(path.with_suffix(".svg"), found), _write_table(path, found)]
+    plot = path.with_suffix(".svg")
+    drawn = save_plot(plot, lambda: _draw(found["models"]))
+    content = link("Agreement and SQNR of every graph", plot) + tables(found)
+    return [drawn, put(path.with_name(PAGE), BEGIN, END, content)]
 
 
 def tables(found: Json) -> str:
@@ -92,37 +95,6 @@ def _row(row: Json) -> str:
 def _number(value: float) -> str:
     """Two digits after the point below ten, one below a hundred, none above."""
     return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f}"
-
-
-def _write_table(path: Path, found: Json) -> str:
-    page = path.with_name(PAGE)
-    text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        return f"no table written: {page} has no two lines {BEGIN} and {END}"
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    plot = f"![Agreement and SQNR of every graph]({path.stem}.svg)\n\n" if path.with_suffix(".svg").is_file() else ""
-    write_file(page, f"{before}{BEGIN}\n\n{plot}{tables(found)}\n{END}{after}".encode())
-    return f"{page}: table written"
-
-
-def _write_plot(path: Path, found: Json) -> str:
-    try:
-        import matplotlib
-    except ImportError:
-        return f"no plot written: {path} needs matplotlib (pip install matplotlib)"
-    # Nothing of a date or a random id in the file: the same figures give the same bytes.
-    style: Any = {
-        "svg.hashsalt": "edgeres",
-        "svg.fonttype": "none",
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    with matplotlib.rc_context(style):
-        figure = _draw(found["models"])
-        figure.savefig(path, metadata={"Date": None}, facecolor="white")
-    return f"{path}: plot written"
 
 
 def _draw(models: Json) -> Any:

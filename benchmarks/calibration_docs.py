@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeres.bundle import write_file
+from pages import link, put, save_plot
 
 BEGIN = "<!-- calibration table: written by benchmarks/calibration.py, change nothing between these comments -->"
 END = "<!-- end of calibration table -->"
@@ -44,7 +44,10 @@ def write(path: Path) -> list[str]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SystemExit(f"{path}: cannot be read ({error}); benchmarks/calibration.py --out writes it") from None
-    return [_write_plot(path.with_suffix(".svg"), found), _write_table(path, found)]
+    plot = path.with_suffix(".svg")
+    drawn = save_plot(plot, lambda: _draw(found))
+    content = link("Time and memory of calibration", plot) + tables(found)
+    return [drawn, put(path.with_name(PAGE), BEGIN, END, content)]
 
 
 def tables(found: Json) -> str:
@@ -73,35 +76,6 @@ def _cell(row: Json) -> str:
     alone = row["calibration_passes"]
     brackets = "" if alone is None else f" ({alone:.2f})"
     return f"{row['passes']:.2f}{brackets}, {row['peak_bytes'] / 1e9:.2f} GB"
-
-
-def _write_table(path: Path, found: Json) -> str:
-    page = path.with_name(PAGE)
-    text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        return f"no table written: {page} has no two lines {BEGIN} and {END}"
-    before, rest = text.split(BEGIN)
-    plot = f"![Time and memory of calibration]({path.stem}.svg)\n\n" if path.with_suffix(".svg").is_file() else ""
-    write_file(page, f"{before}{BEGIN}\n\n{plot}{tables(found)}\n{END}{rest.split(END)[1]}".encode())
-    return f"{page}: table written"
-
-
-def _write_plot(path: Path, found: Json) -> str:
-    try:
-        import matplotlib
-    except ImportError:
-        return f"no plot written: {path} needs matplotlib (pip install matplotlib)"
-    # Nothing of a date or a random id in the file: the same figures give the same bytes.
-    style: Any = {
-        "svg.hashsalt": "edgeres",
-        "svg.fonttype": "none",
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    with matplotlib.rc_context(style):
-        _draw(found).savefig(path, metadata={"Date": None}, facecolor="white")
-    return f"{path}: plot written"
 
 
 def _draw(found: Json) -> Any:

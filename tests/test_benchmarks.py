@@ -1,9 +1,10 @@
-"""The accuracy benchmark: its table and plot hold what was measured, and its peers run as they are or are skipped."""
+"""Benchmarks: tables and plots hold what was measured, and peers run as they are or are skipped."""
 
 from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
@@ -224,3 +225,42 @@ def test_a_wrong_option_is_told_before_anything_runs(
     with pytest.raises(SystemExit) as stopped:
         run(monkeypatch, *arguments)
     assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+# Calibration.
+
+
+def test_the_page_on_calibration_holds_what_was_measured(scripts: None) -> None:
+    docs = __import__("calibration_docs")
+    folder = BENCHMARKS.parent / "docs"
+    found = json.loads((folder / "calibration.json").read_text(encoding="utf-8"))
+    assert docs.tables(found) in (folder / docs.PAGE).read_text(encoding="utf-8")
+    ElementTree.parse(folder / "calibration.svg")
+    row = next(row for row in found["rows"] if row["images"] == 512 and "expected_bytes" not in row)
+    assert f"{row['passes']:.2f}" in docs.tables(found) and f"{row['peak_bytes'] / 1e9:.2f} GB" in docs.tables(found)
+
+
+def test_memory_that_a_peer_would_need_is_a_line_through_the_two_largest_counts(scripts: None) -> None:
+    calibration = __import__("calibration")
+    runs = {("peer", images): [{"peak_bytes": 1_000 + 10 * images}] for images in (32, 64, 128)}
+    assert calibration._expected_bytes("peer", 512, runs) == 1_000 + 10 * 512
+    runs["peer", 256] = [{"expected_bytes": 3_560.0}]  # left out, so nothing is known of it
+    assert calibration._expected_bytes("peer", 512, runs) == 1_000 + 10 * 512
+    assert calibration._expected_bytes("other", 512, runs) == 0
+
+
+@pytest.mark.parametrize("tool", ["edgeres:tensorrt+cpu", "onnxruntime:MinMax"])
+def test_a_calibration_in_a_process_of_its_own_tells_time_and_memory(scripts: None, tool: str, tmp_path: Path) -> None:
+    graph = resnet(quantized=False, width=4, px=224)
+    graph.graph.input[0].name = "input"
+    for node in graph.graph.node:
+        node.input[:] = ["input" if name == "x" else name for name in node.input]
+    onnx.save(graph, tmp_path / "fp32.onnx")
+    images = np.random.default_rng(0).integers(0, 256, (8, 224, 224, 3), np.uint8)
+    (tmp_path / "images.u8").write_bytes(images.tobytes())
+    child = str(BENCHMARKS / "calibration_child.py")
+    done = subprocess.run([sys.executable, child, tool, str(tmp_path), "8"], capture_output=True, text=True, check=True)
+    told = json.loads(done.stdout)
+    assert 0 < told["seconds"]["calibration"] <= told["seconds"]["call"]
+    assert len(told["forward"]) == 2 and min(told["forward"]) > 0
+    assert told["peak_bytes"] > images.nbytes
