@@ -22,6 +22,7 @@ from edgeres.zoo.download import cache_dir
 
 _JETPACK_OF_L4T = {"32": "4", "34": "5", "35": "5", "36": "6", "38": "7", "39": "7"}
 _GIB = 1 << 30
+_BINDINGS = "pip install 'edgeres[cuda]'"
 _ENOUGH_MEMORY = 2 * _GIB
 _ENOUGH_DISK = 2 * _GIB  # weights of the largest ResNet, its graphs and its engines
 
@@ -70,6 +71,10 @@ class Machine:
         libraries = " ".join(file.name for folder in folders for file in folder.glob("capi/*onnxruntime_providers_*"))
         return tuple(name for name in ("CUDA", "TensorRT") if f"providers_{name.lower()}." in libraries)
 
+    def command(self, name: str) -> bool:
+        """Whether this program is installed."""
+        return shutil.which(name) is not None
+
     def cpu(self) -> Cpu:
         return this_cpu()
 
@@ -93,7 +98,7 @@ def diagnose(machine: Machine | None = None) -> list[Check]:
     """Every check, from the ground up; the last ones say what can be done here."""
     m = machine or Machine()
     rtx, tensorrt = m.vendor("rtx"), m.vendor("tensorrt")
-    packages = _packages(m)
+    packages, bindings = _packages(m), _cuda_bindings(m, m.gpu()[0])
     return [
         _python(m),
         *packages,
@@ -104,8 +109,9 @@ def diagnose(machine: Machine | None = None) -> list[Check]:
         *_jetson(m),
         _vendor("tensorrt_rtx", rtx),
         _vendor("tensorrt", tensorrt),
-        _cuda_bindings(m, tensorrt),
-        *_abilities({check.name for check in packages if check.ok}, rtx, tensorrt),
+        bindings,
+        _ssh(m),
+        *_abilities({check.name for check in (*packages, bindings) if check.ok}, rtx, tensorrt),
     ]
 
 
@@ -192,13 +198,22 @@ def _vendor(name: str, here: Availability) -> Check:
     return Check(name, None, here.reason.removeprefix(f"{name} is "), here.next_step)
 
 
-def _cuda_bindings(m: Machine, tensorrt: Availability) -> Check:
+def _cuda_bindings(m: Machine, gpu: Gpu | None) -> Check:
+    """What engines need to run besides the vendor's package."""
     found = {"cuda-python": m.package("cuda-python", "cuda-bindings"), "pycuda": m.package("pycuda")}
     there = ", ".join(f"{name} {release}" for name, release in found.items() if release)
     if there:
         return Check("cuda bindings", True, there)
-    needed = tensorrt.gpu is not None
-    return Check("cuda bindings", None, "not installed", "pip install cuda-python" if needed else "")
+    return Check("cuda bindings", None, "neither cuda-python nor pycuda", "" if gpu is None else _BINDINGS)
+
+
+def _ssh(m: Machine) -> Check:
+    """What ``edgeres remote`` needs on this side."""
+    if not m.command("ssh"):
+        return Check("ssh", None, "not installed", "install OpenSSH's client, for edgeres remote")
+    if not m.command("rsync"):
+        return Check("ssh", True, "without rsync", "install rsync here and there: edgeres remote then resumes copies")
+    return Check("ssh", True, "with rsync")
 
 
 def _abilities(packages: set[str], rtx: Availability, tensorrt: Availability) -> list[Check]:
@@ -206,14 +221,18 @@ def _abilities(packages: set[str], rtx: Availability, tensorrt: Availability) ->
     export = "" if {"torch", "onnx", "safetensors"} <= packages else "pip install 'edgeres[export]'"
     quantize = "" if {"onnx", "onnxruntime"} <= packages else "pip install 'edgeres[export]'"
     cpu = "" if "onnxruntime" in packages else "pip install onnxruntime"
+    bound = "cuda bindings" in packages
+    run_rtx, run_tensorrt = (
+        "; ".join(step for step in (here.next_step, "" if bound else _BINDINGS) if step) for here in (rtx, tensorrt)
+    )
     return [
         _ability("export a checkpoint", not export, export),
         _ability("calibrate and quantize a graph", not quantize, quantize),
         _ability("run on the CPU", not cpu, cpu),
         _ability("build RTX engines", rtx.can_build, rtx.next_step),
-        _ability("run RTX engines", rtx.can_run, rtx.next_step),
+        _ability("run RTX engines", rtx.can_run and bound, run_rtx),
         _ability("build TensorRT engines", tensorrt.can_build, tensorrt.next_step),
-        _ability("run TensorRT engines", tensorrt.can_run, tensorrt.next_step),
+        _ability("run TensorRT engines", tensorrt.can_run and bound, run_tensorrt),
     ]
 
 

@@ -241,6 +241,7 @@ def test_images_leave_the_machine_only_where_they_may(
 ) -> None:
     """One pixel for every image, in place of pictures of those that INT8 gets wrong."""
     monkeypatch.setattr("edgeres.verify.stage.thumbnails", lambda *given: {"images[0]": "/9j/"})
+    monkeypatch.setattr(stage, "LatencyPlan", brief())
     monkeypatch.chdir(work)
     (work / "pyproject.toml").write_text(f"[tool.edgeres]\n{table}\n")
     arguments = ["verify", "good.edgeres", "--validation", "images.npz", "-o", "out", *words.split()]

@@ -39,6 +39,7 @@ class Recorded(Machine):
         self.vendors = vendors or {}
         self.architecture = "aarch64" if "/etc/nv_tegra_release" in self.files else "x86_64"
         self.free, self.can_write = 100 * GIB, True
+        self.commands = {"ssh", "rsync"}
 
     def read(self, path: str) -> str | None:
         return self.files.get(path)
@@ -48,6 +49,9 @@ class Recorded(Machine):
 
     def providers(self) -> tuple[str, ...]:
         return ("CUDA", "TensorRT") if "onnxruntime-gpu" in self.packages else ()
+
+    def command(self, name: str) -> bool:
+        return name in self.commands
 
     def cpu(self) -> Cpu:
         return describe(self.cpuinfo, self.architecture, 6)
@@ -121,12 +125,30 @@ def test_a_jetson_with_jetpack_6() -> None:
         "NVIDIA Jetson Orin NX Engineering Reference Developer Kit, L4T 36.4.3 (JetPack 6), target jetson-orin-nx"
     )
     assert found["cpu"].found == "aarch64, 6 cores, asimddp"
-    assert [name for name, can in abilities(found).items() if can] == [
-        "run on the CPU",
-        "build TensorRT engines",
-        "run TensorRT engines",
-    ]
-    assert found["cuda bindings"].next_step == "pip install cuda-python"
+    built = ["run on the CPU", "build TensorRT engines"]
+    assert [name for name, can in abilities(found).items() if can] == built
+    for name in ("cuda bindings", "run TensorRT engines"):  # an engine that is built cannot be run yet
+        assert found[name].next_step == "pip install 'edgeres[cuda]'"
+    machine.packages = {**BASE, "pycuda": "2026.1"}
+    found = checks(machine)
+    assert [name for name, can in abilities(found).items() if can] == [*built, "run TensorRT engines"]
+    assert (found["cuda bindings"].found, found["cuda bindings"].next_step) == ("pycuda 2026.1", "")
+
+
+@pytest.mark.parametrize(
+    ("commands", "found", "step"),
+    [
+        ({"ssh", "rsync"}, Check("ssh", True, "with rsync"), ""),
+        ({"ssh"}, Check("ssh", True, "without rsync"), "install rsync here and there"),
+        ({"rsync"}, Check("ssh", None, "not installed"), "OpenSSH's client, for edgeres remote"),
+    ],
+)
+def test_what_remote_needs(commands: set[str], found: Check, step: str) -> None:
+    machine = Recorded(BASE)
+    machine.commands = commands
+    check = checks(machine)["ssh"]
+    assert (check.ok, check.found) == (found.ok, found.found)
+    assert step in check.next_step and bool(check.next_step) is bool(step)
 
 
 def test_a_jetson_nano_is_told_why_it_is_no_target() -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -286,6 +287,20 @@ def test_engines_for_other_gpus_are_built_on_ampere_and_later_alone(
     else:
         with pytest.raises(UsageError, match=rf"can be built on a GPU \(SM {sm}\), only on Ampere and later"):
             _capabilities(request, "tensorrt")
+
+
+@pytest.mark.parametrize("asked", [{}, {"version_compatible": True}, {"hardware_compatible": True}])
+def test_the_record_says_where_else_an_engine_runs(monkeypatch: pytest.MonkeyPatch, asked: dict[str, bool]) -> None:
+    """From the request to the manifest's entry and back, with the vendor's build left out."""
+    fake(monkeypatch, "tensorrt", "10.13.0")
+    monkeypatch.setattr(vendor, "this_gpu", lambda: (Gpu("A100", "8.0", 80 << 30, "12.8"), ""))
+    monkeypatch.setattr("edgeres.engine.tensorrt.vendor_log", lambda flavour: vendor.VendorLog(None, deque()))
+    monkeypatch.setattr("edgeres.engine.tensorrt.timing_cache", lambda here: None)
+    monkeypatch.setattr("edgeres.engine.tensorrt._build", lambda *given: (b"engine", (1, 1, 8)))
+    record = build_engine(b"", BuildRequest("int8", **asked), "tensorrt").record("tensorrt", "engines/a.engine")
+    said = json.loads(json.dumps(record.to_dict()))
+    assert {name for name in ("version_compatible", "hardware_compatible") if said[name]} == set(asked)
+    assert EngineRecord.from_dict(said) == record
 
 
 @pytest.mark.parametrize(

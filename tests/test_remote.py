@@ -233,7 +233,7 @@ def test_no_edgeres_and_another_edgeres(robot: Host, bundle: Path, tmp_path: Pat
     [
         ({"Port": "1"}, "robot: no ssh server answers there; check the port"),
         ({"IdentityFile": "stranger"}, "robot: it refuses your key; ssh-copy-id robot"),
-        ({"UserKnownHostsFile": "/dev/null"}, "robot: its host key is not known; ssh robot once"),
+        ({"UserKnownHostsFile": "/dev/null"}, "robot: its host key is not known; ssh -F {config} robot once"),
     ],
 )
 def test_a_machine_that_lets_nobody_in(
@@ -245,7 +245,7 @@ def test_a_machine_that_lets_nobody_in(
     ssh = sshd.other("-".join(changes), **changes)
     with pytest.raises(EnvironmentError_) as caught:
         go(Host("robot", tuple(ssh.split())), bundle, choice(tmp_path))
-    assert str(caught.value).startswith(words) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(words.format(config=ssh.split()[-1])) and "\n" not in str(caught.value)
 
 
 def test_a_disk_that_is_full(bundle: Path, tmp_path: Path, robot: Host, monkeypatch: pytest.MonkeyPatch) -> None:

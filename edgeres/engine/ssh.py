@@ -35,7 +35,7 @@ _FAILURES = (
     (r"Could not resolve hostname|Name or service not known", "no such host", "check its name, or give an address"),
     (r"Permission denied(, please| \([a-z])", "it refuses your key", "ssh-copy-id {host}, or load the key: ssh-add"),
     (r"HOST IDENTIFICATION HAS CHANGED", "its host key has changed", "if that is right: ssh-keygen -R {host}"),
-    (r"Host key verification failed", "its host key is not known", "ssh {host} once"),
+    (r"Host key verification failed", "its host key is not known", "{ssh} {host} once"),
     (r"Connection refused", "no ssh server answers there", "check the port, and that sshd runs"),
     (
         r"timed out|No route to host|Network is unreachable|Host is down",
@@ -122,7 +122,7 @@ class Host:
             errors="replace",
             check=False,
         )
-        return _checked(self.name, Done(done.returncode, done.stdout, done.stderr))
+        return _checked(self, Done(done.returncode, done.stdout, done.stderr))
 
     def watch(self, argv: Sequence[str], tell: Callable[[str], None]) -> Done:
         """Run a long command there, passing on what it says on stderr; Ctrl-C here stops it there.
@@ -141,7 +141,7 @@ class Host:
                     tell(line.rstrip("\n"))
                 code = child.wait()
             out.seek(0)
-            return _checked(self.name, Done(code, out.read(), "".join(said)))
+            return _checked(self, Done(code, out.read(), "".join(said)))
 
     def send(self, folder: Path, names: Sequence[str], to: str) -> None:
         """Copy files, by their paths in ``folder``, to a folder there. What arrived earlier is not sent again.
@@ -205,23 +205,23 @@ class Host:
             return
         if full or _DISK_FULL.search(said):
             raise EnvironmentError_("the disk there is full", where=self.name, hint=FREE_SPACE)
-        raise _failure(self.name, said, "copying stopped")
+        raise _failure(self, said, "copying stopped")
 
 
-def _checked(host: str, done: Done) -> Done:
+def _checked(host: Host, done: Done) -> Done:
     """Without what a user's login script prints, which comes before the mark."""
     if done.code == SSH_FAILED:
         raise _failure(host, done.err, "the connection broke")
     return Done(done.code, done.out.partition(f"{_MARK}\n")[2], done.err)
 
 
-def _failure(host: str, said: str, otherwise: str) -> EnvironmentError_:
+def _failure(host: Host, said: str, otherwise: str) -> EnvironmentError_:
     for pattern, what, hint in _FAILURES:
         if re.search(pattern, said):
-            return EnvironmentError_(what, where=host, hint=hint.format(host=host))
+            return EnvironmentError_(what, where=host.name, hint=hint.format(host=host.name, ssh=shlex.join(host.ssh)))
     lines = [line for line in said.strip().splitlines() if not line.startswith("rsync error")]
     why = lines[-1] if lines else "no reason was given"
-    return EnvironmentError_(f"{otherwise} ({why})", where=host, hint="run it again, it goes on from there")
+    return EnvironmentError_(f"{otherwise} ({why})", where=host.name, hint="run it again, it goes on from there")
 
 
 @contextmanager
