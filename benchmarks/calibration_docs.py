@@ -6,7 +6,7 @@ calibration.json -> calibration.svg beside it, and the table between two comment
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ PAGE = "calibration.md"
 NOTES = """\
 Passes: wall time of the whole call, from graph and images to a quantized graph, over that of a plain ONNX Runtime pass
 over the same images in the same process; in brackets calibration alone, where the tool lets it be told. Memory: peak of
-the process, with interpreter, libraries and graph.
+the process, with interpreter, libraries and graph. Each further image: passes between the smallest and the largest
+count, without what does not grow.
 """
 
 Json = Mapping[str, Any]
@@ -62,12 +63,20 @@ def _table(model: str, found: Json) -> Iterator[str]:
     counts = sorted({images for _, images in rows})
     yield f"**{model}**, 224x224, {found['environment']['cores']} cores."
     yield ""
-    yield f"| images | {' | '.join(map(str, counts))} |"
-    yield "|---|" + "---|" * len(counts)
+    yield f"| images | {' | '.join(map(str, counts))} | each further image |"
+    yield "|---|" + "---|" * (len(counts) + 1)
     for tool in dict.fromkeys(tool for tool, _ in rows):
         cells = (_cell(rows[tool, count]) if (tool, count) in rows else "" for count in counts)
-        yield f"| {tool} | {' | '.join(cells)} |"
+        measured = [rows[tool, count] for count in counts if "passes" in rows.get((tool, count), {})]
+        yield f"| {tool} | {' | '.join(cells)} | {_slope(measured)} |"
     yield ""
+
+
+def _slope(rows: Sequence[Json]) -> str:
+    """From the smallest count to the largest: what does not grow with the images drops out."""
+    first, *_, last = rows if len(rows) > 1 else (*rows, *rows)
+    more = last["forward_seconds"] - first["forward_seconds"]
+    return f"{(last['seconds'] - first['seconds']) / more:.2f}" if more > 0 else ""
 
 
 def _cell(row: Json) -> str:
