@@ -45,14 +45,19 @@ def _figures(found: Json) -> Table:
             name if side == "before" else "",
             side,
             NOT_MEASURED if row[side]["top1"] is None else f"{row[side]['top1']:.2f}",
-            with_interval(row[side]["drop_pp"], row[side]["drop_pp_ci95"]),
-            with_interval(row[side]["agreement"], row[side]["agreement_ci95"]),
+            _stacked(with_interval(row[side]["drop_pp"], row[side]["drop_pp_ci95"])),
+            _stacked(with_interval(row[side]["agreement"], row[side]["agreement_ci95"])),
             NOT_MEASURED if row[side]["logit_sqnr_db"] is None else f"{row[side]['logit_sqnr_db']:.1f}",
         )
         for name, row in graphs(found)
         for side in ("before", "after")
     )
     return _table(("graph", "", "top-1 %", "drop pp", "agreement %", "SQNR"), rows, right=(2, 3, 4, 5))
+
+
+def _stacked(figure: str) -> str:
+    """The interval under its figure: beside it, two of them are wider than a terminal."""
+    return figure.replace(" (", "\n(")
 
 
 def _pairs(rows: Iterable[tuple[str, str]]) -> Table:
