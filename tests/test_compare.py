@@ -234,6 +234,10 @@ def test_terminal_and_page_show_the_same(builds: Path, other: str) -> None:
     render_comparison(found, Console(file=out, width=80, highlight=False))
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
+    for graph in found["accuracy"]["graphs"].values():  # whole, also beside each other
+        for side in ("before", "after"):
+            low, high = graph[side]["drop_pp_ci95"]
+            assert any(f"({low:.2f} to {high:.2f})" in line for line in lines)
     page = Page()
     page.feed(render_comparisons([found, found]))
     assert page.fetched == []
