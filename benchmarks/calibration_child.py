@@ -147,11 +147,12 @@ def edgeres(styles: str, folder: Path, images: int, clock: Clock) -> None:
         def digest(self) -> str:
             return self.description
 
-    stage.observe = _timed(stage.observe, clock)
-    Calibration.choose = _timed(Calibration.choose, clock)  # type: ignore[method-assign]
+    for owner, name in ((stage, "observe"), (Calibration, "choose")):
+        setattr(owner, name, _timed(getattr(owner, name), clock))
     graph = onnx.load(folder / "fp32.onnx")
     loader = Loader(Raw(), Preprocess((PX, PX)), BATCH)
-    stage.quantize(graph, styles.split("+"), loader, stage.RangeChoice())  # type: ignore[arg-type]
+    chosen = [style for style in stage.STYLES if style in styles.split("+")]
+    stage.quantize(graph, chosen, loader, stage.RangeChoice())
 
 
 def _timed(call: Callable[..., Any], clock: Clock) -> Callable[..., Any]:

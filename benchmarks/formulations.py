@@ -125,7 +125,7 @@ def per_tensor(plan: QuantPlan, view: GraphView) -> QuantPlan:
     coarse = []
     for weight in plan.weights:
         values = view.constant(weight.tensor)
-        params = QuantParams(np.float32(np.abs(values).max() / 127), 0, "int8")  # type: ignore[arg-type]
+        params = QuantParams(np.asarray(np.abs(values).max() / 127, np.float32), 0, "int8")
         coarse.append(replace(weight, params=params, codes=codes(values, params).astype(np.int8)))
     return replace(plan, weights=tuple(coarse))
 

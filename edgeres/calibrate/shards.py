@@ -194,7 +194,8 @@ class State:
         }
         stream = io.BytesIO()
         text = np.frombuffer(json.dumps(header).encode(), np.uint8)
-        np.savez_compressed(stream, header=text, done=np.array(sorted(self.done), np.int64), **arrays)  # type: ignore[arg-type]
+        named: dict[str, Any] = {"header": text, "done": np.array(sorted(self.done), np.int64), **arrays}
+        np.savez_compressed(stream, **named)
         return stream.getvalue()
 
     @staticmethod

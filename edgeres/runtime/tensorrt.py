@@ -381,9 +381,7 @@ class _Lane:
             undo.pop_all()
 
     def run(self, feed: Feed) -> Feed:
-        batch = len(feed[self._shared.inputs[0].name])
-        for name, array in feed.items():
-            self._host(name, array.shape, array.dtype)[...] = array
+        batch = self._take(feed)
         if batch != self._batch:
             self._drop_graph()
             self._set_batch(batch)
@@ -400,11 +398,15 @@ class _Lane:
         self._stream.synchronize()
         return self._scores()
 
-    def timed(self, feed: Feed) -> tuple[Feed, Times]:
-        """:meth:`run` with events between its steps; they would tell nothing inside of a graph."""
-        batch = len(feed[self._shared.inputs[0].name])
+    def _take(self, feed: Feed) -> int:
+        """Put a batch into the page-locked buffers; how many images it has."""
         for name, array in feed.items():
             self._host(name, array.shape, array.dtype)[...] = array
+        return len(feed[self._shared.inputs[0].name])
+
+    def timed(self, feed: Feed) -> tuple[Feed, Times]:
+        """:meth:`run` with events between its steps; they would tell nothing inside of a graph."""
+        batch = self._take(feed)
         if batch != self._batch:
             self._drop_graph()
             self._set_batch(batch)
