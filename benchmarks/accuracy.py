@@ -35,14 +35,14 @@ import accuracy_docs
 from accuracy_cases import MODELS, Case, Conditions, Result, Subject, clocked, load_case, timed
 from accuracy_peers import model_optimizer, onnx_runtime
 
-from edgeres.bundle import write_json
 from edgeres.data.loader import Loader
-from edgeres.engine.cpu import has_vnni
-from edgeres.environment import environment
+from edgeres.device.cpu import has_vnni
+from edgeres.device.environment import environment
 from edgeres.errors import EdgeresError
-from edgeres.intake import with_exact_input
-from edgeres.pipeline import weight_bits
-from edgeres.quantize.stage import RangeChoice, quantize
+from edgeres.files import write_json
+from edgeres.pipeline.build import weight_bits
+from edgeres.pipeline.take import with_exact_input
+from edgeres.quantize.graphs import RangeChoice, quantize
 from edgeres.records import CODES, METHODS, Codes, Method, Preprocess
 from edgeres.refine.choice import EFFORTS, RESIDUALS, Effort, RefineChoice, Residual
 from edgeres.refine.recipe import Refined, quantize_with_recipe

@@ -22,8 +22,8 @@ from edgeres.data.base import Source, View, subset
 from edgeres.data.choose import DataChoice, choose_sources
 from edgeres.data.loader import Loader
 from edgeres.errors import UsageError
-from edgeres.intake import Fp32Model, ModelChoice, take
-from edgeres.pipeline import BuildOptions
+from edgeres.pipeline.build import BuildOptions
+from edgeres.pipeline.take import Fp32Model, ModelChoice, take
 from edgeres.records import Style
 from edgeres.runtime.ort import OrtRunner
 from edgeres.runtime.runner import Feed

@@ -18,27 +18,28 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from edgeres.bundle import FP32, GRAPHS, Bundle
+from edgeres.bundle import FP32, Bundle
 from edgeres.data.choose import DataChoice, choose_sources
 from edgeres.data.loader import Loader
-from edgeres.pipeline import VALIDATION_BATCH
+from edgeres.graph.forms import FORMS
+from edgeres.pipeline.build import VALIDATION_BATCH
 from edgeres.records import ModelSpec
 from edgeres.runtime.ort import OrtRunner
 
 CALIBRATION_BATCH = 8
 # What a build does beside its forward passes: (function, where it lives, in which stage, what it is).
 PARTS = (
-    ("edgeres.intake", "take", "export", "weights, export, its check against torch"),
+    ("edgeres.pipeline.take", "take", "export", "weights, export, its check against torch"),
     ("edgeres.calibrate.forward", "Observer.__init__", "quantize", "graph prepared for observing"),
     ("edgeres.calibrate.record", "Calibration.choose", "quantize", "search for ranges"),
-    ("edgeres.quantize.stage", "make_plan", "quantize", "plans"),
-    ("edgeres.quantize.stage", "rewrite", "quantize", "Q/DQ pairs written"),
-    ("edgeres.engine.stage", "build_engine", "engines", "engines"),
-    ("edgeres.verify.stage", "compare", "verify", "graphs over the validation images"),
-    ("edgeres.verify.stage", "_latency", "verify", "latency, for seconds by design"),
-    ("edgeres.verify.anatomy", "dissect", "verify", "error layer by layer"),
-    ("edgeres.pipeline", "build_report", "report", "gates and statistics"),
-    ("edgeres.pipeline", "write_report", "report", "report written"),
+    ("edgeres.quantize.graphs", "make_plan", "quantize", "plans"),
+    ("edgeres.quantize.graphs", "rewrite", "quantize", "Q/DQ pairs written"),
+    ("edgeres.engine.engines", "build_engine", "engines", "engines"),
+    ("edgeres.verify.measure", "compare", "verify", "graphs over the validation images"),
+    ("edgeres.verify.measure", "_latency", "verify", "latency, for seconds by design"),
+    ("edgeres.verify.layer_noise", "dissect", "verify", "error layer by layer"),
+    ("edgeres.pipeline.build", "build_report", "report", "gates and statistics"),
+    ("edgeres.pipeline.build", "write_report", "report", "report written"),
 )
 
 
@@ -47,7 +48,7 @@ def child(model: str, effort: str, output: Path) -> dict[str, Any]:
     start = time.perf_counter()
     from importlib import import_module
 
-    from edgeres.pipeline import build
+    from edgeres.pipeline.build import build
 
     parts: dict[str, float] = {}
     for module, path, _, words in PARTS:
@@ -81,9 +82,9 @@ def passes(bundle: Bundle, spec: ModelSpec) -> Iterator[tuple[str, float]]:
         "FP32, calibration images",
         _forward(OrtRunner(bundle.file(FP32)), Loader(sources.calibration, spec.preprocess, CALIBRATION_BATCH)),
     )
-    for name, file in {"FP32": FP32, **{f"INT8 {style}": graph for style, graph in GRAPHS.items()}}.items():
+    for name, file in {"FP32": FP32, **{f"INT8 {style}": form.file for style, form in FORMS.items()}}.items():
         if bundle.has(file):
-            runner = OrtRunner(bundle.file(file), integer=file == GRAPHS["cpu"])
+            runner = OrtRunner(bundle.file(file), integer=file == FORMS["cpu"].file)
             yield (
                 f"{name}, validation images",
                 _forward(runner, Loader(sources.validation, spec.preprocess, VALIDATION_BATCH)),

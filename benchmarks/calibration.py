@@ -30,10 +30,10 @@ import numpy as np
 import onnx
 from calibration_child import INPUT, PX
 
-from edgeres.bundle import write_json
 from edgeres.data.signs import Signs
-from edgeres.environment import environment
-from edgeres.intake import ModelChoice, take
+from edgeres.device.environment import environment
+from edgeres.files import write_json
+from edgeres.pipeline.take import ModelChoice, take
 
 ROOT = Path(__file__).parents[1]
 CHILD = Path(__file__).with_name("calibration_child.py")

@@ -130,7 +130,7 @@ def edgeres(styles: str, folder: Path, images: int, clock: Clock) -> None:
     from edgeres.calibrate.record import Calibration
     from edgeres.data.base import Source
     from edgeres.data.loader import Loader
-    from edgeres.quantize import stage
+    from edgeres.quantize import graphs
     from edgeres.records import Preprocess
 
     class Raw(Source):
@@ -147,12 +147,12 @@ def edgeres(styles: str, folder: Path, images: int, clock: Clock) -> None:
         def digest(self) -> str:
             return self.description
 
-    for owner, name in ((stage, "observe"), (Calibration, "choose")):
+    for owner, name in ((graphs, "observe"), (Calibration, "choose")):
         setattr(owner, name, _timed(getattr(owner, name), clock))
     graph = onnx.load(folder / "fp32.onnx")
     loader = Loader(Raw(), Preprocess((PX, PX)), BATCH)
-    chosen = [style for style in stage.STYLES if style in styles.split("+")]
-    stage.quantize(graph, chosen, loader, stage.RangeChoice())
+    chosen = [style for style in graphs.STYLES if style in styles.split("+")]
+    graphs.quantize(graph, chosen, loader, graphs.RangeChoice())
 
 
 def _timed(call: Callable[..., Any], clock: Clock) -> Callable[..., Any]:

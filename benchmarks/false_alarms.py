@@ -14,11 +14,11 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from edgeres.bundle import write_json
 from edgeres.data.choose import DataChoice
-from edgeres.pipeline import build
-from edgeres.steps import VerifyOptions, accept_baseline, verify_bundle
-from edgeres.verify.gates import Limits
+from edgeres.files import write_json
+from edgeres.judge.gates import Limits
+from edgeres.pipeline.build import build
+from edgeres.pipeline.steps import VerifyOptions, accept_baseline, verify_bundle
 
 LIMITS = Limits(max_drop=1.0, min_agreement=97.0, min_speedup=1.3, max_p99_ms=5.0, max_size_mb=20.0)
 

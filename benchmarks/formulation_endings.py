@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeres.engine.builder import BuildRequest, build_engine
 from edgeres.engine.kernels import read_program
-from edgeres.engine.tensorrt import BuildRequest, build_engine
 
 CHANNELS, SIDE = 64, 28
 SCALE = 0.03

@@ -35,21 +35,21 @@ from formulation_passes import (
 )
 from onnx import numpy_helper
 
-from edgeres.bundle import write_file
 from edgeres.data.choose import DataChoice, choose_sources
 from edgeres.data.loader import Loader
+from edgeres.device.libraries import available
+from edgeres.engine.builder import BuildRequest, build_engine
 from edgeres.engine.kernels import Program, read_program
-from edgeres.engine.precision import to_fp16
-from edgeres.engine.tensorrt import BuildRequest, build_engine
-from edgeres.engine.vendor import available
 from edgeres.errors import EngineError
-from edgeres.graph.view import GraphView
-from edgeres.intake import ModelChoice, take, with_exact_input
+from edgeres.files import write_file
+from edgeres.graph.graph import GraphView
+from edgeres.graph.half import to_fp16
+from edgeres.graph.rtx import channel_factor, half_between
+from edgeres.pipeline.take import ModelChoice, take, with_exact_input
 from edgeres.quantize.affine import codes, quantize_weight
+from edgeres.quantize.graphs import RangeChoice, quantize
 from edgeres.quantize.placement import weight_axis
 from edgeres.quantize.rewrite import rewrite
-from edgeres.quantize.rtx import channel_factor, half_between
-from edgeres.quantize.stage import RangeChoice, quantize
 from edgeres.records import CODES, F32, Codes, QuantParams, QuantPlan
 
 PAGE = Path(__file__).parents[1] / "docs" / "formulations.md"

@@ -31,17 +31,17 @@ from typing import Any
 
 import numpy as np
 
+from edgeres.bench.contenders import BenchOptions, Lane
 from edgeres.bench.events import Timed, take_times
-from edgeres.bench.lanes import BenchOptions, Lane
-from edgeres.bench.stage import statistics
-from edgeres.bundle import write_file
-from edgeres.engine.gpu import Gpu, this_gpu
+from edgeres.bench.session import statistics
+from edgeres.device.environment import environment
+from edgeres.device.gpu import Gpu, this_gpu
+from edgeres.device.libraries import Flavour, available
+from edgeres.device.targets import RTX_COMPUTE_CAPABILITIES
+from edgeres.engine.builder import BuildRequest, BuiltEngine, Precision, build_engine
 from edgeres.engine.kernels import read_program
-from edgeres.engine.targets import RTX_COMPUTE_CAPABILITIES
-from edgeres.engine.tensorrt import BuildRequest, BuiltEngine, Precision, build_engine
-from edgeres.engine.vendor import Flavour, available
-from edgeres.environment import environment
 from edgeres.errors import EdgeresError, EngineError, InputError
+from edgeres.files import write_file
 from edgeres.progress import SILENT
 from edgeres.records import F32, I64, Measurement
 from edgeres.runtime import EngineFile, Feed, Runner, TensorRTRunner
@@ -58,9 +58,9 @@ FORMULATIONS: dict[str, tuple[Precision, str]] = {
     "fp32": ("fp32", "the float graph"),
     "fp16": ("fp16", "its weights and activations in float16"),
     "int8": ("int8", "Q/DQ, 256 codes behind a ReLU: the default of edgeres build"),
-    "int8-rtx": ("int8", "the same as edgeres.quantize.rtx.rtx_form writes it"),
+    "int8-rtx": ("int8", "the same as edgeres.graph.rtx.rtx_form writes it"),
     "int8-half": ("int8", "Q/DQ, 128 codes behind a ReLU: no Pads"),
-    "int8-half-rtx": ("int8", "the same as edgeres.quantize.rtx.rtx_form writes it"),
+    "int8-half-rtx": ("int8", "the same as edgeres.graph.rtx.rtx_form writes it"),
 }
 
 Json = dict[str, Any]
@@ -127,7 +127,7 @@ def prepare(folder: Path, models: Sequence[str]) -> None:
 def _prepare(folder: Path, choice: str) -> Json:
     from edgeres.data.choose import DataChoice, choose_sources
     from edgeres.data.loader import Loader
-    from edgeres.intake import ModelChoice, take, with_exact_input
+    from edgeres.pipeline.take import ModelChoice, take, with_exact_input
 
     name, _, weights = choice.partition(":")
     classes = CLASSES if weights == "random" else None
@@ -147,9 +147,9 @@ def _prepare(folder: Path, choice: str) -> Json:
 
 
 def _graphs(fp32: Any, calibration: Any) -> Iterator[tuple[str, bytes]]:
-    from edgeres.engine.precision import to_fp16
-    from edgeres.quantize.rtx import rtx_form
-    from edgeres.quantize.stage import RangeChoice, quantize
+    from edgeres.graph.half import to_fp16
+    from edgeres.graph.rtx import rtx_form
+    from edgeres.quantize.graphs import RangeChoice, quantize
 
     yield "fp32", fp32.graph.SerializeToString()
     yield "fp16", to_fp16(fp32.graph).SerializeToString()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgeres.bundle import write_file
+from edgeres.files import write_file
 
 
 def put(page: Path, begin: str, end: str, content: str) -> str:

@@ -29,8 +29,9 @@ import numpy as np
 import onnxruntime as ort
 from PIL import Image
 
-from edgeres.bundle import GRAPHS, Bundle
+from edgeres.bundle import Bundle
 from edgeres.data.preprocess import apply, normalize
+from edgeres.graph.forms import FORMS
 from edgeres.records import F32, U8, Preprocess
 from edgeres.runtime import Classifier, Frame
 
@@ -83,7 +84,7 @@ def overhead(path: Path, rounds: int) -> dict[str, Any]:
     bundle = Bundle(path)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    graph = bundle.file(GRAPHS["cpu"])
+    graph = bundle.file(FORMS["cpu"].file)
     bare = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     name = bare.get_inputs()[0].name
     p = bundle.manifest.model.preprocess

@@ -13,16 +13,16 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from edgeres.calibrate.activations import Taps
 from edgeres.calibrate.forward import Observer
 from edgeres.calibrate.ranges import Moments, choose_range, rounding_error
 from edgeres.calibrate.sketch import Histogram, Sketch
-from edgeres.calibrate.taps import Taps
 from edgeres.data.loader import Loader
 from edgeres.data.signs import Signs
-from edgeres.graph.view import GraphView
-from edgeres.intake import Fp32Model, ModelChoice, take, with_exact_input
+from edgeres.graph.graph import GraphView
+from edgeres.pipeline.take import Fp32Model, ModelChoice, take, with_exact_input
+from edgeres.quantize.graphs import wanted_ranges
 from edgeres.quantize.placement import place
-from edgeres.quantize.stage import wanted_ranges
 from edgeres.records import METHODS, Method, TensorRange
 
 Sketches = Mapping[str, Sketch]

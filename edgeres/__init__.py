@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 from edgeres._version import __version__
 
 if TYPE_CHECKING:
-    from edgeres.pipeline import BuildOptions, BuildResult, build
+    from edgeres.pipeline.build import BuildOptions, BuildResult, build
     from edgeres.runtime import Classifier, load
 
 _WHERE = {
-    "build": "edgeres.pipeline",
-    "BuildOptions": "edgeres.pipeline",
-    "BuildResult": "edgeres.pipeline",
+    "build": "edgeres.pipeline.build",
+    "BuildOptions": "edgeres.pipeline.build",
+    "BuildResult": "edgeres.pipeline.build",
     "Classifier": "edgeres.runtime",
     "load": "edgeres.runtime",
 }

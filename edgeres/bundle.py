@@ -12,8 +12,6 @@ writer is killed. Every file is checked against the manifest when it is asked fo
 
 from __future__ import annotations
 
-import errno
-import glob
 import hashlib
 import json
 import os
@@ -26,22 +24,17 @@ from pathlib import Path
 from typing import Any
 
 from edgeres.errors import BundleError, EnvironmentError_
+from edgeres.files import DISK_FULL, FREE_SPACE, abandoned, sha256, sync, write_file, write_json
+from edgeres.graph.forms import GRAPH_FILES
 from edgeres.records import EngineRecord, Manifest
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 FP32 = "model.fp32.onnx"
-# In ascending order of preference on a CPU.
-GRAPHS = {"tensorrt": "model.int8.onnx", "rtx": "model.int8.rtx.onnx", "cpu": "model.int8.cpu.onnx"}
-# Graphs that are another one, written anew for a runtime: the same codes and decisions.
-FORMS = {"rtx": "tensorrt"}
 CALIBRATION = "calibration.json"
 REPORT, REPORT_PAGE = "report.json", "report.html"
 LABELS = "labels.txt"
 ENGINES = "engines"
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-FREE_SPACE = "free some space and run it again, nothing was half-written"
 
 
 class Bundle:
@@ -119,7 +112,7 @@ class Bundle:
         """
         with _one_writer(self.path):
             now = Bundle(self.path).manifest
-            if any(now.files.get(graph) != self.manifest.files.get(graph) for graph in (FP32, *GRAPHS.values())):
+            if any(now.files.get(graph) != self.manifest.files.get(graph) for graph in (FP32, *GRAPH_FILES)):
                 raise BundleError("was built again meanwhile, and these engines are of its old graphs", where=self.path)
             self.manifest = now
             self._add(engines, logs or {})
@@ -169,15 +162,6 @@ def _one_writer(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file in hex."""
-    hasher = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            hasher.update(block)
-    return hasher.hexdigest()
 
 
 @contextmanager
@@ -230,18 +214,8 @@ def seal(folder: Path, manifest: Manifest) -> None:
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path != folder / MANIFEST:
             files[path.relative_to(folder).as_posix()] = sha256(path)
-            _sync(path)
-    _replace(folder / MANIFEST, _json(replace(manifest, files=files).to_dict()))
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON document for people: indented, UTF-8, no NaN; complete or not at all."""
-    _replace(path, _json(content))
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file that is complete or not there, whenever the writer is killed."""
-    _replace(path, content)
+            sync(path)
+    write_json(folder / MANIFEST, replace(manifest, files=files).to_dict())
 
 
 def _publish(partial: Path, target: Path) -> None:
@@ -262,59 +236,10 @@ def _publish(partial: Path, target: Path) -> None:
 
 def _clear_leftovers(target: Path) -> None:
     """What killed writers of the same bundle left: an old one that stepped aside comes back, what is partial goes."""
-    for old in _abandoned(target, "old"):
+    for old in abandoned(target, "old"):
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
         else:
             old.rename(target)
-    for partial in _abandoned(target, "partial"):
+    for partial in abandoned(target, "partial"):
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _abandoned(target: Path, kind: str) -> Iterator[Path]:
-    """Siblings named after a process that lives no more."""
-    for path in target.parent.glob(f".{glob.escape(target.name)}.{kind}-*"):
-        pid = path.name.rpartition("-")[2]
-        if pid.isdecimal() and not _alive(int(pid)):
-            yield path
-
-
-def _alive(pid: int) -> bool:
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _replace(path: Path, content: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent)) from None
-    for leftover in _abandoned(path, "partial"):
-        if leftover.is_file():
-            leftover.unlink(missing_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        partial.write_bytes(content)
-        _sync(partial)
-        partial.replace(path)
-    except OSError as error:
-        error.filename = str(path)  # a failed write names no file, and the partial one is nobody's business
-        raise
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
-
-
-def _json(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()

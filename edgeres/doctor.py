@@ -14,10 +14,10 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from edgeres.engine.cpu import Cpu, this_cpu
-from edgeres.engine.gpu import Gpu, this_gpu
-from edgeres.engine.targets import target_of_board
-from edgeres.engine.vendor import Availability, Flavour, available
+from edgeres.device.cpu import Cpu, this_cpu
+from edgeres.device.gpu import Gpu, this_gpu
+from edgeres.device.libraries import Availability, Flavour, available
+from edgeres.device.targets import target_of_board
 from edgeres.zoo.download import cache_dir
 
 _JETPACK_OF_L4T = {"32": "4", "34": "5", "35": "5", "36": "6", "38": "7", "39": "7"}

@@ -10,7 +10,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeres.bundle import GRAPHS, new_bundle, seal, write_file
+from edgeres.bundle import new_bundle, seal
+from edgeres.files import write_file
+from edgeres.graph.forms import FORMS
 from edgeres.records import Manifest, ModelSpec, Preprocess
 
 CLASSES = ("ant", "bee", "cow", "dog", "elk", "fox")
@@ -58,7 +60,7 @@ def spec(**changes: Any) -> ModelSpec:
 def write_bundle(path: Path, model: ModelSpec | None = None, files: Mapping[str, bytes] | None = None) -> Path:
     """A sealed bundle with ``files``; by default the classifier as its graph for the CPU."""
     with new_bundle(path) as folder:
-        for name, content in (files or {GRAPHS["cpu"]: classifier()}).items():
+        for name, content in (files or {FORMS["cpu"].file: classifier()}).items():
             write_file(folder / name, content)
         seal(folder, Manifest(model or spec(), {}, {}, {}, {}))
     return path

@@ -21,8 +21,8 @@ from edgeres.cli import main
 from edgeres.data.base import Source
 from edgeres.data.choose import DataChoice, choose_calibration
 from edgeres.data.loader import Loader
-from edgeres.intake import Fp32Model, ModelChoice, take
-from edgeres.quantize.stage import wanted_by_all
+from edgeres.pipeline.take import Fp32Model, ModelChoice, take
+from edgeres.quantize.graphs import wanted_by_all
 
 PX, CLASSES, IMAGES, BATCH = 16, 10, 45, 8
 

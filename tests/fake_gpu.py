@@ -30,6 +30,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from edgeres.device import libraries
+
 GARBAGE = 0xAB
 UPLOAD_MS, KERNELS_MS, DOWNLOAD_MS = 1.0, 8.0, 0.25  # what each takes by this GPU's clock
 Op = Callable[[], None]
@@ -725,7 +727,6 @@ def tensorrt_module(gpu: Gpu, flavour: str = "tensorrt") -> ModuleType:  # noqa:
 @contextmanager
 def installed(monkeypatch: Any, gpu: Gpu, library: str, flavour: str) -> Iterator[Any]:
     """The GPU with a memory library and the vendor's package, as if they were installed; yields the library."""
-    from edgeres.engine import vendor
     from edgeres.runtime.memory import cuda_python, pycuda
 
     caches = (cuda_python.device, pycuda._primary_context)
@@ -739,8 +740,8 @@ def installed(monkeypatch: Any, gpu: Gpu, library: str, flavour: str) -> Iterato
         patch.setitem(sys.modules, module.__name__, module)
         trt = tensorrt_module(gpu, flavour)
         patch.setitem(sys.modules, trt.__name__, trt)
-        log = vendor.VendorLog(None, deque())
-        patch.setattr(vendor, "vendor_log", lambda flavour: log)
+        log = libraries.VendorLog(None, deque())
+        patch.setattr(libraries, "vendor_log", lambda flavour: log)
         for cache in caches:
             cache.cache_clear()
         yield module

@@ -16,10 +16,10 @@ from onnx import helper, numpy_helper
 from edgeres.data.arrays import Arrays
 from edgeres.data.loader import Loader
 from edgeres.graph.normalize import normalize
-from edgeres.quantize.stage import RangeChoice, quantize
+from edgeres.quantize.graphs import RangeChoice, quantize
 from edgeres.records import Preprocess
-from edgeres.verify import anatomy
-from edgeres.verify.anatomy import Anatomy, dissect
+from edgeres.verify import layer_noise
+from edgeres.verify.layer_noise import Anatomy, dissect
 
 PX = 16
 CONTRACT = Preprocess((PX, PX), mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -156,6 +156,6 @@ def test_one_scale_for_all_channels_is_seen(graphs: dict[str, Any], tmp_path: Pa
 
 
 def test_a_machine_without_onnx_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert anatomy.missing() is None
+    assert layer_noise.missing() is None
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "it needs onnx" in str(anatomy.missing())
+    assert "it needs onnx" in str(layer_noise.missing())

@@ -16,11 +16,12 @@ from bundles import CLASSES, SIDE, classifier, spec, write_bundle
 from fake_gpu import Gpu, installed, plan
 from PIL import Image
 
-from edgeres.bundle import GRAPHS, Bundle
+from edgeres.bundle import Bundle
 from edgeres.errors import BundleError, EngineError, EnvironmentError_, InputError, UsageError
+from edgeres.graph.forms import FORMS
 from edgeres.records import U8, EngineRecord
 from edgeres.runtime import Classifier, EngineFile, Frame, TensorRTRunner
-from edgeres.runtime.fit import Here, refusal
+from edgeres.runtime.compatibility import Here, refusal
 
 MODEL = classifier()
 RECORD = EngineRecord(
@@ -36,7 +37,9 @@ def noise(height: int, width: int, seed: int = 0) -> U8:
 
 
 def bundle(folder: Path, engines: dict[EngineRecord, bytes] | None = None, **changes: Any) -> Path:
-    path = write_bundle(folder / "tiny.edgeres", spec(**changes), {GRAPHS["cpu"]: MODEL, GRAPHS["tensorrt"]: MODEL})
+    path = write_bundle(
+        folder / "tiny.edgeres", spec(**changes), {FORMS["cpu"].file: MODEL, FORMS["tensorrt"].file: MODEL}
+    )
     Bundle(path).add_engines(engines or {})
     return path
 
@@ -239,7 +242,7 @@ def test_a_record_from_before_says_nothing_of_other_machines() -> None:
 def test_a_header_of_the_real_rtx(tmp_path: Path) -> None:
     """What RTX writes where the refusal reads."""
     trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-    from edgeres.engine.tensorrt import BuildRequest, build_engine
+    from edgeres.engine.builder import BuildRequest, build_engine
 
     data = build_engine(MODEL, BuildRequest("fp32", max_batch=2), "rtx").data
     here = replace(THERE, version=trt.__version__)

@@ -17,12 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeres.errors import InputError
+from edgeres.judge.baseline import Baseline, accept, read_baseline
+from edgeres.judge.codec import pack, unpack
+from edgeres.judge.document import DataRecord, ReportInput, build_report
+from edgeres.judge.gates import Limits
 from edgeres.records import Measurement, ModelSpec, Preprocess
-from edgeres.report import DataRecord, ReportInput, build_report
-from edgeres.verify import Answers, Comparison, Limits
-from edgeres.verify.baseline import Baseline, accept, read_baseline
+from edgeres.verify.accuracy import Answers, Comparison
 from edgeres.verify.classes import ALPHA_PAIRED, paired_falls, unpaired_falls
-from edgeres.verify.packing import pack, unpack
 
 CLASSES = 8
 NAMES = tuple(f"thing {i}" for i in range(CLASSES))

@@ -20,18 +20,19 @@ from fake_gpu import Gpu as FakeGpu
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeres.bench import lanes
+from edgeres.bench import contenders
 from edgeres.bench.board import Board, BoardState, Power, sampling, throttled
-from edgeres.bench.lanes import BenchOptions
-from edgeres.bench.stage import bench, statistics
-from edgeres.bundle import FP32, GRAPHS, Bundle
+from edgeres.bench.contenders import BenchOptions
+from edgeres.bench.session import bench, statistics
+from edgeres.bundle import FP32, Bundle
 from edgeres.cli.bench import command
-from edgeres.engine.gpu import Gpu
-from edgeres.engine.vendor import Availability
+from edgeres.device.gpu import Gpu
+from edgeres.device.libraries import Availability
 from edgeres.errors import BundleError, EngineError, EnvironmentError_, UsageError
+from edgeres.graph.forms import FORMS
 from edgeres.records import EngineRecord
 from edgeres.runtime import TensorRTRunner
-from edgeres.runtime.tensorrt import Times
+from edgeres.runtime.engine import Times
 
 QUICK = {"warmup_seconds": 0.01, "min_seconds": 0.02, "power_seconds": 0.15}
 
@@ -39,7 +40,9 @@ QUICK = {"warmup_seconds": 0.01, "min_seconds": 0.02, "power_seconds": 0.15}
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     graph = classifier()
-    return write_bundle(tmp_path_factory.mktemp("bench") / "tiny.edgeres", files={FP32: graph, GRAPHS["cpu"]: graph})
+    return write_bundle(
+        tmp_path_factory.mktemp("bench") / "tiny.edgeres", files={FP32: graph, FORMS["cpu"].file: graph}
+    )
 
 
 @pytest.fixture
@@ -244,14 +247,14 @@ def test_what_the_bundle_lacks(tmp_path: Path) -> None:
         EnvironmentError_, match=r"the bundle has no model\.int8\.cpu\.onnx; build it with --target cpu"
     ):
         bench(fp32, BenchOptions(precisions=("int8",), **QUICK))
-    nothing = write_bundle(tmp_path / "b.edgeres", files={GRAPHS["tensorrt"]: classifier()})
+    nothing = write_bundle(tmp_path / "b.edgeres", files={FORMS["tensorrt"].file: classifier()})
     with pytest.raises(BundleError, match="has no graph for this machine's CPU"):
         bench(nothing, BenchOptions(**QUICK))
 
 
 def with_engines(path: Path, **contents: bytes) -> Path:
     """A bundle with an engine of each precision, built on SM 8.6."""
-    write_bundle(path, files={FP32: classifier(), GRAPHS["cpu"]: classifier()})
+    write_bundle(path, files={FP32: classifier(), FORMS["cpu"].file: classifier()})
     records = {
         EngineRecord("tensorrt", "tensorrt", "10.3.0", name, "built", f"engines/{name}.engine", 3, ("8.6",)): data  # type: ignore[arg-type]
         for name, data in contents.items()
@@ -266,7 +269,7 @@ def fake(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
     library, integrated = request.param
     gpu = FakeGpu(integrated=integrated)
     here = Availability("tensorrt", True, "10.3.0", Gpu("Fake GPU", "8.6", 8 << 30, "12.6"))
-    monkeypatch.setattr(lanes, "available", lambda flavour: here)
+    monkeypatch.setattr(contenders, "available", lambda flavour: here)
     with installed(monkeypatch, gpu, library, "tensorrt"):
         yield gpu
         assert (gpu.faults, gpu.live(), gpu.stack) == ([], [], [])

@@ -10,13 +10,13 @@ import pytest
 from edgeres.calibrate.forward import with_outputs
 from edgeres.calibrate.ranges import choose_range
 from edgeres.calibrate.sketch import Sketch
+from edgeres.graph.graph import GraphView
 from edgeres.graph.normalize import normalize
-from edgeres.graph.view import GraphView
 from edgeres.quantize.placement import place
 from edgeres.quantize.plan import make_plan
 from edgeres.records import Style, TensorRange
 from edgeres.refine.bias import correct_bias
-from edgeres.refine.draft import Draft, logits
+from edgeres.refine.candidate import Draft, logits
 from edgeres.runtime.ort import OrtRunner
 
 NAMES = ("option A", "bottleneck", "mxnet v2, opset 7", "groups", "Clip")

@@ -16,8 +16,9 @@ from bundles import CLASSES, siblings, spec, write_bundle, write_images
 from engine_graphs import resnet
 
 from edgeres import bundle as module
-from edgeres.bundle import MANIFEST, Bundle, new_bundle, seal, write_file
+from edgeres.bundle import MANIFEST, Bundle, new_bundle, seal
 from edgeres.errors import BundleError, EnvironmentError_
+from edgeres.files import write_file
 from edgeres.records import EngineRecord, Manifest
 
 NAME = "robot [v1].edgeres"  # brackets mean something to glob
@@ -250,10 +251,11 @@ folder, tests, stages = Path(sys.argv[1]), sys.argv[2], sys.argv[3].split()
 sys.path.insert(0, tests)
 os.chdir(folder)
 from bundles import siblings
-from edgeres import pipeline, report
+from edgeres import report
+from edgeres.pipeline import build as pipeline
 from edgeres.bundle import Bundle
-from edgeres.verify import stage
-stage.LatencyPlan = functools.partial(stage.LatencyPlan, warmup_seconds=0.0, min_seconds=0.01)
+from edgeres.verify import measure
+measure.LatencyPlan = functools.partial(measure.LatencyPlan, warmup_seconds=0.0, min_seconds=0.01)
 output = folder / "robot.edgeres"
 
 def built(stop=None):

@@ -19,14 +19,14 @@ from onnx import numpy_helper
 
 import edgeres
 from edgeres.calibrate.identity import identify
+from edgeres.calibrate.ranges_file import Recorded, read_calibration
 from edgeres.calibrate.record import to_json
-from edgeres.calibrate.recorded import Recorded, read_calibration
 from edgeres.data.loader import Loader
 from edgeres.errors import InputError
+from edgeres.quantize.graphs import RangeChoice, quantize
 from edgeres.quantize.plan import plan_digest
-from edgeres.quantize.stage import RangeChoice, quantize
 from edgeres.records import Style
-from edgeres.verify import stage
+from edgeres.verify import measure
 
 METHOD = "percentile"
 STYLES: tuple[Style, ...] = ("tensorrt", "cpu")
@@ -39,8 +39,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    brief = partial(stage.LatencyPlan, warmup_seconds=0.0, min_seconds=0.01, block_seconds=0.001)
-    monkeypatch.setattr(stage, "LatencyPlan", brief)
+    brief = partial(measure.LatencyPlan, warmup_seconds=0.0, min_seconds=0.01, block_seconds=0.001)
+    monkeypatch.setattr(measure, "LatencyPlan", brief)
     return Command(monkeypatch, capfd)
 
 

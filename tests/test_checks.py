@@ -9,11 +9,11 @@ import pytest
 
 from edgeres.data.base import Source
 from edgeres.data.loader import Loader
+from edgeres.data.pixels import Pixels, PixelTally, sample_pixels
+from edgeres.judge.checks import CHECKS, Evidence, check
 from edgeres.records import EngineRecord, Preprocess
 from edgeres.verify.accuracy import Answers, Comparison
-from edgeres.verify.anatomy import Anatomy, RangeFit
-from edgeres.verify.checks import CHECKS, Evidence, check
-from edgeres.verify.pixels import Pixels, PixelTally, sample_pixels
+from edgeres.verify.layer_noise import Anatomy, RangeFit
 
 NAMES = ("ant", "bee", "cow", "dog", "elk", "fox")
 

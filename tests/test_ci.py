@@ -27,10 +27,12 @@ from PIL import Image
 from test_cli import brief
 
 import edgeres
-from edgeres.bundle import GRAPHS, REPORT, Bundle, seal, write_json
+from edgeres.bundle import REPORT, Bundle, seal
 from edgeres.cli import cli
-from edgeres.steps import accept_baseline
-from edgeres.verify import stage
+from edgeres.files import write_json
+from edgeres.graph.forms import FORMS
+from edgeres.pipeline.steps import accept_baseline
+from edgeres.verify import measure
 
 ROOT = Path(__file__).parents[1]
 ACTION, GITLAB = ROOT / ".github/actions/verify/action.yml", ROOT / ".gitlab/edgeres-verify.yml"
@@ -41,8 +43,8 @@ PX, CLASSES = 16, 10
 EDGERES = f"""#!/bin/sh
 exec {sys.executable} -c '
 import functools
-from edgeres.verify import stage
-stage.LatencyPlan = functools.partial(stage.LatencyPlan, warmup_seconds=0.0, min_seconds=0.01, block_seconds=0.001)
+from edgeres.verify import measure
+measure.LatencyPlan = functools.partial(measure.LatencyPlan, warmup_seconds=0.0, min_seconds=0.01, block_seconds=0.001)
 from edgeres.cli import main
 main()
 ' "$@"
@@ -58,7 +60,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = folder / "images.npz"
     given: dict[str, Any] = {"calibration": images, "validation": images, "effort": "fast", "targets": "cpu"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "LatencyPlan", brief())
+        patch.setattr(measure, "LatencyPlan", brief())
         edgeres.build(folder / "model.onnx", **given, output=folder / "good.edgeres")
     write_json(folder / "baseline.json", accept_baseline(folder / "good.edgeres"))
     shutil.copytree(folder / "good.edgeres", folder / "bad.edgeres")
@@ -71,7 +73,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def shrink(bundle: Path) -> None:
     """One activation's scale ten times too small, sealed again as if nothing had happened."""
-    path = bundle / GRAPHS["cpu"]
+    path = bundle / FORMS["cpu"].file
     model = onnx.load(path)
     node = [node for node in model.graph.node if node.op_type == "QuantizeLinear"][3]
     for tensor in model.graph.initializer:
@@ -240,8 +242,8 @@ def test_images_leave_the_machine_only_where_they_may(
     work: Path, monkeypatch: pytest.MonkeyPatch, words: str, table: str, shown: bool
 ) -> None:
     """One pixel for every image, in place of pictures of those that INT8 gets wrong."""
-    monkeypatch.setattr("edgeres.verify.stage.thumbnails", lambda *given: {"images[0]": "/9j/"})
-    monkeypatch.setattr(stage, "LatencyPlan", brief())
+    monkeypatch.setattr("edgeres.verify.measure.thumbnails", lambda *given: {"images[0]": "/9j/"})
+    monkeypatch.setattr(measure, "LatencyPlan", brief())
     monkeypatch.chdir(work)
     (work / "pyproject.toml").write_text(f"[tool.edgeres]\n{table}\n")
     arguments = ["verify", "good.edgeres", "--validation", "images.npz", "-o", "out", *words.split()]
@@ -288,7 +290,7 @@ def test_the_hook_refuses_what_was_accepted_although_it_failed(work: Path) -> No
 
 
 def test_the_hook_finds_a_file_that_was_changed_after_it_was_written(work: Path) -> None:
-    with (work / "good.edgeres" / GRAPHS["cpu"]).open("ab") as stream:
+    with (work / "good.edgeres" / FORMS["cpu"].file).open("ab") as stream:
         stream.write(b"x")
     done = hook(work, "good.edgeres")
     assert (done.code, "was changed after it was written" in done.err) == (3, True)

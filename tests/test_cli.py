@@ -25,15 +25,16 @@ from engine_graphs import resnet
 from PIL import Image
 
 import edgeres
-from edgeres.bundle import FP32, GRAPHS, MANIFEST, Bundle
+from edgeres.bundle import FP32, MANIFEST, Bundle
 from edgeres.cli import COMMANDS, main
 from edgeres.cli.progress import progress
-from edgeres.engine.vendor import available
+from edgeres.device.libraries import available
 from edgeres.errors import UsageError
-from edgeres.intake import InputChoice
+from edgeres.graph.forms import FORMS, GRAPH_FILES
+from edgeres.pipeline.take import InputChoice
 from edgeres.progress import SILENT
 from edgeres.records import Preprocess
-from edgeres.verify import stage
+from edgeres.verify import measure
 
 PX, CLASSES = 16, 10
 
@@ -56,13 +57,13 @@ class Ended:
 
 def brief() -> Any:
     """A latency plan that measures next to nothing."""
-    return functools.partial(stage.LatencyPlan, warmup_seconds=0.0, min_seconds=0.01, block_seconds=0.001)
+    return functools.partial(measure.LatencyPlan, warmup_seconds=0.0, min_seconds=0.01, block_seconds=0.001)
 
 
 @pytest.fixture
 def edge(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Any]:
     """Runs a command in this process: ``edge("predict", bundle, image)`` or ``edge("models --json")``."""
-    monkeypatch.setattr(stage, "LatencyPlan", brief())
+    monkeypatch.setattr(measure, "LatencyPlan", brief())
     before = signal.getsignal(signal.SIGTERM)
 
     def run(*words: object) -> Ended:
@@ -93,7 +94,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "labels.txt").write_text("".join(f"thing {i}\n" for i in range(CLASSES)))
     Image.fromarray(np.full((20, 24, 3), 90, np.uint8)).save(folder / "photo.jpg")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "LatencyPlan", brief())
+        patch.setattr(measure, "LatencyPlan", brief())
         edgeres.build(
             folder / "tiny.onnx",
             calibration=folder / "images.npz",
@@ -139,7 +140,7 @@ def test_the_demo_end_to_end(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
     bundle = Bundle(path)
     bundle.check()
-    assert {FP32, *GRAPHS.values()} - {"model.int8.onnx"} <= set(bundle.manifest.files)
+    assert {FP32, *GRAPH_FILES} - {"model.int8.onnx"} <= set(bundle.manifest.files)
     labels = (path / "labels.txt").read_text().splitlines()
     assert tuple(labels) == bundle.manifest.model.labels
     assert "stop" in labels
@@ -319,10 +320,10 @@ def spoil(folder: Path) -> None:
         (folder / name).mkdir(parents=True)
     (folder / "foreign" / "thesis.tex").touch()
     shutil.copytree(folder / "robot.edgeres", folder / "changed.edgeres", dirs_exist_ok=True)
-    (folder / "changed.edgeres" / GRAPHS["cpu"]).write_bytes(b"other")
+    (folder / "changed.edgeres" / FORMS["cpu"].file).write_bytes(b"other")
     shutil.copytree(folder / "robot.edgeres", folder / "cpu.edgeres")
     manifest = json.loads((folder / "cpu.edgeres" / MANIFEST).read_text())
-    del manifest["files"][GRAPHS["tensorrt"]]
+    del manifest["files"][FORMS["tensorrt"].file]
     (folder / "cpu.edgeres" / MANIFEST).write_text(json.dumps(manifest))
     (folder / "hostile.pth").write_bytes(pickle.dumps({"state_dict": Hostile()}))
     (folder / "two.txt").write_text("one\ntwo\n")
@@ -541,9 +542,9 @@ def test_an_interrupted_build_leaves_what_was_there(work: Path, number: signal.S
 
 def test_two_builds_of_one_bundle_at_once(work: Path) -> None:
     code = (
-        "import functools; from edgeres.verify import stage\n"
+        "import functools; from edgeres.verify import measure\n"
         "brief = dict(warmup_seconds=0.0, min_seconds=0.01, block_seconds=0.001)\n"
-        "stage.LatencyPlan = functools.partial(stage.LatencyPlan, **brief)\n"
+        "measure.LatencyPlan = functools.partial(measure.LatencyPlan, **brief)\n"
         "from edgeres.cli import main; main()"
     )
     arguments = shlex.split(f"{BUILD} tiny.onnx --target cpu --max-drop 100 -o robot.edgeres")
@@ -560,7 +561,7 @@ def test_two_builds_of_one_bundle_at_once(work: Path) -> None:
 
 
 def test_build_from_python_gives_the_report_and_the_path(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "LatencyPlan", brief())
+    monkeypatch.setattr(measure, "LatencyPlan", brief())
     images = work / "images.npz"
     given: dict[str, Any] = {"calibration": images, "validation": images, "effort": "fast", "targets": "cpu"}
     result = edgeres.build(work / "tiny.onnx", max_drop=-200.0, **given)

@@ -21,15 +21,17 @@ from rich.console import Console
 from test_cli import brief
 
 import edgeres
-from edgeres.bundle import CALIBRATION, FP32, GRAPHS, REPORT, Bundle, seal, write_json
+from edgeres.bundle import CALIBRATION, FP32, REPORT, Bundle, seal
 from edgeres.cli import cli
 from edgeres.errors import EdgeresError, InputError
-from edgeres.report.differences import compare_builds
+from edgeres.files import write_json
+from edgeres.graph.forms import FORMS
+from edgeres.judge.codec import pack, unpack
+from edgeres.judge.differences import compare_builds
+from edgeres.judge.sides import read_side
 from edgeres.report.html_compare import render_comparisons
-from edgeres.report.sides import read_side
 from edgeres.report.terminal_compare import render_comparison
-from edgeres.verify import stage
-from edgeres.verify.packing import pack, unpack
+from edgeres.verify import measure
 
 PX, CLASSES = 16, 10
 TARGETS = ("cpu", "jetson-orin-nx")
@@ -52,7 +54,7 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "mean": {"mean": (0.0, 0.0, 0.0)},
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "LatencyPlan", brief())
+        patch.setattr(measure, "LatencyPlan", brief())
         for name, changes in differ.items():
             edgeres.build(folder / "tiny.onnx", **(given | changes), output=folder / name)
     return folder
@@ -92,7 +94,7 @@ def test_the_likely_cause_comes_first(builds: Path, other: str, words: str) -> N
 
 def test_scales_are_those_of_the_graphs_and_the_largest_change_comes_first(builds: Path) -> None:
     found = compared(builds, "calibration")["scales"]["cpu"]
-    old, new = (scales_in(builds / name / GRAPHS["cpu"]) for name in ("first", "calibration"))
+    old, new = (scales_in(builds / name / FORMS["cpu"].file) for name in ("first", "calibration"))
     assert {row["tensor"]: row["ratio"] for row in found["rows"]} == {
         name: pytest.approx(new[name] / old[name]) for name in old
     }
@@ -103,7 +105,7 @@ def test_scales_are_those_of_the_graphs_and_the_largest_change_comes_first(build
 
 def test_a_scale_changed_behind_the_back_of_the_build_is_found(builds: Path, tmp_path: Path) -> None:
     shutil.copytree(builds / "first", tmp_path / "spoilt")
-    path = tmp_path / "spoilt" / GRAPHS["cpu"]
+    path = tmp_path / "spoilt" / FORMS["cpu"].file
     model = onnx.load(path)
     node = [node for node in model.graph.node if node.op_type == "QuantizeLinear"][3]
     for tensor in model.graph.initializer:
@@ -112,14 +114,16 @@ def test_a_scale_changed_behind_the_back_of_the_build_is_found(builds: Path, tmp
     onnx.save(model, path)
     seal(path.parent, Bundle(path.parent).manifest)
     found = compared(builds, path.parent)
-    assert found["causes"][0].startswith(f"{GRAPHS['cpu']} changed, although nothing recorded of the build did: 1 of ")
+    assert found["causes"][0].startswith(
+        f"{FORMS['cpu'].file} changed, although nothing recorded of the build did: 1 of "
+    )
     worst = found["scales"]["cpu"]["rows"][0]
     assert (worst["tensor"], worst["ratio"]) == (node.output[0].removesuffix("_q"), pytest.approx(0.1))
 
 
 def test_pairs_that_were_lost_are_named(builds: Path) -> None:
     found = compared(builds, "residual")["placements"]["tensorrt"]
-    kept = [set(scales_in(builds / name / GRAPHS["tensorrt"])) for name in ("first", "residual")]
+    kept = [set(scales_in(builds / name / FORMS["tensorrt"].file)) for name in ("first", "residual")]
     assert len(found["lost"]) == len(kept[0] - kept[1]) > 0
     assert (found["gained"], found["both"]) == ([], len(kept[0] & kept[1]))
     assert compared(builds, "method")["placements"]["tensorrt"]["lost"] == []
@@ -190,7 +194,7 @@ def test_a_report_alone_says_what_it_lacks(builds: Path) -> None:
 
 
 def test_ranges_stand_in_for_scales_where_onnx_is_missing(builds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgeres.report.sides.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("edgeres.judge.sides.importlib.util.find_spec", lambda name: None)
     found = compared(builds, "calibration")
     tensors = [json.loads((builds / name / CALIBRATION).read_text())["tensors"] for name in ("first", "calibration")]
     worst = found["scales"]["cpu"]["rows"][0]

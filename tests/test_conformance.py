@@ -18,9 +18,9 @@ from fake_gpu import CudaModule, Fault, Gpu, installed, plan
 from edgeres.errors import EdgeresError, EnvironmentError_, InputError
 from edgeres.runtime import EngineFile, OrtRunner, TensorRTRunner
 from edgeres.runtime.conformance import CHECKS, Subject, conform
+from edgeres.runtime.engine import _Lane, _Lanes
 from edgeres.runtime.memory import cuda_python
 from edgeres.runtime.runner import Feed
-from edgeres.runtime.tensorrt import _Lane, _Lanes
 
 MODEL = classifier()
 
@@ -106,8 +106,8 @@ def real(flavour: str) -> Callable[[Path], Any]:
     """An engine built and run on this machine's own GPU."""
 
     def make(folder: Path) -> Any:
-        from edgeres.engine.tensorrt import BuildRequest, build_engine
-        from edgeres.engine.vendor import available
+        from edgeres.device.libraries import available
+        from edgeres.engine.builder import BuildRequest, build_engine
 
         here = available(flavour)  # type: ignore[arg-type]
         if not here.can_run:

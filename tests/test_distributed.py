@@ -25,13 +25,13 @@ from edgeres.calibrate.distributed import Recipe, connect, images_of
 from edgeres.data.choose import DataChoice, choose_validation
 from edgeres.data.loader import Loader
 from edgeres.errors import EnvironmentError_, SourceError
-from edgeres.intake import ModelChoice, take
-from edgeres.pipeline import build
+from edgeres.pipeline.build import build
+from edgeres.pipeline.steps import CalibrateOptions, VerifyOptions, calibrate_file, verify_bundle
+from edgeres.pipeline.take import ModelChoice, take
 from edgeres.progress import Advance
-from edgeres.quantize.stage import RangeChoice, quantize
+from edgeres.quantize.graphs import RangeChoice, quantize
 from edgeres.runtime.ort import OrtRunner
-from edgeres.steps import CalibrateOptions, VerifyOptions, calibrate_file, verify_bundle
-from edgeres.verify import stage
+from edgeres.verify import measure
 from edgeres.verify.accuracy import compare
 from edgeres.verify.distributed import compare_on
 
@@ -122,8 +122,8 @@ def test_a_comparison_on_a_cluster_is_the_same_to_the_last_bit(made: Path, worke
 def test_verify_on_a_cluster_reports_what_one_machine_does(
     made: Path, workers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    brief = partial(stage.LatencyPlan, warmup_seconds=0.0, min_seconds=0.01, block_seconds=0.001)
-    monkeypatch.setattr(stage, "LatencyPlan", brief)
+    brief = partial(measure.LatencyPlan, warmup_seconds=0.0, min_seconds=0.01, block_seconds=0.001)
+    monkeypatch.setattr(measure, "LatencyPlan", brief)
     images = str(made / "images.npz")
     output = tmp_path / "tiny.edgeres"
     build(made / "tiny.onnx", calibration=images, validation=images, effort="fast", targets=("cpu",), output=output)

@@ -15,12 +15,14 @@ from click.testing import CliRunner
 from engine_graphs import constant, model, resnet
 from onnx import helper
 
-from edgeres.bundle import CALIBRATION, FP32, GRAPHS, new_bundle, seal, write_file, write_json
+from edgeres.bundle import CALIBRATION, FP32, new_bundle, seal
 from edgeres.cli.dla import CACHE, GRAPH, command
+from edgeres.device.targets import TARGETS
+from edgeres.engine.builder import BuildRequest, build_engine
 from edgeres.engine.dla import DlaModel, for_dla
-from edgeres.engine.targets import TARGETS
-from edgeres.engine.tensorrt import BuildRequest, build_engine
 from edgeres.errors import UsageError
+from edgeres.files import write_file, write_json
+from edgeres.graph.forms import FORMS
 from edgeres.records import Manifest, Preprocess
 
 NX, XAVIER = TARGETS["jetson-orin-nx"], TARGETS["jetson-xavier-nx"]
@@ -250,6 +252,6 @@ def test_the_command_writes_what_trtexec_takes(bundle: Path, tmp_path: Path) -> 
 
 
 def test_a_bundle_without_a_calibration(tmp_path: Path) -> None:
-    path = write_bundle(tmp_path / "x.edgeres", files={GRAPHS["cpu"]: b"", FP32: b""})
+    path = write_bundle(tmp_path / "x.edgeres", files={FORMS["cpu"].file: b"", FP32: b""})
     done = CliRunner().invoke(command, [str(path)])
     assert "has no calibration.json" in str(done.exception)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from edgeres.device.cpu import Cpu, describe
+from edgeres.device.gpu import Gpu
+from edgeres.device.libraries import Availability, Flavour
 from edgeres.doctor import Check, Machine, diagnose
-from edgeres.engine.cpu import Cpu, describe
-from edgeres.engine.gpu import Gpu
-from edgeres.engine.vendor import Availability, Flavour
 
 GIB = 1 << 30
 BASE = {"numpy": "1.26.4", "pillow": "10.2.0", "onnxruntime": "1.20.1"}

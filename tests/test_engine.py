@@ -24,16 +24,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeres.engine import gpu, vendor
-from edgeres.engine.cpu import describe, has_vnni, this_cpu
-from edgeres.engine.gpu import Gpu, find_gpu, run_command
+from edgeres.device import gpu, libraries
+from edgeres.device.cpu import describe, has_vnni, this_cpu
+from edgeres.device.gpu import Gpu, find_gpu, run_command
+from edgeres.device.libraries import Flavour, available, load
+from edgeres.device.messages import in_words
+from edgeres.device.targets import TARGETS
+from edgeres.engine.builder import BuildRequest, BuiltEngine, _capabilities, build_engine
 from edgeres.engine.meter import Meter
-from edgeres.engine.precision import to_fp16
-from edgeres.engine.targets import TARGETS
-from edgeres.engine.tensorrt import BuildRequest, BuiltEngine, _capabilities, build_engine
-from edgeres.engine.vendor import Flavour, available, load
-from edgeres.engine.words import in_words
 from edgeres.errors import EngineError, ModelError, UsageError
+from edgeres.graph.half import to_fp16
 from edgeres.records import EngineRecord
 
 ORIN = Gpu("Orin", "8.7", 8 << 30, "12.6")
@@ -164,13 +164,13 @@ def test_the_same_code_builds_on_tensorrt(rtx: Any, monkeypatch: pytest.MonkeyPa
     """RTX's module shares TensorRT's API; under the other name it takes the other flavour's way."""
     monkeypatch.setenv("EDGERES_CACHE", str(tmp_path))
     monkeypatch.setitem(sys.modules, "tensorrt", rtx)
-    monkeypatch.setattr(vendor, "this_gpu", lambda: (ORIN, ""))
-    monkeypatch.setitem(vendor.OLDEST, "tensorrt", (1, 5))
-    vendor.vendor_log.cache_clear()
+    monkeypatch.setattr(libraries, "this_gpu", lambda: (ORIN, ""))
+    monkeypatch.setitem(libraries.OLDEST, "tensorrt", (1, 5))
+    libraries.vendor_log.cache_clear()
     try:
         engine = build(small(), "tensorrt", workspace_bytes=1 << 30, optimization_level=2)
     finally:
-        vendor.vendor_log.cache_clear()
+        libraries.vendor_log.cache_clear()
     assert engine.file_name == f"tensorrt-{rtx.__version__}-sm87.engine"
     assert [path.name[:14] for path in (tmp_path / "timing").iterdir()] == ["tensorrt-1.7.1"]
 
@@ -280,7 +280,7 @@ def test_engines_for_other_gpus_are_built_on_ampere_and_later_alone(
 ) -> None:
     """Not on a Jetson: the TensorRT documentation, "Hardware Compatibility"."""
     fake(monkeypatch, "tensorrt", "10.16.1")
-    monkeypatch.setattr(vendor, "this_gpu", lambda: (Gpu("a GPU", sm, 8 << 30, "13.0"), ""))
+    monkeypatch.setattr(libraries, "this_gpu", lambda: (Gpu("a GPU", sm, 8 << 30, "13.0"), ""))
     request = BuildRequest("int8", hardware_compatible=True)
     if can:
         assert _capabilities(request, "tensorrt") == (sm,)
@@ -293,10 +293,10 @@ def test_engines_for_other_gpus_are_built_on_ampere_and_later_alone(
 def test_the_record_says_where_else_an_engine_runs(monkeypatch: pytest.MonkeyPatch, asked: dict[str, bool]) -> None:
     """From the request to the manifest's entry and back, with the vendor's build left out."""
     fake(monkeypatch, "tensorrt", "10.13.0")
-    monkeypatch.setattr(vendor, "this_gpu", lambda: (Gpu("A100", "8.0", 80 << 30, "12.8"), ""))
-    monkeypatch.setattr("edgeres.engine.tensorrt.vendor_log", lambda flavour: vendor.VendorLog(None, deque()))
-    monkeypatch.setattr("edgeres.engine.tensorrt.timing_cache", lambda here: None)
-    monkeypatch.setattr("edgeres.engine.tensorrt._build", lambda *given: (b"engine", (1, 1, 8)))
+    monkeypatch.setattr(libraries, "this_gpu", lambda: (Gpu("A100", "8.0", 80 << 30, "12.8"), ""))
+    monkeypatch.setattr("edgeres.engine.builder.vendor_log", lambda flavour: libraries.VendorLog(None, deque()))
+    monkeypatch.setattr("edgeres.engine.builder.timing_cache", lambda here: None)
+    monkeypatch.setattr("edgeres.engine.builder._build", lambda *given: (b"engine", (1, 1, 8)))
     record = build_engine(b"", BuildRequest("int8", **asked), "tensorrt").record("tensorrt", "engines/a.engine")
     said = json.loads(json.dumps(record.to_dict()))
     assert {name for name in ("version_compatible", "hardware_compatible") if said[name]} == set(asked)
@@ -359,7 +359,7 @@ def test_ctrl_c_reaches_a_build(rtx: Any) -> None:
         from contextlib import contextmanager
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         from engine_graphs import resnet
-        from edgeres.engine.tensorrt import BuildRequest, build_engine
+        from edgeres.engine.builder import BuildRequest, build_engine
 
         def interrupt(*caught):
             seen.set()
@@ -440,7 +440,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)  # what makes an import fail
-    monkeypatch.setattr(vendor, "this_gpu", lambda: (ORIN, ""))
+    monkeypatch.setattr(libraries, "this_gpu", lambda: (ORIN, ""))
     here = available("tensorrt")
     assert (here.importable, here.can_build, here.version) == (False, False, None)
     with pytest.raises(EngineError, match=r"copy the bundle to the device and run there: edgeres engine BUNDLE"):
@@ -471,7 +471,7 @@ def test_a_package_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("version", ["10.3.0", "10.16.1.11", "11.4.0.106"])
 def test_tensorrt_without_a_gpu_says_where_to_go(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     fake(monkeypatch, "tensorrt", version)
-    monkeypatch.setattr(vendor, "this_gpu", lambda: (None, NO_GPU))
+    monkeypatch.setattr(libraries, "this_gpu", lambda: (None, NO_GPU))
     assert not available("tensorrt").can_build
     with pytest.raises(
         EngineError, match=r"here is none: no NVIDIA driver .*copy the bundle to the device and run there"
@@ -494,9 +494,9 @@ def test_tensorrt_without_a_gpu_says_where_to_go(monkeypatch: pytest.MonkeyPatch
 def test_who_builds_and_runs_where(
     monkeypatch: pytest.MonkeyPatch, flavour: Flavour, sm: str | None, can_build: bool, can_run: bool
 ) -> None:
-    fake(monkeypatch, vendor.MODULES[flavour], "11.4.0")
+    fake(monkeypatch, libraries.MODULES[flavour], "11.4.0")
     found = None if sm is None else Gpu("a GPU", sm, 8 << 30, "13.0")
-    monkeypatch.setattr(vendor, "this_gpu", lambda: (found, NO_GPU if found is None else ""))
+    monkeypatch.setattr(libraries, "this_gpu", lambda: (found, NO_GPU if found is None else ""))
     here = available(flavour)
     assert (here.can_build, here.can_run) == (can_build, can_run)
     assert bool(here.reason) == bool(here.next_step) == (not can_run)

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeres.calibrate.forward import with_outputs
+from edgeres.graph.graph import GraphView
 from edgeres.graph.normalize import normalize
-from edgeres.graph.view import GraphView
-from edgeres.intake import ModelChoice, take
+from edgeres.pipeline.take import ModelChoice, take
+from edgeres.refine.channel_groups import PINNED, find_ties, scaled
 from edgeres.refine.equalize import equalize
-from edgeres.refine.noise import STEPS, rounding_tables, sensitivities, shapes
-from edgeres.refine.noise import _count as count
-from edgeres.refine.ties import PINNED, find_ties, scaled
+from edgeres.refine.sensitivity import STEPS, rounding_tables, sensitivities, shapes
+from edgeres.refine.sensitivity import _count as count
 
 
 def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeres.data.preprocess import normalize as preprocess_pixels
+from edgeres.graph.graph import GraphView
 from edgeres.graph.normalize import normalize
-from edgeres.graph.view import GraphView
 from edgeres.quantize.affine import affine_uint8, symmetric_int8
 from edgeres.quantize.placement import place
 from edgeres.quantize.plan import make_plan

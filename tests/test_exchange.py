@@ -25,12 +25,12 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.calibrate import save_tensors_data
 from onnxruntime.quantization.quant_utils import write_calibration_table
 
-from edgeres.calibrate.exchange import export, read_foreign
-from edgeres.calibrate.recorded import Recorded, read_calibration
+from edgeres.calibrate.ranges_file import Recorded, read_calibration
 from edgeres.errors import InputError
-from edgeres.graph.view import GraphView
-from edgeres.intake import ModelChoice, take
+from edgeres.graph.graph import GraphView
+from edgeres.pipeline.take import ModelChoice, take
 from edgeres.quantize.affine import symmetric_int8
+from edgeres.quantize.exchange import export, read_foreign
 from edgeres.quantize.placement import place
 
 RELUS = ["relu1_out", "relu4_out", "relu7_out", "relu9_out", "relu13_out"]
@@ -79,7 +79,7 @@ def test_scales_survive_the_cache_bit_for_bit(scale: float, strip: bool) -> None
     """Also where a writer drops leading zeros, as many do."""
     bits = struct.pack("!f", scale).hex()
     text = f"TRT-8602-EntropyCalibration2\na: b::c: {bits.lstrip('0') if strip else bits}\n"
-    from edgeres.calibrate.exchange import _from_cache
+    from edgeres.quantize.exchange import _from_cache
 
     ((name, (low, high)),) = _from_cache(Path("x"), text)
     assert name == "a: b::c"

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from edgeres.errors import ModelError
-from edgeres.export import Exported, export
+from edgeres.graph.graph import GraphView
 from edgeres.graph.normalize import normalize
-from edgeres.graph.view import GraphView
 from edgeres.records import ModelSpec, Preprocess
 from edgeres.zoo.architectures import ARCHITECTURES
+from edgeres.zoo.export import Exported, export
 from edgeres.zoo.resnet import ResNet
 
 # One of each way to build a network: blocks, shortcuts, groups, widths.

@@ -17,25 +17,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
-from edgeres.bundle import FP32, GRAPHS
-from edgeres.engine import fit
-from edgeres.engine.fit import memory_need, peak_activations, warnings
-from edgeres.engine.gpu import Gpu
-from edgeres.engine.targets import TARGETS, this_board
-from edgeres.engine.tensorrt import BuildRequest, build_engine
+from edgeres.bundle import FP32
+from edgeres.device.gpu import Gpu
+from edgeres.device.targets import TARGETS, this_board
+from edgeres.engine import preflight
+from edgeres.engine.builder import BuildRequest, build_engine
+from edgeres.engine.preflight import memory_need, peak_activations, warnings
+from edgeres.graph.forms import FORMS
 
 NANO, XAVIER = TARGETS["jetson-orin-nano"], TARGETS["jetson-xavier-nx"]
 
 
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit, "this_gpu", lambda: (None, "none"))
+    monkeypatch.setattr(preflight, "this_gpu", lambda: (None, "none"))
 
 
 def folder(path: Path, graph: onnx.ModelProto | None = None) -> Path:
     """A bundle in the making."""
     graph = graph or resnet(quantized=False, width=64, px=64)
-    for name in (FP32, GRAPHS["tensorrt"]):
+    for name in (FP32, FORMS["tensorrt"].file):
         onnx.save(graph, path / name)
     return path
 
@@ -103,8 +104,8 @@ def test_the_memory_of_this_machine_counts_where_it_is_the_target(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, gpu = folder(tmp_path), Gpu("Orin", "8.7", 8_000_000_000, "12.6")
-    monkeypatch.setattr(fit, "this_gpu", lambda: (gpu, ""))
-    monkeypatch.setattr(fit, "this_board", lambda: NANO)
+    monkeypatch.setattr(preflight, "this_gpu", lambda: (gpu, ""))
+    monkeypatch.setattr(preflight, "this_board", lambda: NANO)
     assert list(warnings(here, NANO, 2000)) == []  # the 4 GB module is another one
     assert len(list(warnings(here, TARGETS["tensorrt"], 20_000))) == 1
     assert len(list(warnings(here, TARGETS["cpu"], 20_000))) == 0

@@ -11,12 +11,12 @@ import onnxruntime as ort
 import pytest
 
 from edgeres.data.choose import DataChoice
-from edgeres.engine.refusals import lint
+from edgeres.graph.lint import lint
 from edgeres.graph.normalize import normalize
-from edgeres.intake import ModelChoice
+from edgeres.pipeline.steps import QuantizeOptions, quantize_file
+from edgeres.pipeline.take import ModelChoice
 from edgeres.records import CODES
 from edgeres.refine.choice import RefineChoice
-from edgeres.steps import QuantizeOptions, quantize_file
 
 
 @pytest.mark.parametrize("name", foreign_graphs.FOREIGN)

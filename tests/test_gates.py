@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeres.errors import UsageError
+from edgeres.judge.gates import METRICS, Limits, gate, judge, round_up
 from edgeres.records import Gate
-from edgeres.verify.gates import METRICS, Limits, gate, judge, round_up
 from edgeres.verify.statistics import images_for_drop, images_for_share, paired_drop_pp, proportion_percent
 
 

@@ -16,9 +16,9 @@ import onnxruntime as ort
 import pytest
 from bundles import CLASSES, SIDE, classifier
 
-from edgeres.engine import vendor
-from edgeres.engine.gpu import Gpu
-from edgeres.engine.tensorrt import BuildRequest, BuiltEngine
+from edgeres.device import libraries
+from edgeres.device.gpu import Gpu
+from edgeres.engine.builder import BuildRequest, BuiltEngine
 from edgeres.errors import EngineError
 from edgeres.records import F32
 
@@ -64,7 +64,7 @@ def measure(script: Any, cases: Path, output: Path, *words: str) -> tuple[int, A
 
 def no_gpu(monkeypatch: pytest.MonkeyPatch, script: Any, found: Gpu | None = None) -> None:
     """The machine has this GPU, or none."""
-    for module in (script, vendor):
+    for module in (script, libraries):
         monkeypatch.setattr(module, "this_gpu", lambda: (found, "" if found else "no NVIDIA driver"))
 
 
@@ -94,7 +94,7 @@ def test_without_any_vendor_package_it_says_so(
     gpu_script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     no_gpu(monkeypatch, gpu_script)
-    for name in vendor.MODULES.values():
+    for name in libraries.MODULES.values():
         monkeypatch.setitem(sys.modules, name, None)
     code, document = measure(gpu_script, write_cases(tmp_path / "cases", GRAPHS), tmp_path / "gpu.json")
     assert code == 3

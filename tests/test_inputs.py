@@ -17,8 +17,8 @@ from edgeres.data.matching import match_labels
 from edgeres.data.preprocess import apply
 from edgeres.records import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from edgeres.runtime.ort import OrtRunner
-from edgeres.verify import compare
-from edgeres.verify.inputs import _changes, _with, better_input, zeros_of
+from edgeres.verify.accuracy import compare
+from edgeres.verify.preprocessing import _changes, _with, better_input, zeros_of
 
 HALF, NONE, ONE = (0.5, 0.5, 0.5), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 WAYS = {

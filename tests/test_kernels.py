@@ -21,14 +21,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
-from edgeres.bundle import FP32, GRAPHS, Bundle
+from edgeres.bundle import FP32, Bundle
 from edgeres.cli.inspect import command
+from edgeres.device.libraries import available
+from edgeres.engine.builder import BuildRequest, build_engine
 from edgeres.engine.kernels import Program, in_words, is_engine, read_program
-from edgeres.engine.precision import to_fp16
-from edgeres.engine.tensorrt import BuildRequest, build_engine
-from edgeres.engine.vendor import available
 from edgeres.errors import EngineError
-from edgeres.graph.view import GraphView
+from edgeres.graph.forms import FORMS
+from edgeres.graph.graph import GraphView
+from edgeres.graph.half import to_fp16
 from edgeres.quantize.losses import losses
 from edgeres.quantize.placement import place
 from edgeres.quantize.plan import make_plan
@@ -426,7 +427,7 @@ def bundle(tmp_path: Path) -> Path:
     chain = _Chain()
     lossy = _conv(chain, chain.put("Relu", chain.qdq("x")), chain.weight())
     path = write_bundle(
-        tmp_path / "a.edgeres", files={FP32: classifier(), GRAPHS["tensorrt"]: lossy.SerializeToString()}
+        tmp_path / "a.edgeres", files={FP32: classifier(), FORMS["tensorrt"].file: lossy.SerializeToString()}
     )
 
     def record(runtime: str, data: bytes) -> EngineRecord:
@@ -442,7 +443,7 @@ def test_a_bundle_shows_graphs_and_engines(bundle: Path) -> None:
     found = json.loads(inspect(bundle, "--json").stdout)
     assert [(entry["kind"], Path(entry["file"]).name) for entry in found] == [
         ("graph", FP32),
-        ("graph", GRAPHS["tensorrt"]),
+        ("graph", FORMS["tensorrt"].file),
         ("engine", "rtx.engine"),
         ("engine", "tensorrt.engine"),
     ]

@@ -20,44 +20,33 @@ from edgeres.cli import COMMANDS
 ROOT = Path(edgeres.__file__).parent
 README = ROOT.parent / "README.md"
 
-# From the ground up; a module belongs to the longest name that begins its own.
-LAYERS = (
-    ("edgeres", "edgeres._version", "edgeres.errors", "edgeres.progress"),
-    ("edgeres.records",),
-    # What a robot needs of engine/: the vendor's package, this GPU, and the vendor's errors in words.
-    (
-        "edgeres.data",
-        "edgeres.bundle",
-        "edgeres.engine.gpu",
-        "edgeres.engine.targets",
-        "edgeres.engine.vendor",
-        "edgeres.engine.words",
-    ),
-    ("edgeres.runtime",),
-    (
-        "edgeres.bench",
-        "edgeres.calibrate",
-        "edgeres.doctor",
-        "edgeres.engine",
-        "edgeres.environment",
-        "edgeres.export",
-        "edgeres.graph",
-        "edgeres.quantize",
-        "edgeres.refine",
-        "edgeres.report",
-        "edgeres.verify",
-        "edgeres.zoo",
-    ),
-    ("edgeres.intake", "edgeres.pipeline", "edgeres.steps"),
-    ("edgeres.cli", "edgeres.__main__"),
+# From the ground up: folders and the files beside them. Those of one line never import each other.
+FLOORS = (
+    ("_version", "errors"),
+    ("progress", "records"),
+    ("files",),
+    ("device", "data"),
+    ("graph",),
+    ("bundle",),
+    ("zoo", "calibrate", "runtime"),
+    ("quantize",),
+    ("refine",),
+    ("engine",),
+    ("verify",),
+    ("judge",),
+    ("report",),
+    ("pipeline", "bench"),
+    ("doctor", "remote"),
+    ("edgeres", "cli"),
+    ("__main__",),
 )
-RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+RANK = {name: rank for rank, names in enumerate(FLOORS) for name in names}
 
 # What may import a heavy package when it is imported itself. Everything else is part of the base install.
-GRAPHS = ("edgeres.graph", "edgeres.quantize", "edgeres.refine", "edgeres.export", "edgeres.calibrate.forward")
+GRAPHS = ("edgeres.graph", "edgeres.quantize", "edgeres.refine", "edgeres.zoo.export", "edgeres.calibrate.forward")
 CHECKPOINTS = ("edgeres.zoo.checkpoint", "edgeres.zoo.resnet", "edgeres.zoo.state_dict")
 HEAVY = {
-    "torch": (*CHECKPOINTS, "edgeres.export", "edgeres.refine"),
+    "torch": (*CHECKPOINTS, "edgeres.zoo.export", "edgeres.refine"),
     "safetensors": CHECKPOINTS,
     "onnx": GRAPHS,
     "onnxruntime": (),
@@ -79,9 +68,9 @@ BASE = [name for name in MODULES if not name.startswith((*GRAPHS, *CHECKPOINTS))
 
 
 def imports(tree: ast.AST, *, deep: bool) -> Iterator[str]:
-    """Modules that are imported, inside functions too where ``deep``; what only a type checker sees is left out."""
+    """Modules that are imported; inside functions and for the type checker alone, too, where ``deep``."""
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        if not deep and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -94,21 +83,32 @@ def imports(tree: ast.AST, *, deep: bool) -> Iterator[str]:
             yield from imports(node, deep=deep)
 
 
-def rank(name: str) -> int:
-    parts = name.split(".")
-    known = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
-    return next(RANK[prefix] for prefix in known if prefix in RANK and (prefix != "edgeres" or name == "edgeres"))
+def floor(name: str) -> str:
+    """The folder of a module, or the file itself where it lies beside the folders."""
+    return name.split(".")[1] if "." in name else name
+
+
+OURS = {name: set(imports(tree, deep=True)) & MODULES.keys() for name, tree in MODULES.items()}
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_point_down(name: str) -> None:
-    ours = [target for target in imports(MODULES[name], deep=True) if target.split(".")[0] == "edgeres"]
-    assert [target for target in ours if rank(target) > rank(name)] == []
+    here = floor(name)
+    wrong = [other for other in OURS[name] if floor(other) != here and RANK[floor(other)] >= RANK[here]]
+    assert wrong == []
 
 
-def test_modules_do_not_import_each_other_in_a_circle() -> None:
-    graph = {name: set(imports(tree, deep=False)) & MODULES.keys() for name, tree in MODULES.items()}
-    assert len(list(TopologicalSorter(graph).static_order())) == len(MODULES)  # raises CycleError
+def test_every_floor_is_there() -> None:
+    assert {floor(name) for name in MODULES} == set(RANK)
+
+
+def test_neither_files_nor_folders_import_each_other_in_a_circle() -> None:
+    """Imports for the type checker and inside functions count."""
+    assert len(list(TopologicalSorter(OURS).static_order())) == len(MODULES)  # raises CycleError
+    folders: dict[str, set[str]] = {}
+    for name, others in OURS.items():
+        folders.setdefault(floor(name), set()).update({floor(other) for other in others} - {floor(name)})
+    assert len(list(TopologicalSorter(folders).static_order())) == len(RANK)
 
 
 @pytest.mark.parametrize("package", HEAVY)
@@ -136,8 +136,8 @@ sys.meta_path.insert(0, Blocker())
 
 
 def test_the_base_install_imports_everything_but_the_stages_that_need_more() -> None:
-    assert "edgeres.intake" in BASE  # the list is what we think it is
-    assert "edgeres.verify.stage" in BASE
+    assert "edgeres.pipeline.take" in BASE  # the list is what we think it is
+    assert "edgeres.verify.measure" in BASE
     code = BLOCKER + "for name in sys.argv[2:]: import_module(name)\nprint(set(BLOCKED) & set(sys.modules))"
     assert in_new_python(code, " ".join(BLOCKED), *BASE) == "set()\n"
 

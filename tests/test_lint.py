@@ -13,9 +13,9 @@ import pytest
 from engine_graphs import Layer, constant, model, node_of, resnet
 from onnx import TensorProto, helper
 
-from edgeres.engine.refusals import lint
-from edgeres.engine.tensorrt import BuildRequest, BuiltEngine, build_engine
+from edgeres.engine.builder import BuildRequest, BuiltEngine, build_engine
 from edgeres.errors import EngineError
+from edgeres.graph.lint import lint
 
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
 SCALE, ZERO = constant("s", np.float32(0.1)), constant("z", np.int8(0))

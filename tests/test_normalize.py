@@ -21,14 +21,14 @@ from onnx import TensorProto, helper, numpy_helper
 from edgeres.data.arrays import Arrays
 from edgeres.data.loader import Loader
 from edgeres.data.preprocess import apply
-from edgeres.engine.refusals import lint
-from edgeres.engine.tensorrt import BuildRequest, build_engine
-from edgeres.engine.vendor import available
+from edgeres.device.libraries import available
+from edgeres.engine.builder import BuildRequest, build_engine
 from edgeres.errors import ModelError
+from edgeres.graph.graph import GraphView
+from edgeres.graph.lint import lint
 from edgeres.graph.normalize import BATCH, Canonical, load_onnx, normalize
-from edgeres.graph.view import GraphView
-from edgeres.pipeline import weight_bits
-from edgeres.quantize.stage import Quantized, RangeChoice, quantize
+from edgeres.pipeline.build import weight_bits
+from edgeres.quantize.graphs import Quantized, RangeChoice, quantize
 from edgeres.records import Preprocess
 from edgeres.runtime.ort import OrtRunner
 

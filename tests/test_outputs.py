@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from test_report import CLASSES, VARIANTS, given_input
 
+from edgeres.judge.document import build_report
+from edgeres.pipeline.render import write_junit, write_markdown
 from edgeres.records import ModelSpec, Preprocess
-from edgeres.report import build_report
-from edgeres.report.files import write_junit, write_markdown
 from edgeres.report.junit import render_junit
 from edgeres.report.markdown import render_markdown
 

@@ -20,12 +20,15 @@ import pytest
 from onnx import helper, numpy_helper
 
 import edgeres
-from edgeres.bundle import FP32, GRAPHS, Bundle, seal, write_file, write_json
+from edgeres.bundle import FP32, Bundle, seal
 from edgeres.data.choose import DataChoice
 from edgeres.data.signs import CLASSES, Signs
+from edgeres.files import write_file, write_json
+from edgeres.graph.forms import FORMS
+from edgeres.judge.gates import Limits
+from edgeres.pipeline.steps import VerifyOptions, accept_baseline, verify_bundle
 from edgeres.records import IMAGENET_MEAN, IMAGENET_STD, EngineRecord
-from edgeres.steps import VerifyOptions, accept_baseline, verify_bundle
-from edgeres.verify import Limits, latency, stage
+from edgeres.verify import latency, measure
 
 IMAGES = 192
 TARGETS = ("cpu", "jetson-orin-nx")
@@ -69,13 +72,13 @@ class Clock:
         return real
 
 
-stage_runner = stage.OrtRunner
+stage_runner = measure.OrtRunner
 
 
 def with_clock(patch: pytest.MonkeyPatch, clock: Clock) -> None:
     patch.setattr(latency, "perf_counter", clock)
-    patch.setattr(stage, "OrtRunner", clock.runner)
-    patch.setattr(stage, "LatencyPlan", functools.partial(stage.LatencyPlan, min_seconds=1.0))
+    patch.setattr(measure, "OrtRunner", clock.runner)
+    patch.setattr(measure, "LatencyPlan", functools.partial(measure.LatencyPlan, min_seconds=1.0))
 
 
 def render(split: Any, count: int) -> dict[str, Any]:
@@ -114,7 +117,7 @@ def faults(report: dict[str, Any]) -> dict[str, str]:
     return gates | {c["name"]: c["reason"] for c in report["checks"] if c["outcome"] == "failed"}
 
 
-def spoilt(made: Made, spoil: Callable[[Path], None], name: str = GRAPHS["cpu"]) -> Path:
+def spoilt(made: Made, spoil: Callable[[Path], None], name: str = FORMS["cpu"].file) -> Path:
     """A copy of the good bundle with one file changed, sealed again as if nothing had happened."""
     copy = made.folder / f"spoilt-{name}-{spoil.__name__}"
     shutil.copytree(made.bundle, copy, dirs_exist_ok=True)
@@ -194,7 +197,7 @@ def test_one_scale_for_all_channels_of_a_weight(made: Made) -> None:
                     constants[name].CopyFrom(numpy_helper.from_array(array, name))
         onnx.save(model, path)
 
-    found = faults(verify(made, spoilt(made, per_tensor, GRAPHS["tensorrt"])))
+    found = faults(verify(made, spoilt(made, per_tensor, FORMS["tensorrt"].file)))
     assert "layers of the tensorrt graph have one scale for all channels" in found["weights"]
 
 
@@ -209,7 +212,7 @@ def test_one_scale_ten_times_too_small(made: Made) -> None:
         onnx.save(model, path)
 
     bundle = spoilt(made, shrink)
-    planted = next(entry.value for entry in onnx.load(bundle / GRAPHS["cpu"]).metadata_props)
+    planted = next(entry.value for entry in onnx.load(bundle / FORMS["cpu"].file).metadata_props)
     found = faults(verify(made, bundle))
     assert f"the scale of {planted} in the cpu graph does not fit" in found["ranges"]
     assert "sqnr_loss_db" in found
@@ -259,9 +262,9 @@ def test_a_stale_engine(made: Made) -> None:
     assert "engines" not in faults(verify(made, old))
     report["files"]["engines/rtx.engine"] = Bundle(old).manifest.files["engines/rtx.engine"]
     write_json(old / "report.json", report)
-    model = onnx.load(old / GRAPHS["tensorrt"])
+    model = onnx.load(old / FORMS["tensorrt"].file)
     model.doc_string = "another graph"
-    onnx.save(model, old / GRAPHS["tensorrt"])
+    onnx.save(model, old / FORMS["tensorrt"].file)
     seal(old, replace(Bundle(made.bundle).manifest, engines=(record,)))
     assert "engines/rtx.engine is stale" in faults(verify(made, old))["engines"]
 

@@ -18,8 +18,8 @@ from PIL import Image
 from edgeres.cli import cli
 from edgeres.cli.predict import SORTS
 from edgeres.errors import EdgeresError
-from edgeres.report import predictions, sheet
-from edgeres.runtime import Classifier
+from edgeres.report import sheet
+from edgeres.runtime import Classifier, predictions
 
 
 @pytest.fixture

@@ -19,14 +19,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeres.data.arrays import Arrays
 from edgeres.data.loader import Loader
-from edgeres.graph.view import GraphView
-from edgeres.intake import Fp32Model, ModelChoice, take
+from edgeres.graph.graph import GraphView
+from edgeres.pipeline.take import Fp32Model, ModelChoice, take
 from edgeres.quantize.affine import affine_uint8, codes, quantize_weight, symmetric_int8, widen_for_bias
+from edgeres.quantize.graphs import Quantized, RangeChoice, quantize
 from edgeres.quantize.inspect import inspect
 from edgeres.quantize.placement import place
 from edgeres.quantize.plan import plan_digest
 from edgeres.quantize.rewrite import insert_pairs, rewrite
-from edgeres.quantize.stage import Quantized, RangeChoice, quantize
 from edgeres.records import QuantParams, TensorRange
 
 values = hnp.arrays(np.float32, hnp.array_shapes(max_dims=1, max_side=50), elements=st.floats(-100, 100, width=32))

@@ -7,10 +7,10 @@ import pytest
 
 from edgeres.data.arrays import Arrays
 from edgeres.data.loader import Loader
-from edgeres.intake import Fp32Model, ModelChoice, take, with_exact_input
-from edgeres.quantize.stage import RangeChoice, quantize
+from edgeres.pipeline.take import Fp32Model, ModelChoice, take, with_exact_input
+from edgeres.quantize.graphs import RangeChoice, quantize
+from edgeres.refine.candidate import logits, noise_power
 from edgeres.refine.choice import RefineChoice
-from edgeres.refine.draft import logits, noise_power
 from edgeres.refine.recipe import Refined, quantize_with_recipe
 
 

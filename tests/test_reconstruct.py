@@ -18,14 +18,14 @@ from onnx import TensorProto, helper, numpy_helper
 from test_torch_graph import Graph, planned
 
 from edgeres.errors import ModelError, UsageError
+from edgeres.graph.graph import WEIGHTED, GraphView
 from edgeres.graph.normalize import normalize
-from edgeres.graph.view import WEIGHTED, GraphView
 from edgeres.progress import Advance, Silent
 from edgeres.quantize.affine import codes
 from edgeres.quantize.plan import plan_digest
 from edgeres.records import F32, Edge, QuantParams, QuantPlan, Style, WeightEdge
 from edgeres.refine.blocks import split, whole
-from edgeres.refine.draft import Draft, logits, noise_power
+from edgeres.refine.candidate import Draft, logits, noise_power
 from edgeres.refine.reconstruct import ReconstructOptions, reconstruct, reconstruct_blocks
 from edgeres.refine.resume import Resume
 

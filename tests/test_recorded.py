@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from edgeres.calibrate.recorded import Recorded, read_calibration
+from edgeres.calibrate.ranges_file import Recorded, read_calibration
 from edgeres.data.choose import DataChoice
-from edgeres.graph.view import GraphView
-from edgeres.intake import ModelChoice, take, with_exact_input
-from edgeres.pipeline import forms
+from edgeres.graph.graph import GraphView
+from edgeres.pipeline.build import forms
+from edgeres.pipeline.steps import CalibrateOptions, calibrate_file
+from edgeres.pipeline.take import ModelChoice, take, with_exact_input
+from edgeres.quantize.graphs import STYLES, wanted_ranges
 from edgeres.quantize.placement import place
-from edgeres.quantize.stage import STYLES, wanted_ranges
-from edgeres.steps import CalibrateOptions, calibrate_file
 
 FOLDER = Path(__file__).parents[1] / "calibration"
 

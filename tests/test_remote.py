@@ -17,11 +17,12 @@ from click.testing import CliRunner
 from sshd import Server, server
 
 from edgeres import __version__
-from edgeres.bundle import FP32, GRAPHS, Bundle, log_of
+from edgeres.bundle import FP32, Bundle, log_of
 from edgeres.cli.remote import command
-from edgeres.engine.remote import RemoteChoice, RemoteResult, build_there
-from edgeres.engine.ssh import Host
 from edgeres.errors import EdgeresError, EngineError, EnvironmentError_, UsageError
+from edgeres.graph.forms import FORMS, GRAPH_FILES
+from edgeres.remote.session import RemoteChoice, RemoteResult, build_there
+from edgeres.remote.ssh import Host
 
 NAME = "my robot's.edgeres"
 HERE = (sys.executable, "-m", "edgeres")
@@ -56,7 +57,7 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     graph = classifier()
-    return write_bundle(tmp_path / "here" / NAME, files={FP32: graph, **dict.fromkeys(GRAPHS.values(), graph)})
+    return write_bundle(tmp_path / "here" / NAME, files={FP32: graph, **dict.fromkeys(GRAPH_FILES, graph)})
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def built(sshd: Server, tmp_path_factory: pytest.TempPathFactory) -> Built:
     pytest.importorskip("tensorrt_rtx", reason="builds a real engine at the other end")
     folder = tmp_path_factory.mktemp("built")
     graph = classifier()
-    here = write_bundle(folder / "here" / NAME, files={FP32: graph, **dict.fromkeys(GRAPHS.values(), graph)})
+    here = write_bundle(folder / "here" / NAME, files={FP32: graph, **dict.fromkeys(GRAPH_FILES, graph)})
     wanted = choice(folder, target="rtx", engine=("--also", "fp32"))
     result = go(Host("robot", tuple(sshd.ssh.split())), here, wanted)
     return Built(here, folder / "over there" / NAME, result, wanted)
@@ -141,7 +142,7 @@ def test_files_go_by_tar_where_there_is_no_rsync(
 
 def test_a_bundle_is_verified_there(robot: Host, bundle: Path, tmp_path: Path) -> None:
     graph = classifier()
-    bundle = write_bundle(bundle, files={FP32: graph, GRAPHS["tensorrt"]: graph})  # whose latency is not measured
+    bundle = write_bundle(bundle, files={FP32: graph, FORMS["tensorrt"].file: graph})  # whose latency is not measured
     images = write_images(tmp_path / "val set.npz", 12)
     wanted = choice(tmp_path, target="cpu", validation=str(images), verify=("--max-drop", "off"))
     result, again = go(robot, bundle, wanted), Heard()
@@ -168,7 +169,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(robot: Host, bundle: Path, 
     assert second.heard("the bundle is there already") and second.heard("the images are there already")
     (tmp_path / "over there" / NAME / "manifest.json").unlink()  # what was done is not there any more
     assert until_verifying(bundle).heard("copying the bundle")
-    changed = write_bundle(bundle, files={FP32: classifier(seed=1), GRAPHS["cpu"]: classifier(seed=1)})
+    changed = write_bundle(bundle, files={FP32: classifier(seed=1), FORMS["cpu"].file: classifier(seed=1)})
     last = until_verifying(changed)
     assert last.heard("copying the bundle") and last.heard("the images are there already")
 

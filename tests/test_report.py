@@ -22,6 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from edgeres.judge.document import CalibrationRecord, DataRecord, ReportInput, build_report, to_json
+from edgeres.judge.gates import Limits, gate
 from edgeres.records import (
     Edge,
     EngineRecord,
@@ -33,19 +35,12 @@ from edgeres.records import (
     Skipped,
     percentile_nearest,
 )
-from edgeres.report import (
-    CalibrationRecord,
-    DataRecord,
-    ReportInput,
-    build_report,
-    charts,
-    render_html,
-    render_terminal,
-    to_json,
-)
+from edgeres.report import charts
+from edgeres.report.html import render_html
+from edgeres.report.terminal import render_terminal
 from edgeres.report.text import megabytes, significant
-from edgeres.verify import Answers, Comparison, Limits, gate
-from edgeres.verify.anatomy import Anatomy, Layer, RangeFit
+from edgeres.verify.accuracy import Answers, Comparison
+from edgeres.verify.layer_noise import Anatomy, Layer, RangeFit
 
 SCHEMA = json.loads(files("edgeres.report").joinpath("schema.json").read_text(encoding="utf-8"))
 CLASSES = ("stop", "yield", "no entry", "exit", "forklift", "hard hat", "first aid")

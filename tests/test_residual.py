@@ -8,12 +8,12 @@ from onnx import TensorProto
 
 from edgeres.data.arrays import Arrays
 from edgeres.data.loader import Loader
-from edgeres.graph.view import GraphView
-from edgeres.intake import Fp32Model, ModelChoice, take
+from edgeres.graph.graph import GraphView
+from edgeres.pipeline.take import Fp32Model, ModelChoice, take
+from edgeres.quantize.graphs import RangeChoice, quantize
 from edgeres.quantize.plan import plan_digest
-from edgeres.quantize.stage import RangeChoice, quantize
 from edgeres.records import F32
-from edgeres.refine.draft import Draft, logits, noise_power
+from edgeres.refine.candidate import Draft, logits, noise_power
 from edgeres.refine.residual import choose_residual, keep_in_half, skips
 
 

@@ -15,19 +15,20 @@ from engine_graphs import resnet
 from onnx import TensorProto, shape_inference
 from test_zero_points import plan_for, run
 
-from edgeres.bundle import GRAPHS, Bundle
+from edgeres.bundle import Bundle
+from edgeres.device.libraries import available
+from edgeres.engine.builder import BuildRequest, build_engine
+from edgeres.engine.engines import EngineChoice
 from edgeres.engine.kernels import read_program
-from edgeres.engine.refusals import lint
-from edgeres.engine.stage import EngineChoice
-from edgeres.engine.tensorrt import BuildRequest, build_engine
-from edgeres.engine.vendor import available
+from edgeres.graph.forms import FORMS
+from edgeres.graph.lint import lint
 from edgeres.graph.normalize import normalize
-from edgeres.pipeline import build
+from edgeres.graph.rtx import channel_factor, rtx_form
+from edgeres.pipeline.build import build
+from edgeres.pipeline.steps import add_engines
 from edgeres.quantize.rewrite import rewrite
-from edgeres.quantize.rtx import channel_factor, rtx_form
 from edgeres.records import HalfEdge, QuantPlan
-from edgeres.steps import add_engines
-from edgeres.verify import stage
+from edgeres.verify import measure
 
 needs_rtx = pytest.mark.skipif(not available("rtx").importable, reason="TensorRT-RTX is not installed")
 
@@ -114,19 +115,19 @@ def test_convolutions_of_the_engine_write_float16_and_less_is_moved() -> None:
 def test_a_bundle_for_rtx_holds_that_graph_verified_and_its_engine_is_built_from_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "LatencyPlan", partial(stage.LatencyPlan, warmup_seconds=0.0, min_seconds=0.01))
+    monkeypatch.setattr(measure, "LatencyPlan", partial(measure.LatencyPlan, warmup_seconds=0.0, min_seconds=0.01))
     write_images(tmp_path / "images.npz", 40, 32, 10)
     (tmp_path / "net.onnx").write_bytes(resnet(quantized=False).SerializeToString())
     images = str(tmp_path / "images.npz")
     given = {"calibration": images, "validation": images, "effort": "fast"}
     report = build(tmp_path / "net.onnx", **given, targets=("rtx",), output=tmp_path / "with.edgeres").report
     bundle = Bundle(tmp_path / "with.edgeres")
-    assert bundle.file(GRAPHS["rtx"]).is_file()
+    assert bundle.file(FORMS["rtx"].file).is_file()
     assert report["accuracy"]["graphs"].keys() == {"tensorrt", "rtx"}
     assert "TensorRT-RTX" in report["accuracy"]["graphs"]["rtx"]["note"]
 
     build(tmp_path / "net.onnx", **given, targets=("tensorrt",), output=tmp_path / "without.edgeres")
-    assert not Bundle(tmp_path / "without.edgeres").has(GRAPHS["rtx"])
+    assert not Bundle(tmp_path / "without.edgeres").has(FORMS["rtx"].file)
     add_engines(tmp_path / "without.edgeres", "rtx", EngineChoice())
     for folder in ("with.edgeres", "without.edgeres"):
         (engine,) = (tmp_path / folder / "engines").glob("*.engine")

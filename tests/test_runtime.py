@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import edgeres
-from edgeres.bundle import GRAPHS
 from edgeres.errors import BundleError, EdgeresError, InputError, ModelError, SourceError
+from edgeres.graph.forms import FORMS
 from edgeres.records import F32, U8
 from edgeres.runtime import Classifier, OrtRunner, Prediction, load
 
@@ -88,7 +88,7 @@ def test_files_and_arrays_give_the_same(path: Path, tmp_path: Path) -> None:
 def test_probabilities_are_not_normalized_twice(tmp_path: Path) -> None:
     plain = write_bundle(tmp_path / "logits.edgeres")
     normal = write_bundle(
-        tmp_path / "softmax.edgeres", spec(output="probabilities"), {GRAPHS["cpu"]: classifier(softmax=True)}
+        tmp_path / "softmax.edgeres", spec(output="probabilities"), {FORMS["cpu"].file: classifier(softmax=True)}
     )
     image = noise(12, 12)
     with load(plain) as logits, load(normal) as probabilities:
@@ -108,7 +108,7 @@ def test_probabilities_are_not_normalized_twice(tmp_path: Path) -> None:
 )
 def test_the_bundle_says_how_pixels_become_the_input(tmp_path: Path, changes: dict[str, Any], turned: Any) -> None:
     model = classifier(layout=changes.get("layout", "NCHW"))
-    path = write_bundle(tmp_path / "tiny.edgeres", spec(**changes), {GRAPHS["cpu"]: model})
+    path = write_bundle(tmp_path / "tiny.edgeres", spec(**changes), {FORMS["cpu"].file: model})
     image = noise(SIDE, SIDE)
     with load(path) as classify:
         got = classify(image).logits
@@ -142,8 +142,8 @@ def test_large_logits_do_not_overflow(tmp_path: Path) -> None:
 def test_the_graph_for_tensorrt_serves_where_there_is_no_other(tmp_path: Path) -> None:
     first, second = classifier(seed=1), classifier(seed=2)
     image = noise(SIDE, SIDE)
-    only = write_bundle(tmp_path / "a.edgeres", files={GRAPHS["tensorrt"]: first})
-    both = write_bundle(tmp_path / "b.edgeres", files={GRAPHS["tensorrt"]: first, GRAPHS["cpu"]: second})
+    only = write_bundle(tmp_path / "a.edgeres", files={FORMS["tensorrt"].file: first})
+    both = write_bundle(tmp_path / "b.edgeres", files={FORMS["tensorrt"].file: first, FORMS["cpu"].file: second})
     for path, model in ((only, first), (both, second)):
         with load(path) as classify:
             np.testing.assert_allclose(classify(image).logits, bare(model, prepared(image)[None])[0], rtol=1e-4)
@@ -185,7 +185,7 @@ def test_a_file_that_is_no_image_is_named(path: Path, tmp_path: Path, content: b
 
 def test_a_changed_graph_is_not_run(tmp_path: Path) -> None:
     path = write_bundle(tmp_path / "tiny.edgeres")
-    (path / GRAPHS["cpu"]).write_bytes(classifier(seed=1))
+    (path / FORMS["cpu"].file).write_bytes(classifier(seed=1))
     with pytest.raises(BundleError, match="was changed"):
         load(path)
 
@@ -196,10 +196,10 @@ def test_a_bundle_without_an_int8_graph_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_graph_that_does_not_load_is_named(tmp_path: Path) -> None:
-    path = write_bundle(tmp_path / "tiny.edgeres", files={GRAPHS["cpu"]: b"no graph"})
+    path = write_bundle(tmp_path / "tiny.edgeres", files={FORMS["cpu"].file: b"no graph"})
     with pytest.raises(ModelError) as caught:
         load(path)
-    assert GRAPHS["cpu"] in str(caught.value)
+    assert FORMS["cpu"].file in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeres.bundle import FP32, GRAPHS
+from edgeres.bundle import FP32
 from edgeres.data.arrays import Arrays
 from edgeres.data.loader import Loader
-from edgeres.engine.tensorrt import BuildRequest, build_engine
-from edgeres.engine.vendor import available
-from edgeres.intake import ModelChoice, take
-from edgeres.pipeline import build
-from edgeres.quantize.stage import RangeChoice, quantize
+from edgeres.device.libraries import available
+from edgeres.engine.builder import BuildRequest, build_engine
+from edgeres.graph.forms import GRAPH_FILES
+from edgeres.pipeline.build import build
+from edgeres.pipeline.take import ModelChoice, take
+from edgeres.quantize.graphs import RangeChoice, quantize
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,7 +32,7 @@ def test_the_bundled_resnet18_loses_at_most_half_a_point(tmp_path: Path) -> None
     if available("rtx").can_build:
         assert sizes["int8"] <= 0.35 * sizes["fp32"]
     graphs = {
-        name: (result.path / name).stat().st_size for name in (FP32, *GRAPHS.values()) if (result.path / name).exists()
+        name: (result.path / name).stat().st_size for name in (FP32, *GRAPH_FILES) if (result.path / name).exists()
     }
     assert all(size < 0.3 * graphs[FP32] for name, size in graphs.items() if name != FP32)
 

@@ -10,17 +10,18 @@ from typing import Any
 import pytest
 from bundles import classifier, write_bundle
 
-from edgeres import steps
-from edgeres.bundle import FP32, GRAPHS, Bundle, log_of
+from edgeres.bundle import FP32, Bundle, log_of
+from edgeres.device.gpu import Gpu
+from edgeres.device.libraries import MODULES, Availability
+from edgeres.device.targets import TARGETS
 from edgeres.engine import timing
-from edgeres.engine.gpu import Gpu
-from edgeres.engine.stage import EngineChoice, Engines, build_engines
-from edgeres.engine.targets import TARGETS
+from edgeres.engine.engines import EngineChoice, Engines, build_engines
 from edgeres.engine.timing import TimingCache, driver, timing_cache
-from edgeres.engine.vendor import MODULES, Availability
 from edgeres.errors import BundleError, UsageError
+from edgeres.graph.forms import FORMS
+from edgeres.pipeline import steps
+from edgeres.pipeline.steps import add_engines
 from edgeres.records import EngineRecord
-from edgeres.steps import add_engines
 
 ORIN = Gpu("Orin", "8.7", 8 << 30, "12.6")
 
@@ -28,7 +29,7 @@ ORIN = Gpu("Orin", "8.7", 8 << 30, "12.6")
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     graph = classifier()
-    return write_bundle(tmp_path / "tiny.edgeres", files={FP32: graph, GRAPHS["tensorrt"]: graph})
+    return write_bundle(tmp_path / "tiny.edgeres", files={FP32: graph, FORMS["tensorrt"].file: graph})
 
 
 # --- logs and options ------------------------------------------------------------------------------------------------
@@ -130,7 +131,7 @@ def test_two_processes_that_add_engines_lose_none(bundle: Path) -> None:
 
 def test_an_engine_of_a_graph_that_was_replaced_is_not_added(bundle: Path) -> None:
     opened = Bundle(bundle)
-    write_bundle(bundle, files={FP32: classifier(seed=1), GRAPHS["tensorrt"]: classifier(seed=1)})
+    write_bundle(bundle, files={FP32: classifier(seed=1), FORMS["tensorrt"].file: classifier(seed=1)})
     with pytest.raises(BundleError, match="was built again meanwhile, and these engines are of its old graphs"):
         opened.add_engines({record("x"): b"abc"})
     Bundle(bundle).check()

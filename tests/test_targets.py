@@ -8,7 +8,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from edgeres.engine.targets import RTX_COMPUTE_CAPABILITIES, RTX_PORTABLE, TARGETS, get_target, target_of_board
+from edgeres.device.targets import RTX_COMPUTE_CAPABILITIES, RTX_PORTABLE, TARGETS, get_target, target_of_board
 from edgeres.errors import UsageError
 
 JETSONS = [name for name in TARGETS if name.startswith("jetson-")]
@@ -123,5 +123,5 @@ def test_rtx_builds_for_what_its_module_lists() -> None:
 
 def test_the_table_needs_no_vendor_package() -> None:
     heavy = {"tensorrt", "tensorrt_rtx", "onnx", "onnxruntime", "torch"}
-    code = f"import sys, edgeres.engine.targets; sys.exit(bool({heavy} & sys.modules.keys()))"
+    code = f"import sys, edgeres.device.targets; sys.exit(bool({heavy} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeres.engine.vendor import available
-from edgeres.pipeline import build
+from edgeres.device.libraries import available
+from edgeres.pipeline.build import build
 
 SHARED = Path(__file__).parents[2] / "shared"
 WEIGHTS = {"resnet20": ("resnet20-12fca82f.th", 91.5), "resnet32": ("resnet32-d509ac18.th", 92.8)}

@@ -19,14 +19,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeres.calibrate.forward import with_outputs
 from edgeres.errors import ModelError
+from edgeres.graph.graph import GraphView
 from edgeres.graph.normalize import normalize
-from edgeres.graph.view import GraphView
 from edgeres.quantize.affine import affine_uint8, codes, symmetric_int8
 from edgeres.quantize.placement import place
 from edgeres.quantize.plan import make_plan, plan_digest
 from edgeres.records import QuantParams, Style, TensorRange
 from edgeres.refine.blocks import Block, whole
-from edgeres.refine.draft import Draft
+from edgeres.refine.candidate import Draft
 from edgeres.refine.torch_graph import FakeQuantizer, TorchGraph
 
 Graph = Callable[[], onnx.ModelProto]

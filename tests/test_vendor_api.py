@@ -10,12 +10,12 @@ import pytest
 from vendor_bindings import VERSIONS, bindings, loosely, missing, rtx, uses
 
 import edgeres
-from edgeres.engine.tensorrt import BuildRequest
+from edgeres.engine.builder import BuildRequest
 
 ROOT = Path(edgeres.__file__).parent
 FILES = sorted(
     path
-    for path in [*ROOT.glob("engine/*.py"), *ROOT.glob("runtime/*.py")]
+    for path in [*ROOT.glob("device/*.py"), *ROOT.glob("engine/*.py"), *ROOT.glob("runtime/*.py")]
     if re.search(r"\btrt\.|def \w+\(self, config: Any\)", path.read_text(encoding="utf-8"))
 )
 # Used for TensorRT-RTX alone, behind a look at the flavour or at the module.
@@ -27,7 +27,7 @@ RTX_ALONE = {
 
 
 def test_the_files_are_found_and_what_they_use() -> None:
-    assert {"tensorrt.py", "timing.py", "vendor.py"} <= {path.name for path in FILES}
+    assert {"builder.py", "timing.py", "libraries.py"} <= {path.name for path in FILES}
     api = bindings("10.3.0")
     found = {use for path in FILES for use in uses(path.read_text(encoding="utf-8"), api)}
     assert {

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from edgeres.export import export
+from edgeres.graph.graph import GraphView, inputs_of, prune
 from edgeres.graph.normalize import normalize
-from edgeres.graph.view import GraphView, inputs_of, prune
 from edgeres.records import ModelSpec
 from edgeres.zoo.architectures import ARCHITECTURES
+from edgeres.zoo.export import export
 from edgeres.zoo.resnet import ResNet
 
 Branch = Callable[[Writer, str], str]

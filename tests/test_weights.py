@@ -30,10 +30,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from edgeres.bundle import sha256 as file_sha256
 from edgeres.data.labels import imagenet_classes
 from edgeres.data.signs import CLASSES
 from edgeres.errors import EnvironmentError_, UsageError, WeightsError
+from edgeres.files import sha256 as file_sha256
 from edgeres.records import Preprocess
 from edgeres.zoo import download
 from edgeres.zoo.architectures import ARCHITECTURES

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeres.engine.refusals import lint
+from edgeres.graph.graph import GraphView
+from edgeres.graph.lint import lint
 from edgeres.graph.normalize import normalize
-from edgeres.graph.view import GraphView
 from edgeres.quantize.affine import affine_int8
 from edgeres.quantize.placement import place
 from edgeres.quantize.plan import make_plan

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgeres.bench.lanes import BenchOptions, Lane
+from edgeres.bench.contenders import BenchOptions, Lane
 from edgeres.progress import Progress
 from edgeres.records import F64
 from edgeres.verify.latency import LatencyPlan
 
 if TYPE_CHECKING:
+    from edgeres.runtime.engine import TensorRTRunner, Times
     from edgeres.runtime.runner import Feed, Runner
-    from edgeres.runtime.tensorrt import TensorRTRunner, Times
 
 # Both are trtexec's: where the CPU may be what limits throughput, and where the GPU is not steady.
 _BUSY_ENQUEUEING = 0.8

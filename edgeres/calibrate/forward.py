@@ -18,10 +18,10 @@ from types import TracebackType
 import numpy as np
 import onnx
 
+from edgeres.calibrate.activations import Taps, with_outputs
 from edgeres.calibrate.record import Calibration
 from edgeres.calibrate.sample import Split, phase_of, split
 from edgeres.calibrate.sketch import Sketch, bins_of
-from edgeres.calibrate.taps import Taps, with_outputs
 from edgeres.data.loader import Loader
 from edgeres.errors import ModelError
 from edgeres.progress import SILENT, Progress

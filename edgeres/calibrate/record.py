@@ -2,7 +2,7 @@
 
 ``calibration.json`` is meant for people and tools alike: which network and which images, with what preprocessing; for
 every tensor the chosen ranges by style and the summary of its histogram. It belongs to no machine, and
-:mod:`edgeres.calibrate.recorded` reads it back.
+:mod:`edgeres.calibrate.ranges_file` reads it back.
 """
 
 from __future__ import annotations

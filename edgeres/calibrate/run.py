@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeres.bundle import write_file
 from edgeres.calibrate.shards import Job, State, read_state
 from edgeres.data.base import Source, View
 from edgeres.data.loader import Loader
 from edgeres.errors import InputError, SourceError
+from edgeres.files import write_file
 from edgeres.progress import SILENT, Advance, Progress
 from edgeres.records import I64
 

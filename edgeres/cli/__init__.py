@@ -112,7 +112,7 @@ def main() -> None:
 def _one_line(error: EdgeresError | OSError) -> str:
     if isinstance(error, EdgeresError):
         return str(error)
-    from edgeres.bundle import DISK_FULL, FREE_SPACE  # not at the top: it brings NumPy, which --help does without
+    from edgeres.files import DISK_FULL, FREE_SPACE  # not at the top: it brings NumPy, which --help does without
 
     where = f"{error.filename}: " if error.filename else ""
     hint = FREE_SPACE if error.errno in DISK_FULL else "check the path and its permissions"

@@ -52,8 +52,8 @@ def command(
 
 
 def _accept(builds: tuple[Path, ...], output: Path, baseline: Path | None, as_json: bool) -> None:
-    from edgeres.bundle import write_json
-    from edgeres.steps import accept_baseline
+    from edgeres.files import write_json
+    from edgeres.pipeline.steps import accept_baseline
 
     if len(builds) != 1:
         raise UsageError(f"one build is needed, {len(builds)} are given", where="baseline accept")
@@ -76,8 +76,8 @@ def _check(builds: tuple[Path, ...], output: Path | None, baseline: Path | None,
 
     from edgeres.bundle import Bundle
     from edgeres.cli.config import limits_from, read_config
-    from edgeres.verify.baseline import read_baseline
-    from edgeres.verify.consistency import consistency
+    from edgeres.judge.baseline import read_baseline
+    from edgeres.judge.consistency import consistency
 
     if output is not None:
         raise UsageError("is for accept; check writes nothing", where="-o", hint="drop it")

@@ -57,8 +57,8 @@ def command(bundle: Path, as_json: bool, **given: Any) -> None:
     FP32, FP16 and INT8 take turns in one run, on random images. On a Jetson, power mode, clocks, temperatures and
     throttling are told with the figures, and energy per image.
     """
-    from edgeres.bench.lanes import BenchOptions
-    from edgeres.bench.stage import bench
+    from edgeres.bench.contenders import BenchOptions
+    from edgeres.bench.session import bench
 
     options = BenchOptions(
         backend=given["backend"],

@@ -54,8 +54,9 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     edgeres build --model resnet50 --weights my.pth --calibration train/ --validation val/
     edgeres build --model my.onnx --calibration train/ --validation val/ --target jetson-orin-nx
     """
-    from edgeres.pipeline import build
-    from edgeres.report import render_terminal, to_json
+    from edgeres.judge.document import to_json
+    from edgeres.pipeline.build import build
+    from edgeres.report.terminal import render_terminal
 
     check_calibration_file(given)
     given.pop("int8")

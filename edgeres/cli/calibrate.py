@@ -12,7 +12,7 @@ from edgeres.cli.progress import progress
 from edgeres.cli.show import print_json
 from edgeres.errors import UsageError
 
-# As edgeres.calibrate.exchange has them, which --help does without.
+# As edgeres.quantize.exchange has them, which --help does without.
 FORMATS, TENSORRT = ("trt-cache", "ort"), "10.3.0"
 
 
@@ -103,7 +103,7 @@ def _single(paths: tuple[str, ...], where: str) -> str:
 
 
 def _model(name: str, given: dict[str, Any]) -> Any:
-    from edgeres.intake import InputChoice, ModelChoice
+    from edgeres.pipeline.take import InputChoice, ModelChoice
 
     own = {key: given[key] for key in ("weights", "num_classes", "labels")}
     return ModelChoice(name, **own, input=InputChoice(**input_choice(given)))
@@ -111,7 +111,7 @@ def _model(name: str, given: dict[str, Any]) -> Any:
 
 def _measure(name: str, output: Path, given: dict[str, Any], shown: Any) -> dict[str, Any]:
     from edgeres.data.choose import DataChoice
-    from edgeres.steps import CalibrateOptions, calibrate_file
+    from edgeres.pipeline.steps import CalibrateOptions, calibrate_file
 
     data = DataChoice(given["calibration"], None, given["calibration_size"], None, given["seed"])
     options = CalibrateOptions(
@@ -139,9 +139,9 @@ def _summary(state: Any, method: str | None) -> dict[str, Any]:
 
 
 def _merge(paths: list[Path], output: Path, method: Any) -> dict[str, Any]:
-    from edgeres.bundle import write_file
     from edgeres.calibrate.record import to_json
     from edgeres.calibrate.shards import merge_files
+    from edgeres.files import write_file
 
     state = merge_files(paths)
     write_file(output, to_json(state.document(method)).encode())
@@ -149,9 +149,9 @@ def _merge(paths: list[Path], output: Path, method: Any) -> dict[str, Any]:
 
 
 def _import(name: str, output: Path, given: dict[str, Any], shown: Any) -> dict[str, Any]:
-    from edgeres.bundle import write_file
     from edgeres.calibrate.record import to_json
-    from edgeres.steps import import_ranges
+    from edgeres.files import write_file
+    from edgeres.pipeline.steps import import_ranges
 
     content = import_ranges(_model(name, given), given["imported"], shown)
     write_file(output, to_json(content).encode())
@@ -159,9 +159,9 @@ def _import(name: str, output: Path, given: dict[str, Any], shown: Any) -> dict[
 
 
 def _export(path: str, output: Path, given: dict[str, Any]) -> dict[str, Any]:
-    from edgeres.bundle import write_file
-    from edgeres.calibrate.exchange import export
-    from edgeres.steps import recorded_at
+    from edgeres.files import write_file
+    from edgeres.pipeline.steps import recorded_at
+    from edgeres.quantize.exchange import export
 
     recorded = recorded_at(Path(path).expanduser())
     text, tensors = export(recorded, given["export"], given["tensorrt"])

@@ -25,11 +25,11 @@ def command(builds: tuple[Path, ...], page: Path | None, any_machine: bool, as_j
     edgeres compare accepted.edgeres resnet18.edgeres
     edgeres compare monday/report.json tuesday/report.json --html compare.html
     """
-    from edgeres.bundle import write_file
     from edgeres.errors import UsageError
-    from edgeres.report.differences import compare_builds
+    from edgeres.files import write_file
+    from edgeres.judge.differences import compare_builds
+    from edgeres.judge.sides import read_side
     from edgeres.report.html_compare import render_comparisons
-    from edgeres.report.sides import read_side
     from edgeres.report.terminal_compare import render_comparison
 
     if len(builds) < 2:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeres.errors import UsageError
-from edgeres.verify.gates import LIMITS, Limits
+from edgeres.judge.gates import LIMITS, Limits
 
 if sys.version_info >= (3, 11):
     import tomllib

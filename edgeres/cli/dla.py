@@ -42,8 +42,8 @@ def command(bundle: Path, target: str, batch: int, tensorrt: str, output: Path |
     Through JetPack 6 a DLA takes a float graph with a calibration cache in place of Q/DQ. Both are written with -o, and
     trtexec builds from them on the device.
     """
-    from edgeres.bundle import write_file
-    from edgeres.steps import dla_model
+    from edgeres.files import write_file
+    from edgeres.pipeline.steps import dla_model
 
     found = dla_model(bundle, target, batch, tensorrt)
     if output is not None:

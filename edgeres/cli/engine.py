@@ -26,8 +26,8 @@ def command(bundle: Path, target: str | None, as_json: bool, **given: Any) -> No
 
     What the vendor's builder said is in a .log beside the engine.
     """
-    from edgeres.engine.stage import EngineChoice
-    from edgeres.steps import add_engines
+    from edgeres.engine.engines import EngineChoice
+    from edgeres.pipeline.steps import add_engines
 
     records = add_engines(bundle, target, EngineChoice(**given), progress(quiet=as_json))
     if as_json:

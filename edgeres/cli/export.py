@@ -25,8 +25,8 @@ def command(model: str, output: Path, as_json: bool, **given: Any) -> None:
     \b
     edgeres export --model resnet50 --weights my.pth -o resnet50.onnx
     """
-    from edgeres.bundle import write_file
-    from edgeres.intake import ModelChoice, take
+    from edgeres.files import write_file
+    from edgeres.pipeline.take import ModelChoice, take
 
     taken = take(ModelChoice(model, **given), progress(quiet=as_json))
     write_file(output, taken.graph.SerializeToString())

@@ -221,7 +221,7 @@ def gate_choice(given: dict[str, Any]) -> dict[str, Any]:
         UsageError: the configuration is wrong.
     """
     from edgeres.cli.config import limits_from, read_config
-    from edgeres.verify.gates import LIMITS
+    from edgeres.judge.gates import LIMITS
 
     values = read_config()
     for name in (*LIMITS, "baseline", "any_machine", "on_unsure", "allow", "thumbnails"):

@@ -13,9 +13,9 @@ from edgeres.cli.progress import progress
 from edgeres.cli.show import print_json
 
 if TYPE_CHECKING:
-    from edgeres.report.predictions import Answer, Unreadable
+    from edgeres.runtime.predictions import Answer, Unreadable
 
-# As edgeres.report.predictions has them, which --help does without.
+# As edgeres.runtime.predictions has them, which --help does without.
 SORTS = ("path", "sure", "unsure", "class")
 NAMED = 10
 
@@ -45,10 +45,10 @@ def command(
     edgeres predict resnet18.edgeres photo.jpg
     edgeres predict resnet18.edgeres photos/ --sheet sheet.html --sort unsure
     """
-    from edgeres.bundle import write_file
     from edgeres.errors import SourceError
-    from edgeres.report.predictions import Unreadable, classify_all, find_images, in_order
+    from edgeres.files import write_file
     from edgeres.runtime import Classifier
+    from edgeres.runtime.predictions import Unreadable, classify_all, find_images, in_order
 
     _check_sheet(sheet)
     with Classifier(bundle) as classify:

@@ -38,12 +38,12 @@ def command(model: Path, output: Path, target: str, as_json: bool, **given: Any)
     \b
     edgeres quantize my.onnx --calibration images/ --target jetson-orin-nx -o my.int8.onnx
     """
-    from edgeres.bundle import write_file
     from edgeres.data.choose import DataChoice
     from edgeres.errors import UsageError
-    from edgeres.intake import InputChoice, ModelChoice
+    from edgeres.files import write_file
+    from edgeres.pipeline.steps import QuantizeOptions, quantize_file
+    from edgeres.pipeline.take import InputChoice, ModelChoice
     from edgeres.refine.choice import RefineChoice
-    from edgeres.steps import QuantizeOptions, quantize_file
 
     check_calibration_file(given)
     if model.suffix.lower() != ".onnx":

@@ -56,8 +56,8 @@ def command(ctx: click.Context, /, host: str, bundle: Path, output: Path | None,
     Options behind -- go to edgeres verify there. Exit codes are those of edgeres verify.
     """
     from edgeres.data.choose import DataChoice, check_paths
-    from edgeres.engine.remote import RemoteChoice, build_there
-    from edgeres.engine.ssh import Host
+    from edgeres.remote.session import RemoteChoice, build_there
+    from edgeres.remote.ssh import Host
 
     check_paths(DataChoice(validation=given["validation"]))
     if given["directory"].startswith("~"):
@@ -115,7 +115,7 @@ def _show(bundle: Path, where: Path, result: Any) -> None:
     if result.report is not None:
         from rich.console import Console
 
-        from edgeres.report import render_terminal
+        from edgeres.report.terminal import render_terminal
 
         render_terminal(result.report, Console())
         click.echo(f"report: {where / 'report.html'}")

@@ -8,7 +8,7 @@ import click
 
 from edgeres.cli.options import as_json
 from edgeres.cli.show import print_json, print_table
-from edgeres.engine.targets import TARGETS, Target
+from edgeres.device.targets import TARGETS, Target
 
 
 @click.command("targets")

@@ -46,9 +46,10 @@ def command(ctx: click.Context, /, bundle: Path, output: Path | None, as_json: b
     from edgeres.bundle import MANIFEST
     from edgeres.data.choose import DataChoice
     from edgeres.errors import UsageError
-    from edgeres.report import render_terminal, to_json
-    from edgeres.report.files import write_junit, write_markdown, write_report
-    from edgeres.steps import VerifyOptions, verify_bundle
+    from edgeres.judge.document import to_json
+    from edgeres.pipeline.render import write_junit, write_markdown, write_report
+    from edgeres.pipeline.steps import VerifyOptions, verify_bundle
+    from edgeres.report.terminal import render_terminal
 
     if output is not None and (output / MANIFEST).exists():
         raise UsageError("is a bundle, whose own report stays as it was built", where=output, hint="choose another -o")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from edgeres.engine.targets import Target
+from edgeres.device.targets import Target
 from edgeres.errors import UsageError
 from edgeres.records import Preprocess
 

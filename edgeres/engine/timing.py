@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeres.bundle import write_file
-from edgeres.engine.vendor import Availability
+from edgeres.device.libraries import Availability
+from edgeres.files import write_file
 from edgeres.zoo.download import cache_dir
 
 _DRIVER = Path("/proc/driver/nvidia/version")

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from edgeres.graph.view import prune
+from edgeres.graph.graph import prune
 
 Values = npt.NDArray[Any]
 

@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, shape_inference
 
 from edgeres.errors import ModelError
-from edgeres.graph.view import inputs_of
+from edgeres.graph.graph import inputs_of
 from edgeres.records import Layout
 
 _HALF = {TensorProto.FLOAT16, TensorProto.BFLOAT16}

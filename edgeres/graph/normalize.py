@@ -20,9 +20,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper, shape_inference, version_converter
 
 from edgeres.errors import ModelError
+from edgeres.graph.graph import GraphView, prune
 from edgeres.graph.interface import Interface, find_interface, score_width
 from edgeres.graph.probe import InputValues, compare, in_words, input_values
-from edgeres.graph.view import GraphView, prune
 from edgeres.records import Layout, Preprocess
 
 # 17 is read by every TensorRT from 8.6 on; 20 is the newest that TensorRT 10.3's parser takes.

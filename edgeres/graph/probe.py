@@ -11,8 +11,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from edgeres.errors import ModelError
+from edgeres.graph.graph import prune
 from edgeres.graph.interface import Interface
-from edgeres.graph.view import prune
 from edgeres.records import F32
 
 # normalized: nothing in the graph tells what was done to the image before. unit: it takes values from 0 to 1 and

@@ -12,8 +12,9 @@ from typing import Any
 import onnx
 from onnx import helper, numpy_helper
 
-from edgeres.bundle import FP32, GRAPHS, Bundle
-from edgeres.engine.refusals import lint
+from edgeres.bundle import FP32, Bundle
+from edgeres.graph.forms import GRAPH_FILES
+from edgeres.graph.lint import lint
 from edgeres.graph.normalize import load_onnx
 from edgeres.quantize.rewrite import PLAN_KEY
 
@@ -64,7 +65,7 @@ def inspect(path: Path) -> list[Inspected]:
     if not path.is_dir():
         return [_inspect(path)]
     bundle = Bundle(path)
-    return [_inspect(bundle.file(name)) for name in (FP32, *GRAPHS.values()) if bundle.has(name)]
+    return [_inspect(bundle.file(name)) for name in (FP32, *GRAPH_FILES) if bundle.has(name)]
 
 
 def _inspect(path: Path) -> Inspected:

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from edgeres.graph.view import WEIGHTED, GraphView
+from edgeres.graph.graph import WEIGHTED, GraphView
 
 # What computes with one activation; behind a DequantizeLinear it takes codes to float.
 _ONE_INPUT = frozenset(

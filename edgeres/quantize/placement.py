@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 import onnx
 from onnx import helper
 
-from edgeres.graph.view import WEIGHTED, GraphView
+from edgeres.graph.graph import WEIGHTED, GraphView
 from edgeres.records import Codes, Skipped, Style
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from edgeres.graph.view import GraphView
+from edgeres.graph.graph import GraphView
 from edgeres.quantize.affine import affine_int8, affine_uint8, codes, quantize_weight, symmetric_int8, widen_for_bias
 from edgeres.quantize.placement import Placement, Site, weight_axis
 from edgeres.records import Edge, QuantParams, QuantPlan, Skipped, TensorRange, WeightEdge

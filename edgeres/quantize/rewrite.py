@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeres.graph.view import prune
+from edgeres.graph.graph import prune
 from edgeres.quantize.zero_points import fold_zero_points
 from edgeres.records import Edge, HalfEdge, QuantParams, QuantPlan
 

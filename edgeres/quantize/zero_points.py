@@ -29,7 +29,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from edgeres.graph.view import PASS_THROUGH, prune
+from edgeres.graph.graph import PASS_THROUGH, prune
 from edgeres.records import F64
 
 _LOWEST = -128

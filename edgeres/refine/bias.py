@@ -29,12 +29,12 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
-from edgeres.graph.view import GraphView
+from edgeres.graph.graph import GraphView
 from edgeres.progress import SILENT, Progress
 from edgeres.quantize.affine import codes
 from edgeres.records import F32, F64, QuantParams, WeightEdge
 from edgeres.refine.blocks import Block, split
-from edgeres.refine.draft import Draft
+from edgeres.refine.candidate import Draft
 from edgeres.runtime.ort import OrtRunner
 
 _BATCH = 32

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from edgeres.graph.view import WEIGHTED, GraphView
+from edgeres.graph.graph import WEIGHTED, GraphView
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Cross-layer equalization for the scores: one positive factor per channel, inside blocks and along the stream.
 
 Int8 activations have one step for a whole tensor, so a channel with small values is coded coarsely. Factors per channel
-that the network does not notice (:mod:`edgeres.refine.ties`) move ranges between channels. Nagel et al. 2019
+that the network does not notice (:mod:`edgeres.refine.channel_groups`) move ranges between channels. Nagel et al. 2019
 (Data-Free Quantization, eq. 11) equalize the ranges of weights; those have a scale per channel here, and a residual
 stream is read by many layers, so the factors are found from the noise itself instead. With v_c = log2 of a channel's
 factor and u_t = log2 of a tensor's step, both free,
@@ -26,11 +26,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from edgeres.graph.view import WEIGHTED, GraphView
+from edgeres.graph.graph import WEIGHTED, GraphView
 from edgeres.progress import SILENT, Advance, Progress
 from edgeres.quantize.placement import place, weight_axis, why_not_weighted
 from edgeres.records import F32, F64, I64, Codes
-from edgeres.refine.noise import (
+from edgeres.refine.channel_groups import PINNED, Ties, find_ties, scaled
+from edgeres.refine.sensitivity import (
     STEPS,
     ChannelErrors,
     channel_histograms,
@@ -38,7 +39,6 @@ from edgeres.refine.noise import (
     sensitivities,
     shapes,
 )
-from edgeres.refine.ties import PINNED, Ties, find_ties, scaled
 
 ITERATIONS = 150
 _RATE = 0.05  # of the first iteration, in octaves; it falls to zero

@@ -40,7 +40,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from edgeres.graph.view import GraphView, prune
+from edgeres.graph.graph import GraphView, prune
 from edgeres.records import F32, Preprocess, Skipped, TensorRange
 
 ZERO_BYTE = 128

@@ -23,14 +23,14 @@ import onnx
 from edgeres.data.base import View
 from edgeres.data.loader import Loader
 from edgeres.errors import EdgeresError, needs
-from edgeres.graph.view import GraphView
+from edgeres.graph.graph import GraphView
 from edgeres.progress import SILENT, Progress
+from edgeres.quantize.graphs import Quantized, RangeChoice, quantize
 from edgeres.quantize.rewrite import rewrite
-from edgeres.quantize.stage import Quantized, RangeChoice, quantize
 from edgeres.records import F32, I64, Codes, Style
 from edgeres.refine.bias import correct_bias
+from edgeres.refine.candidate import Draft, logits, typical_noise
 from edgeres.refine.choice import RefineChoice
-from edgeres.refine.draft import Draft, logits, typical_noise
 from edgeres.refine.equalize import equalize
 from edgeres.refine.residual import SkipCost, choose_residual, keep_in_half, skips
 from edgeres.zoo.download import cache_dir

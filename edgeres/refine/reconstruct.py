@@ -39,7 +39,7 @@ from edgeres.progress import SILENT, Advance, Progress
 from edgeres.quantize.plan import plan_digest
 from edgeres.records import F32
 from edgeres.refine.blocks import Block, split, whole
-from edgeres.refine.draft import Draft
+from edgeres.refine.candidate import Draft
 from edgeres.refine.resume import Resume
 from edgeres.refine.torch_graph import CodedWeight, TorchGraph
 

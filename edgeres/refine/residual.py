@@ -17,11 +17,11 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from edgeres.graph.view import GraphView
+from edgeres.graph.graph import GraphView
 from edgeres.progress import SILENT, Progress
 from edgeres.records import F32, HalfEdge, QuantPlan
-from edgeres.refine.draft import Draft, logits, typical_noise
-from edgeres.refine.noise import shapes
+from edgeres.refine.candidate import Draft, logits, typical_noise
+from edgeres.refine.sensitivity import shapes
 
 # The stream may add this share to the error of everything else in int8: 0.13 dB.
 BUDGET_SHARE = 1.03

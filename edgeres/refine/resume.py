@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from edgeres.bundle import write_file
+from edgeres.files import write_file
 
 _EVERY_SECONDS = 5.0
 _FORGET_SECONDS = 14 * 24 * 3600.0

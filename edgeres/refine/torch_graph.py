@@ -22,11 +22,11 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from edgeres.errors import ModelError
-from edgeres.graph.view import GraphView
+from edgeres.graph.graph import GraphView
 from edgeres.quantize.affine import codes
 from edgeres.records import F32, Edge, QuantParams, QuantPlan, WeightEdge
 from edgeres.refine.blocks import Block
-from edgeres.refine.draft import Draft
+from edgeres.refine.candidate import Draft
 from edgeres.refine.torch_ops import OPS
 
 _WEIGHT_LIMIT = 127

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from edgeres.report.sides import Json
+from edgeres.judge.gates import why_missing
+from edgeres.judge.sides import Json
 from edgeres.report.text import NOT_MEASURED, interval, megabytes, percent, points, significant, times
-from edgeres.verify.gates import why_missing
 
 SHORT = 64
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgeres.judge.gates import why_missing
 from edgeres.report.charts import class_chart, interval_chart
 from edgeres.report.markup import Html, el, join, more, prose, section, table
 from edgeres.report.text import NOT_MEASURED, Report, decibels, interval, percent, points, unreadable
-from edgeres.verify.gates import why_missing
 
 SHOWN_ROWS = 20  # of a long table before the rest folds away
 SHOWN_BARS = 16

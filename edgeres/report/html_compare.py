@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from edgeres.judge.gates import why_missing
+from edgeres.judge.sides import Json
 from edgeres.report.compare_text import changed, graphs, ratio, scale, since, size, title, with_interval
 from edgeres.report.html_accuracy import SHOWN_ROWS
 from edgeres.report.markup import Html, el, join, more, prose, section, table
 from edgeres.report.page import render_page
-from edgeres.report.sides import Json
 from edgeres.report.text import decibels, significant, times
-from edgeres.verify.gates import why_missing
 
 
 def render_comparisons(pairs: Sequence[Json]) -> str:

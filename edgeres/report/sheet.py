@@ -7,10 +7,10 @@ from io import BytesIO
 
 from PIL import Image, ImageDraw, ImageFont
 
+from edgeres.data.thumbnails import SIDE_PX, encode
 from edgeres.report.markup import Html, el, join
 from edgeres.report.page import render_page
-from edgeres.report.predictions import SORTS, Answer, in_order
-from edgeres.verify.thumbnails import SIDE_PX, encode
+from edgeres.runtime.predictions import SORTS, Answer, in_order
 
 SHOWN = 1000  # pictures of some 5 kB each
 _WORDS = {"unsure": "least sure first", "sure": "surest first", "class": "by class", "path": "by name"}

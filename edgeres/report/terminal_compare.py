@@ -8,10 +8,10 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from edgeres.judge.gates import why_missing
+from edgeres.judge.sides import Json
 from edgeres.report.compare_text import changed, graphs, ratio, scale, since, size, title, with_interval
-from edgeres.report.sides import Json
 from edgeres.report.text import NOT_MEASURED
-from edgeres.verify.gates import why_missing
 
 LISTED = 10
 

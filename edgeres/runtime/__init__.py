@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgeres.runtime.classifier import Classifier, Prediction
+from edgeres.runtime.engine import EngineFile, TensorRTRunner
 from edgeres.runtime.frames import Frame
 from edgeres.runtime.ort import OrtRunner
 from edgeres.runtime.runner import Backend, Feed, Runner, TensorSpec
-from edgeres.runtime.tensorrt import EngineFile, TensorRTRunner
 
 __all__ = [
     "Backend",

@@ -11,15 +11,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from edgeres.bundle import GRAPHS, Bundle
+from edgeres.bundle import Bundle
 from edgeres.errors import BundleError, EngineError, EnvironmentError_, UsageError
+from edgeres.graph.forms import FORMS, GRAPH_FILES
 from edgeres.records import EngineRecord, ModelSpec
+from edgeres.runtime.engine import EngineFile, TensorRTRunner
 from edgeres.runtime.ort import OrtRunner
 from edgeres.runtime.runner import Backend, TensorSpec
-from edgeres.runtime.tensorrt import EngineFile, TensorRTRunner
 
 if TYPE_CHECKING:
-    from edgeres.engine.vendor import Flavour
+    from edgeres.device.libraries import Flavour
     from edgeres.runtime.memory import Device
 
 Choice = Literal["auto", "tensorrt", "rtx", "cuda", "cpu"]
@@ -73,17 +74,17 @@ def _open(bundle: Bundle, name: Choice, threads: int, gpu: int) -> Backend:
         return _engine(bundle, name, gpu)
     if name == "cuda":
         return OrtRunner(_graph(bundle, ("tensorrt",)), integer=False, device="cuda", gpu=gpu)
-    style = "cpu" if bundle.has(GRAPHS["cpu"]) else "tensorrt"
+    style = "cpu" if bundle.has(FORMS["cpu"].file) else "tensorrt"
     # As it was verified: the graph for TensorRT in float arithmetic between its Q/DQ pairs.
     return OrtRunner(_graph(bundle, ("cpu", "tensorrt")), threads=threads, integer=style == "cpu")
 
 
 def _graph(bundle: Bundle, styles: tuple[str, ...]) -> Path:
     for style in styles:
-        if bundle.has(GRAPHS[style]):
-            return bundle.file(GRAPHS[style])
-    if any(bundle.has(graph) for graph in GRAPHS.values()):
-        raise EngineError(f"the bundle has no {GRAPHS[styles[0]]}", where=bundle.path)
+        if bundle.has(FORMS[style].file):
+            return bundle.file(FORMS[style].file)
+    if any(map(bundle.has, GRAPH_FILES)):
+        raise EngineError(f"the bundle has no {FORMS[styles[0]].file}", where=bundle.path)
     raise BundleError("holds no INT8 graph", where=bundle.path, hint="build it again")
 
 

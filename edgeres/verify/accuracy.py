@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from edgeres.data.pixels import Pixels, PixelTally
 from edgeres.errors import ModelError, SourceError
 from edgeres.progress import SILENT, Progress
 from edgeres.records import F32, I64, Accuracy, ModelSpec
 from edgeres.verify.classes import ClassFalls, paired_falls
-from edgeres.verify.pixels import Pixels, PixelTally
 from edgeres.verify.statistics import Estimate, Sqnr, paired_drop_pp, proportion_percent
 
 if TYPE_CHECKING:
     from edgeres.data.base import Source
     from edgeres.data.loader import Batch, Loader
     from edgeres.runtime.runner import Runner
-    from edgeres.verify.inputs import BetterInput
 
 TOP_K = 5
 
@@ -64,6 +63,23 @@ class Confusion:
     answer: int
     reference: int
     candidate: int
+
+
+@dataclass(frozen=True)
+class BetterInput:
+    """Another way to prepare pixels, with which FP32 is right more often than luck allows.
+
+    Attributes:
+        way: in words, e.g. ``channels in the order BGR``.
+        right, right_otherwise: of ``images``.
+        p: that it is luck, over all ways that were tried.
+    """
+
+    way: str
+    images: int
+    right: int
+    right_otherwise: int
+    p: float
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Workers give back scores (4 bytes a class) and the mean of each image's channels, batch by batch as one machine would
 run them; :func:`edgeres.verify.accuracy.compare` then reads them in order, as it reads a loader and runners, so every
 figure comes from the same code and is the same to the last bit on one kind of processor. Latency is no matter of a
-cluster and stays with :mod:`edgeres.verify.stage`.
+cluster and stays with :mod:`edgeres.verify.measure`.
 """
 
 from __future__ import annotations

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-from io import BytesIO
-
-from PIL import Image
-
 from edgeres.data.base import Source
+from edgeres.data.thumbnails import encode, thumbnail
 from edgeres.errors import SourceError
-from edgeres.records import U8
 from edgeres.verify.accuracy import Comparison
 
-MOST, SIDE_PX = 24, 128
+MOST = 24
 
 
 def thumbnails(source: Source, comparison: Comparison, headline: str) -> dict[str, str]:
@@ -27,17 +22,3 @@ def thumbnails(source: Source, comparison: Comparison, headline: str) -> dict[st
         except SourceError:  # it could be read a moment ago; the report does without its picture
             continue
     return found
-
-
-def thumbnail(pixels: U8) -> bytes:
-    """A JPEG file of an image, (H, W, 3) uint8 RGB, with its longer side at most :data:`SIDE_PX`."""
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((SIDE_PX, SIDE_PX), Image.Resampling.BILINEAR)
-    stream = BytesIO()
-    picture.save(stream, "JPEG", quality=80)
-    return stream.getvalue()
-
-
-def encode(jpeg: bytes) -> str:
-    """As it stands in a page and in report.json."""
-    return base64.b64encode(jpeg).decode("ascii")

@@ -16,9 +16,9 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from edgeres.bundle import sha256 as file_sha256
 from edgeres.data.labels import imagenet_classes
 from edgeres.errors import WeightsError
+from edgeres.files import sha256 as file_sha256
 from edgeres.progress import SILENT, Progress
 from edgeres.records import ModelSpec, Preprocess, Weights
 from edgeres.zoo.architectures import ARCHITECTURES, Architecture

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from edgeres._version import __version__
-from edgeres.bundle import sha256 as file_sha256
 from edgeres.errors import EnvironmentError_, WeightsError
+from edgeres.files import sha256 as file_sha256
 from edgeres.progress import SILENT, Progress
 
 TIMEOUT_S = 30.0  # for a connection, and for each read

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgeres.bundle import sha256
 from edgeres.errors import UsageError, WeightsError
+from edgeres.files import sha256
 from edgeres.records import Preprocess, Weights
 from edgeres.zoo.architectures import ARCHITECTURES, Architecture
 

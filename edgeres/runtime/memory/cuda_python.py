@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from edgeres.errors import EngineError, needs
-from edgeres.runtime.memory import Event, Graph, Stream
+from edgeres.runtime.memory.contract import CudaGraph, Event, Stream
 
 _NAME_BYTES = 256
 
@@ -134,7 +134,7 @@ class _Stream:
     def synchronize(self) -> None:
         self._gpu.call(self._gpu.cuda.cuStreamSynchronize, self._stream)
 
-    def capture(self, work: Callable[[], bool]) -> Graph | None:
+    def capture(self, work: Callable[[], bool]) -> CudaGraph | None:
         cuda, call = self._gpu.cuda, self._gpu.call
         # Of this thread alone: others may allocate meanwhile.
         call(cuda.cuStreamBeginCapture, self._stream, cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)

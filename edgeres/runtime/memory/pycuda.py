@@ -21,7 +21,7 @@ import numpy as np
 
 from edgeres.errors import EngineError, needs
 from edgeres.records import U8
-from edgeres.runtime.memory import Event, Graph, Stream
+from edgeres.runtime.memory.contract import CudaGraph, Event, Stream
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING, which pycuda does not name
 
@@ -125,7 +125,7 @@ class _Stream:
     def synchronize(self) -> None:
         self.stream.synchronize()
 
-    def capture(self, work: Callable[[], bool]) -> Graph | None:
+    def capture(self, work: Callable[[], bool]) -> CudaGraph | None:
         return None
 
     def close(self) -> None:

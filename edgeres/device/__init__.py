@@ -1,0 +1,1 @@
+"""Hardware facts: targets, vendor libraries, GPU, CPU and what their messages mean."""

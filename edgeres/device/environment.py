@@ -1,0 +1,27 @@
+"""What a run was made with: versions and machine, for manifests and reports."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+from edgeres._version import __version__
+from edgeres.device.cpu import this_cpu
+
+_PACKAGES = ("numpy", "pillow", "onnxruntime", "onnx", "torch", "tensorrt", "tensorrt-rtx-cu13")
+
+
+def environment() -> dict[str, str]:
+    """Names and versions, without importing any of the packages."""
+    found = {
+        "edgeres": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": this_cpu().model,
+    }
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,125 @@
+"""The one place that imports the vendor: ``tensorrt`` 10.3 to 11.x or ``tensorrt_rtx``, which share their API's shape.
+
+Everything that differs between them and between their versions is decided here or by a look at the module that
+:func:`load` returns; no other module asks for a version.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+from typing import Any, Literal
+
+from edgeres.device.gpu import Gpu, this_gpu
+from edgeres.device.targets import RTX_COMPUTE_CAPABILITIES
+from edgeres.errors import EngineError
+
+Flavour = Literal["rtx", "tensorrt"]
+
+MODULES: dict[Flavour, str] = {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
+# TensorRT-RTX 1.5 and 1.6 stop at INT8 convolutions.
+OLDEST: dict[Flavour, tuple[int, int]] = {"rtx": (1, 7), "tensorrt": (10, 3)}
+_LOG_LINES = 10_000
+_INSTALL: dict[Flavour, str] = {
+    "rtx": "pip install 'edgeres[rtx]'",
+    "tensorrt": "on a Jetson: sudo apt install python3-libnvinfer, in a virtual environment made with"
+    " --system-site-packages; elsewhere: pip install 'edgeres[tensorrt]'",
+}
+
+
+@dataclass(frozen=True)
+class Availability:
+    """What one flavour can do on this machine.
+
+    Attributes:
+        importable: the package and its shared libraries load, and are new enough.
+        version: of the package; None where it does not load.
+        gpu: of this machine, None without one.
+        reason: what is missing for building and running here, in words; "" where nothing is.
+        next_step: how to get it; "" where nothing is missing or nothing can be done.
+    """
+
+    flavour: Flavour
+    importable: bool
+    version: str | None
+    gpu: Gpu | None
+    reason: str = ""
+    next_step: str = ""
+
+    @property
+    def can_build(self) -> bool:
+        """TensorRT times its kernels on the GPU that the engine is for; RTX compiles ahead of time without one."""
+        return self.importable and (self.flavour == "rtx" or self.gpu is not None)
+
+    @property
+    def can_run(self) -> bool:
+        return self.importable and self.gpu is not None and not self.reason
+
+
+def load(flavour: Flavour) -> ModuleType:
+    """The vendor's module.
+
+    Raises:
+        EngineError: it is not installed, its shared libraries do not load, or it is too old.
+    """
+    name = MODULES[flavour]
+    try:
+        module = import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] != name:
+            raise EngineError(f"{name} is incomplete: it needs {error.name}", hint=_INSTALL[flavour]) from error
+        raise EngineError(f"{name} is not installed", hint=_INSTALL[flavour]) from error
+    except (ImportError, OSError, RuntimeError) as error:  # what a missing or mismatched shared library raises
+        raise EngineError(f"{name} is installed but does not load ({error})", hint=_INSTALL[flavour]) from error
+    version, oldest = getattr(module, "__version__", "0.0"), OLDEST[flavour]  # a mere folder of that name has none
+    if tuple(int(part) for part in version.split(".")[:2]) < oldest:
+        wanted = ".".join(map(str, oldest))
+        raise EngineError(f"{name} {version} is older than {wanted}, which edgeres needs", hint=_INSTALL[flavour])
+    return module
+
+
+def available(flavour: Flavour) -> Availability:
+    """Whether engines of this flavour can be built and run on this machine; raises nothing."""
+    gpu, why = this_gpu()
+    try:
+        version = str(load(flavour).__version__)
+    except EngineError as error:
+        return Availability(flavour, False, None, gpu, error.what, error.hint or "")
+    if gpu is None:
+        return Availability(flavour, True, version, None, why, "install the NVIDIA driver where there is a GPU")
+    if flavour == "rtx" and gpu.sm not in RTX_COMPUTE_CAPABILITIES:
+        reason = (
+            f"TensorRT-RTX does not run on {gpu.name} (SM {gpu.sm}), only on SM {', '.join(RTX_COMPUTE_CAPABILITIES)}"
+        )
+        return Availability(flavour, True, version, gpu, reason, "use TensorRT on this GPU: --target tensorrt")
+    return Availability(flavour, True, version, gpu)
+
+
+@dataclass(frozen=True)
+class VendorLog:
+    """Where the vendor writes: ``logger`` for its API, ``lines`` like ``[W] ...`` for us; nothing goes to stderr."""
+
+    logger: Any
+    lines: deque[str]
+
+
+@cache
+def vendor_log(flavour: Flavour) -> VendorLog:
+    """The log of this flavour, one in a process: TensorRT keeps the first logger it sees for stray messages."""
+    trt: Any = load(flavour)
+    lines: deque[str] = deque(maxlen=_LOG_LINES)
+    severity = trt.ILogger.Severity
+    letters = {severity.INTERNAL_ERROR: "F", severity.ERROR: "E", severity.WARNING: "W", severity.INFO: "I"}
+
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in letters:  # VERBOSE is thousands of lines
+                lines.append(f"[{letters[severity]}] {message}")
+
+    return VendorLog(Logger(), lines)

@@ -1,0 +1,157 @@
+"""Whether a model suits a target, said before a build that would find out late: memory, and the ONNX opset.
+
+Needs nothing but NumPy to count weights; with onnx installed, activations and opsets are looked at, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeres.bundle import FP32
+from edgeres.device.gpu import this_gpu
+from edgeres.device.targets import Target, this_board
+from edgeres.graph.forms import FORMS
+
+if TYPE_CHECKING:
+    import onnx
+
+# What a Jetson's system and desktop take before anything of ours runs: assumed, not measured.
+SYSTEM_BYTES = int(1.5e9)
+_COPIES = 3  # of the weights while an engine is built: the parser's, the builder's, the engine's
+_GB = 1e9
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """What a build takes at its peak, in bytes.
+
+    Attributes:
+        weights: of the FP32 graph, which is built beside the INT8 one.
+        activations: the most that are alive at once at the largest batch, in float32; None: not known without onnx.
+        workspace: scratch memory that one layer may take.
+    """
+
+    weights: int
+    activations: int | None
+    workspace: int
+
+    @property
+    def total(self) -> int:
+        return _COPIES * self.weights + (self.activations or 0) + self.workspace
+
+    @property
+    def basis(self) -> str:
+        """What was counted, in words."""
+        activations = "activations not counted: onnx is not installed"
+        if self.activations is not None:
+            activations = f"{_gb(self.activations)} of float32 activations alive at once"
+        weights = f"{_COPIES} x {_gb(self.weights)} of weights"
+        return f"{weights}, {activations}, {_gb(self.workspace)} of workspace"
+
+
+def warnings(folder: Path, target: Target, max_batch: int, workspace_mb: int | None = None) -> Iterator[str]:
+    """One line for each reason why a build for this target from the graphs in ``folder`` is likely to fail."""
+    if target.runtime == "onnxruntime":
+        return
+    yield from _opsets(folder, target)
+    memories = _memories(target)
+    need = memory_need(folder / FP32, max_batch, 0) if memories else MemoryNeed(0, None, 0)
+    for memory in memories:
+        own = target.workspace_bytes(memory) or 0  # the vendor's default takes what is left
+        workspace = own if workspace_mb is None else workspace_mb << 20
+        system = SYSTEM_BYTES if target.shared_memory else 0
+        full = MemoryNeed(need.weights, need.activations, workspace)
+        if full.total + system > memory:
+            what = f"batch {max_batch} is not likely to fit {_gb(memory)} of memory"
+            basis = full.basis + (f", {_gb(system)} for the system" if system else "")
+            yield f"{what}: it needs about {_gb(full.total + system)} ({basis}); lower --max-batch or --workspace-mb"
+
+
+def _memories(target: Target) -> list[int]:
+    """Bytes of the device: of this one where it is the target, else of every variant it is sold with."""
+    gpu, _ = this_gpu()
+    if gpu is not None and (this_board() is target or target.name == target.runtime):
+        return [gpu.memory_bytes]
+    return [int(size * _GB) for size in target.memory_gb]
+
+
+def _opsets(folder: Path, target: Target) -> Iterator[str]:
+    try:
+        import onnx
+    except ImportError:
+        return
+    if target.tensorrt is None:  # RTX is at hand, and its own parser tells
+        return
+    for name in (FORMS["tensorrt"].file, FP32):
+        path = folder / name
+        if not path.is_file():
+            continue
+        model = onnx.load(str(path), load_external_data=False)
+        opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+        if opset > target.max_opset:
+            documented = f"TensorRT {target.tensorrt[0]} documents up to {target.max_opset}"
+            yield f"{name} has opset {opset}, and {documented}: export the model with opset {min(target.max_opset, 17)}"
+
+
+def memory_need(graph: Path, max_batch: int, workspace: int) -> MemoryNeed:
+    """Of a build from a float graph, by the sizes of its tensors.
+
+    Where onnx is not installed the weights are the size of the file.
+    """
+    try:
+        import onnx
+    except ImportError:
+        return MemoryNeed(graph.stat().st_size, None, workspace)
+    model = onnx.load(str(graph))
+    weights = sum(_elements(tensor.dims) * 4 for tensor in model.graph.initializer)
+    return MemoryNeed(weights, peak_activations(model, max_batch), workspace)
+
+
+def peak_activations(model: onnx.ModelProto, batch: int) -> int:
+    """The most bytes of float32 tensors that are alive at once.
+
+    Nodes run in their order, a tensor is freed after its last reader, and a ReLU works in place.
+    """
+    from onnx import shape_inference
+
+    inferred = shape_inference.infer_shapes(model).graph
+    values = (*inferred.input, *inferred.value_info, *inferred.output)
+    constants = {tensor.name for tensor in inferred.initializer}
+    sizes = {v.name: 4 * _elements(_shape(v, batch)) for v in values if v.name not in constants}
+    last: dict[str, int] = {name: index for index, node in enumerate(inferred.node) for name in node.input}
+    last |= {value.name: len(inferred.node) for value in inferred.output}
+    alive = {value.name: sizes[value.name] for value in inferred.input if value.name in sizes}
+    peak = sum(alive.values())
+    for index, node in enumerate(inferred.node):
+        ended = {name: alive[name] for name in node.input if name in alive and last[name] == index}
+        if node.op_type == "Relu":
+            _end(alive, ended)
+        alive.update((name, sizes[name]) for name in node.output if name in sizes)
+        peak = max(peak, sum(alive.values()))
+        _end(alive, ended)
+    return peak
+
+
+def _end(alive: dict[str, int], ended: Mapping[str, int]) -> None:
+    for name in ended:
+        alive.pop(name, None)
+
+
+def _shape(value: Any, batch: int) -> list[int]:
+    """Of a graph's tensor; the first axis where it has no size is the batch, any other counts as 1."""
+    dims = value.type.tensor_type.shape.dim
+    return [dim.dim_value or (batch if index == 0 else 1) for index, dim in enumerate(dims)]
+
+
+def _elements(shape: Any) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def _gb(count: int) -> str:
+    return f"{count / _GB:.2g} GB" if count < _GB else f"{count / _GB:.1f} GB"

@@ -1,0 +1,1 @@
+"""Gates, checks and comparisons: from measurements to a finished report document."""

@@ -1,0 +1,286 @@
+"""What tells one build from another: options, scales, placements, accuracy, latency and sizes, as plain JSON.
+
+Figures of two reports are compared as ``verify --baseline`` compares them, by the same code: image by image where both
+saw the same images, latency in units of FP32 and only on one machine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgeres.errors import InputError
+from edgeres.judge.baseline import Baseline, accept
+from edgeres.judge.causes import causes
+from edgeres.judge.codec import pack, unpack
+from edgeres.judge.regression import Run, crowded, hold_against
+from edgeres.judge.sides import Json, Side
+from edgeres.records import I64
+from edgeres.verify.accuracy import Answers, Comparison
+from edgeres.verify.statistics import proportion_percent
+
+SCHEMA = 1
+TOLD_PERCENT = 10.0  # a scale that changed by more is counted as changed
+_TIMES = ("p50_ms", "p99_ms")
+
+
+def compare_builds(before: Side, after: Side, *, any_machine: bool = False) -> Json:
+    """All differences; what cannot be compared is null, and ``reasons`` says why.
+
+    Args:
+        any_machine: give a ratio of latencies of two machines, too.
+
+    Raises:
+        InputError: a report is damaged.
+    """
+    reasons: dict[str, str] = {}
+    try:
+        since = _since(before, after, any_machine, reasons)
+        found: Json = {
+            "before": _head(before),
+            "after": _head(after),
+            "same_images": since["same_images"],
+            "changed": since["changed"],
+            "files": _files(before.files, after.files),
+            "scales": _scales(before, after, reasons),
+            "placements": _placements(before, after, reasons),
+            "accuracy": _accuracy(before.report, after.report, since),
+            "latency": _latency(before.report, after.report, since),
+            "sizes": _sizes(before.report["sizes"], after.report["sizes"]),
+            "reasons": {path.removeprefix("baseline."): _by_name(why) for path, why in reasons.items()},
+        }
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        where = f"{before.name} or {after.name}"
+        raise InputError(f"its report is damaged ({type(error).__name__}: {error})", where=where) from error
+    return {"schema": SCHEMA, "causes": causes(found), **found}
+
+
+def _head(side: Side) -> Json:
+    report = side.report
+    validation = report["data"]["validation"]
+    return {
+        "name": side.name,
+        "model": report["model"]["name"],
+        "created": report["created"],
+        "outcome": report["outcome"],
+        "validation": validation["description"] if validation else None,
+        "images": report["accuracy"]["images"],
+    }
+
+
+def _by_name(why: str) -> str:
+    """Words that were made for a baseline, for a build with a name."""
+    return why.replace("the baseline was", "the first was").replace("the baseline", "the first")
+
+
+def _since(before: Side, after: Side, any_machine: bool, reasons: dict[str, str]) -> Json:
+    """The section ``baseline`` that a report of ``after`` would have with ``before`` accepted."""
+    old = before.report
+    if old["accuracy"]["answers"] is None:
+        nothing = dict.fromkeys(("labels", "fp32"), pack(np.zeros(0, np.int64)))
+        old = {**old, "accuracy": {**old["accuracy"], "graphs": {}, "answers": nothing}}
+    new = after.report
+    validation = new["data"]["validation"]
+    run = Run(
+        _comparison(new),
+        validation["sha256"] if validation else None,
+        tuple(new["model"]["labels"]),
+        new["latency"],
+        new["environment"],
+        new["facts"],
+    )
+    since = hold_against(Baseline(before.name, accept(old, before.name), any_machine), run, reasons)
+    assert since is not None
+    return since
+
+
+def _comparison(report: Json) -> Comparison | None:
+    """The answers of a report; names of images are not kept for all of them."""
+    accuracy = report["accuracy"]
+    packed = accuracy["answers"]
+    if packed is None:
+        return None
+    labels = unpack(packed["labels"])
+    nowhere = np.zeros(len(labels), np.bool_)
+
+    def answers(name: str, graph: Mapping[str, Any]) -> Answers:
+        sqnr, limits = graph.get("logit_sqnr_db"), graph.get("logit_sqnr_db_ci95")
+        return Answers(str(graph["runner"]), unpack(packed[name]), nowhere, sqnr, tuple(limits) if limits else None)
+
+    graphs = {name: answers(name, graph) for name, graph in accuracy["graphs"].items()}
+    names = dict.fromkeys(range(len(labels)), "")
+    return Comparison(labels, report["model"]["num_classes"], answers("fp32", accuracy["fp32"]), graphs, names)
+
+
+def _files(before: Mapping[str, str], after: Mapping[str, str]) -> Json:
+    """Graphs and engines, by what became of them."""
+    both = [name for name in after if name in before]
+    return {
+        "same": [name for name in both if before[name] == after[name]],
+        "changed": [name for name in both if before[name] != after[name]],
+        "gone": [name for name in before if name not in after],
+        "new": [name for name in after if name not in before],
+    }
+
+
+@dataclass(frozen=True)
+class _Widths:
+    """By tensor what a range covers: the scale of its codes, or the width of its range, which is 255 scales."""
+
+    of: str
+    tensors: Mapping[str, float]
+
+
+def _widths(side: Side, style: str, *, graphs: bool) -> _Widths | None:
+    if graphs:
+        codes = (side.graphs or {}).get(style)
+        return _Widths("graph", {name: code.scale for name, code in codes.tensors.items()}) if codes else None
+    ranges = (side.ranges or {}).get(style)
+    return _Widths("calibration.json", {name: high - low for name, (low, high) in ranges.items()}) if ranges else None
+
+
+def _scales(before: Side, after: Side, reasons: dict[str, str]) -> Json | None:
+    """By graph, every tensor that is quantized in both, the largest change first."""
+    graphs = before.graphs is not None and after.graphs is not None
+    found = {}
+    for style in _styles(before, after):
+        old, new = _widths(before, style, graphs=graphs), _widths(after, style, graphs=graphs)
+        if not old or not new:
+            reasons[f"scales.{style}"] = f"{(before if not old else after).name} has no {style} graph"
+            continue
+        pairs = [(name, old.tensors[name], new.tensors[name]) for name in new.tensors if name in old.tensors]
+        rows = [{"tensor": name, "before": a, "after": b, "ratio": b / a} for name, a, b in pairs if a > 0 and b > 0]
+        rows.sort(key=lambda row: -abs(math.log(row["ratio"])))  # type: ignore[arg-type]
+        changed = sum(abs(math.log(row["ratio"])) > math.log1p(TOLD_PERCENT / 100) for row in rows)  # type: ignore[arg-type]
+        found[style] = {"of": new.of, "tensors": len(rows), "changed": changed, "rows": rows}
+    if not found:
+        reasons.setdefault("scales", _why("ranges" if not graphs else "graphs", before, after))
+    return found or None
+
+
+def _placements(before: Side, after: Side, reasons: dict[str, str]) -> Json | None:
+    """By graph, the tensors that gained or lost their Q/DQ pair, and what is newly left in float."""
+    if before.graphs is None or after.graphs is None:
+        reasons["placements"] = _why("graphs", before, after)
+        return None
+    found = {}
+    for style in (style for style in after.graphs if style in before.graphs):
+        old, new = before.graphs[style], after.graphs[style]
+        found[style] = {
+            "both": len(old.tensors.keys() & new.tensors.keys()),
+            "gained": [name for name in new.tensors if name not in old.tensors],
+            "lost": [name for name in old.tensors if name not in new.tensors],
+            "left_in_float": [
+                {"what": what, "reason": reason} for what, reason in new.skipped.items() if what not in old.skipped
+            ],
+        }
+    return found
+
+
+def _styles(before: Side, after: Side) -> Iterable[str]:
+    """Graphs of either; ranges alone may also have styles that no graph has."""
+    wanted = {*before.report["accuracy"]["graphs"], *after.report["accuracy"]["graphs"]}
+    known = {*(before.graphs or before.ranges or {}), *(after.graphs or after.ranges or {})}
+    return sorted(known & wanted if wanted else known)
+
+
+def _why(part: str, before: Side, after: Side) -> str:
+    told = (side.reasons[part] for side in (before, after) if part in side.reasons)
+    return next(told, "the two have no graph in common")
+
+
+def _accuracy(before: Json, after: Json, since: Json) -> Json:
+    old, new = before["accuracy"], after["accuracy"]
+    lost = ("drop_pp", "drop_pp_ci95", "lost", "gained", "total")
+    fp32 = since["fp32"] or dict.fromkeys(lost)
+    graphs = {}
+    for name in (name for name in new["graphs"] if name in old["graphs"]):
+        row = since["graphs"][name]
+        graphs[name] = {
+            "before": _figures(old["graphs"][name]),
+            "after": _figures(new["graphs"][name]),
+            **{f"since_{key}": row[key] for key in lost},
+            "sqnr_loss_db": row["sqnr_loss_db"],
+            "sqnr_loss_db_ci95": row["sqnr_loss_db_ci95"],
+            **_same_answers(old, new, name, since["same_images"]),
+            "fallen_classes": _fallen(row["classes"]),
+        }
+    return {
+        "interval_percent": since["interval_percent"],
+        "fp32": {
+            "before": _figures(old["fp32"]),
+            "after": _figures(new["fp32"]),
+            **{f"since_{key}": fp32[key] for key in lost},
+            **_same_answers(old, new, "fp32", since["same_images"]),
+        },
+        "graphs": graphs,
+        "missing_classes": [row["name"] for row in since["missing_classes"]],
+    }
+
+
+_FIGURES = ("top1", "top1_ci95", "drop_pp", "drop_pp_ci95", "agreement", "agreement_ci95", "logit_sqnr_db")
+
+
+def _figures(row: Json) -> Json:
+    return {key: row.get(key) for key in _FIGURES}
+
+
+def _same_answers(old: Json, new: Json, name: str, same_images: bool) -> Json:
+    """How many images both builds put into the same class, with Wilson's interval; None on other images."""
+    if not same_images:
+        return {"same_answers": None, "same_answers_ci95": None}
+    pair: tuple[I64, I64] = (unpack(old["answers"][name]), unpack(new["answers"][name]))
+    share = proportion_percent(int((pair[0] == pair[1]).sum()), len(pair[1]))
+    return {"same_answers": share.value, "same_answers_ci95": [share.low, share.high]}
+
+
+def _fallen(classes: Json | None) -> list[Json]:
+    """Classes that fell by more than luck."""
+    if classes is None:
+        return []
+    return [
+        {"name": row["name"], "drop_pp": row["drop_pp"], "p": row["p_holm"]}
+        for row in classes["falling"]
+        if row["p_holm"] < classes["alpha"]
+    ]
+
+
+def _latency(before: Json, after: Json, since: Json) -> Json:
+    """Each as it was measured, and INT8's in units of FP32's, where that says something."""
+
+    def taken(report: Json) -> Json:
+        latency = report["latency"]
+        measured = latency["speedup"] is not None
+        return {
+            "machine": report["environment"].get("processor"),
+            "scope": latency["scope"],
+            "speedup": latency["speedup"],
+            "speedup_ci95": latency["speedup_ci95"],
+            "crowded": crowded(latency) if measured else None,
+            **{precision: {key: latency[precision][key] for key in _TIMES} for precision in ("fp32", "int8")},
+        }
+
+    return {
+        "before": taken(before),
+        "after": taken(after),
+        "slowdown_percent": since["slowdown_percent"],
+        "slowdown_percent_ci95": since["slowdown_percent_ci95"],
+    }
+
+
+def _sizes(before: Json, after: Json) -> list[Json]:
+    """Bytes of each graph and engine, those of either."""
+    old, new = ({"fp32 graph": sizes["fp32_bytes"], **sizes["deployed_bytes"]} for sizes in (before, after))
+    return [
+        {
+            "name": name,
+            "before": old.get(name),
+            "after": new.get(name),
+            "ratio": new[name] / old[name] if old.get(name) and new.get(name) else None,
+        }
+        for name in dict.fromkeys((*old, *new))
+    ]

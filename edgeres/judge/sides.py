@@ -1,0 +1,129 @@
+"""One of several builds to compare: a bundle, or a report.json alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgeres.bundle import CALIBRATION, REPORT, Bundle
+from edgeres.errors import BundleError, InputError
+from edgeres.graph.forms import FORMS
+
+Json = dict[str, Any]
+
+# What is read of a report, and so must be there.
+_PARTS = ("model", "outcome", "accuracy", "latency", "sizes", "data", "environment", "facts", "files", "created")
+
+
+@dataclass(frozen=True)
+class Code:
+    """How one tensor of an INT8 graph becomes codes.
+
+    Attributes:
+        scale: in the tensor's own units per code.
+    """
+
+    scale: float
+    zero_point: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Codes:
+    """What is quantized in one INT8 graph.
+
+    Attributes:
+        tensors: every activation with a Q/DQ pair.
+        skipped: why something stays in float.
+    """
+
+    tensors: Mapping[str, Code]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Side:
+    """A build as far as it can be read.
+
+    Attributes:
+        name: as the user named it.
+        report: content of report.json.
+        files: SHA-256 of graphs and engines by path, as they are now.
+        ranges: low and high by style and tensor, of calibration.json; None where there is none.
+        graphs: by style; None where nobody can look, ``reasons`` then says why, under ``ranges`` and ``graphs``.
+    """
+
+    name: str
+    report: Json
+    files: Mapping[str, str]
+    ranges: Mapping[str, Mapping[str, tuple[float, float]]] | None = None
+    graphs: Mapping[str, Codes] | None = None
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_side(path: Path) -> Side:
+    """Open a bundle or a report.json.
+
+    Raises:
+        BundleError: the bundle is incomplete or was changed. InputError: a file is no report, or an older one.
+    """
+    if path.is_file():
+        why = f"{path} is a report alone; give the bundle"
+        report = _report(path, path)
+        return Side(str(path), report, report["files"], reasons={"ranges": why, "graphs": why})
+    bundle = Bundle(path)
+    if not bundle.has(REPORT):
+        raise BundleError("has no report.json, so there are no figures to compare", where=path, hint="build it again")
+    reasons: dict[str, str] = {}
+    ranges, graphs = _ranges(bundle, reasons), _graphs(bundle, reasons)
+    files = {name: digest for name, digest in bundle.manifest.files.items() if name.endswith((".onnx", ".engine"))}
+    return Side(str(path), _report(bundle.file(REPORT), path), files, ranges, graphs, reasons)
+
+
+def _report(path: Path, where: Path) -> Json:
+    """The content of a report.json, checked for what is read later."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        missing = [part for part in _PARTS if part not in content]
+        whole = "answers" in content["accuracy"] and "deployed_bytes" in content["sizes"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError("not a report of edgeres", where=where, hint="give a bundle, or a report.json") from error
+    if missing or not whole:
+        hint = "edgeres verify BUNDLE -o DIR writes a new one"
+        raise InputError("its report is from an older edgeres, or incomplete", where=where, hint=hint)
+    report: Json = content
+    return report
+
+
+def _ranges(bundle: Bundle, reasons: dict[str, str]) -> dict[str, dict[str, tuple[float, float]]] | None:
+    if not bundle.has(CALIBRATION):
+        reasons["ranges"] = f"{bundle.path} has no {CALIBRATION}"
+        return None
+    path = bundle.file(CALIBRATION)
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    try:
+        for tensor, entry in json.loads(path.read_text(encoding="utf-8"))["tensors"].items():
+            for style, (low, high) in entry["ranges"].items():
+                found.setdefault(style, {})[tensor] = (float(low), float(high))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"is no calibration.json ({error})", where=path, hint="build the bundle again") from error
+    return found
+
+
+def _graphs(bundle: Bundle, reasons: dict[str, str]) -> dict[str, Codes] | None:
+    if importlib.util.find_spec("onnx") is None:
+        reasons["graphs"] = "it needs onnx; pip install 'edgeres[export]'"
+        return None
+    from edgeres.quantize.inspect import inspect
+
+    found = {}
+    for style, form in FORMS.items():
+        if bundle.has(form.file) and form.made_from is None:
+            (graph,) = inspect(bundle.file(form.file))
+            tensors = {q.tensor: Code(q.scale, q.zero_point, q.dtype) for q in graph.quantized}
+            found[style] = Codes(tensors, dict(graph.skipped))
+    return found

@@ -1,0 +1,40 @@
+"""A report on disk: report.json for machines, report.html for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgeres.bundle import REPORT, REPORT_PAGE
+from edgeres.files import sha256, write_file
+from edgeres.judge.document import Json, to_json
+from edgeres.report.html import render_html
+from edgeres.report.junit import render_junit
+from edgeres.report.markdown import render_markdown
+
+ARTEFACTS = (".onnx", ".engine")
+
+
+def write_report(folder: Path, report: Json) -> None:
+    """Write both files into a directory, each complete or not at all.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+    write_file(folder / REPORT, to_json(report).encode())
+    write_file(folder / REPORT_PAGE, render_html(report).encode())
+
+
+def write_junit(path: Path, report: Json) -> None:
+    """Write gates and checks as JUnit XML; complete or not at all."""
+    write_file(path, render_junit(report).encode())
+
+
+def write_markdown(path: Path, report: Json) -> None:
+    """Write a summary as Markdown; complete or not at all."""
+    write_file(path, render_markdown(report).encode())
+
+
+def artefacts(folder: Path) -> dict[str, str]:
+    """SHA-256 of the graphs and engines in a bundle's directory, by path."""
+    found = sorted(path for path in folder.rglob("*") if path.suffix in ARTEFACTS)
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in found}

@@ -1,0 +1,226 @@
+"""What the user names as a model -> its FP32 graph and what it is.
+
+    zoo name + weights   -> torch module -> export   \\
+    torch module         ----------------> export     > FP32 ONNX, canonical, with a ModelSpec
+    ONNX file            -------------> normalize    /
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgeres.errors import InputError, UsageError, needs
+from edgeres.progress import SILENT, Progress
+from edgeres.records import ChannelOrder, ModelSpec, Preprocess, TensorRange
+
+if TYPE_CHECKING:
+    import onnx
+
+    from edgeres.graph.normalize import Canonical
+
+
+@dataclass(frozen=True)
+class InputChoice:
+    """What the user says about the network's input; None leaves what is known of the model, or the default.
+
+    ``input = (pixel * pixel_scale - mean) / std`` after resize and centre crop.
+
+    Attributes:
+        mean, std: of red, green and blue, in this order also where the network takes BGR.
+    """
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    pixel_scale: float | None = None
+    resize_px: int | None = None
+    channel_order: ChannelOrder | None = None
+
+    def __post_init__(self) -> None:
+        numbers = (*(self.mean or ()), *(self.std or ()), *(() if self.pixel_scale is None else (self.pixel_scale,)))
+        if not all(math.isfinite(number) for number in numbers):
+            raise UsageError("mean, std and pixel scale must be finite numbers")
+        if any(value <= 0 for value in self.std or ()) or (self.pixel_scale is not None and self.pixel_scale <= 0):
+            raise UsageError("std and pixel scale must be above zero", hint="leave them out for ImageNet's")
+
+    def over(self, known: Preprocess) -> Preprocess:
+        """The contract with the user's choices in place of what was known."""
+        chosen = {name: value for name, value in vars(self).items() if value is not None}
+        order = self.channel_order or known.channel_order
+        for name in ("mean", "std"):
+            rgb = chosen.get(name) or _turn(getattr(known, name), known.channel_order)
+            chosen[name] = _turn(rgb, order)
+        return replace(known, **chosen)
+
+
+def _turn(values: Sequence[float], order: ChannelOrder) -> tuple[float, ...]:
+    """From red, green, blue to ``order``, and back."""
+    return tuple(values) if order == "RGB" else tuple(values)[::-1]
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which network, in the user's words.
+
+    Attributes:
+        model: a zoo name, the path of an ``.onnx`` file, or (from Python) a ``torch.nn.Module``.
+        weights: tag, file, URL or ``random``; None takes the default of the zoo.
+        num_classes: only for random weights; otherwise the checkpoint says it.
+        labels: class names, in the order of the outputs, or the path of a file with one a line.
+        input: how pixels become the input; needed for a module, optional for the rest.
+        name: of a module.
+        input_px: height and width of a module's input.
+    """
+
+    model: Any
+    weights: str | None = None
+    num_classes: int | None = None
+    labels: Sequence[str] | Path | None = None
+    input: InputChoice = InputChoice()
+    name: str | None = None
+    input_px: tuple[int, int] = (224, 224)
+
+
+@dataclass(frozen=True)
+class Fp32Model:
+    """The baseline.
+
+    Attributes:
+        graph: canonical FP32 ONNX.
+        max_error: largest difference to where it came from (torch, or the file's own graph), as a share of the largest
+            output.
+        notes: what was found or changed on the way, in words.
+        known: ranges of tensors that need no measuring.
+    """
+
+    graph: onnx.ModelProto
+    spec: ModelSpec
+    max_error: float
+    notes: tuple[str, ...] = ()
+    known: Mapping[str, TensorRange] = field(default_factory=dict)
+
+
+def with_exact_input(model: Fp32Model, interface: Literal["bytes", "normalized"] = "bytes") -> Fp32Model:
+    """The same network on the camera's byte minus 128, whose int8 code is exact; unchanged where it does not apply.
+
+    Args:
+        interface: ``normalized`` keeps the input as it is, and takes the bytes out of it inside the graph.
+    """
+    from edgeres.refine.exact_input import ExactInput, exact_input
+
+    found = exact_input(model.graph, model.spec.preprocess, interface)
+    if not isinstance(found, ExactInput):
+        return replace(model, notes=(*model.notes, f"{found.what}: {found.reason}"))
+    return replace(model, graph=found.graph, spec=replace(model.spec, preprocess=found.preprocess), known=found.known)
+
+
+def take(choice: ModelChoice, progress: Progress = SILENT) -> Fp32Model:
+    """Load, export or normalize the model.
+
+    Raises:
+        UsageError: no such architecture, or options that do not go together.
+        WeightsError, ModelError: what was given cannot be used; the line says why.
+        EnvironmentError_: the ``export`` extra is not installed.
+    """
+    try:
+        import onnx  # noqa: F401
+    except ImportError as error:
+        raise needs("export", "onnx") from error
+    if not isinstance(choice.model, str | Path):
+        return _take_module(choice, progress)
+    if str(choice.model).lower().endswith(".onnx"):
+        with progress.task("reading the graph", total=None):
+            return _take_onnx(Path(choice.model).expanduser(), choice)
+    return _take_zoo(str(choice.model), choice, progress)
+
+
+def _take_zoo(name: str, choice: ModelChoice, progress: Progress) -> Fp32Model:
+    from edgeres.zoo.registry import find_model
+
+    if Path(name).suffix in {".pt", ".pth", ".th", ".safetensors"}:
+        raise UsageError(
+            "a checkpoint holds weights, not the architecture", where=name, hint=f"--model resnet18 --weights {name}"
+        )
+    find_model(name)  # a misspelt name is told before torch is loaded
+    try:
+        with progress.task("starting torch", total=None):
+            import torch  # noqa: F401
+    except ImportError as error:
+        raise needs("export", "torch") from error
+    from edgeres.zoo.checkpoint import load_model
+    from edgeres.zoo.export import export
+
+    weights = choice.weights
+    if weights and weights.startswith("~"):
+        weights = str(Path(weights).expanduser())
+    module, spec = load_model(name, weights, choice.num_classes, progress)
+    spec = _described(spec, choice)
+    progress.say(f"{name}: weights {spec.weights}, {spec.num_classes} classes")
+    with progress.task("exporting", total=None):
+        exported = export(module, spec)
+    return Fp32Model(exported.model, spec, exported.relative_error, exported.canonical.notes)
+
+
+def _take_module(choice: ModelChoice, progress: Progress) -> Fp32Model:
+    from edgeres.zoo.export import export
+
+    name = choice.name or type(choice.model).__name__.lower()
+    known = Preprocess(crop_px=choice.input_px, resize_px=_usual_resize(choice.input_px))
+    with progress.task("exporting", total=None):
+        exported = export(choice.model, ModelSpec(name, known, ()))
+    labels = tuple(f"class {i}" for i in range(exported.canonical.num_classes))
+    spec = _described(_outputs(ModelSpec(name, known, labels, weights="module"), exported.canonical), choice)
+    return Fp32Model(exported.model, spec, exported.relative_error, exported.canonical.notes)
+
+
+def _take_onnx(path: Path, choice: ModelChoice) -> Fp32Model:
+    from edgeres.files import sha256
+    from edgeres.graph.normalize import load_onnx, normalize
+
+    if choice.weights is not None or choice.num_classes is not None:
+        raise UsageError("an ONNX file brings its own weights and classes", hint="drop --weights and --num-classes")
+    canonical = normalize(load_onnx(path), where=path)
+    known = replace(canonical.preprocess, resize_px=_usual_resize(canonical.size_px))
+    labels = tuple(f"class {i}" for i in range(canonical.num_classes))
+    spec = ModelSpec(path.stem, known, labels, weights=path.name, weights_sha256=sha256(path))
+    return Fp32Model(
+        canonical.model, _described(_outputs(spec, canonical), choice), canonical.max_error, canonical.notes
+    )
+
+
+def _outputs(spec: ModelSpec, canonical: Canonical) -> ModelSpec:
+    return replace(spec, output="probabilities" if canonical.ends_in_softmax else "logits")
+
+
+def _usual_resize(size_px: tuple[int, int]) -> int | None:
+    """ImageNet's convention, 256 for a crop of 224; small images are taken as they are."""
+    return round(min(size_px) * 256 / 224) if min(size_px) >= 128 else None
+
+
+def _described(spec: ModelSpec, choice: ModelChoice) -> ModelSpec:
+    """The spec with what the user said in place of what was known."""
+    labels = spec.labels
+    if choice.labels is not None:
+        labels = read_labels(choice.labels) if isinstance(choice.labels, str | Path) else tuple(choice.labels)
+        if len(labels) != spec.num_classes:
+            raise InputError(
+                f"{len(labels)} labels for {spec.num_classes} classes", where=spec.name, hint="one label per output"
+            )
+    return replace(spec, labels=labels, preprocess=choice.input.over(spec.preprocess))
+
+
+def read_labels(path: str | Path) -> tuple[str, ...]:
+    """Class names from a text file, one a line.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        cause = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"labels cannot be read ({cause})", where=path, hint="UTF-8 text, one label a line") from error
+    return tuple(line.strip() for line in lines if line.strip())

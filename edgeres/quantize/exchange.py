@@ -1,0 +1,280 @@
+"""Ranges of other tools, in and out.
+
+    TensorRT     a calibration cache: a header line, then ``tensor: scale`` with the float32's bits in hex
+    ONNX Runtime the JSON of ``save_tensors_data`` and ``write_calibration_table``: lowest and highest by tensor
+    any tool     the scales of an ONNX file with Q/DQ pairs: ONNX Runtime's, Model Optimizer's
+
+A scale of symmetric int8 stands for [-127 scale, 127 scale].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeres.calibrate.ranges_file import Recorded
+from edgeres.calibrate.record import IMPORTED, Ranges, Wanted
+from edgeres.errors import InputError, UsageError
+from edgeres.quantize.affine import symmetric_int8
+from edgeres.records import TensorRange
+
+if TYPE_CHECKING:
+    import onnx
+
+    from edgeres.graph.graph import GraphView
+
+Format = Literal["trt-cache", "ort"]
+FORMATS: tuple[Format, ...] = ("trt-cache", "ort")
+# Of JetPack 6.1 and 6.2, the last that gives DLA to implicit INT8.
+TENSORRT = "10.3.0"
+_FORMS = "a TensorRT calibration cache, ONNX Runtime's calibration JSON, or an ONNX file with Q/DQ pairs"
+_POOLS = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Ranges as another tool names them.
+
+    Attributes:
+        form: of the file, in words.
+        limits: low and high by tensor.
+        sha256: of the file.
+    """
+
+    path: Path
+    form: str
+    limits: Mapping[str, tuple[float, float]]
+    sha256: str
+
+
+def read_foreign(path: str | Path) -> Foreign:
+    """Read the ranges in a file of another tool, whose form is told by its content.
+
+    Raises:
+        InputError: it cannot be read, is none of the known forms, or is damaged.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=path, hint="check the path") from error
+    form, limits = _read(path, content)
+    if not limits:
+        raise InputError(f"is {form} without a single range", where=path)
+    broken = next((name for name, pair in limits.items() if not np.isfinite(pair).all() or pair[0] > pair[1]), None)
+    if broken is not None:
+        raise InputError(f"the range of {broken} is {limits[broken]}", where=path, hint="write the file again")
+    return Foreign(path, form, limits, hashlib.sha256(content).hexdigest())
+
+
+def _read(path: Path, content: bytes) -> tuple[str, dict[str, tuple[float, float]]]:
+    if path.suffix.lower() == ".onnx":
+        return "an ONNX file with Q/DQ pairs", dict(_from_qdq(path))
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise InputError("is no file of ranges that edgeres knows", where=path, hint=f"give {_FORMS}") from None
+    if text.startswith("TRT-"):
+        return "a TensorRT calibration cache", dict(_from_cache(path, text))
+    if text.lstrip().startswith("{"):
+        return "ONNX Runtime's calibration", dict(_from_json(path, text))
+    first = text.partition("\n")[0].split(" ")
+    if len(first) == 2 and _is_number(first[1]):
+        hint = "give the calibration.json that was written beside it"
+        raise InputError("is ONNX Runtime's plain table, which keeps one end of each range", where=path, hint=hint)
+    raise InputError("is no file of ranges that edgeres knows", where=path, hint=f"give {_FORMS}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _from_cache(path: Path, text: str) -> Iterator[tuple[str, tuple[float, float]]]:
+    """``TRT-100300-EntropyCalibration2`` and lines of ``tensor: 3c008912``; writers drop leading zeros or do not."""
+    for number, line in enumerate(text.splitlines()[1:], 2):
+        name, colon, bits = line.rpartition(":")
+        if not line.strip():
+            continue
+        try:
+            scale = float(struct.unpack("!f", bytes.fromhex(bits.strip().zfill(8)))[0])
+        except (ValueError, struct.error):
+            scale = -1.0
+        if not colon or scale < 0 or not np.isfinite(scale):
+            what = f"line {number} is not a tensor and its scale: {line.strip()[:60]}"
+            raise InputError(what, where=path, hint="write the cache again")
+        yield name, (-127 * scale, 127 * scale)
+
+
+def _from_json(path: Path, text: str) -> Iterator[tuple[str, tuple[float, float]]]:
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"is damaged JSON ({error})", where=path, hint="write it again") from error
+    if "schema" in content and "tensors" in content:
+        raise InputError("is a calibration.json of edgeres already", where=path, hint="give it to --calibration-file")
+    entries = content["data"] if content.get("CLS") == "TensorsData" else content
+    for name, entry in entries.items():
+        try:
+            pair = (entry["lowest"], entry["highest"]) if isinstance(entry, dict) else tuple(entry)
+            low, high = (float(np.ravel(end["data"] if isinstance(end, dict) else end)[0]) for end in pair)
+        except (KeyError, TypeError, ValueError, IndexError):
+            what = f"has no lowest and highest for {name}, as ONNX Runtime writes them"
+            raise InputError(what, where=path, hint=f"give {_FORMS}") from None
+        yield name, (min(low, 0.0), max(high, 0.0))
+
+
+def _from_qdq(path: Path) -> Iterator[tuple[str, tuple[float, float]]]:
+    """The tensors ahead of QuantizeLinear, per tensor; of two quantizers of one tensor the wider counts."""
+    from edgeres.graph.normalize import load_onnx
+
+    graph = load_onnx(path).graph
+    constants = _constants(graph)
+    producers = {name: node for node in graph.node for name in node.output}
+    found: dict[str, tuple[float, float]] = {}
+    for node in graph.node:
+        if node.op_type != "QuantizeLinear" or node.input[0] in constants or node.input[1] not in constants:
+            continue
+        scale = constants[node.input[1]]
+        zero = constants.get(node.input[2]) if len(node.input) > 2 else np.zeros((), np.uint8)
+        if scale.size != 1 or zero is None or zero.dtype.kind not in "iu":
+            continue
+        low, high = _limits(float(scale.flat[0]), zero)
+        for name in _names(node.input[0], producers):
+            known = found.get(name, (0.0, 0.0))
+            found[name] = (min(low, known[0]), max(high, known[1]))
+    yield from found.items()
+
+
+def _limits(scale: float, zero: npt.NDArray[Any]) -> tuple[float, float]:
+    info, point = np.iinfo(zero.dtype), int(zero.flat[0])
+    low = -info.max if info.min < 0 and point == 0 else info.min - point
+    return low * scale, (info.max - point) * scale
+
+
+def _names(tensor: str, producers: Mapping[str, onnx.NodeProto]) -> Iterator[str]:
+    """A tensor, and what it is called ahead of casts: tools that turn the rest to float16 put them there."""
+    yield tensor
+    while (node := producers.get(tensor)) is not None and node.op_type == "Cast":
+        tensor = node.input[0]
+        yield tensor
+
+
+def _constants(graph: onnx.GraphProto) -> dict[str, npt.NDArray[Any]]:
+    from onnx import numpy_helper
+
+    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            found[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+    return found
+
+
+def fit(foreign: Foreign, view: GraphView, wanted: Mapping[str, Wanted]) -> Ranges:
+    """The ranges of our tensors from those of another tool, for every style that they are enough for.
+
+    A tensor that the other tool left out takes the range of what it is pooled or moved from, which holds it. Symmetric
+    ranges of tensors that are never negative begin at zero where codes are affine.
+
+    Raises:
+        InputError: they are not enough for any style.
+    """
+    found: Ranges = {}
+    short: dict[str, list[str]] = {}
+    for style, asked in wanted.items():
+        limits = {name: _limits_of(foreign, view, name) for name in asked.all}
+        missing = [name for name, pair in limits.items() if pair is None]
+        if missing and style != "symmetric":
+            short[style] = missing
+            continue
+        ranges = {
+            name: _range(name, pair, view, symmetric=name in asked.symmetric) for name, pair in limits.items() if pair
+        }
+        likes = {name: other for name, other in asked.like.items() if other in ranges}
+        found[style] = Wanted(like=likes).complete(ranges)
+    if short.keys() >= wanted.keys() - {"symmetric"}:
+        style, missing = min(short.items(), key=lambda item: len(item[1]))
+        total = len(wanted[style].all)
+        what = f"has no range for {len(missing)} of the {total} tensors of the {style} graph, e.g. {missing[0]}"
+        raise InputError(what, where=foreign.path, hint="it must be of the same network, with the same tensor names")
+    return found
+
+
+def _limits_of(foreign: Foreign, view: GraphView, tensor: str) -> tuple[float, float] | None:
+    while tensor not in foreign.limits:
+        node = view.producer(tensor)
+        if node is None or not (view.keeps_codes(node) or node.op_type in _POOLS):
+            return None
+        tensor = node.input[0]
+    return foreign.limits[tensor]
+
+
+def _range(name: str, limits: tuple[float, float], view: GraphView, *, symmetric: bool) -> TensorRange:
+    low, high = limits
+    if symmetric:
+        high = max(-low, high)
+        low = -high
+    elif view.is_nonnegative(name):
+        low = 0.0
+    return TensorRange(name, min(low, 0.0), max(high, 0.0), IMPORTED, 0)
+
+
+def export(recorded: Recorded, form: Format, tensorrt: str = TENSORRT) -> tuple[str, int]:
+    """The text of another tool's file, and how many tensors are in it.
+
+    Args:
+        form: ``trt-cache`` for TensorRT's implicit INT8 and Model Optimizer, ``ort`` for ONNX Runtime's
+            ``quantize_static(calibration_cache_path=...)``.
+        tensorrt: version in the cache's header; TensorRT takes caches of its own version.
+
+    Raises:
+        UsageError: it is no version.
+    """
+    return _cache(recorded, tensorrt) if form == "trt-cache" else _json(recorded)
+
+
+def _cache(recorded: Recorded, tensorrt: str) -> tuple[str, int]:
+    if not re.fullmatch(r"\d+(\.\d+)*", tensorrt):
+        raise UsageError(f"is no version of TensorRT: {tensorrt!r}", where="--tensorrt", hint=f"e.g. {TENSORRT}")
+    major, minor, patch = (*map(int, tensorrt.split(".")), 0, 0)[:3]
+    # NV_TENSORRT_VERSION: 8.6.2 is 8602, from 10 on 10.3.0 is 100300.
+    version = (10000 if major >= 10 else 1000) * major + 100 * minor + patch
+    tensors = recorded.content["tensors"].values()
+    complete = any("symmetric" in entry["ranges"] for entry in tensors)
+    styles = ("symmetric",) if complete else ("tensorrt", "cpu")
+    scales = {name: symmetric_int8(best).scale for name, best in _best(recorded, *styles)}
+    lines = [f"{name}: {struct.pack('!f', float(scale)).hex()}\n" for name, scale in scales.items()]
+    return f"TRT-{version}-EntropyCalibration2\n{''.join(lines)}", len(lines)
+
+
+def _json(recorded: Recorded) -> tuple[str, int]:
+    def array(value: float) -> dict[str, Any]:
+        return {"data": [float(np.float32(value))], "dtype": "float32", "CLS": "numpy.array"}
+
+    data = {
+        name: {"lowest": array(best.low), "highest": array(best.high), "CLS": "TensorData"}
+        for name, best in _best(recorded, "cpu", "tensorrt", "symmetric")
+    }
+    method = {"CLS": "CalibrationMethod", "value": "CalibrationMethod.MinMax"}
+    content = {"CLS": "TensorsData", "data": data, "calibration_method": method, "smooth_quant": False}
+    return json.dumps(content, indent=1) + "\n", len(data)
+
+
+def _best(recorded: Recorded, *styles: str) -> Iterator[tuple[str, TensorRange]]:
+    """Every tensor with its range of the first style that has one."""
+    for name, entry in recorded.content["tensors"].items():
+        limits = next((entry["ranges"][style] for style in styles if style in entry["ranges"]), None)
+        if limits is not None:
+            yield name, TensorRange(name, float(limits[0]), float(limits[1]), recorded.method, recorded.samples)

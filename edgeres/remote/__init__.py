@@ -1,0 +1,1 @@
+"""A bundle built and verified on another machine over ssh."""

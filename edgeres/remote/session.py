@@ -1,0 +1,342 @@
+"""A bundle's engine built and verified on another machine over ssh: copy, engine, verify, fetch.
+
+A small file beside the bundle over there says what was done, so that the same command goes on where it stopped. A
+changed bundle, other options or another TensorRT over there are done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgeres._version import __version__
+from edgeres.bundle import ENGINES, MANIFEST, Bundle, log_of
+from edgeres.errors import BundleError, EngineError, EnvironmentError_
+from edgeres.files import FREE_SPACE, sha256, write_json
+from edgeres.progress import SILENT, Progress
+from edgeres.records import EngineRecord
+from edgeres.remote.ssh import Done, Host
+
+_REPORT = "report.json"
+_PROBE = r"""
+d=$1; n=$2; shift 2
+v=$("$@" --version 2>/dev/null); r=$?
+printf 'edgeres %s %s\n' "$r" "$v"
+[ "$r" = 0 ] || exit 0
+command -v rsync >/dev/null && echo rsync
+mkdir -p "$d" || exit 1
+[ -f "$d/$n/manifest.json" ] && [ -f "$d/.$n.remote" ] && printf 'state %s\n' "$(cat "$d/.$n.remote")"
+exit 0
+"""
+
+
+@dataclass(frozen=True)
+class RemoteChoice:
+    """What is done over there.
+
+    Attributes:
+        directory: where bundles are kept there; relative to the user's home.
+        edgeres: how edgeres is called there.
+        target: of the engine; None: what that machine can build; ``cpu``: no engine.
+        engine, verify: more options of ``edgeres engine`` and ``edgeres verify``.
+        validation: images to verify on: a folder or file here, which is copied, or a generated set; None: not verified.
+        any_version: go on with another version of edgeres there.
+    """
+
+    directory: str = "edgeres"
+    edgeres: tuple[str, ...] = ("edgeres",)
+    target: str | None = None
+    engine: tuple[str, ...] = ()
+    verify: tuple[str, ...] = ()
+    validation: str | None = None
+    any_version: bool = False
+
+
+@dataclass(frozen=True)
+class RemoteResult:
+    """What came back.
+
+    Attributes:
+        engines: as that machine's manifest has them; they are in the bundle here, too.
+        report: of the verification there, None where nothing was asked for.
+        checks: of ``edgeres doctor`` there.
+    """
+
+    engines: tuple[EngineRecord, ...]
+    report: dict[str, Any] | None
+    checks: list[dict[str, Any]]
+
+    @property
+    def passed(self) -> bool:
+        return self.report is None or bool(self.report["passed"])
+
+
+def build_there(
+    host: Host, bundle: Path, output: Path, choice: RemoteChoice, progress: Progress = SILENT
+) -> RemoteResult:
+    """Take a bundle to another machine, let it build and verify there, and bring home what came out.
+
+    The engine and its log go into ``bundle``, the report and that machine's manifest into ``output``.
+
+    Raises:
+        EnvironmentError_: the machine cannot be reached, has no edgeres or another one, or its disk is full.
+        EngineError: it cannot build, or the vendor refuses.
+        BundleError: the bundle is incomplete.
+    """
+    opened = Bundle(bundle)
+    opened.check()
+    session = _Session.open(host, opened, choice, progress)
+    with session.host.shared() as session.host:
+        session.free_bytes = session.host.free_bytes(choice.directory)
+        checks = session.doctor()
+        session.copy()
+        validation = session.copy_validation()
+        session.build(checks)
+        report = session.verify(validation, output, checks)
+        engines = session.bring_home(output)
+    return RemoteResult(engines, report, checks)
+
+
+@dataclass
+class _Session:
+    """One bundle on one machine; ``state`` is what was done there."""
+
+    host: Host
+    bundle: Bundle
+    choice: RemoteChoice
+    progress: Progress
+    state: dict[str, str]
+    free_bytes: int = 1 << 62
+
+    @property
+    def name(self) -> str:
+        return self.bundle.path.resolve().name
+
+    @property
+    def there(self) -> str:
+        return f"{self.choice.directory}/{self.name}"
+
+    @staticmethod
+    def open(host: Host, bundle: Bundle, choice: RemoteChoice, progress: Progress) -> _Session:
+        name = bundle.path.resolve().name
+        progress.say(f"{host.name}: connecting")
+        done = host.run(["sh", "-c", _PROBE, "sh", choice.directory, name, *choice.edgeres])
+        if done.code:
+            raise EnvironmentError_(
+                f"{choice.directory} cannot be made ({_last(done)})", where=host.name, hint="--to DIR"
+            )
+        said = dict(re.findall(r"^(edgeres|rsync|state)\b ?(.*)$", done.out, re.MULTILINE))
+        _check_version(host, choice, said.get("edgeres", "127 "))
+        both = "rsync" in said and shutil.which("rsync") is not None
+        if not both:
+            progress.say(f"{host.name}: no rsync on both sides, so files go by tar, and a cut one begins anew")
+        return _Session(
+            replace(host, rsync=both),
+            bundle,
+            choice,
+            progress,
+            _state(said.get("state", "")),
+        )
+
+    def doctor(self) -> list[dict[str, Any]]:
+        """What that machine can do; refuses one that can build no engine, before anything is copied."""
+        checks: list[dict[str, Any]] = _json(self.host, self._edgeres("doctor", "--json"))
+        found = {check["name"]: check for check in checks}
+        for name in ("jetson", "gpu", "cpu"):
+            if found.get(name, {}).get("ok"):
+                self.progress.say(f"{self.host.name}: {found[name]['found']}")
+                break
+        if self.choice.target == "cpu":
+            return checks
+        builds = [check for name, check in found.items() if re.fullmatch(r"build \w+ engines", name)]
+        if builds and not any(check["ok"] for check in builds):
+            steps = "; ".join(dict.fromkeys(check["next_step"] for check in builds if check["next_step"]))
+            raise EngineError("no engine can be built there", where=self.host.name, hint=steps or "see: edgeres doctor")
+        return checks
+
+    def copy(self) -> None:
+        """The bundle; its manifest last, so that what has one is whole."""
+        files = [name for name in self.bundle.manifest.files if not name.startswith(f"{ENGINES}/")]
+        key = _digest([[name, self.bundle.manifest.files[name]] for name in files])
+        if self.state.get("bundle") == key:
+            self.progress.say(f"{self.host.name}: the bundle is there already")
+            return
+        self._room(sum((self.bundle.path / name).stat().st_size for name in files))
+        self.progress.say(f"{self.host.name}: copying the bundle")
+        self.host.run(["sh", "-c", f'rm -rf "$1/{MANIFEST}" "$1/{ENGINES}"; mkdir -p "$1"', "sh", self.there])
+        self.host.send(self.bundle.path, files, self.there)
+        manifest = replace(
+            self.bundle.manifest, engines=(), files={name: self.bundle.manifest.files[name] for name in files}
+        )
+        self._write(f"{self.there}/{MANIFEST}", json.dumps(manifest.to_dict(), indent=2) + "\n")
+        self.state = {name: value for name, value in self.state.items() if name == "validation"}
+        self._did("bundle", key)
+
+    def copy_validation(self) -> str | None:
+        """Where the images are over there; a generated set needs no copy."""
+        given = self.choice.validation
+        if given is None or not Path(given).exists():
+            return given
+        path = Path(given).resolve()
+        folder = path if path.is_dir() else path.parent
+        paths = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        names = [p.relative_to(folder).as_posix() for p in paths]
+        stats = [p.stat() for p in paths]
+        key = _digest([[name, s.st_size, s.st_mtime_ns] for name, s in zip(names, stats, strict=True)])
+        to = f"{self.choice.directory}/{self.name}.validation"
+        if self.state.get("validation") == key:
+            self.progress.say(f"{self.host.name}: the images are there already")
+        else:
+            self._room(sum(s.st_size for s in stats))
+            self.progress.say(f"{self.host.name}: copying {len(names)} {'images' if path.is_dir() else 'file'}")
+            self.host.run(["mkdir", "-p", to])
+            self.host.send(folder, names, to)
+            self._did("validation", key)
+        return to if path.is_dir() else f"{to}/{names[0]}"
+
+    def build(self, checks: list[dict[str, Any]]) -> None:
+        """``edgeres engine`` over there, unless it was done with the same options on the same TensorRT."""
+        if self.choice.target == "cpu":
+            return
+        target = () if self.choice.target is None else ("--target", self.choice.target)
+        argv = self._edgeres("engine", self.there, *target, *self.choice.engine, "--json")
+        key = _digest([self.state["bundle"], argv, _machine(checks)])
+        if self.state.get("engine") == key:
+            self.progress.say(f"{self.host.name}: the engine is built already")
+            return
+        self.progress.say(f"{self.host.name}: building the engine")
+        _json(self.host, argv, self.host.watch(argv, self._tell))
+        self._did("engine", key)
+
+    def verify(self, validation: str | None, output: Path, checks: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """``edgeres verify`` over there; its report, or the one that is here already."""
+        if validation is None:
+            return None
+        argv = self._edgeres("verify", self.there, "--validation", validation, *self.choice.verify, "--json")
+        key = _digest(
+            [self.state.get(name, "") for name in ("bundle", "engine", "validation")] + [argv, _machine(checks)]
+        )
+        kept = output / _REPORT
+        if self.state.get("verify") == key and kept.is_file():
+            self.progress.say(f"{self.host.name}: it is verified already, see {kept}")
+            known: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+            return known
+        self.progress.say(f"{self.host.name}: verifying")
+        from edgeres.pipeline.render import write_report
+
+        report: dict[str, Any] = _json(self.host, argv, self.host.watch(argv, self._tell), codes=(0, 1))
+        output.mkdir(parents=True, exist_ok=True)
+        write_report(output, report)
+        self._did("verify", key)
+        return report
+
+    def bring_home(self, output: Path) -> tuple[EngineRecord, ...]:
+        """Engines and their logs into the bundle here, that machine's manifest beside the report."""
+        text = self.host.run(["cat", f"{self.there}/{MANIFEST}"]).out
+        try:
+            data = json.loads(text)
+            engines = tuple(EngineRecord.from_dict(record) for record in data["engines"])
+            digests = {str(name): str(digest) for name, digest in data["files"].items()}
+        except (ValueError, KeyError, TypeError) as error:
+            raise BundleError(f"its manifest there cannot be read ({error})", where=self.host.name) from error
+        write_json(output / MANIFEST, data)
+        built = [record for record in engines if record.file]
+        files = {name for record in built for name in (str(record.file), log_of(str(record.file))) if name in digests}
+        wanted = sorted(name for name in files if self.bundle.manifest.files.get(name) != digests[name])
+        if wanted:
+            self._fetch(engines, wanted, digests)
+        return engines
+
+    def _fetch(self, engines: Sequence[EngineRecord], wanted: list[str], digests: dict[str, str]) -> None:
+        self.progress.say(f"{self.host.name}: fetching {', '.join(wanted)}")
+        here = self.bundle.path.resolve()
+        waiting = here.with_name(f".{here.name}.fetched")  # kept where it is cut: the next run goes on
+        waiting.mkdir(exist_ok=True)
+        self.host.fetch(self.there, wanted, waiting)
+        contents = {name: (waiting / name).read_bytes() for name in wanted}
+        for name in wanted:
+            if sha256(waiting / name) != digests[name]:
+                (waiting / name).unlink()
+                raise BundleError(f"{name} did not arrive whole", where=self.host.name, hint="run it again")
+        records = {r: contents.get(r.file) if r.file else None for r in engines if r.file is None or r.file in contents}
+        self.bundle.add_engines(records, {name: data for name, data in contents.items() if name.endswith(".log")})
+        shutil.rmtree(waiting, ignore_errors=True)
+
+    def _tell(self, line: str) -> None:
+        if not line.startswith("edgeres: "):  # its error, which becomes ours
+            self.progress.say(line)
+
+    def _edgeres(self, *arguments: str) -> list[str]:
+        return [*self.choice.edgeres, *arguments]
+
+    def _room(self, needed: int) -> None:
+        if needed > self.free_bytes:
+            what = f"needs {needed / 1e6:.0f} MB there, and {self.free_bytes / 1e6:.0f} MB are free"
+            raise EnvironmentError_(what, where=f"{self.host.name}:{self.choice.directory}", hint=FREE_SPACE)
+
+    def _did(self, step: str, key: str) -> None:
+        self.state[step] = key
+        self._write(f"{self.choice.directory}/.{self.name}.remote", json.dumps(self.state) + "\n")
+
+    def _write(self, path: str, text: str) -> None:
+        """A small file over there, whole or not at all."""
+        done = self.host.run(["sh", "-c", 'cat > "$1.part" && mv "$1.part" "$1"', "sh", path], feed=text)
+        if done.code:
+            full = "No space left" in done.err
+            what = "the disk there is full" if full else f"{path} cannot be written ({_last(done)})"
+            raise EnvironmentError_(what, where=self.host.name, hint=FREE_SPACE if full else "check its permissions")
+
+
+def _check_version(host: Host, choice: RemoteChoice, said: str) -> None:
+    code, _, text = said.partition(" ")
+    found = re.search(r"version ([\w.+-]+)", text)
+    called = shlex.join(choice.edgeres)
+    if code != "0" or found is None:
+        hint = "install it there (pip install), or say where it is: --edgeres PATH or --python PATH"
+        raise EnvironmentError_(f"there is no edgeres that answers to: {called} --version", where=host.name, hint=hint)
+    if found[1] != __version__ and not choice.any_version:
+        what = f"has edgeres {found[1]}, and this is {__version__}"
+        raise EnvironmentError_(what, where=host.name, hint="install the same version there, or --any-version")
+
+
+def _json(host: Host, argv: Sequence[str], done: Done | None = None, codes: tuple[int, ...] = (0,)) -> Any:
+    """What a command of edgeres over there printed; its own error line where it failed."""
+    done = done or host.run(argv)
+    if done.code in codes:
+        try:
+            return json.loads(done.out)
+        except ValueError:
+            pass
+    own = [line.removeprefix("edgeres: ") for line in done.err.splitlines() if line.startswith("edgeres: ")]
+    if "No space left on device" in done.err:
+        raise EnvironmentError_("the disk there is full", where=host.name, hint=FREE_SPACE)
+    raise EngineError(own[-1] if own else f"{shlex.join(argv)} failed ({_last(done)})", where=host.name)
+
+
+def _machine(checks: list[dict[str, Any]]) -> list[Any]:
+    """What an engine depends on over there."""
+    return [[c["name"], c["found"]] for c in checks if c["name"] in ("gpu", "jetson", "tensorrt", "tensorrt_rtx")]
+
+
+def _state(text: str) -> dict[str, str]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _last(done: Done) -> str:
+    lines = done.err.strip().splitlines()
+    return lines[-1] if lines else f"exit code {done.code}"

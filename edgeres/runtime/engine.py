@@ -1,0 +1,514 @@
+"""TensorRT 10.3 to 11.x and TensorRT-RTX behind the Runner contract.
+
+An engine is shared; each thread that infers borrows a lane of its own, which is what NVIDIA asks for: an execution
+context, a stream, and buffers for the largest batch. A lane goes back for the next thread, so there are as many as
+threads that ever inferred at the same time, however many threads come and go.
+
+A lane records its work as a CUDA graph when it meets a batch for the second time in a row: copies, kernels and all are
+one launch then. NVIDIA's rules hold: the context enqueues once and is waited for before the recording, and a graph is
+dropped when the context's shapes change. TensorRT-RTX records by itself (``cuda_graph_strategy``).
+
+:meth:`TensorRTRunner.timed` is for benchmarks: it takes trtexec's times with events between copies and kernels, so the
+kernels alone are its graph, as they are trtexec's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeres.errors import EngineError
+from edgeres.records import EngineRecord
+from edgeres.runtime.compatibility import Here, refusal
+from edgeres.runtime.memory import Buffer, CudaGraph, Device, Event, default_device
+from edgeres.runtime.runner import Feed, TensorSpec, any_batch, check_feed, closed, parts
+
+if TYPE_CHECKING:
+    from edgeres.device.libraries import Flavour
+
+_BUILD_AGAIN = "build it here: edgeres engine BUNDLE"
+
+
+@dataclass(frozen=True)
+class EngineFile:
+    """A serialized engine.
+
+    Attributes:
+        content: its path, or the bytes.
+        record: its entry in a bundle's manifest, None without one.
+        cache: where TensorRT-RTX keeps what it compiled for this GPU, None: nowhere. The second start is faster.
+        sha256: of the content, by a manifest that is trusted. An engine that other versions of TensorRT load too
+            brings code for the CPU, and that is run only where this is given and fits.
+    """
+
+    content: Path | bytes
+    flavour: Flavour = "tensorrt"
+    record: EngineRecord | None = None
+    cache: Path | None = None
+    sha256: str | None = None
+
+    def read(self) -> bytes:
+        if isinstance(self.content, bytes):
+            return self.content
+        try:
+            return self.content.read_bytes()
+        except OSError as error:
+            raise EngineError(error.strerror or str(error), where=self.content) from error
+
+    @property
+    def where(self) -> Path | None:
+        return None if isinstance(self.content, bytes) else self.content
+
+    def may_bring_code(self, data: bytes) -> bool:
+        """Whether code for the CPU inside of ``data``, its content, may be run.
+
+        Raises:
+            EngineError: it would need to, and is not what the manifest was written with, or there is no manifest.
+        """
+        if self.flavour != "tensorrt" or self.record is None or not self.record.version_compatible:
+            return False
+        if self.sha256 is None:
+            what = "this engine brings code for the CPU, which is run from a bundle alone"
+            raise EngineError(what, where=self.where, hint="load the bundle that it is in")
+        if hashlib.sha256(data).hexdigest() != self.sha256:
+            raise EngineError("was changed after it was written", where=self.where, hint=_BUILD_AGAIN)
+        return True
+
+
+@dataclass(frozen=True)
+class Times:
+    """Of one inference, in seconds, by trtexec's names.
+
+    Attributes:
+        enqueue: Enqueue Time, by the CPU's clock: how long the CPU was busy to start the kernels.
+        upload, compute, download: H2D Latency, GPU Compute Time, D2H Latency, by the GPU's clock.
+    """
+
+    enqueue: float
+    upload: float
+    compute: float
+    download: float
+
+    @property
+    def latency(self) -> float:
+        """Latency: from the first byte there to the last byte back."""
+        return self.upload + self.compute + self.download
+
+
+class TensorRTRunner:
+    """Runs an engine. A :class:`~edgeres.runtime.runner.Backend`.
+
+    Args:
+        plan: the engine; a path stands for an engine of ``tensorrt``.
+        device: the GPU; None: the first, by the library at hand (:func:`~edgeres.runtime.memory.default_device`).
+        graphs: record CUDA graphs.
+
+    Raises:
+        EngineError: the engine is not for this machine (told before it is loaded, where its record and header say so),
+            is damaged, or has inputs that no classifier has.
+        EnvironmentError_: the vendor's package, cuda-python or pycuda is missing.
+    """
+
+    def __init__(self, plan: EngineFile | Path | str, *, device: Device | None = None, graphs: bool = True) -> None:
+        from edgeres.device.libraries import load, vendor_log
+
+        file = plan if isinstance(plan, EngineFile) else EngineFile(Path(plan))
+        data = file.read()
+        trt: Any = load(file.flavour)
+        self._device = device or default_device()
+        here = Here(file.flavour, str(trt.__version__), self._device.gpu, self._device.sm)
+        reason = refusal(data, file.record, here)
+        if reason:
+            raise EngineError(f"this engine cannot run here: {reason}", where=file.where, hint=_BUILD_AGAIN)
+        title = "TensorRT-RTX" if file.flavour == "rtx" else "TensorRT"
+        self.name = f"{title} {here.version} on {here.gpu}"
+        log = vendor_log(file.flavour)
+        self._shared = _load(_Vendor(trt, log.logger, log.lines), data, file, self._device)
+        self._lanes = _Lanes(self._device, self._shared, graphs=graphs and file.flavour == "tensorrt")
+        self.inputs, self.outputs = self._shared.inputs, self._shared.outputs
+        self.input_name, self.output_name = self.inputs[0].name, self.outputs[0].name
+        self.max_batch: int | None = self._shared.batch[1]
+        self._checked = any_batch(self.inputs)
+
+    def infer(self, feed: Feed) -> Feed:
+        cut = list(parts(check_feed(feed, self._checked), *self._shared.batch))
+        with self._lanes.one(self.name) as lane:
+            runs = [lane.run({name: array[part] for name, array in feed.items()}) for part in cut]
+        return _joined(runs)
+
+    def timed(self, feed: Feed) -> tuple[Feed, Times]:
+        """:meth:`infer`, with what each step took; parts of a batch that is cut are added up."""
+        cut = list(parts(check_feed(feed, self._checked), *self._shared.batch))
+        with self._lanes.one(self.name) as lane:
+            runs = [lane.timed({name: array[part] for name, array in feed.items()}) for part in cut]
+        each = zip(*(astuple(times) for _, times in runs), strict=True)
+        return _joined([run for run, _ in runs]), Times(*map(sum, each))
+
+    @property
+    def cuda_graph(self) -> bool:
+        """Whether inferences of the last batch are launches of a CUDA graph; of RTX, whether it was told to record."""
+        return self._shared.records or self._lanes.recorded
+
+    @property
+    def transfers(self) -> bool:
+        """Whether inputs and outputs are copied; on a Jetson both sides see the same memory."""
+        return not self._device.integrated
+
+    def close(self) -> None:
+        self._lanes.close()
+
+    def __enter__(self) -> TensorRTRunner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class _Vendor:
+    trt: Any
+    logger: Any
+    lines: Any
+
+    def error(self, what: str, where: Path | None = None) -> EngineError:
+        """With the vendor's last words."""
+        from edgeres.device.messages import in_words
+
+        said = [line[4:] for line in self.lines if line[1] in "FE"] or ["no reason was given"]
+        why, hint = in_words("\n".join(reversed(said)))
+        return EngineError(f"{what}: {why}", where=where, hint=hint)
+
+
+class _Engine:
+    """What all lanes share.
+
+    Attributes:
+        batch: smallest and largest that its profile takes.
+        records: CUDA graphs, by itself.
+    """
+
+    def __init__(self, vendor: _Vendor, runtime: Any, engine: Any, file: EngineFile) -> None:
+        self.vendor, self._runtime, self._engine, self._file = vendor, runtime, engine, file
+        trt = vendor.trt
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        of_mode = {
+            mode: [name for name in names if engine.get_tensor_mode(name) == getattr(trt.TensorIOMode, mode)]
+            for mode in ("INPUT", "OUTPUT")
+        }
+        self.inputs = tuple(self._spec(name) for name in of_mode["INPUT"])
+        self.outputs = tuple(self._spec(name) for name in of_mode["OUTPUT"])
+        if not self.inputs or not self.outputs:
+            raise EngineError("this engine has no input or no output", where=file.where)
+        self.batch = self._batches()
+        self._config: Any = None
+        self._cache: Any = None
+        strategy = getattr(trt, "CudaGraphStrategy", None)  # TensorRT has none
+        self.records = False
+        if strategy is not None and hasattr(engine, "create_runtime_config"):
+            self._config, self._cache = _for_rtx(engine, strategy, file)
+            self.records = True
+
+    def new_context(self) -> Any:
+        context = self._engine.create_execution_context(*([] if self._config is None else [self._config]))
+        if context is None:
+            raise self.vendor.error("no execution context could be made", self._file.where)
+        return context
+
+    def close(self) -> None:
+        if self._cache is not None and self._file.cache is not None:
+            _keep(self._cache, self._file.cache)
+        self._config = self._cache = None
+        self._engine = None  # before the runtime that made it
+        self._runtime = None
+
+    def _spec(self, name: str) -> TensorSpec:
+        trt, engine = self.vendor.trt, self._engine
+        if engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
+            raise EngineError(f"{name} of this engine is a shape, not an image or scores", where=self._file.where)
+        kind = engine.get_tensor_dtype(name)
+        try:
+            dtype = np.dtype(trt.nptype(kind))
+        except TypeError as error:
+            raise EngineError(f"{name} of this engine is {kind}, which NumPy does not have") from error
+        shape = tuple(None if size == -1 else int(size) for size in engine.get_tensor_shape(name))
+        if not shape or None in shape[1:]:
+            raise EngineError(f"{name} of this engine has free sizes besides the batch", where=self._file.where)
+        return TensorSpec(name, dtype, shape)
+
+    def _batches(self) -> tuple[int, int]:
+        fixed = [tensor.shape[0] for tensor in self.inputs if tensor.shape[0] is not None]
+        if fixed:
+            return fixed[0], fixed[0]
+        ranges = [self._engine.get_tensor_profile_shape(tensor.name, 0) for tensor in self.inputs]
+        return max(int(low[0]) for low, _, _ in ranges), min(int(high[0]) for _, _, high in ranges)
+
+
+def _for_rtx(loaded: Any, strategy: Any, file: EngineFile) -> tuple[Any, Any]:
+    """How RTX runs: kernels compiled for this GPU are kept in a cache, and it records CUDA graphs itself."""
+    made = loaded.create_runtime_config()
+    made.cuda_graph_strategy = strategy.WHOLE_GRAPH_CAPTURE
+    cache = made.create_runtime_cache()
+    if file.cache is not None:
+        with suppress(OSError):
+            cache.deserialize(file.cache.read_bytes())
+    made.set_runtime_cache(cache)
+    return made, cache
+
+
+def _load(vendor: _Vendor, data: bytes, file: EngineFile, device: Device) -> _Engine:
+    vendor.lines.clear()
+    may_bring_code = file.may_bring_code(data)
+    with device.active():
+        try:
+            runtime = vendor.trt.Runtime(vendor.logger)
+        except TypeError as error:  # the bindings' way to say that there is no CUDA
+            raise vendor.error("TensorRT does not start", file.where) from error
+        if may_bring_code:
+            runtime.engine_host_code_allowed = True
+        engine = runtime.deserialize_cuda_engine(data)
+        if engine is None:
+            raise vendor.error("this engine cannot be loaded", file.where)
+        return _Engine(vendor, runtime, engine, file)
+
+
+def _keep(cache: Any, path: Path) -> None:
+    """Write a runtime cache for the next start; what cannot be written is compiled again."""
+    from edgeres.files import write_file
+
+    data = bytes(cache.serialize())
+    with suppress(OSError):
+        if not path.is_file() or path.stat().st_size != len(data):
+            write_file(path, data)
+
+
+class _Lanes:
+    """The lanes of a runner: borrowed by threads, made where none is idle."""
+
+    def __init__(self, device: Device, shared: _Engine, *, graphs: bool) -> None:
+        self._device, self._shared, self._graphs = device, shared, graphs
+        self._lock, self._making = threading.Lock(), threading.Lock()
+        self._idle: list[_Lane] = []
+        self._busy = 0
+        self._closed = False
+
+    @contextmanager
+    def one(self, owner: str) -> Iterator[_Lane]:
+        """A lane for this thread alone, the GPU made its own; a lane that failed is not used again."""
+        lane = self._borrow(owner)
+        sound = False
+        try:
+            with self._device.active():
+                if lane is None:
+                    with self._making:
+                        lane = _Lane(self._device, self._shared, graphs=self._graphs)
+                yield lane
+            sound = True
+        finally:
+            self._give_back(lane, sound=sound)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether a lane has a graph of its last batch."""
+        with self._lock:
+            return any(lane.recorded for lane in self._idle)
+
+    def close(self) -> None:
+        with self._lock:
+            lanes, self._idle = self._idle, []
+            last = not self._closed and not self._busy
+            self._closed = True
+        self._free(lanes, last=last)
+
+    def _borrow(self, owner: str) -> _Lane | None:
+        with self._lock:
+            if self._closed:
+                raise closed(owner)
+            self._busy += 1
+            return self._idle.pop() if self._idle else None
+
+    def _give_back(self, lane: _Lane | None, *, sound: bool) -> None:
+        with self._lock:
+            self._busy -= 1
+            keep = sound and not self._closed
+            if lane is not None and keep:
+                self._idle.append(lane)
+            last = self._closed and not self._busy
+        self._free([] if lane is None or keep else [lane], last=last)
+
+    def _free(self, lanes: list[_Lane], *, last: bool) -> None:
+        if not lanes and not last:
+            return
+        with suppress(EngineError), self._device.active():  # where the context is gone, so is all that was in it
+            for lane in lanes:
+                with suppress(EngineError):
+                    lane.close()
+            if last:
+                self._shared.close()
+
+
+class _Lane:
+    """An execution context with its stream and buffers; used by one thread at a time, inside ``device.active()``."""
+
+    def __init__(self, device: Device, shared: _Engine, *, graphs: bool) -> None:
+        self._device, self._shared, self._graphs = device, shared, graphs
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._batch = 0
+        self._graph: CudaGraph | None = None
+        self._kernels: CudaGraph | None = None  # the same without the copies
+        self._events: list[Event] = []
+        with ExitStack() as undo:
+            self._stream = device.stream()
+            undo.callback(self._stream.close)
+            self._buffers: dict[str, Buffer] = {}
+            for tensor in (*shared.inputs, *shared.outputs):
+                self._buffers[tensor.name] = device.buffer(_bytes(tensor, shared.batch[1]))
+                undo.callback(self._buffers[tensor.name].close)
+            self._context: Any = shared.new_context()
+            for name, buffer in self._buffers.items():
+                if not self._context.set_tensor_address(name, buffer.address):
+                    raise shared.vendor.error(f"{name} cannot be given its memory")
+            undo.pop_all()
+
+    def run(self, feed: Feed) -> Feed:
+        batch = self._take(feed)
+        if batch != self._batch:
+            self._drop_graph()
+            self._set_batch(batch)
+            self._enqueue_or_fail()
+        elif self._graph is not None:
+            self._graph.launch()
+        else:
+            self._graph = self._stream.capture(self._enqueue) if self._graphs else None
+            if self._graph is not None:
+                self._graph.launch()
+            else:
+                self._graphs = False  # it cannot be recorded: not tried again
+                self._enqueue_or_fail()
+        self._stream.synchronize()
+        return self._scores()
+
+    def _take(self, feed: Feed) -> int:
+        """Put a batch into the page-locked buffers; how many images it has."""
+        for name, array in feed.items():
+            self._host(name, array.shape, array.dtype)[...] = array
+        return len(feed[self._shared.inputs[0].name])
+
+    def timed(self, feed: Feed) -> tuple[Feed, Times]:
+        """:meth:`run` with events between its steps; they would tell nothing inside of a graph."""
+        batch = self._take(feed)
+        if batch != self._batch:
+            self._drop_graph()
+            self._set_batch(batch)
+        elif self._kernels is None and self._graphs:
+            self._kernels = self._stream.capture(self._execute)
+            self._graphs = self._kernels is not None
+        while len(self._events) < 4:
+            self._events.append(self._device.event())
+        begin, there, done, back = self._events
+        begin.record(self._stream)
+        self._upload()
+        there.record(self._stream)
+        started = perf_counter()
+        if self._kernels is not None:
+            self._kernels.launch()
+        elif not self._execute():
+            raise self._shared.vendor.error("the engine did not run")
+        enqueue = perf_counter() - started
+        done.record(self._stream)
+        self._download()
+        back.record(self._stream)
+        self._stream.synchronize()
+        times = Times(enqueue, there.seconds_since(begin), done.seconds_since(there), back.seconds_since(done))
+        return self._scores(), times
+
+    @property
+    def recorded(self) -> bool:
+        return self._graph is not None or self._kernels is not None
+
+    def close(self) -> None:
+        with suppress(EngineError):  # an interrupted run may still write into the buffers
+            self._stream.synchronize()
+        self._drop_graph()
+        self._context = None
+        for event in self._events:
+            event.close()
+        self._events.clear()
+        for buffer in self._buffers.values():
+            buffer.close()
+        self._stream.close()
+
+    def _set_batch(self, batch: int) -> None:
+        self._batch = 0  # until it is clear that the context took it
+        for tensor in self._shared.inputs:
+            self._shapes[tensor.name] = (batch, *_fixed(tensor))
+            if not self._context.set_input_shape(tensor.name, self._shapes[tensor.name]):
+                raise self._shared.vendor.error(f"{tensor.name} does not take batch {batch}")
+        missing = self._context.infer_shapes()
+        if missing:
+            raise EngineError(f"the engine leaves {', '.join(missing)} open")
+        for tensor in self._shared.outputs:
+            self._shapes[tensor.name] = tuple(int(size) for size in self._context.get_tensor_shape(tensor.name))
+        self._batch = batch
+
+    def _enqueue(self) -> bool:
+        """Copies there, kernels, copies back."""
+        self._upload()
+        if not self._execute():
+            return False
+        self._download()
+        return True
+
+    def _upload(self) -> None:
+        for tensor in self._shared.inputs:
+            self._buffers[tensor.name].upload(self._count(tensor), self._stream)
+
+    def _execute(self) -> bool:
+        return bool(self._context.execute_async_v3(self._stream.handle))
+
+    def _download(self) -> None:
+        for tensor in self._shared.outputs:
+            self._buffers[tensor.name].download(self._count(tensor), self._stream)
+
+    def _scores(self) -> Feed:
+        return {t.name: self._host(t.name, self._shapes[t.name], t.dtype).copy() for t in self._shared.outputs}
+
+    def _enqueue_or_fail(self) -> None:
+        if not self._enqueue():
+            raise self._shared.vendor.error("the engine did not run")
+
+    def _count(self, tensor: TensorSpec) -> int:
+        return int(np.prod(self._shapes[tensor.name])) * tensor.dtype.itemsize
+
+    def _host(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+        count = int(np.prod(shape)) * dtype.itemsize
+        return self._buffers[name].host[:count].view(dtype).reshape(shape)
+
+    def _drop_graph(self) -> None:
+        for graph in (self._graph, self._kernels):
+            if graph is not None:
+                graph.close()
+        self._graph = self._kernels = None
+
+
+def _joined(runs: list[Feed]) -> Feed:
+    """The parts of a batch."""
+    return runs[0] if len(runs) == 1 else {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
+
+
+def _fixed(tensor: TensorSpec) -> tuple[int, ...]:
+    return tuple(size for size in tensor.shape[1:] if size is not None)
+
+
+def _bytes(tensor: TensorSpec, batch: int) -> int:
+    return int(np.prod((batch, *_fixed(tensor)))) * tensor.dtype.itemsize
