@@ -19,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from edgeres.data import Loader, Source, batches, files, match_labels, open_source, read_image, subset
+from edgeres.data import Loader, Source, files, match_labels, open_source, read_image, subset
 from edgeres.data.arrays import CIFAR10_CLASSES, Arrays
+from edgeres.data.base import evenly_spread
 from edgeres.data.labels import imagenet_classes
 from edgeres.data.preprocess import apply
 from edgeres.errors import SourceError, UsageError
@@ -456,6 +457,22 @@ def test_subsets_of_different_seeds_differ():
         subset(source, 0, 0)
 
 
+def test_positions_of_a_source_are_a_source():
+    source = labelled([3, 1, -1, 2])
+    part = source.at(np.array([2, 0]))
+    assert (chosen(part), part.labels.tolist(), part.classes) == ([2, 0], [-1, 3], source.classes)
+    assert part.description == source.description and part.digest() != source.digest()
+    assert source.at(np.array([1]), "one of four").description == "one of four"
+
+
+@pytest.mark.parametrize(
+    ("total", "count", "expected"),
+    [(10, 4, [0, 3, 6, 9]), (3, 8, [0, 1, 2]), (1, 64, [0]), (129, 3, [0, 64, 128])],
+)
+def test_spread_positions_hold_both_ends_and_no_position_twice(total, count, expected):
+    assert evenly_spread(total, count).tolist() == expected
+
+
 WORDNET = imagenet_classes()
 IMAGENET_NAMES = tuple(name for _, name in WORDNET)
 
@@ -572,13 +589,13 @@ def test_look_ahead_is_bounded_and_closing_stops_the_threads():
 
 def test_an_exception_in_the_loop_stops_the_threads():
     with pytest.raises(KeyboardInterrupt):
-        for _ in batches(Counting(10_000), TINY, 4):
+        for _ in Loader(Counting(10_000), TINY, 4):
             raise KeyboardInterrupt
     assert loader_threads() == []
 
 
 def test_one_error_names_all_unreadable_images():
-    loader = batches(Counting(40, broken=(9, 30, 39)), TINY, 4)
+    loader = Loader(Counting(40, broken=(9, 30, 39)), TINY, 4)
     seen = []
     line = refusal(lambda: seen.extend(batch.indices for batch in loader))
     assert np.concatenate(seen).tolist() == list(range(8))  # what precedes the first one was delivered
@@ -590,17 +607,17 @@ def test_one_error_names_all_unreadable_images():
 
 
 def test_unreadable_images_are_skipped_and_named_on_request():
-    loader = batches(Counting(11, broken=(0, 5)), TINY, 4, on_unreadable="skip")
+    loader = Loader(Counting(11, broken=(0, 5)), TINY, 4, on_unreadable="skip")
     assert [batch.indices.tolist() for batch in loader] == [[1, 2, 3, 4], [6, 7, 8, 9], [10]]
     assert loader.unreadable == ["0.jpg (truncated)", "5.jpg (truncated)"]
-    hopeless = batches(Counting(12, broken=tuple(range(12))), TINY, 4, on_unreadable="skip")
+    hopeless = Loader(Counting(12, broken=tuple(range(12))), TINY, 4, on_unreadable="skip")
     assert "12 of 12 images cannot be read" in refusal(lambda: list(hopeless))
     assert "and 2 more" in refusal(lambda: list(hopeless))
 
 
 def test_batch_size_must_be_positive():
     with pytest.raises(UsageError, match="batch size"):
-        batches(Counting(1), TINY, 0)
+        Loader(Counting(1), TINY, 0)
 
 
 # --- real images
@@ -615,9 +632,9 @@ def test_cifar10_archive_and_arrays_name_the_same_classes():
     arrays = subset(match_labels(opened(SHARED / "cifar10_test1000.npz"), CIFAR10_CLASSES), 30, 0)
     assert np.bincount(arrays.labels).tolist() == [3] * 10
     p = Preprocess((32, 32))
-    (lossless,) = batches(arrays, p, 30)
+    (lossless,) = Loader(arrays, p, 30)
     distances, labels = [], []
-    for batch in batches(packed, p, 1000):
+    for batch in Loader(packed, p, 1000):
         rows, wanted = batch.inputs.reshape(1000, -1), lossless.inputs.reshape(30, -1)
         distances.append((rows**2).sum(1) - 2 * wanted @ rows.T)
         labels.append(batch.labels)
@@ -630,7 +647,7 @@ def test_photographs_through_the_loader():
     source = opened(SHARED / "imagenet_samples", "calibration")
     p = Preprocess((224, 224), resize_px=256)
     assert source.description == "imagenet_samples: 62 images, no labels"
-    (batch,) = batches(subset(source, 12, 0), p, 16)
+    (batch,) = Loader(subset(source, 12, 0), p, 16)
     assert batch.inputs.shape == (12, 3, 224, 224)
     for row, index in enumerate(batch.indices[:3]):
         np.testing.assert_array_equal(batch.inputs[row], apply(subset(source, 12, 0).image(int(index)), p))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeres.calibrate.shards import Job, State, read_state
-from edgeres.data.base import Source, View
+from edgeres.data.base import Source
 from edgeres.data.loader import Loader
 from edgeres.errors import InputError, SourceError
 from edgeres.files import write_file
@@ -109,7 +109,7 @@ def observe_batches(job: Job, graph: onnx.ModelProto, source: Source, batches: I
     from edgeres.calibrate.forward import observe
 
     positions = job.positions(batches)
-    view = View(source, positions, source.labels[positions], source.classes, source.description)
+    view = source.at(positions)
     loader = Loader(view, job.preprocess, job.batch, job.on_unreadable)
     state = State.empty(job)
     try:

@@ -1,6 +1,6 @@
 """Images in, network inputs out: sources, one preprocessing contract, and batches made of both."""
 
-from edgeres.data.loader import Batch, Loader, batches
+from edgeres.data.loader import Batch, Loader
 from edgeres.data.sources import Source, match_labels, open_source, read_image, subset
 
-__all__ = ["Batch", "Loader", "Source", "batches", "match_labels", "open_source", "read_image", "subset"]
+__all__ = ["Batch", "Loader", "Source", "match_labels", "open_source", "read_image", "subset"]

@@ -50,6 +50,10 @@ class Source(ABC):
     def digest(self) -> str:
         """SHA-256 in hex over what identifies the content."""
 
+    def at(self, positions: I64, description: str = "") -> Source:
+        """The images at these positions, in this order; described as the source where ``description`` is empty."""
+        return View(self, positions, self.labels[positions], self.classes, description or self.description)
+
 
 class View(Source):
     """Some images of another source in a chosen order, with labels of its own."""
@@ -89,8 +93,16 @@ def subset(source: Source, count: int, seed: int) -> Source:
     order = np.random.RandomState(seed % 2**32).permutation(len(source))
     turn = _rank_in_class(source.labels[order])
     chosen = order[np.argsort(turn, kind="stable")][:count].astype(np.int64)
-    description = f"{count:,} of {source.description}"
-    return View(source, chosen, source.labels[chosen], source.classes, description)
+    return source.at(chosen, f"{count:,} of {source.description}")
+
+
+def evenly_spread(total: int, count: int) -> I64:
+    """At most ``count`` of the positions 0 to ``total`` - 1, evenly spread, first and last included.
+
+    >>> evenly_spread(10, 4).tolist()
+    [0, 3, 6, 9]
+    """
+    return np.unique(np.linspace(0, total - 1, count).astype(np.int64))
 
 
 def some(names: Iterable[str], total: int, limit: int = 5) -> str:

@@ -125,8 +125,3 @@ class Loader:
             where=self.source.description,
             hint="give images that Pillow can read" if skipped else "remove them or pass --skip-unreadable",
         )
-
-
-def batches(source: Source, preprocess: Preprocess, batch_size: int, *, on_unreadable: OnUnreadable = "fail") -> Loader:
-    """Batches of ``source`` as the network takes them; see :class:`Loader`."""
-    return Loader(source, preprocess, batch_size, on_unreadable)

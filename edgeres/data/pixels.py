@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeres.data.base import Source, View
+from edgeres.data.base import Source, evenly_spread
 from edgeres.data.loader import Loader
 from edgeres.errors import SourceError
 from edgeres.records import F32, F64, Preprocess
@@ -68,10 +68,9 @@ class PixelTally:
 
 def sample_pixels(source: Source, preprocess: Preprocess) -> Pixels | None:
     """Look at some images of a source, evenly spread; those that cannot be read are left out."""
-    chosen = np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(np.int64))
-    view = View(source, chosen, source.labels[chosen], source.classes, source.description)
+    sample = source.at(evenly_spread(len(source), SAMPLE))
     tally = PixelTally(preprocess)
     with suppress(SourceError):  # not one of them can be read; whoever needs the images will say so
-        for batch in Loader(view, preprocess, 16, on_unreadable="skip"):
+        for batch in Loader(sample, preprocess, 16, on_unreadable="skip"):
             tally.add(batch.inputs)
     return tally.pixels

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from edgeres.data.base import View
 from edgeres.data.loader import Loader
 from edgeres.errors import EdgeresError, needs
 from edgeres.graph.graph import GraphView
@@ -144,7 +143,7 @@ def _with_drafts(quantized: Quantized, drafts: dict[Style, Draft]) -> Quantized:
 
 def _part(loader: Loader, chosen: I64) -> Loader:
     source = loader.source
-    view = View(source, chosen, source.labels[chosen], source.classes, f"{len(chosen):,} of {source.description}")
+    view = source.at(chosen, f"{len(chosen):,} of {source.description}")
     return Loader(view, loader.preprocess, loader.batch_size, loader.on_unreadable, loader.workers)
 
 

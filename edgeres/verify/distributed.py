@@ -27,7 +27,6 @@ from edgeres.calibrate.distributed import (
     in_order,
     task_batches,
 )
-from edgeres.data.base import View
 from edgeres.data.choose import DataChoice
 from edgeres.data.loader import Batch, Loader, OnUnreadable
 from edgeres.errors import SourceError
@@ -150,8 +149,7 @@ def _run(graphs: list[bytes], how: _How, version: str, positions: I64) -> _Piece
     check_version(version)
     names, preprocess, batch_size, on_unreadable, recipe = how
     source = images_of(recipe)
-    view = View(source, positions, source.labels[positions], source.classes, source.description)
-    loader = Loader(view, preprocess, batch_size, on_unreadable)
+    loader = Loader(source.at(positions), preprocess, batch_size, on_unreadable)
     axes = (2, 3) if preprocess.layout == "NCHW" else (1, 2)
     found = []
     with ExitStack() as stack:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeres.data.base import View
+from edgeres.data.base import evenly_spread
 from edgeres.data.loader import Loader
 from edgeres.progress import SILENT, Progress
 from edgeres.records import F32, F64
@@ -116,8 +116,7 @@ def dissect(
 
     reference = GraphView(load_onnx(fp32))
     source = loader.source
-    chosen = np.unique(np.linspace(0, len(source) - 1, IMAGES).astype(np.int64))
-    view = View(source, chosen, source.labels[chosen], source.classes, source.description)
+    view = source.at(evenly_spread(len(source), IMAGES))
     few = Loader(view, loader.preprocess, _BATCH, on_unreadable="skip")
     found = {}
     for name, path in candidates.items():

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeres.data.base import View
+from edgeres.data.base import evenly_spread
 from edgeres.data.loader import Loader
 from edgeres.records import F32, IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from edgeres.runtime.ort import OrtRunner
@@ -53,10 +53,10 @@ def better_input(fp32: Path, loader: Loader, comparison: Comparison) -> BetterIn
         return None
     source = loader.source
     known = np.flatnonzero(source.labels >= 0)
-    chosen = known[np.unique(np.linspace(0, len(known) - 1, ALL).astype(np.int64))]
-    chosen = np.random.default_rng(0).permutation(chosen)
-    view = View(source, chosen, source.labels[chosen], source.classes, source.description)
-    batches = [(batch.inputs, batch.labels) for batch in Loader(view, loader.preprocess, _BATCH, on_unreadable="skip")]
+    chosen = known[evenly_spread(len(known), ALL)]
+    images = source.at(np.random.default_rng(0).permutation(chosen))
+    loader = Loader(images, loader.preprocess, _BATCH, on_unreadable="skip")
+    batches = [(batch.inputs, batch.labels) for batch in loader]
     with OrtRunner(fp32) as runner:
         trial = _Trial(runner, batches, loader.preprocess)
         return trial.best(ways)
