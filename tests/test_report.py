@@ -478,7 +478,8 @@ def test_the_page_fits_a_phone_in_a_browser(tmp_path: Path) -> None:
     }).join(" and ")</script>"""
     wrapper = tmp_path / "wrapper.html"
     wrapper.write_text(f"<!doctype html><meta charset=utf-8>{frames}{measure}", encoding="utf-8")
-    options = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--dump-dom")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync", "--dump-dom"]
+    options += ["--disable-background-networking", "--disable-component-update"]
     command = [str(CHROMIUM), *options, f"--user-data-dir={tmp_path / 'profile'}", wrapper.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     title = re.search(r"<title>(.*?)</title>", done.stdout)
