@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from graphlib import TopologicalSorter
 from importlib import import_module
 from pathlib import Path
+from typing import TypeVar
 
 import click
 import pytest
 
 import edgeres
 from edgeres.cli import COMMANDS
+
+Definition = TypeVar("Definition", ast.FunctionDef, ast.ClassDef)
 
 ROOT = Path(edgeres.__file__).parent
 README = ROOT.parent / "README.md"
@@ -109,6 +114,112 @@ def test_neither_files_nor_folders_import_each_other_in_a_circle() -> None:
     for name, others in OURS.items():
         folders.setdefault(floor(name), set()).update({floor(other) for other in others} - {floor(name)})
     assert len(list(TopologicalSorter(folders).static_order())) == len(RANK)
+
+
+# What breaks a rule today: nothing may be added.
+KNOWN: dict[str, set[str]] = {
+    "report/ reads the finished document": {
+        "compare_text",
+        "html",
+        "html_accuracy",
+        "html_compare",
+        "sheet",
+        "terminal_compare",
+        "text",
+    },
+    "verify/ knows no concrete runner": {"distributed", "layer_noise", "measure", "preprocessing"},
+    "functions of at most 60 lines": {"pipeline.build.build"},
+    "functions of at most 6 parameters": set(),
+    "a class name means one thing": {
+        *("Block", "Check", "Draft", "Found", "Graph", "Job", "Lane", "Layer", "Pair", "Seen", "Side", "Tally")
+    },
+    "records of at most 10 fields": {
+        "device.targets.Target",
+        "engine.builder.BuiltEngine",
+        "judge.document.ReportInput",
+        "judge.gates.Limits",
+        "pipeline.build.BuildOptions",
+        "records.EngineRecord",
+        "zoo.architectures.Architecture",
+    },
+}
+
+
+def holds(rule: str, found: set[str]) -> None:
+    assert found - KNOWN[rule] == set(), f"{rule}: these break it"
+
+
+def importers(folder: str, allowed: Callable[[str], bool]) -> set[str]:
+    """Modules of a folder that import one of ours that is not allowed there."""
+    ours = {name: others for name, others in OURS.items() if floor(name) == folder}
+    return {name.split(".")[-1] for name, others in ours.items() if not all(map(allowed, others))}
+
+
+def test_the_report_only_renders() -> None:
+    allowed = ("edgeres.errors", "edgeres.records", "edgeres.report")
+    holds("report/ reads the finished document", importers("report", lambda name: name.startswith(allowed)))
+
+
+def test_verification_takes_any_runner() -> None:
+    """It opens none itself: of the runtime it uses the contract alone."""
+    holds(
+        "verify/ knows no concrete runner",
+        importers("verify", lambda name: floor(name) != "runtime" or name == "edgeres.runtime.runner"),
+    )
+
+
+def defined(kind: type[Definition]) -> list[tuple[str, Definition]]:
+    """Functions or classes, methods and nested ones too, by the names of their modules and their own."""
+    return [
+        (f"{module}.{node.name}".removeprefix("edgeres."), node)
+        for module, tree in MODULES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, kind)
+    ]
+
+
+FUNCTIONS = defined(ast.FunctionDef)
+CLASSES = defined(ast.ClassDef)
+
+
+def test_every_function_fits_a_screen() -> None:
+    lines = [(name, (node.end_lineno or 0) - node.lineno + 1) for name, node in FUNCTIONS]
+    assert len(lines) > 1000
+    holds("functions of at most 60 lines", {name for name, count in lines if count > 60})
+
+
+def test_no_function_takes_more_than_six_parameters() -> None:
+    def parameters(of: ast.arguments) -> list[str]:
+        names = [one.arg for one in (*of.posonlyargs, *of.args, *of.kwonlyargs)]
+        return [name for name in names if name not in ("self", "cls")]
+
+    found = {name for name, node in FUNCTIONS if len(parameters(node.args)) > 6}
+    holds("functions of at most 6 parameters", found)
+
+
+def test_no_record_has_more_than_ten_fields() -> None:
+    """Fields that are inherited within edgeres count."""
+    by_name = {node.name: node for _, node in CLASSES}
+
+    def fields(node: ast.ClassDef) -> set[str]:
+        own = {
+            ast.unparse(line.target)
+            for line in node.body
+            if isinstance(line, ast.AnnAssign) and "ClassVar" not in ast.unparse(line.annotation)
+        }
+        bases = {ast.unparse(base).split("[")[0].split(".")[-1] for base in node.bases}
+        return own.union(*(fields(by_name[base]) for base in bases & by_name.keys() - {node.name}))
+
+    assert len(fields(by_name["TensorRange"])) == 5  # it counts what we think it does
+    holds("records of at most 10 fields", {name for name, node in CLASSES if len(fields(node)) > 10})
+
+
+def test_a_class_name_means_one_thing() -> None:
+    """The two libraries of CUDA's memory share names with the contract that they fulfil."""
+    memory = re.compile(r"(runtime\.memory)\.\w+")
+    where = {(node.name.lstrip("_"), memory.sub(r"\1", name.rpartition(".")[0])) for name, node in CLASSES}
+    count = Counter(name for name, _ in where)
+    holds("a class name means one thing", {name for name, times in count.items() if times > 1})
 
 
 @pytest.mark.parametrize("package", HEAVY)
