@@ -28,6 +28,7 @@ README = ROOT.parent / "README.md"
 # From the ground up: folders and the files beside them. Those of one line never import each other.
 FLOORS = (
     ("_version", "errors"),
+    ("documents",),
     ("progress", "records"),
     ("files",),
     ("device", "data"),
@@ -55,12 +56,13 @@ HEAVY = {
     "safetensors": CHECKPOINTS,
     "onnx": GRAPHS,
     "onnxruntime": (),
+    "msgspec": (),
     "tensorrt": (),
     "tensorrt_rtx": (),
     "cuda": (),
     "pycuda": (),
 }
-BLOCKED = tuple(name for name in HEAVY if name != "onnxruntime")
+BLOCKED = tuple(name for name in HEAVY if name not in ("onnxruntime", "msgspec"))
 
 
 def module_name(path: Path) -> str:

@@ -1,0 +1,329 @@
+"""JSON from disk and from other machines: decoded into frozen records, or refused in one line that names the place.
+
+    bytes -> size, depth, UTF-8 -> JSON, each key once, finite numbers -> format, digest -> keys -> types -> bounds
+
+Types are the annotations of the records' fields, checked by msgspec. Bounds are what a record's ``__post_init__``
+refuses with a ValueError. A default in Python is no default on disk: every key must be there, and no other one, except
+where a field's metadata is :data:`OPTIONAL`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, dataclass, fields, is_dataclass
+from functools import cache
+from itertools import accumulate, repeat
+from pathlib import Path
+from types import UnionType
+from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from edgeres.errors import EdgeresError, InputError
+
+Json = dict[str, Any]
+R = TypeVar("R")
+
+MAX_DEPTH = 64
+MAX_BYTES = 64 << 20
+_LARGEST = 2**63
+_SHOWN = 200  # characters of a message; a document may put anything into it
+
+# Metadata of a record's field. Left out on disk where the value is the default:
+OPTIONAL: Mapping[str, Any] = {"optional": True}
+# The field is a record whose keys lie beside those of this one:
+GROUPED: Mapping[str, Any] = {"grouped": True}
+
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+def named(key: str) -> Mapping[str, Any]:
+    """Metadata of a field that has another name on disk."""
+    return {"key": key}
+
+
+@dataclass(frozen=True)
+class DocumentKind(Generic[R]):
+    """A kind of document, and how it is read and written.
+
+    Attributes:
+        record: the frozen dataclass that it becomes.
+        name: for messages, e.g. ``calibration.json``.
+        hint: the next step where it is damaged or too old.
+        schemas: the oldest and the newest format that is read; None: it has no ``schema``.
+        kind: what it states under ``kind``; None: it has no such key.
+        digested: it holds the digest of the rest under ``digest``.
+        root: what paths begin with in messages.
+        error: what is raised.
+    """
+
+    record: type[R]
+    name: str
+    hint: str
+    schemas: tuple[int, int] | None = None
+    kind: str | None = None
+    digested: bool = False
+    root: str = "$"
+    max_bytes: int = MAX_BYTES
+    error: type[EdgeresError] = InputError
+
+    def read(self, path: str | Path) -> R:
+        """Read a file.
+
+        Raises:
+            EdgeresError: of class ``error``: the file cannot be read or is no valid document of this kind.
+        """
+        try:
+            with Path(path).open("rb") as stream:
+                content = stream.read(self.max_bytes + 1)
+        except OSError as error:
+            raise self.error(f"cannot be read ({error.strerror})", where=path, hint="check the path") from error
+        return self.decode(content, path)
+
+    def decode(self, content: bytes, where: object) -> R:
+        """The record of a document.
+
+        Args:
+            where: it comes from, for messages.
+
+        Raises:
+            EdgeresError: of class ``error``: it is no valid document of this kind.
+        """
+        try:
+            if len(content) > self.max_bytes:
+                raise _Fault("", f"is larger than {self.max_bytes:,} bytes")
+            raw = parse(content)
+        except _Fault as fault:
+            raise self._refusal(fault, where) from None
+        return self.convert(raw, where)
+
+    def convert(self, raw: object, where: object) -> R:
+        """The record of a document that was parsed; see :meth:`decode`."""
+        try:
+            _check_values(raw, self.root)
+            if not isinstance(raw, dict):
+                raise _Fault("", f"is no {self.name}")
+            return _decoded(self._body(dict(raw), where), self.record, self.root)
+        except _Fault as fault:
+            raise self._refusal(fault, where) from None
+
+    def content(self, record: R) -> Json:
+        """The document of a record, in plain JSON types."""
+        head: Json = {} if self.schemas is None else {"schema": self.schemas[1]}
+        body = {**head, **({} if self.kind is None else {"kind": self.kind}), **plain(record)}
+        return {**body, "digest": digest(body)} if self.digested else body
+
+    def _body(self, raw: Json, where: object) -> Json:
+        """The document without ``schema``, ``kind`` and ``digest``, which are checked."""
+        if self.kind is not None and raw.pop("kind", None) != self.kind:
+            raise _Fault("", f"is no {self.name}")
+        stated = raw.pop("digest", None) if self.digested else None
+        if self.schemas is not None:
+            schema, (oldest, newest) = raw.get("schema"), self.schemas
+            if type(schema) is not int:
+                raise _Fault("", f"is no {self.name}: it states no schema")
+            if not oldest <= schema <= newest:
+                what = f"written in format {schema}, this edgeres reads {newest}"
+                raise self.error(what, where=where, hint="upgrade edgeres" if schema > newest else self.hint)
+        if self.digested and stated != digest(raw):
+            raise _Fault("", "was changed after it was written: its digest differs")
+        return raw if self.schemas is None else {key: value for key, value in raw.items() if key != "schema"}
+
+    def _refusal(self, fault: _Fault, where: object) -> EdgeresError:
+        what = f"{fault.path}: {fault.what}" if fault.path else fault.what
+        return self.error(what, where=where, hint=self.hint)
+
+
+class _Fault(Exception):
+    """What is wrong with a document, and where in it; ``path`` is empty where it is the whole."""
+
+    def __init__(self, path: str, what: str) -> None:
+        super().__init__(path, what)
+        self.path = path
+        printable = "".join(character if character.isprintable() else "?" for character in what)
+        self.what = printable if len(printable) <= _SHOWN else f"{printable[:_SHOWN]}..."
+
+
+@dataclass(frozen=True)
+class _Repeated:
+    """In place of an object that has this key twice."""
+
+    key: str
+
+
+def parse(content: bytes) -> object:
+    """JSON with each key once, in UTF-8, no deeper than :data:`MAX_DEPTH`."""
+    brackets = _STRING.sub(b"", content).translate(None, _NO_BRACKETS)
+    if max(accumulate(1 if bracket in b"[{" else -1 for bracket in brackets), default=0) > MAX_DEPTH:
+        raise _Fault("", f"is nested more than {MAX_DEPTH} levels deep")
+    try:
+        return json.loads(content.decode("utf-8"), object_pairs_hook=_object, parse_int=_integer)
+    except ValueError as error:
+        raise _Fault("", f"is no JSON ({error})") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Json | _Repeated:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        left = iter(found)
+        return _Repeated(next(key for key, _ in pairs if key != next(left, None)))
+    return found
+
+
+def _integer(digits: str) -> int:
+    return int(digits) if len(digits) < len(str(_LARGEST)) + 2 else _LARGEST
+
+
+def _check_values(raw: object, path: str, depth: int = 1) -> None:
+    """Refuse what JSON's grammar lets through: repeated keys, NaN, numbers and text that nothing can hold."""
+    if depth > MAX_DEPTH:
+        raise _Fault("", f"is nested more than {MAX_DEPTH} levels deep")
+    if isinstance(raw, _Repeated):
+        raise _Fault(f"{path}{_step(raw.key)}", "is there twice")
+    if isinstance(raw, float) and not math.isfinite(raw):
+        raise _Fault(path, "expected a finite number")
+    if isinstance(raw, int) and abs(raw) >= _LARGEST:
+        raise _Fault(path, "the number is too large")
+    if isinstance(raw, str) and not raw.isascii():
+        _check_text(raw, path)
+    if isinstance(raw, dict):
+        for key, value in raw.items():
+            _check_text(key, path)
+            _check_values(value, path + _step(key), depth + 1)
+    elif isinstance(raw, list):
+        for index, value in enumerate(raw):
+            _check_values(value, f"{path}[{index}]", depth + 1)
+
+
+def _check_text(text: str, path: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _Fault(path, "the text is no Unicode") from None
+
+
+def _step(key: str) -> str:
+    """One key of a path: ``.mean``, or ``["layer1.0"]`` where it is no plain word."""
+    if re.fullmatch(r"[A-Za-z_][\w-]{0,60}", key, re.ASCII):
+        return f".{key}"
+    return f"[{json.dumps(key if len(key) <= 60 else key[:60] + '...')}]"
+
+
+def _decoded(raw: object, record: type[R], root: str) -> R:
+    import msgspec  # here, so that programs which read no document do not pay for it
+
+    arranged = _arranged(raw, record, root)
+    try:
+        return msgspec.convert(arranged, record, strict=True)
+    except msgspec.ValidationError:
+        raise _located(arranged, record, root) from None
+
+
+def _arranged(raw: object, kind: Any, path: str) -> object:
+    """The same with every record's values under its fields' names; unknown and missing keys are refused."""
+    kind = _container(raw, kind)
+    if isinstance(raw, dict) and is_dataclass(kind):
+        raw = _by_field(raw, kind, path)
+    parts = {name: _arranged(value, inner, path + step) for name, step, value, inner in _parts(raw, kind)}
+    if kind is None:
+        return raw
+    return parts if isinstance(raw, dict) else list(parts.values())
+
+
+def _by_field(raw: Json, record: Any, path: str) -> Json:
+    left, found, hints = dict(raw), {}, _hints(record)
+    for field in fields(record):
+        key = _key(field)
+        if "grouped" in field.metadata:
+            found[field.name] = {key: left.pop(key) for key in _keys(hints[field.name]) if key in left}
+        elif key in left:
+            found[field.name] = left.pop(key)
+        elif "optional" not in field.metadata:
+            raise _Fault(path + _step(key), "is missing")
+    for key in left:
+        from difflib import get_close_matches
+
+        near = get_close_matches(key[:_SHOWN], _keys(record), n=1)
+        raise _Fault(path + _step(key), f"is no known key{f', did you mean {near[0]}?' if near else ''}")
+    return found
+
+
+def _parts(raw: Any, kind: Any) -> Iterator[tuple[Any, str, object, Any]]:
+    """What a value of a container's type holds: name, step of the path, value and type of each."""
+    arguments = get_args(kind)
+    if is_dataclass(kind):
+        own = {field.name: "" if "grouped" in field.metadata else _step(_key(field)) for field in fields(kind)}
+        yield from ((name, own[name], value, _hints(kind)[name]) for name, value in raw.items())  # type: ignore[arg-type]
+    elif isinstance(raw, dict) and arguments:
+        yield from ((key, _step(key), value, arguments[1]) for key, value in raw.items())
+    elif isinstance(raw, list) and arguments:
+        kinds = arguments if len(arguments) == len(raw) and ... not in arguments else repeat(arguments[0])
+        yield from ((i, f"[{i}]", value, inner) for i, (value, inner) in enumerate(zip(raw, kinds, strict=False)))
+
+
+def _container(raw: object, kind: Any) -> Any:
+    """The type, or the one of a union's, by which a dict or a list is divided; None for all other values."""
+    for arm in get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,):
+        origin = get_origin(arm)
+        if isinstance(raw, dict) and (is_dataclass(arm) or origin in (dict, Mapping)):
+            return arm
+        if isinstance(raw, list) and origin in (tuple, list):
+            return arm
+    return None
+
+
+def _located(raw: object, kind: Any, path: str) -> _Fault:
+    """The fault of the innermost value that is not of its type."""
+    import msgspec
+
+    for _, step, value, inner in _parts(raw, _container(raw, kind)):
+        try:
+            msgspec.convert(value, inner, strict=True)
+        except msgspec.ValidationError:
+            return _located(value, inner, path + step)
+    try:
+        msgspec.convert(raw, kind, strict=True)
+    except msgspec.ValidationError as error:
+        what = str(error).partition(" - at `$")[0].replace("`", "")
+        return _Fault(path, what[:1].lower() + what[1:])
+    raise AssertionError("a value that was refused was accepted")
+
+
+@cache
+def _hints(record: Any) -> dict[str, Any]:
+    return get_type_hints(record)
+
+
+@cache
+def _keys(record: Any) -> tuple[str, ...]:
+    """All keys that a record has on disk."""
+    own = ((f.name, _keys(_hints(record)[f.name]) if "grouped" in f.metadata else (_key(f),)) for f in fields(record))
+    return tuple(key for _, keys in own for key in keys)
+
+
+def _key(field: Field[Any]) -> str:
+    return str(field.metadata.get("key", field.name))
+
+
+def plain(value: Any) -> Any:
+    """A record, or what holds records, in plain JSON types."""
+    if is_dataclass(value):
+        found: Json = {}
+        for field in fields(value):
+            own = getattr(value, field.name)
+            if "grouped" in field.metadata:
+                found |= plain(own)
+            elif "optional" not in field.metadata or own != field.default:
+                found[_key(field)] = plain(own)
+        return found
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, tuple | list) else value
+
+
+def digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of a document in canonical form: sorted keys, no spaces."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
