@@ -31,8 +31,8 @@ from typing import Any
 
 import numpy as np
 
-from edgeres.bench.contenders import BenchOptions, Lane
-from edgeres.bench.events import Timed, take_times
+from edgeres.bench.contenders import BenchOptions, Contender
+from edgeres.bench.events import TimedEngine, time_engines
 from edgeres.bench.session import statistics
 from edgeres.device.environment import environment
 from edgeres.device.gpu import Gpu, this_gpu
@@ -93,7 +93,7 @@ class Row:
     program: Json | None = None
     accuracy: Json | None = None
     measured: Measurement | None = None
-    timed: Timed | None = None
+    timed: TimedEngine | None = None
     reasons: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> Json:
@@ -297,12 +297,11 @@ def times(rows: Mapping[str, Row], runners: Mapping[str, TensorRTRunner], inputs
 
     for name, measured in measure(runners, feed, plan).items():
         rows[name].measured = measured
-    made: Any = Lane  # named by formulation here, where bench has precisions
-    lanes = [made(name, "", runner, runner) for name, runner in runners.items()]
+    contenders = [Contender(name, "", runner, runner) for name, runner in runners.items()]
     options = BenchOptions(
         batch=len(inputs), warmup_seconds=plan.warmup_seconds, min_seconds=plan.min_seconds, seed=SEED
     )
-    for name, timed in take_times(lanes, feed, options, SILENT).items():
+    for name, timed in time_engines(contenders, feed, options, SILENT).items():
         rows[name].timed = timed
 
 

@@ -7,7 +7,9 @@ A record that is written to disk has ``to_dict`` and ``from_dict``; both are pla
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -389,3 +391,92 @@ class Manifest:
     def from_dict(data: dict[str, Any]) -> Manifest:
         engines = tuple(EngineRecord.from_dict(e) for e in data.get("engines", ()))
         return _from_dict(Manifest, {**data, "model": ModelSpec.from_dict(data["model"]), "engines": engines})
+
+
+THUMBNAIL_PX = 128  # longer side
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer of a classifier for one image.
+
+    Attributes:
+        scores: probabilities, float32 (classes,).
+        logits: the network's raw output, float32 (classes,); equals ``scores`` where the graph ends in Softmax.
+        labels: one name per class.
+    """
+
+    scores: F32
+    logits: F32
+    labels: tuple[str, ...]
+
+    @property
+    def index(self) -> int:
+        return int(self.scores.argmax())
+
+    @property
+    def label(self) -> str:
+        return self.labels[self.index]
+
+    @property
+    def score(self) -> float:
+        return float(self.scores.max())
+
+    def top(self, count: int = 5) -> list[tuple[str, float]]:
+        """The best classes with their probabilities, best first."""
+        order = np.argsort(-self.scores, kind="stable")[:count]
+        return [(self.labels[i], float(self.scores[i])) for i in order.tolist()]
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image file to classify.
+
+    Attributes:
+        path: as it is shown.
+        named: whether the user named it, and not only a folder above it.
+        label: the class that its folder stands for; None where folders are not classes.
+    """
+
+    path: Path
+    named: bool
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class ImagePrediction:
+    """The prediction for an image file.
+
+    Attributes:
+        jpeg: a small picture, its longer side :data:`THUMBNAIL_PX`; empty where none was asked for.
+    """
+
+    file: ImageFile
+    prediction: Prediction
+    jpeg: bytes = b""
+
+    @property
+    def wrong(self) -> bool:
+        return self.file.label not in (None, self.prediction.label)
+
+
+@dataclass(frozen=True)
+class UnreadableImage:
+    """An image file that cannot be decoded, and the reason."""
+
+    file: ImageFile
+    why: str
+
+
+_IMAGE_ORDERS: dict[str, Callable[[ImagePrediction], tuple[object, ...]]] = {
+    "path": lambda image: (),  # files are found in this order
+    "sure": lambda image: (-image.prediction.score,),
+    "unsure": lambda image: (image.prediction.score,),
+    "class": lambda image: (image.prediction.index, image.prediction.score),
+}
+IMAGE_ORDERS = tuple(_IMAGE_ORDERS)
+
+
+def in_order(images: Sequence[ImagePrediction], by: str) -> list[ImagePrediction]:
+    """Sort by one of :data:`IMAGE_ORDERS`; within a class, the lowest score comes first."""
+    return sorted(images, key=_IMAGE_ORDERS[by])

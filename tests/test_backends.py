@@ -21,7 +21,7 @@ from edgeres.errors import BundleError, EngineError, EnvironmentError_, InputErr
 from edgeres.graph.forms import FORMS
 from edgeres.records import U8, EngineRecord
 from edgeres.runtime import Classifier, EngineFile, Frame, TensorRTRunner
-from edgeres.runtime.compatibility import Here, refusal
+from edgeres.runtime.compatibility import RunsOn, refusal
 
 MODEL = classifier()
 RECORD = EngineRecord(
@@ -135,8 +135,8 @@ def of(version: str) -> EngineRecord:
     return replace(ANY_VERSION, version=version)
 
 
-HERE = Here("tensorrt", "10.3.0", "Orin", "8.7")
-THERE = Here("rtx", "1.7.1.116", "RTX 4090", "8.9")
+HERE = RunsOn("tensorrt", "10.3.0", "Orin", "8.7")
+THERE = RunsOn("rtx", "1.7.1.116", "RTX 4090", "8.9")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,12 @@ THERE = Here("rtx", "1.7.1.116", "RTX 4090", "8.9")
         (plan(b""), None, HERE, None),
         (plan(b"", version="10.3.0.26"), None, replace(HERE, version="10.3.0.26"), None),
         (plan(b"", version="10.3.0.26"), None, replace(HERE, version="10.3.0.30"), r"built by TensorRT 10\.3\.0\.26"),
-        (plan(b"", version="10.13.3.9"), RECORD, HERE, r"TensorRT 10\.13\.3\.9 and loads in no other, and here is 10"),
+        (
+            plan(b"", version="10.13.3.9"),
+            RECORD,
+            HERE,
+            r"TensorRT 10\.13\.3\.9 and loads in no other version, and h",
+        ),
         (plan(b""), RECORD, HERE, r"built for SM 8\.6, and this GPU \(Orin\) is SM 8\.7"),
         (plan(b""), replace(RECORD, compute_capabilities=()), HERE, None),
         (plan(b""), replace(RECORD, compute_capabilities=()), replace(HERE, sm="7.2"), r"Ampere \(SM 8\.0\) and later"),
@@ -154,14 +159,14 @@ THERE = Here("rtx", "1.7.1.116", "RTX 4090", "8.9")
         (plan(b"", portable=True), ANY_VERSION, replace(HERE, sm="8.6", version="10.16.1.11"), None),
         (plan(b"", portable=True), ANY_VERSION, replace(HERE, sm="8.6", version="11.4.0.106"), None),
         (plan(b"", portable=True), ANY_VERSION, replace(HERE, version="11.4.0.106"), r"built for SM 8\.6"),
-        (plan(b"", portable=True), of("10.13.3.9"), HERE, r"TensorRT 10\.13\.3\.9 for that and later ones to 11\.x"),
+        (plan(b"", portable=True), of("10.13.3.9"), HERE, r"TensorRT 10\.13\.3\.9 for later versions up to 11\.x"),
         (plan(b"", portable=True), of("10.3.0"), replace(HERE, version="12.0.0.1"), r"to 11\.x, and here is 12\.0"),
         (plan(b"", portable=True), of("8.6.1"), replace(HERE, sm="8.6"), None),
         (plan(b"", portable=True), of("8.6.1"), replace(HERE, version="11.0.0"), r"to 10\.x, and here is 11\.0\.0"),
         (plan(b""), ANY_GPU, replace(HERE, sm="8.9"), None),
         (plan(b""), ANY_GPU, replace(HERE, sm="12.0"), None),
         (plan(b""), ANY_GPU, replace(HERE, sm="7.5", gpu="T4"), r"Ampere \(SM 8\.0\) and later, .*\(T4\) is SM 7\.5"),
-        (plan(b""), ANY_GPU, HERE, r"for no Jetson, and this one \(Orin\) is"),
+        (plan(b""), ANY_GPU, HERE, r"not for Jetsons, and this GPU \(Orin\) is one"),
         (plan(b""), ANY_GPU, replace(HERE, sm="8.9", version="10.13.0"), "loads in no other"),
         (b"ftrt" + bytes(10), RECORD, HERE, "cut off"),
         (b"\x08\x08\x12\x07pytorch" + bytes(40), RECORD, HERE, "no engine"),
@@ -174,7 +179,7 @@ THERE = Here("rtx", "1.7.1.116", "RTX 4090", "8.9")
         (plan(b"", "rtx"), RTX, HERE, "an engine for TensorRT-RTX, not for TensorRT"),
     ],
 )
-def test_refusals(header: bytes, record: EngineRecord | None, here: Here, words: str | None) -> None:
+def test_refusals(header: bytes, record: EngineRecord | None, here: RunsOn, words: str | None) -> None:
     found = refusal(header, record, here)
     if words is None:
         assert found is None
@@ -212,7 +217,7 @@ def test_code_in_an_engine_runs_only_where_a_manifest_vouches_for_it(gpu: Gpu, t
     assert gpu.code_was_run == 1
     with pytest.raises(EngineError, match="cannot be loaded"):
         Classifier(bundle(tmp_path / "not said", {RECORD: engine}), backend="tensorrt")
-    with pytest.raises(EngineError, match=r"code for the CPU, which is run from a bundle alone; load the bundle"):
+    with pytest.raises(EngineError, match=r"code for the CPU, which edgeres runs only from a bundle; load the bundle"):
         TensorRTRunner(EngineFile(engine, record=older))
     with pytest.raises(EngineError, match="was changed after it was written"):
         TensorRTRunner(EngineFile(engine, record=older, sha256="0" * 64))
@@ -291,7 +296,7 @@ def test_what_is_no_image_is_refused(tmp_path: Path, image: Any) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_warm_up_makes_a_lane_for_every_thread(gpu: Gpu, tmp_path: Path, threads: int) -> None:
+def test_warm_up_makes_a_context_for_every_thread(gpu: Gpu, tmp_path: Path, threads: int) -> None:
     with Classifier(bundle(tmp_path, {RECORD: plan(MODEL)})) as classify:
         classify.warm_up(batch=2, threads=threads)
         made = len(gpu.queues)

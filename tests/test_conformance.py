@@ -18,7 +18,7 @@ from fake_gpu import CudaModule, Fault, Gpu, installed, plan
 from edgeres.errors import EdgeresError, EnvironmentError_, InputError
 from edgeres.runtime import EngineFile, OrtRunner, TensorRTRunner
 from edgeres.runtime.conformance import CHECKS, Subject, conform
-from edgeres.runtime.engine import _Lane, _Lanes
+from edgeres.runtime.engine import _Context, _ContextPool
 from edgeres.runtime.memory import cuda_python
 from edgeres.runtime.runner import Feed
 
@@ -188,22 +188,22 @@ def nothing(*_: Any) -> None:
     return None
 
 
-def recorded_at_once(lane: Any, feed: Feed) -> Feed:
-    """A lane that records a batch before it ran once."""
-    if lane._graph is None:
-        lane._set_batch(len(feed["pixels"]))
-        lane._graph = lane._stream.capture(lane._enqueue)
-    return run_lane(lane, feed)
+def recorded_at_once(context: Any, feed: Feed) -> Feed:
+    """A context that records a batch before it ran once."""
+    if context._graph is None:
+        context._set_batch(len(feed["pixels"]))
+        context._graph = context._stream.capture(context._enqueue)
+    return run_context(context, feed)
 
 
-run_lane = _Lane.run
+run_context = _Context.run
 MISUSE: dict[str, tuple[Any, str, Any]] = {
     "no wait": (cuda_python._Stream, "synchronize", nothing),
     "no copy there": (cuda_python._Buffer, "upload", nothing),
     "no copy back": (cuda_python._Buffer, "download", nothing),
-    "one lane for all threads": (_Lanes, "_borrow", lambda lanes, owner: lanes._idle[0] if lanes._idle else None),
-    "recorded before it ran": (_Lane, "run", recorded_at_once),
-    "a stale graph": (_Lane, "_drop_graph", nothing),
+    "one context for all threads": (_ContextPool, "_borrow", lambda pool, owner: pool._idle[0] if pool._idle else None),
+    "recorded before it ran": (_Context, "run", recorded_at_once),
+    "a stale graph": (_Context, "_drop_graph", nothing),
     "stream not freed": (cuda_python._Stream, "close", nothing),
     "memory not freed": (cuda_python._Buffer, "close", nothing),
     "context not popped": (CudaModule, "cuCtxPopCurrent", lambda module: (0, None)),

@@ -94,7 +94,7 @@ def test_blocks_nest_and_end_by_errors(device: tuple[Gpu, Device]) -> None:
 
 
 def test_threads_come_and_go(device: tuple[Gpu, Device]) -> None:
-    """Each new thread finds a lane; none leaves a context behind, and lanes are as many as worked at once."""
+    """Each new thread gets an execution context, as many as worked at once; none leaves a CUDA context behind."""
     gpu, ours = device
     with TensorRTRunner(EngineFile(PLAN), device=ours) as runner:
         expected = runner.infer(FEED)["scores"]

@@ -18,8 +18,9 @@ from PIL import Image
 from edgeres.cli import cli
 from edgeres.cli.predict import SORTS
 from edgeres.errors import EdgeresError
+from edgeres.records import IMAGE_ORDERS
 from edgeres.report import sheet
-from edgeres.runtime import Classifier, predictions
+from edgeres.runtime import Classifier
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_folders_that_are_no_labels_call_nothing_right_or_wrong(work: Path) -> N
     (work / "photos" / CLASSES[0]).rename(work / "photos" / "holiday")
     rows = answered(run("photos", "--json"))
     assert {row["label"] for row in rows} == {None}
-    assert "nothing is called right or wrong" in run("photos").stdout
+    assert "no answer can be called right or wrong" in run("photos").stdout
 
 
 def test_folders_in_folders_and_circles_end(work: Path) -> None:
@@ -125,7 +126,7 @@ def test_the_order_is_the_one_asked_for(work: Path, sort: str) -> None:
         "class": [(CLASSES.index(row["top"][0]["label"]), row["top"][0]["score"]) for row in rows],
     }
     assert keys[sort] == sorted(keys[sort])
-    assert tuple(SORTS) == predictions.SORTS
+    assert tuple(SORTS) == IMAGE_ORDERS
 
 
 def orders(page: str, name: str) -> list[int]:
@@ -181,4 +182,4 @@ def test_another_kind_of_sheet_is_refused_before_anything_runs(work: Path) -> No
     done = run("photos", "--sheet", "sheet.pdf")
     assert isinstance(done.exception, EdgeresError)
     assert done.exception.exit_code == 2
-    assert "name it .html or .png" in str(done.exception)
+    assert "give a name that ends in .html or .png" in str(done.exception)

@@ -53,7 +53,7 @@ def test_each_step_takes_what_it_takes(setup: tuple[Gpu, TensorRTRunner]) -> Non
         assert times.latency == pytest.approx((KERNELS_MS + copies * (UPLOAD_MS + DOWNLOAD_MS)) / 1e3)
         assert times.enqueue >= 0
         assert gpu.executions == turn + 1
-    assert len(gpu.moments) == 4  # of the one lane, however often it is timed
+    assert len(gpu.moments) == 4  # of the one execution context, however often it is timed
 
 
 def test_a_batch_that_is_cut_is_added_up(setup: tuple[Gpu, TensorRTRunner]) -> None:

@@ -1,7 +1,8 @@
-"""What a Jetson's kernel tells of itself: power mode, clocks, temperatures, power rails, throttling.
+"""State of a Jetson board: power mode, clocks, temperatures, power rails, throttling.
 
-Read from files alone, without root and without NVIDIA's tools. Sources: the kernel's documentation of ina3221 and of
-the thermal framework; "Platform Power and Performance" in NVIDIA's Jetson Linux developer guide, releases 35 and 36.
+It is read from the kernel's files, without root and without NVIDIA's tools. Sources: the kernel's documentation of
+ina3221 and of the thermal framework; "Platform Power and Performance" in NVIDIA's Jetson Linux developer guide,
+releases 35 and 36.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ _MAX_CHANNELS = 3  # of one INA3221; higher numbers are sums and shunts
 
 @dataclass(frozen=True)
 class BoardState:
-    """One look at the board; what it does not tell is None or empty.
+    """State of the board at one moment; values that it does not report are None or empty.
 
     Attributes:
         power_mode: as nvpmodel names it, e.g. ``MAXN``.
-        gpu_hz, gpu_min_hz, gpu_max_hz: clock now, and the limits that the governor keeps to.
-        cpu_hz: of each core, now.
+        gpu_hz, gpu_min_hz, gpu_max_hz: current clock, and the lowest and highest that the governor may set.
+        cpu_hz: current clock of each core.
         celsius: temperature by zone.
         watts: power by rail.
-        throttles: counters and states of what slows the clocks down, by name; they count up, or are 0 when at rest.
+        throttles: by name, counters of over-current events, and states of throttling devices, 0 when inactive.
     """
 
     power_mode: str | None = None
@@ -44,35 +45,35 @@ class BoardState:
 
     @property
     def total_watts(self) -> float | None:
-        """Of the module: the rail that feeds all others where there is one, else the sum of those that feed none."""
-        return None if not self.watts else sum(self.watts[rail] for rail in whole(self.watts))
+        """Power of the module: of the rail that feeds all others where there is one, else the sum of the rails."""
+        return None if not self.watts else sum(self.watts[rail] for rail in module_rails(self.watts))
 
     @property
     def clocks_locked(self) -> bool | None:
-        """Whether the GPU keeps one clock, as after ``jetson_clocks``."""
+        """Whether the GPU's clock is fixed, as after ``jetson_clocks``; None: unknown."""
         if self.gpu_min_hz is None or self.gpu_max_hz is None:
             return None
         return self.gpu_min_hz == self.gpu_max_hz
 
 
-def whole(rails: Mapping[str, float]) -> list[str]:
+def module_rails(rails: Mapping[str, float]) -> list[str]:
     """The rails whose power adds up to the module's."""
     top = [rail for rail in rails if rail in _WHOLE]
     return top[:1] or [rail for rail in rails if rail not in _FED_BY_OTHERS]
 
 
 class Board:
-    """The files of a board.
+    """Reads the kernel's files of a board.
 
     Args:
-        root: where ``sys``, ``etc`` and ``var`` are; another one in tests.
+        root: the folder that holds ``sys``, ``etc`` and ``var``; tests give another one.
     """
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._root = root
 
     def look(self) -> BoardState:
-        """Everything, now."""
+        """Read the current state."""
         gpu = self._gpu()
         return BoardState(
             power_mode=self._power_mode(),
@@ -114,11 +115,11 @@ class Board:
 
     def _zones(self) -> dict[str, float]:
         zones = sorted(self._glob("sys/class/thermal/thermal_zone*"), key=_by_number)
-        found = ((_text(zone / "type"), _number(zone / "temp")) for zone in zones)  # one that is off does not answer
+        found = ((_text(zone / "type"), _number(zone / "temp")) for zone in zones)  # a zone that is off cannot be read
         return {name: degrees / 1e3 for name, degrees in found if name and degrees is not None}
 
     def _throttles(self) -> dict[str, int]:
-        """Alerts of cooling devices, and events of over-current."""
+        """States of throttling cooling devices, and counters of over-current events."""
         found: dict[str, int] = {}
         for device in sorted(self._glob("sys/class/thermal/cooling_device*"), key=_by_number):
             name, state = _text(device / "type"), _number(device / "cur_state")
@@ -147,7 +148,7 @@ class Power:
 
     @property
     def mean_watts(self) -> float | None:
-        """Over time, by trapezoids; None without samples."""
+        """Mean power over time by the trapezoidal rule; None without samples."""
         if not self.samples:
             return None
         if len(self.samples) == 1 or self.samples[-1][0] == self.samples[0][0]:
@@ -159,13 +160,13 @@ class Power:
 
 @contextmanager
 def sampling(board: Board, every_seconds: float = 0.1) -> Iterator[Power]:
-    """Sample the total power in another thread while the block runs: at its begin, its end and in between."""
+    """Sample the total power in another thread while the block runs, including its start and end."""
     power, stop, begin = Power(), threading.Event(), monotonic()
 
     def sample() -> None:
         watts = board.watts()
         if watts:
-            power.samples.append((monotonic() - begin, sum(watts[rail] for rail in whole(watts))))
+            power.samples.append((monotonic() - begin, sum(watts[rail] for rail in module_rails(watts))))
 
     def run() -> None:
         while not stop.wait(every_seconds):
@@ -183,7 +184,7 @@ def sampling(board: Board, every_seconds: float = 0.1) -> Iterator[Power]:
 
 
 def throttled(before: BoardState, after: BoardState) -> list[str]:
-    """What slowed the clocks down between two looks, in words; empty where nothing did."""
+    """Messages on what slowed the clocks down between two states; empty where nothing did."""
     found = []
     for name, now in after.throttles.items():
         grown = now - before.throttles.get(name, 0)

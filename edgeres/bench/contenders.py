@@ -1,10 +1,9 @@
-"""What is measured: the bundle's engines where they run here, else its graphs on the CPU."""
+"""The networks that are measured: the bundle's engines where they run here, else its graphs on the CPU."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,8 +11,8 @@ from edgeres.bundle import FP32, Bundle
 from edgeres.device.libraries import MODULES, Flavour, available
 from edgeres.errors import BundleError, EngineError, EnvironmentError_, UsageError
 from edgeres.graph.forms import FORMS
-from edgeres.records import EngineRecord
-from edgeres.runtime.choose import first_that_runs
+from edgeres.runtime.choose import engines_of, graph_file, open_engine
+from edgeres.runtime.memory import default_device
 from edgeres.runtime.ort import OrtRunner
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 Backend = Literal["auto", "tensorrt", "rtx", "cpu"]
+_BUILD_FOR_CPU = "build it with --target cpu"
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class BenchOptions:
 
     Attributes:
         backend: ``auto`` takes the bundle's engines where they run here, else the CPU.
-        precisions: empty: all that the bundle has or can give.
+        precisions: to measure; empty: all that the bundle has or can be converted to.
         batch: images per inference.
-        threads: of one operator on the CPU; 0 takes every core.
-        warmup_seconds, min_seconds, min_iterations: of each precision.
-        power_seconds: of each precision alone, where the board tells its power.
-        seed: of the random images that are fed, as trtexec feeds them.
+        threads: per operator on the CPU; 0 takes every core.
+        warmup_seconds, min_seconds, min_iterations: for each precision.
+        power_seconds: how long each precision runs alone where the board has power sensors.
+        seed: of the random input images; trtexec uses random input too.
     """
 
     backend: Backend = "auto"
@@ -51,7 +51,7 @@ class BenchOptions:
 
 
 def check(options: BenchOptions) -> None:
-    """Refuse what cannot be measured.
+    """Check the numbers.
 
     Raises:
         UsageError: a number is not positive, or not finite.
@@ -65,81 +65,76 @@ def check(options: BenchOptions) -> None:
 
 
 @dataclass(frozen=True)
-class Lane:
-    """One precision, ready to be measured; ``engine`` is its runner where that is on a GPU."""
+class Contender:
+    """One network, ready to be measured; ``engine`` is its runner where that is on a GPU.
 
-    precision: Precision
+    Attributes:
+        name: its precision.
+        file: the engine or graph in the bundle.
+    """
+
+    name: str
     file: str
     runner: Runner
     engine: TensorRTRunner | None = None
 
 
-def open_lanes(bundle: Bundle, options: BenchOptions, stack: ExitStack) -> tuple[list[Lane], dict[str, str]]:
+def open_contenders(bundle: Bundle, options: BenchOptions, stack: ExitStack) -> tuple[list[Contender], dict[str, str]]:
     """The engines that run here, or the graphs for the CPU; and why a precision is missing."""
     reasons: dict[str, str] = {}
     built = {record.runtime for record in bundle.manifest.engines if record.file}
-    for flavour in MODULES:
-        if options.backend != flavour and (options.backend != "auto" or flavour not in built):
+    for runtime in MODULES:
+        if options.backend != runtime and (options.backend != "auto" or runtime not in built):
             continue
         try:
-            lanes = _engines(bundle, flavour, options, stack)
+            engines = _engines(bundle, runtime, options, stack)
         except EnvironmentError_ as error:
-            if options.backend == flavour:
+            if options.backend == runtime:
                 raise
-            reasons[flavour] = str(error)
+            reasons[runtime] = str(error)
         else:
-            there = {lane.precision for lane in lanes}
+            there = {engine.name for engine in engines}
             reasons.update((p, "the bundle has no such engine") for p in PRECISIONS if p not in there)
-            return lanes, reasons
-    lanes, missing = _graphs(bundle, options, stack)
-    return lanes, {**reasons, **missing}
+            return engines, reasons
+    graphs, missing = _graphs(bundle, options, stack)
+    return graphs, {**reasons, **missing}
 
 
-def _engines(bundle: Bundle, flavour: Flavour, options: BenchOptions, stack: ExitStack) -> list[Lane]:
+def _engines(bundle: Bundle, runtime: Flavour, options: BenchOptions, stack: ExitStack) -> list[Contender]:
     """One engine of each precision that was asked for.
 
     Raises:
         EnvironmentError_: there is none, or it does not run here.
     """
-    here = available(flavour)
+    here = available(runtime)
     if not here.can_run:
-        raise EngineError(f"{flavour} engines do not run here ({here.reason})", hint=here.next_step or None)
-    found: dict[Precision, list[EngineRecord]] = {}
-    for record in bundle.manifest.engines:
-        kept = record.runtime == flavour and record.file and bundle.has(record.file)
-        if kept and record.precision in (options.precisions or PRECISIONS):
-            found.setdefault(record.precision, []).append(record)
+        raise EngineError(f"{runtime} engines do not run here ({here.reason})", hint=here.next_step or None)
+    wanted = options.precisions or PRECISIONS
+    found = [p for p in PRECISIONS if p in wanted and engines_of(bundle, runtime, p)]
     lacking = [precision for precision in options.precisions if precision not in found]
     if lacking or not found:
-        what = f"holds no {' nor '.join(lacking) or flavour} engine for {flavour}"
+        what = f"holds no {' nor '.join(lacking) or runtime} engine for {runtime}"
         raise EngineError(what, where=bundle.path, hint="edgeres engine BUNDLE --also fp32 --also fp16")
-    sm = here.gpu.sm if here.gpu else ""
-    lanes = []
-    for precision in (precision for precision in PRECISIONS if precision in found):
-        record, engine = first_that_runs(found[precision], sm, partial(_open, bundle, flavour))
-        lanes.append(Lane(precision, str(record.file), stack.enter_context(engine), engine))
-    return lanes
+    contenders = []
+    for precision in found:
+        record, engine = open_engine(bundle, runtime, precision, default_device())
+        contenders.append(Contender(precision, str(record.file), stack.enter_context(engine), engine))
+    return contenders
 
 
-def _open(bundle: Bundle, flavour: Flavour, record: EngineRecord) -> TensorRTRunner:
-    from edgeres.runtime.engine import EngineFile, TensorRTRunner
+def _graphs(bundle: Bundle, options: BenchOptions, stack: ExitStack) -> tuple[list[Contender], dict[str, str]]:
+    """The graphs for this machine's CPU, and why one is missing.
 
-    file = str(record.file)
-    return TensorRTRunner(EngineFile(bundle.file(file), flavour, record, sha256=bundle.manifest.files[file]))
-
-
-def _graphs(bundle: Bundle, options: BenchOptions, stack: ExitStack) -> tuple[list[Lane], dict[str, str]]:
-    """The graphs for this machine's CPU, and why one is missing; what was asked for by name must be there."""
-    lanes: list[Lane] = []
+    Raises:
+        EnvironmentError_: a precision that was asked for is missing.
+        BundleError: there is no graph at all.
+    """
+    contenders: list[Contender] = []
     reasons: dict[str, str] = {}
     for precision in dict.fromkeys(options.precisions or PRECISIONS):
         name = FORMS["cpu"].file if precision == "int8" else FP32
         try:
-            file = bundle.file(name) if bundle.has(name) else None
-            if file is None:
-                raise EnvironmentError_(
-                    f"the bundle has no {name}", where=bundle.path, hint="build it with --target cpu"
-                )
+            file = graph_file(bundle, name, _BUILD_FOR_CPU)
             graph: Path | bytes = _half(file) if precision == "fp16" else file
         except EnvironmentError_ as error:
             if options.precisions:
@@ -147,10 +142,11 @@ def _graphs(bundle: Bundle, options: BenchOptions, stack: ExitStack) -> tuple[li
             reasons[precision] = str(error)
             continue
         shown = f"{name} in float16" if precision == "fp16" else name
-        lanes.append(Lane(precision, shown, stack.enter_context(OrtRunner(graph, threads=options.threads))))
-    if not lanes:
-        raise BundleError("has no graph for this machine's CPU", where=bundle.path, hint="build it with --target cpu")
-    return lanes, reasons
+        runner = stack.enter_context(OrtRunner(graph, threads=options.threads))
+        contenders.append(Contender(precision, shown, runner))
+    if not contenders:
+        raise BundleError("has no graph for this machine's CPU", where=bundle.path, hint=_BUILD_FOR_CPU)
+    return contenders, reasons
 
 
 def _half(graph: Path) -> bytes:

@@ -1,8 +1,8 @@
-"""FP32, FP16 and INT8 of a bundle, measured in one interleaved run by trtexec's method.
+"""Measure FP32, FP16 and INT8 of a bundle in one interleaved run by trtexec's method.
 
-Warm-up of 200 ms, at least 3 s and 10 inferences of each precision, percentiles without interpolation, and trtexec's
-names. Engines then take turns again, with events between copies and kernels; and where the board tells its power,
-each precision runs alone, since a power sensor is too slow for turns.
+Each precision gets a warm-up of 200 ms, then at least 3 s and 10 inferences. Percentiles are not interpolated, and
+names are trtexec's. Engines then take turns again, with CUDA events between copies and kernels. Where the board has
+power sensors, each precision finally runs alone, because the sensors are too slow for turns.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeres.bench.board import Board, BoardState, Power, sampling, throttled, whole
-from edgeres.bench.contenders import BenchOptions, Lane, check, open_lanes
-from edgeres.bench.events import Timed, take_times
+from edgeres.bench.board import Board, BoardState, Power, module_rails, sampling, throttled
+from edgeres.bench.contenders import BenchOptions, Contender, check, open_contenders
+from edgeres.bench.events import TimedEngine, time_engines
 from edgeres.bundle import Bundle
 from edgeres.device.cpu import this_cpu
 from edgeres.device.environment import environment
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from edgeres.runtime.runner import Feed, Runner
 
 PERCENTILES = (90, 95, 99)
-# trtexec's, in its order; what lies on a GPU alone has no meaning where the network runs on the CPU.
+# trtexec's names in its order. These metrics do not exist where the network runs on the CPU.
 GPU_METRICS = ("Enqueue Time", "H2D Latency", "GPU Compute Time", "D2H Latency")
 _CPU_ONLY = "the network runs on the CPU: there is no transfer, and nothing is enqueued"
 _IDLE_SECONDS = 1.0
@@ -40,15 +40,15 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Spent:
-    """What the module drew while one precision ran alone."""
+class EnergyUse:
+    """Power of the board while one precision ran alone."""
 
     power: Power
     images: int
     seconds: float
 
     def to_dict(self, idle: float | None) -> Json:
-        """Energy per image, and how much of it is above what the module draws at rest."""
+        """Energy per image, in total and above the power at rest."""
         watts = self.power.mean_watts or 0.0
         per_image = 1e3 * self.seconds / self.images
         return {
@@ -66,7 +66,7 @@ def bench(path: Path, options: BenchOptions, progress: Progress = SILENT, board:
     """Measure a bundle on this machine; the bundle is not changed.
 
     Returns:
-        Plain JSON types; what was not measured is None, and ``reasons`` says why.
+        Plain JSON types. Figures that were not measured are None, and ``reasons`` says why.
 
     Raises:
         BundleError: a file is missing or was changed.
@@ -76,32 +76,34 @@ def bench(path: Path, options: BenchOptions, progress: Progress = SILENT, board:
     board = board or Board()
     bundle = Bundle(path)
     with ExitStack() as stack:
-        lanes, reasons = open_lanes(bundle, options, stack)
+        contenders, reasons = open_contenders(bundle, options, stack)
         feed = _feed(bundle, options)
         before = board.look()
-        measured = measure({lane.precision: lane.runner for lane in lanes}, feed, _plan(lanes, options), progress)
-        timed = take_times(lanes, feed, options, progress)
-        idle, spent = _power(lanes, feed, options, board, progress)
+        measured = measure(
+            {contender.name: contender.runner for contender in contenders}, feed, _plan(contenders, options), progress
+        )
+        timed = time_engines(contenders, feed, options, progress)
+        idle, spent = _power(contenders, feed, options, board, progress)
         after = board.look()
-    on_gpu = lanes[0].engine is not None
+    on_gpu = contenders[0].engine is not None
     if not on_gpu:
         reasons.update(dict.fromkeys(GPU_METRICS, _CPU_ONLY))
     if not after.watts:
-        reasons["energy"] = "this machine's kernel tells no power (no INA3221 in /sys/class/hwmon)"
+        reasons["energy"] = "this machine has no power sensor (no INA3221 in /sys/class/hwmon)"
     return {
         "bundle": str(path),
         "model": bundle.manifest.model.name,
-        "backend": lanes[0].runner.name,
+        "backend": contenders[0].runner.name,
         "device": _gpu_name() if on_gpu else this_cpu().model,
-        "settings": _settings(lanes, options),
+        "settings": _settings(contenders, options),
         "precisions": {
-            lane.precision: {
-                "file": lane.file,
-                **_figures(measured[lane.precision], timed.get(lane.precision)),
-                "energy": spent[lane.precision].to_dict(idle) if lane.precision in spent else None,
-                "noise": noise(measured[lane.precision]),
+            contender.name: {
+                "file": contender.file,
+                **_figures(measured[contender.name], timed.get(contender.name)),
+                "energy": spent[contender.name].to_dict(idle) if contender.name in spent else None,
+                "noise": noise(measured[contender.name]),
             }
-            for lane in lanes
+            for contender in contenders
         },
         "speedup": _speedups(measured),
         "board": {"before": _state(before), "after": _state(after), "throttled": throttled(before, after)},
@@ -114,16 +116,16 @@ def bench(path: Path, options: BenchOptions, progress: Progress = SILENT, board:
     }
 
 
-def _scope(lanes: list[Lane], options: BenchOptions) -> str:
-    engine = lanes[0].engine
+def _scope(contenders: list[Contender], options: BenchOptions) -> str:
+    engine = contenders[0].engine
     copies = "no copies: both sides share one memory" if engine and not engine.transfers else "copies included"
     doing = copies if engine else _threads(options.threads)
     return f"host to host, batch {options.batch}, {doing}"
 
 
-def _plan(lanes: list[Lane], options: BenchOptions) -> LatencyPlan:
+def _plan(contenders: list[Contender], options: BenchOptions) -> LatencyPlan:
     return LatencyPlan(
-        _scope(lanes, options),
+        _scope(contenders, options),
         options.warmup_seconds,
         options.min_seconds,
         options.min_iterations,
@@ -131,14 +133,14 @@ def _plan(lanes: list[Lane], options: BenchOptions) -> LatencyPlan:
     )
 
 
-def _settings(lanes: list[Lane], options: BenchOptions) -> Json:
-    """What trtexec's figures depend on, besides the options."""
-    engine = lanes[0].engine
+def _settings(contenders: list[Contender], options: BenchOptions) -> Json:
+    """The options, and what else the figures depend on."""
+    engine = contenders[0].engine
     return {
         **asdict(options),
-        "precisions": [lane.precision for lane in lanes],
-        "scope": _scope(lanes, options),
-        "interleaved": len(lanes) > 1,
+        "precisions": [contender.name for contender in contenders],
+        "scope": _scope(contenders, options),
+        "interleaved": len(contenders) > 1,
         "transfers": None if engine is None else engine.transfers,
     }
 
@@ -156,30 +158,30 @@ def _feed(bundle: Bundle, options: BenchOptions) -> Callable[[Runner], Feed]:
 
 
 def _power(
-    lanes: list[Lane], feed: Callable[[Runner], Feed], options: BenchOptions, board: Board, progress: Progress
-) -> tuple[float | None, dict[str, Spent]]:
-    """Watts at rest, and what each precision spends while it runs alone."""
+    contenders: list[Contender], feed: Callable[[Runner], Feed], options: BenchOptions, board: Board, progress: Progress
+) -> tuple[float | None, dict[str, EnergyUse]]:
+    """Watts at rest, and the energy of each precision while it runs alone."""
     if not board.watts():
         return None, {}
-    found: dict[str, Spent] = {}
-    with progress.task("measuring power", total=len(lanes) + 1) as advance:
+    found: dict[str, EnergyUse] = {}
+    with progress.task("measuring power", total=len(contenders) + 1) as advance:
         with sampling(board) as idle:
             sleep(min(_IDLE_SECONDS, options.power_seconds))
         advance(1)
-        for lane in lanes:
-            arrays = feed(lane.runner)
+        for contender in contenders:
+            arrays = feed(contender.runner)
             with sampling(board) as power:
                 begin, count = monotonic(), 0
                 while (spent := monotonic() - begin) < options.power_seconds or not count:
-                    lane.runner.infer(arrays)
+                    contender.runner.infer(arrays)
                     count += 1
-            found[lane.precision] = Spent(power, count * options.batch, spent)
+            found[contender.name] = EnergyUse(power, count * options.batch, spent)
             advance(1)
     return idle.mean_watts, found
 
 
-def _figures(measurement: Measurement, timed: Timed | None) -> Json:
-    """By trtexec's names, and Host to Host: what an application waits for. On a CPU that is all of Latency."""
+def _figures(measurement: Measurement, timed: TimedEngine | None) -> Json:
+    """Figures by trtexec's names, and Host to Host, the time that an application waits. On a CPU, Latency equals it."""
     host = statistics(measurement.seconds)
     on_gpu = {} if timed is None else {name: statistics(seconds) for name, seconds in timed.metrics().items()}
     return {
@@ -200,7 +202,7 @@ def _figures(measurement: Measurement, timed: Timed | None) -> Json:
 
 
 def statistics(seconds: F64) -> Json:
-    """What trtexec tells of a time, in milliseconds."""
+    """The statistics that trtexec prints of a time, in milliseconds."""
     return {
         "min_ms": 1e3 * float(seconds.min()),
         "max_ms": 1e3 * float(seconds.max()),
@@ -211,7 +213,7 @@ def statistics(seconds: F64) -> Json:
 
 
 def _speedups(measured: Mapping[str, Measurement]) -> Json:
-    """Of INT8 over the others: medians, with their 95 % interval."""
+    """Ratio of the other precisions' median latency to INT8's, with the 95 % interval."""
     if "int8" not in measured:
         return {}
     return {
@@ -230,10 +232,10 @@ def _warnings(measured: Mapping[str, Measurement], before: BoardState, after: Bo
 
 
 def _state(state: BoardState) -> Json | None:
-    """None where the board tells nothing, as any machine but a Jetson."""
+    """The board's state as JSON; None where the board is no Jetson and has nothing to read."""
     if state == replace(BoardState(), cpu_hz=state.cpu_hz, celsius=state.celsius):
         return None
-    rails = whole(state.watts)
+    rails = module_rails(state.watts)
     return {**asdict(state), "total_w": state.total_watts, "total_of": rails}
 
 

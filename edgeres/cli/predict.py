@@ -13,9 +13,9 @@ from edgeres.cli.progress import progress
 from edgeres.cli.show import print_json
 
 if TYPE_CHECKING:
-    from edgeres.runtime.predictions import Answer, Unreadable
+    from edgeres.records import ImagePrediction, UnreadableImage
 
-# As edgeres.runtime.predictions has them, which --help does without.
+# The same as edgeres.records.IMAGE_ORDERS, which --help does not import because records needs numpy.
 SORTS = ("path", "sure", "unsure", "class")
 NAMED = 10
 
@@ -36,10 +36,10 @@ NAMED = 10
 def command(
     bundle: Path, images: tuple[Path, ...], top: int | None, sort: str | None, sheet: Path | None, as_json: bool
 ) -> None:
-    """Classify images with a bundle's INT8 network: files, and all images below directories.
+    """Classify images with a bundle's INT8 network: the given files, and all images below the given directories.
 
-    Where folders are named as the network's labels, wrong answers are marked and counted. An image that cannot be
-    read is left out, named and counted, unless it was given by name.
+    Where folders are named as the network's labels, wrong answers are marked and counted. Images in directories that
+    cannot be read are left out and listed; a file given by name must be readable.
 
     \b
     edgeres predict resnet18.edgeres photo.jpg
@@ -47,8 +47,9 @@ def command(
     """
     from edgeres.errors import SourceError
     from edgeres.files import write_file
+    from edgeres.records import UnreadableImage, in_order
     from edgeres.runtime import Classifier
-    from edgeres.runtime.predictions import Unreadable, classify_all, find_images, in_order
+    from edgeres.runtime.predictions import classify_all, find_images
 
     _check_sheet(sheet)
     with Classifier(bundle) as classify:
@@ -56,8 +57,8 @@ def command(
         with progress(quiet=as_json).task("classifying", len(found)) as advance:
             told = list(classify_all(classify, found, pictures=sheet is not None, advance=advance))
         backend = classify.backend
-    answers = [answer for answer in told if not isinstance(answer, Unreadable)]
-    unreadable = [answer for answer in told if isinstance(answer, Unreadable)]
+    answers = [answer for answer in told if not isinstance(answer, UnreadableImage)]
+    unreadable = [answer for answer in told if isinstance(answer, UnreadableImage)]
     if not answers:
         raise SourceError(f"none of {len(told):,} images can be read: {_some(unreadable)}", where=images[0])
     answers = in_order(answers, sort or "path")
@@ -80,10 +81,12 @@ def _check_sheet(sheet: Path | None) -> None:
     from edgeres.errors import UsageError
 
     if sheet is not None and sheet.suffix.lower() not in {".html", ".png"}:
-        raise UsageError("is neither a page nor a picture", where=sheet, hint="name it .html or .png")
+        raise UsageError("is neither a page nor a picture", where=sheet, hint="give a name that ends in .html or .png")
 
 
-def _sheet(path: Path, bundle: Path, answers: Sequence[Answer], unreadable: Sequence[Unreadable], by: str) -> bytes:
+def _sheet(
+    path: Path, bundle: Path, answers: Sequence[ImagePrediction], unreadable: Sequence[UnreadableImage], by: str
+) -> bytes:
     from edgeres.report.sheet import draw_sheet, render_sheet
 
     if path.suffix.lower() == ".png":
@@ -94,12 +97,12 @@ def _sheet(path: Path, bundle: Path, answers: Sequence[Answer], unreadable: Sequ
     return render_sheet(f"What {bundle.name} says", told, answers, by).encode(errors="replace")
 
 
-def _show(answers: Sequence[Answer], top: int, *, lines: bool) -> None:
-    """One block an image, or one line where only the best class is asked for."""
+def _show(answers: Sequence[ImagePrediction], top: int, *, lines: bool) -> None:
+    """Print one block per image, or one line per image of a directory where only the best class is wanted."""
     for answer in answers:
-        path, best = str(answer.found.path), answer.prediction.top(top)
+        path, best = str(answer.file.path), answer.prediction.top(top)
         if lines and top == 1:
-            wrong = f"  (is {answer.found.label})" if answer.wrong else ""
+            wrong = f"  (is {answer.file.label})" if answer.wrong else ""
             click.echo(f"{100 * best[0][1]:5.1f} %  {best[0][0]}{wrong}  {path}")
             continue
         click.secho(path, bold=True)
@@ -107,39 +110,41 @@ def _show(answers: Sequence[Answer], top: int, *, lines: bool) -> None:
             click.echo(f"  {100 * score:5.1f} %  {label}")
 
 
-def _summary(answers: Sequence[Answer]) -> str:
-    known = [answer for answer in answers if answer.found.label is not None]
+def _summary(answers: Sequence[ImagePrediction]) -> str:
+    known = [answer for answer in answers if answer.file.label is not None]
     count = f"{len(answers):,} image{'s' * (len(answers) > 1)}"
     if not known:
-        return f"{count}; no folder is named as a label, so nothing is called right or wrong"
+        return f"{count}; no folder is named as a label, so no answer can be called right or wrong"
     wrong = sum(answer.wrong for answer in known)
     return (
         f"{count}, {len(known):,} in folders of labels: {100 * (1 - wrong / len(known)):.2f} % right, {wrong:,} wrong"
     )
 
 
-def _left_out(unreadable: Sequence[Unreadable]) -> str:
+def _left_out(unreadable: Sequence[UnreadableImage]) -> str:
     return f"{len(unreadable):,} image{'s' * (len(unreadable) > 1)} cannot be read and {_are(unreadable)} left out"
 
 
-def _are(unreadable: Sequence[Unreadable]) -> str:
+def _are(unreadable: Sequence[UnreadableImage]) -> str:
     return "are" if len(unreadable) > 1 else "is"
 
 
-def _some(unreadable: Sequence[Unreadable]) -> str:
-    names = [f"{one.found.path} ({one.why})" for one in unreadable[:NAMED]]
+def _some(unreadable: Sequence[UnreadableImage]) -> str:
+    names = [f"{one.file.path} ({one.why})" for one in unreadable[:NAMED]]
     beyond = len(unreadable) - len(names)
     return ", ".join(names) + (f" and {beyond:,} more" if beyond else "")
 
 
-def _as_json(answers: Sequence[Answer], unreadable: Sequence[Unreadable], backend: str, top: int) -> list[Any]:
+def _as_json(
+    answers: Sequence[ImagePrediction], unreadable: Sequence[UnreadableImage], backend: str, top: int
+) -> list[Any]:
     rows: list[Any] = [
         {
-            "image": str(answer.found.path),
+            "image": str(answer.file.path),
             "backend": backend,
-            "label": answer.found.label,
+            "label": answer.file.label,
             "top": [{"label": label, "score": score} for label, score in answer.prediction.top(top)],
         }
         for answer in answers
     ]
-    return rows + [{"image": str(one.found.path), "error": one.why} for one in unreadable]
+    return rows + [{"image": str(one.file.path), "error": one.why} for one in unreadable]

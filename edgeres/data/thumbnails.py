@@ -1,4 +1,4 @@
-"""Small JPEG pictures for a page."""
+"""Small JPEG pictures for report pages."""
 
 from __future__ import annotations
 
@@ -7,20 +7,18 @@ from io import BytesIO
 
 from PIL import Image
 
-from edgeres.records import U8
-
-SIDE_PX = 128
+from edgeres.records import THUMBNAIL_PX, U8
 
 
 def thumbnail(pixels: U8) -> bytes:
-    """A JPEG file of an image, (H, W, 3) uint8 RGB, with its longer side at most :data:`SIDE_PX`."""
+    """A JPEG file of an image, (H, W, 3) uint8 RGB, with its longer side at most ``THUMBNAIL_PX``."""
     picture = Image.fromarray(pixels)
-    picture.thumbnail((SIDE_PX, SIDE_PX), Image.Resampling.BILINEAR)
+    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BILINEAR)
     stream = BytesIO()
     picture.save(stream, "JPEG", quality=80)
     return stream.getvalue()
 
 
 def encode(jpeg: bytes) -> str:
-    """As it stands in a page and in report.json."""
+    """The picture as text for report.json."""
     return base64.b64encode(jpeg).decode("ascii")

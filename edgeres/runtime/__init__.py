@@ -1,10 +1,11 @@
-"""Running a bundle, with numpy and one inference library: no torch, no onnx."""
+"""Running a bundle. It needs numpy and one inference library, but neither torch nor onnx."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from edgeres.runtime.classifier import Classifier, Prediction
+from edgeres.records import Prediction
+from edgeres.runtime.classifier import Classifier
 from edgeres.runtime.engine import EngineFile, TensorRTRunner
 from edgeres.runtime.frames import Frame
 from edgeres.runtime.ort import OrtRunner

@@ -1,21 +1,21 @@
-"""Which backend runs a bundle on this machine."""
+"""Which backend runs a bundle on this machine, and opening a bundle's engines and graphs."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 from edgeres.bundle import Bundle
 from edgeres.errors import BundleError, EngineError, EnvironmentError_, UsageError
 from edgeres.graph.forms import FORMS, GRAPH_FILES
 from edgeres.records import EngineRecord, ModelSpec
 from edgeres.runtime.engine import EngineFile, TensorRTRunner
+from edgeres.runtime.memory import default_device
 from edgeres.runtime.ort import OrtRunner
 from edgeres.runtime.runner import Backend, TensorSpec
 
@@ -28,33 +28,20 @@ Choice = Literal["auto", "tensorrt", "rtx", "cuda", "cpu"]
 BACKENDS: tuple[Choice, ...] = ("tensorrt", "rtx", "cuda", "cpu")
 _MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 
-_R = TypeVar("_R")
 
+def open_backend(bundle: Bundle, choice: Choice, threads: int, gpu: int) -> tuple[Backend, tuple[str, ...]]:
+    """The chosen backend, or with ``auto`` the first that runs here.
 
-@dataclass(frozen=True)
-class Opened:
-    """A bundle's network, ready to run.
-
-    Attributes:
-        passed_over: why each backend before it was not taken.
-    """
-
-    backend: Backend
-    spec: ModelSpec
-    passed_over: tuple[str, ...]
-
-
-def open_backend(bundle: Bundle, choice: Choice, threads: int, gpu: int) -> Opened:
-    """The backend of this choice, or the best one present.
+    Returns:
+        The backend, and one line for each preferred backend that does not run here.
 
     Raises:
         UsageError: there is no such choice.
         BundleError: a file of the bundle is missing or was changed, or its network is not what the manifest says.
-        EngineError, EnvironmentError_: the choice cannot run here.
+        EngineError, EnvironmentError_: the chosen backend does not run here.
     """
     if choice not in ("auto", *BACKENDS):
         raise UsageError(f"no backend is named {choice!r}", hint=f"give auto, {', '.join(BACKENDS)}")
-    spec = bundle.manifest.model
     passed_over = []
     for name in BACKENDS if choice == "auto" else (choice,):
         try:
@@ -64,76 +51,85 @@ def open_backend(bundle: Bundle, choice: Choice, threads: int, gpu: int) -> Open
                 raise
             passed_over.append(f"{name}: {error}")
         else:
-            _check(backend, spec, bundle)
-            return Opened(backend, spec, tuple(passed_over))
+            _check(backend, bundle.manifest.model, bundle)
+            return backend, tuple(passed_over)
     raise AssertionError("the last backend returns or raises")
 
 
 def _open(bundle: Bundle, name: Choice, threads: int, gpu: int) -> Backend:
     if name == "tensorrt" or name == "rtx":
-        return _engine(bundle, name, gpu)
+        return _open_best_engine(bundle, name, gpu)
+    if not any(map(bundle.has, GRAPH_FILES)):
+        raise BundleError("holds no INT8 graph", where=bundle.path, hint="build it again")
     if name == "cuda":
-        return OrtRunner(_graph(bundle, ("tensorrt",)), integer=False, device="cuda", gpu=gpu)
-    style = "cpu" if bundle.has(FORMS["cpu"].file) else "tensorrt"
-    # As it was verified: the graph for TensorRT in float arithmetic between its Q/DQ pairs.
-    return OrtRunner(_graph(bundle, ("cpu", "tensorrt")), threads=threads, integer=style == "cpu")
+        return OrtRunner(graph_file(bundle, FORMS["tensorrt"].file), integer=False, device="cuda", gpu=gpu)
+    form = FORMS["cpu" if bundle.has(FORMS["cpu"].file) else "tensorrt"]
+    return OrtRunner(graph_file(bundle, form.file), threads=threads, integer=form.integer)
 
 
-def _graph(bundle: Bundle, styles: tuple[str, ...]) -> Path:
-    for style in styles:
-        if bundle.has(FORMS[style].file):
-            return bundle.file(FORMS[style].file)
-    if any(map(bundle.has, GRAPH_FILES)):
-        raise EngineError(f"the bundle has no {FORMS[styles[0]].file}", where=bundle.path)
-    raise BundleError("holds no INT8 graph", where=bundle.path, hint="build it again")
-
-
-def _engine(bundle: Bundle, flavour: Flavour, gpu: int) -> Backend:
-    """The first INT8 engine of the bundle that fits this machine; cheap reasons against it come first."""
-    records = [record for record in bundle.manifest.engines if record.runtime == flavour and record.precision == "int8"]
-    records = [record for record in records if record.file and bundle.has(record.file)]
-    if not records:
-        hint = f"edgeres engine {bundle.path} builds one on the device"
-        raise EngineError("the bundle holds no engine for it", where=bundle.path, hint=hint)
-    if not _is_installed(_MODULES[flavour]):
-        raise EngineError(f"{_MODULES[flavour]} is not installed", hint="see: edgeres doctor")
-    from edgeres.runtime.memory import default_device
-
-    device = default_device(gpu)
-    return first_that_runs(records, device.sm, lambda record: _run_engine(bundle, flavour, record, device))[1]
-
-
-def first_that_runs(
-    records: Sequence[EngineRecord], sm: str, start: Callable[[EngineRecord], _R]
-) -> tuple[EngineRecord, _R]:
-    """The first engine that starts on a GPU of this compute capability; one for it alone goes before one for many.
-
-    Args:
-        records: one at least.
+def graph_file(bundle: Bundle, name: str, hint: str | None = None) -> Path:
+    """A graph of a bundle.
 
     Raises:
-        EngineError: none does; what was wrong with the first.
+        EngineError: the bundle does not have it.
+        BundleError: it is missing on disk or was changed.
+    """
+    if not bundle.has(name):
+        raise EngineError(f"the bundle has no {name}", where=bundle.path, hint=hint)
+    return bundle.file(name)
+
+
+def _open_best_engine(bundle: Bundle, runtime: Flavour, gpu: int) -> Backend:
+    """The INT8 engine of a bundle; the checks that cost least come first."""
+    if not engines_of(bundle, runtime, "int8"):
+        hint = f"edgeres engine {bundle.path} builds one on the device"
+        raise EngineError("the bundle holds no engine for it", where=bundle.path, hint=hint)
+    if not _is_installed(_MODULES[runtime]):
+        raise EngineError(f"{_MODULES[runtime]} is not installed", hint="see: edgeres doctor")
+    return open_engine(bundle, runtime, "int8", default_device(gpu), cache=_cache_folder())[1]
+
+
+def engines_of(bundle: Bundle, runtime: Flavour, precision: str) -> list[EngineRecord]:
+    """The bundle's engines for this runtime and precision that were built and whose files it lists."""
+    records = [r for r in bundle.manifest.engines if r.runtime == runtime and r.precision == precision]
+    return [record for record in records if record.file and bundle.has(record.file)]
+
+
+def open_engine(
+    bundle: Bundle, runtime: Flavour, precision: str, device: Device, cache: Path | None = None
+) -> tuple[EngineRecord, TensorRTRunner]:
+    """The first engine of a bundle that starts on this GPU. Engines for other GPUs or versions too are tried last.
+
+    Args:
+        bundle: it holds at least one engine for this runtime and precision, see :func:`engines_of`.
+        cache: folder where TensorRT-RTX keeps the kernels that it compiled; None: nowhere.
+
+    Raises:
+        EngineError: no engine starts; the reason of the first one.
     """
     first = None
-    # What runs on many GPUs and versions runs slower.
-    many = {r: (sm not in r.compute_capabilities, r.version_compatible, r.hardware_compatible) for r in records}
-    for record in sorted(records, key=many.__getitem__):
+    # An engine for many GPUs or versions runs slower than one for this GPU.
+    many = {
+        r: (device.sm not in r.compute_capabilities, r.version_compatible, r.hardware_compatible)
+        for r in engines_of(bundle, runtime, precision)
+    }
+    for record in sorted(many, key=many.__getitem__):
+        assert record.file is not None
         try:
-            return record, start(record)
+            digest = bundle.manifest.files[record.file]
+            kept = _cache_file(cache, digest, device) if cache is not None and runtime == "rtx" else None
+            file = EngineFile(bundle.file(record.file), runtime, record, kept, digest)
+            return record, TensorRTRunner(file, device=device)
         except EngineError as error:
             first = first or error
     assert first is not None
     raise first
 
 
-def _run_engine(bundle: Bundle, flavour: Flavour, record: EngineRecord, device: Device) -> Backend:
-    assert record.file is not None
-    content, digest = bundle.file(record.file), bundle.manifest.files[record.file]
-    cache = None
-    if flavour == "rtx":
-        what = f"{digest} {device.gpu} {device.sm}"
-        cache = _cache_folder() / f"rtx-{hashlib.sha256(what.encode()).hexdigest()[:16]}.cache"
-    return TensorRTRunner(EngineFile(content, flavour, record, cache, digest), device=device)
+def _cache_file(folder: Path, digest: str, device: Device) -> Path:
+    """One file for each engine on each GPU."""
+    key = hashlib.sha256(f"{digest} {device.gpu} {device.sm}".encode()).hexdigest()[:16]
+    return folder / f"rtx-{key}.cache"
 
 
 def _is_installed(module: str) -> bool:
@@ -141,12 +137,12 @@ def _is_installed(module: str) -> bool:
 
 
 def _cache_folder() -> Path:
-    """Where the system keeps what can be made again."""
+    """The user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeres"
 
 
 def _check(backend: Backend, spec: ModelSpec, bundle: Bundle) -> None:
-    """Whether this network takes what the manifest prepares, and answers with as many classes."""
+    """Raise unless the network takes the image that the manifest describes and has as many outputs as labels."""
     p = spec.preprocess
     image = (3, *p.crop_px) if p.layout == "NCHW" else (*p.crop_px, 3)
     for wrong in (

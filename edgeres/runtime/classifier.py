@@ -1,4 +1,4 @@
-"""Images in, labels out: what a robot embeds."""
+"""Classify images with a bundle: the entry point for applications."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import io
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -16,71 +15,39 @@ from edgeres.bundle import Bundle
 from edgeres.data.files import read_image
 from edgeres.data.preprocess import apply
 from edgeres.errors import InputError, UsageError
-from edgeres.records import F32, U8
+from edgeres.records import F32, U8, Prediction
 from edgeres.runtime.choose import Choice, open_backend
 from edgeres.runtime.frames import Frame
 
 # An array is (H, W, 3) uint8 RGB, a str or Path a file, bytes the content of a file.
 Picture = U8 | str | Path | bytes | bytearray | memoryview | Frame
 
-# The first inference of a batch sets its shapes, the second records a CUDA graph, the third runs as all later ones do.
+# The first inference of a batch size sets shapes, the second records a CUDA graph, the third is as fast as later ones.
 _WARM = 3
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the network says about one image.
-
-    Attributes:
-        scores: probabilities, float32 (classes,).
-        logits: the network's raw output, float32 (classes,); equals ``scores`` where the graph ends in Softmax.
-        labels: one name per class.
-    """
-
-    scores: F32
-    logits: F32
-    labels: tuple[str, ...]
-
-    @property
-    def index(self) -> int:
-        return int(self.scores.argmax())
-
-    @property
-    def label(self) -> str:
-        return self.labels[self.index]
-
-    @property
-    def score(self) -> float:
-        return float(self.scores.max())
-
-    def top(self, count: int = 5) -> list[tuple[str, float]]:
-        """The best classes with their probabilities, best first."""
-        order = np.argsort(-self.scores, kind="stable")[:count]
-        return [(self.labels[i], float(self.scores[i])) for i in order.tolist()]
 
 
 class Classifier:
     """A bundle's INT8 network, ready to be called; a context manager.
 
-    Any number of threads may use one classifier at the same time: each gets an execution context and a stream of its
-    own on a GPU, and the one session on a CPU.
+    Any number of threads may use one classifier at the same time. On a GPU, each gets an execution context and a stream
+    of its own; on a CPU, all share one session.
 
     Args:
         bundle: directory of a bundle.
-        backend: ``auto`` takes the first that is present of ``tensorrt``, ``rtx``, and ONNX Runtime's ``cuda`` and
-            ``cpu``. Any other insists on that one.
-        threads: of one inference on the CPU; 0 takes every core.
+        backend: ``auto`` takes the first that runs here of ``tensorrt``, ``rtx``, and ONNX Runtime's ``cuda`` and
+            ``cpu``; any other value names the only one to try.
+        threads: per inference on the CPU; 0 takes every core.
         gpu: number of the GPU.
 
     Attributes:
-        backend: what runs, with its version.
-        passed_over: why each better backend was not taken, one line each; empty where the best one runs.
+        backend: name and version of what runs the network.
+        passed_over: one line for each preferred backend that does not run here; empty where the first one runs.
         labels, preprocess: of the bundle.
 
     Raises:
         BundleError: the bundle is incomplete, was changed, or its network is not what its manifest says.
-        EngineError: the backend that was asked for cannot run here; an engine for another device or version is refused
-            before it is loaded.
+        EngineError: the backend that was asked for cannot run here. An engine for another device or version is
+            refused before it is loaded.
 
     Example:
         >>> classify = Classifier("resnet18.edgeres")        # doctest: +SKIP
@@ -91,15 +58,14 @@ class Classifier:
     def __init__(
         self, bundle: str | Path | Bundle, *, backend: Choice = "auto", threads: int = 0, gpu: int = 0
     ) -> None:
-        opened = open_backend(bundle if isinstance(bundle, Bundle) else Bundle(bundle), backend, threads, gpu)
-        spec = opened.spec
+        bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+        self._runner, self.passed_over = open_backend(bundle, backend, threads, gpu)
+        spec = bundle.manifest.model
         self.labels = spec.labels
         self.preprocess = spec.preprocess
-        self.passed_over = opened.passed_over
         self._probabilities = spec.output == "probabilities"
         height, width = spec.preprocess.crop_px
-        self._room = _Room((3, height, width) if spec.preprocess.layout == "NCHW" else (height, width, 3))
-        self._runner = opened.backend
+        self._buffer = _InputBuffer((3, height, width) if spec.preprocess.layout == "NCHW" else (height, width, 3))
         self.backend = self._runner.name
 
     def __call__(self, image: Picture) -> Prediction:
@@ -114,7 +80,7 @@ class Classifier:
         """
         if not len(images):
             return []
-        feed = self._room.of(len(images))
+        feed = self._buffer.of(len(images))
         for image, row in zip(images, feed, strict=True):
             apply(_pixels(image), self.preprocess, row)
         return self._predict(feed)
@@ -123,12 +89,12 @@ class Classifier:
         """Run until later calls take their usual time.
 
         Args:
-            batch: images per call that will come.
-            threads: that will call at the same time; each gets its execution context now.
+            batch: images per later call.
+            threads: number of threads that will call at the same time; their execution contexts are made now.
         """
         if batch < 1 or threads < 1:
             raise UsageError(f"batch and threads are at least 1, found {batch} and {threads}")
-        feed = np.zeros_like(self._room.of(batch)).astype(self._runner.inputs[0].dtype, copy=False)
+        feed = np.zeros_like(self._buffer.of(batch)).astype(self._runner.inputs[0].dtype, copy=False)
         together = threading.Barrier(threads)
         errors: list[BaseException] = []
 
@@ -152,7 +118,7 @@ class Classifier:
                 raise error
 
     def close(self) -> None:
-        """Free the network and its memory; threads that are classifying finish first."""
+        """Free the network and its memory, after all threads that are classifying have finished."""
         self._runner.close()
 
     def __enter__(self) -> Classifier:
@@ -171,8 +137,8 @@ class Classifier:
         return [Prediction(s, row, self.labels) for s, row in zip(scores, logits, strict=True)]
 
 
-class _Room(threading.local):
-    """A thread's input array, kept from call to call: new memory for each would cost more than to fill it."""
+class _InputBuffer(threading.local):
+    """A thread's input array, kept between calls, because allocating it costs more than filling it."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self._shape = shape

@@ -1,4 +1,4 @@
-"""What every backend must do, as checks that a backend of your own can be put through:
+"""Checks whether a backend keeps the contract; you can run them on a backend of your own:
 
     subject = Subject(make=lambda: MyRunner("model.bin"), expected=reference)
     conform(subject)
@@ -22,7 +22,7 @@ from edgeres.runtime.runner import Backend, Feed, TensorSpec
 
 THREADS = 4
 _ROUNDS = 5
-_FREE_BATCH = 5  # the largest that is tried where any is taken
+_FREE_BATCH = 5  # the largest batch tried where a backend takes any
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Subject:
     """A backend under test; its inputs have no free size but the batch.
 
     Attributes:
-        make: opens it anew.
-        expected: what its network computes for a feed, from somewhere else.
-        tolerance: of a value, absolute and relative.
+        make: opens the backend.
+        expected: the reference: what the network computes for a feed, by other means.
+        tolerance: absolute and relative tolerance of output values.
     """
 
     make: Callable[[], Backend]
@@ -54,7 +54,7 @@ class Subject:
 
 
 def it_says_what_it_takes(subject: Subject) -> None:
-    """Names, dtypes and shapes are there before anything runs."""
+    """Names, dtypes and shapes are known before the first inference."""
     with subject.make() as backend:
         assert backend.name and "\n" not in backend.name
         assert backend.input_name in {tensor.name for tensor in backend.inputs}
@@ -65,7 +65,7 @@ def it_says_what_it_takes(subject: Subject) -> None:
 
 
 def every_batch_is_right(subject: Subject) -> None:
-    """From the smallest batch to the largest, up and down, each equals the reference."""
+    """Results equal the reference for small and large batches in changing order."""
     with subject.make() as backend:
         largest = backend.max_batch or _FREE_BATCH
         for seed, batch in enumerate((1, largest, 1, 1, 1, (largest + 1) // 2, largest, largest, largest)):
@@ -74,7 +74,7 @@ def every_batch_is_right(subject: Subject) -> None:
 
 
 def a_larger_batch_is_cut(subject: Subject) -> None:
-    """A batch beyond the largest is run in parts, or refused in words."""
+    """A batch above the largest is run in parts, or refused by an InputError that names it."""
     with subject.make() as backend:
         if backend.max_batch is None:
             return
@@ -89,7 +89,7 @@ def a_larger_batch_is_cut(subject: Subject) -> None:
 
 
 def a_wrong_feed_is_refused_in_one_line(subject: Subject) -> None:
-    """And the next right one runs."""
+    """A wrong name, dtype or shape is refused in one line, and the next valid feed runs."""
     with subject.make() as backend:
         good, name = subject.feed(backend, backend.max_batch or 1), backend.input_name
         array = good[name]
@@ -131,7 +131,7 @@ def memory_layout_does_not_matter(subject: Subject) -> None:
 
 
 def outputs_belong_to_the_caller(subject: Subject) -> None:
-    """No later call changes them, writing to them changes no later call, and inputs are left as they are."""
+    """No later call changes a result, writing into a result changes no later call, and inputs are not changed."""
     with subject.make() as backend:
         batch = backend.max_batch or 1
         first_feed, second_feed = subject.feed(backend, batch, 1), subject.feed(backend, batch, 2)
@@ -148,7 +148,7 @@ def outputs_belong_to_the_caller(subject: Subject) -> None:
 
 
 def threads_get_what_one_gets(subject: Subject) -> None:
-    """To the last bit."""
+    """Results of concurrent threads equal those of one thread to the last bit."""
     with subject.make() as backend:
         largest = backend.max_batch or _FREE_BATCH
         feeds = [subject.feed(backend, 1 if index % 2 else largest, index) for index in range(2 * THREADS)]
@@ -171,7 +171,7 @@ def threads_get_what_one_gets(subject: Subject) -> None:
 
 
 def a_closed_one_says_so(subject: Subject) -> None:
-    """Closing twice is fine, and another one opens afterwards."""
+    """A call after closing is a UsageError, closing twice is allowed, and another backend opens afterwards."""
     backend = subject.make()
     feed = subject.feed(backend, backend.max_batch or 1)
     with backend:
@@ -185,7 +185,7 @@ def a_closed_one_says_so(subject: Subject) -> None:
 
 
 def closing_waits_for_threads(subject: Subject) -> None:
-    """Threads that infer while another closes get their answer, or the word that it is closed."""
+    """Threads that infer while another thread closes get their result or a UsageError."""
     backend = subject.make()
     feed = subject.feed(backend, backend.max_batch or 1)
     right = backend.infer(feed)
@@ -230,10 +230,10 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
 
 
 def conform(subject: Subject) -> None:
-    """Every check.
+    """Run every check.
 
     Raises:
-        AssertionError: with the name of the check that failed first.
+        AssertionError: a check failed; the message names it.
     """
     for name, check in CHECKS.items():
         try:
@@ -250,7 +250,7 @@ def _random(rng: np.random.Generator, tensor: TensorSpec, batch: int) -> npt.NDA
 
 
 def _run(backend: Backend, feed: Feed) -> Feed:
-    """Batches that a fixed one cannot be cut into are made whole by repeating the last image."""
+    """Infer; where the backend has a fixed batch, the last image is repeated to fill the last part."""
     fixed = backend.inputs[0].shape[0]
     count = len(next(iter(feed.values())))
     if fixed is None or count % fixed == 0:

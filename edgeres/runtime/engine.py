@@ -1,15 +1,16 @@
-"""TensorRT 10.3 to 11.x and TensorRT-RTX behind the Runner contract.
+"""The runner for engines of TensorRT 10.3 to 11.x and of TensorRT-RTX.
 
-An engine is shared; each thread that infers borrows a lane of its own, which is what NVIDIA asks for: an execution
-context, a stream, and buffers for the largest batch. A lane goes back for the next thread, so there are as many as
-threads that ever inferred at the same time, however many threads come and go.
+All threads share one engine. As NVIDIA requires, each thread that infers uses an execution context of its own, with a
+stream and with buffers for the largest batch. Contexts are kept in a pool: a thread borrows one for an inference and
+gives it back. So there are as many contexts as threads that ever inferred at the same time.
 
-A lane records its work as a CUDA graph when it meets a batch for the second time in a row: copies, kernels and all are
-one launch then. NVIDIA's rules hold: the context enqueues once and is waited for before the recording, and a graph is
-dropped when the context's shapes change. TensorRT-RTX records by itself (``cuda_graph_strategy``).
+A context records its work as a CUDA graph when it gets the same batch size for the second time in a row. From then on
+copies and kernels are one launch. As NVIDIA's documentation requires, the context enqueues once and is synchronized
+before the recording, and its graph is dropped when its shapes change. TensorRT-RTX records by itself
+(``cuda_graph_strategy``).
 
-:meth:`TensorRTRunner.timed` is for benchmarks: it takes trtexec's times with events between copies and kernels, so the
-kernels alone are its graph, as they are trtexec's.
+:meth:`TensorRTRunner.timed` is for benchmarks. It takes trtexec's times by events between copies and kernels, so its
+CUDA graph holds the kernels alone, as trtexec's does.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import numpy as np
 
 from edgeres.errors import EngineError
 from edgeres.records import EngineRecord
-from edgeres.runtime.compatibility import Here, refusal
+from edgeres.runtime.compatibility import RunsOn, refusal
 from edgeres.runtime.memory import Buffer, CudaGraph, Device, Event, default_device
 from edgeres.runtime.runner import Feed, TensorSpec, any_batch, check_feed, closed, parts
 
@@ -44,10 +45,12 @@ class EngineFile:
 
     Attributes:
         content: its path, or the bytes.
-        record: its entry in a bundle's manifest, None without one.
-        cache: where TensorRT-RTX keeps what it compiled for this GPU, None: nowhere. The second start is faster.
-        sha256: of the content, by a manifest that is trusted. An engine that other versions of TensorRT load too
-            brings code for the CPU, and that is run only where this is given and fits.
+        flavour: the runtime that it is for.
+        record: its entry in a bundle's manifest; None for an engine without a bundle.
+        cache: file where TensorRT-RTX keeps the kernels that it compiled for this GPU, so that the next start is
+            faster; None: they are not kept.
+        sha256: of the content, from a manifest that is trusted. A version-compatible engine of TensorRT holds code for
+            the CPU; that code runs only where this digest is given and matches.
     """
 
     content: Path | bytes
@@ -68,16 +71,16 @@ class EngineFile:
     def where(self) -> Path | None:
         return None if isinstance(self.content, bytes) else self.content
 
-    def may_bring_code(self, data: bytes) -> bool:
-        """Whether code for the CPU inside of ``data``, its content, may be run.
+    def allows_host_code(self, data: bytes) -> bool:
+        """Whether the engine ``data`` holds code for the CPU, and that code may run.
 
         Raises:
-            EngineError: it would need to, and is not what the manifest was written with, or there is no manifest.
+            EngineError: it holds such code, but there is no digest or ``data`` does not match it.
         """
         if self.flavour != "tensorrt" or self.record is None or not self.record.version_compatible:
             return False
         if self.sha256 is None:
-            what = "this engine brings code for the CPU, which is run from a bundle alone"
+            what = "this engine holds code for the CPU, which edgeres runs only from a bundle"
             raise EngineError(what, where=self.where, hint="load the bundle that it is in")
         if hashlib.sha256(data).hexdigest() != self.sha256:
             raise EngineError("was changed after it was written", where=self.where, hint=_BUILD_AGAIN)
@@ -86,10 +89,10 @@ class EngineFile:
 
 @dataclass(frozen=True)
 class Times:
-    """Of one inference, in seconds, by trtexec's names.
+    """Times of one inference in seconds, by trtexec's names.
 
     Attributes:
-        enqueue: Enqueue Time, by the CPU's clock: how long the CPU was busy to start the kernels.
+        enqueue: Enqueue Time, by the CPU's clock: how long the CPU took to start the kernels.
         upload, compute, download: H2D Latency, GPU Compute Time, D2H Latency, by the GPU's clock.
     """
 
@@ -100,7 +103,7 @@ class Times:
 
     @property
     def latency(self) -> float:
-        """Latency: from the first byte there to the last byte back."""
+        """Latency: from the first byte copied to the GPU to the last byte copied back."""
         return self.upload + self.compute + self.download
 
 
@@ -108,13 +111,13 @@ class TensorRTRunner:
     """Runs an engine. A :class:`~edgeres.runtime.runner.Backend`.
 
     Args:
-        plan: the engine; a path stands for an engine of ``tensorrt``.
-        device: the GPU; None: the first, by the library at hand (:func:`~edgeres.runtime.memory.default_device`).
-        graphs: record CUDA graphs.
+        plan: the engine; a path means an engine of TensorRT, not of TensorRT-RTX.
+        device: the GPU; None: the first one (:func:`~edgeres.runtime.memory.default_device`).
+        graphs: whether to record CUDA graphs.
 
     Raises:
-        EngineError: the engine is not for this machine (told before it is loaded, where its record and header say so),
-            is damaged, or has inputs that no classifier has.
+        EngineError: the engine is for another GPU or version (refused before it is loaded where its record or header
+            say so), is damaged, or has tensors that a classifier does not have.
         EnvironmentError_: the vendor's package, cuda-python or pycuda is missing.
     """
 
@@ -125,7 +128,7 @@ class TensorRTRunner:
         data = file.read()
         trt: Any = load(file.flavour)
         self._device = device or default_device()
-        here = Here(file.flavour, str(trt.__version__), self._device.gpu, self._device.sm)
+        here = RunsOn(file.flavour, str(trt.__version__), self._device.gpu, self._device.sm)
         reason = refusal(data, file.record, here)
         if reason:
             raise EngineError(f"this engine cannot run here: {reason}", where=file.where, hint=_BUILD_AGAIN)
@@ -133,7 +136,7 @@ class TensorRTRunner:
         self.name = f"{title} {here.version} on {here.gpu}"
         log = vendor_log(file.flavour)
         self._shared = _load(_Vendor(trt, log.logger, log.lines), data, file, self._device)
-        self._lanes = _Lanes(self._device, self._shared, graphs=graphs and file.flavour == "tensorrt")
+        self._pool = _ContextPool(self._device, self._shared, graphs=graphs and file.flavour == "tensorrt")
         self.inputs, self.outputs = self._shared.inputs, self._shared.outputs
         self.input_name, self.output_name = self.inputs[0].name, self.outputs[0].name
         self.max_batch: int | None = self._shared.batch[1]
@@ -141,30 +144,30 @@ class TensorRTRunner:
 
     def infer(self, feed: Feed) -> Feed:
         cut = list(parts(check_feed(feed, self._checked), *self._shared.batch))
-        with self._lanes.one(self.name) as lane:
-            runs = [lane.run({name: array[part] for name, array in feed.items()}) for part in cut]
+        with self._pool.borrowed(self.name) as context:
+            runs = [context.run({name: array[part] for name, array in feed.items()}) for part in cut]
         return _joined(runs)
 
     def timed(self, feed: Feed) -> tuple[Feed, Times]:
-        """:meth:`infer`, with what each step took; parts of a batch that is cut are added up."""
+        """As :meth:`infer`, with the times of its steps; times are summed where a batch is run in parts."""
         cut = list(parts(check_feed(feed, self._checked), *self._shared.batch))
-        with self._lanes.one(self.name) as lane:
-            runs = [lane.timed({name: array[part] for name, array in feed.items()}) for part in cut]
+        with self._pool.borrowed(self.name) as context:
+            runs = [context.timed({name: array[part] for name, array in feed.items()}) for part in cut]
         each = zip(*(astuple(times) for _, times in runs), strict=True)
         return _joined([run for run, _ in runs]), Times(*map(sum, each))
 
     @property
     def cuda_graph(self) -> bool:
-        """Whether inferences of the last batch are launches of a CUDA graph; of RTX, whether it was told to record."""
-        return self._shared.records or self._lanes.recorded
+        """Whether a CUDA graph is recorded for the last batch; for RTX, whether RTX was told to record graphs."""
+        return self._shared.records or self._pool.recorded
 
     @property
     def transfers(self) -> bool:
-        """Whether inputs and outputs are copied; on a Jetson both sides see the same memory."""
+        """Whether inputs and outputs are copied; on a Jetson, CPU and GPU share the memory."""
         return not self._device.integrated
 
     def close(self) -> None:
-        self._lanes.close()
+        self._pool.close()
 
     def __enter__(self) -> TensorRTRunner:
         return self
@@ -177,12 +180,14 @@ class TensorRTRunner:
 
 @dataclass(frozen=True)
 class _Vendor:
+    """The vendor's module with its log."""
+
     trt: Any
     logger: Any
     lines: Any
 
     def error(self, what: str, where: Path | None = None) -> EngineError:
-        """With the vendor's last words."""
+        """An error that ends with the last errors in the vendor's log."""
         from edgeres.device.messages import in_words
 
         said = [line[4:] for line in self.lines if line[1] in "FE"] or ["no reason was given"]
@@ -190,12 +195,12 @@ class _Vendor:
         return EngineError(f"{what}: {why}", where=where, hint=hint)
 
 
-class _Engine:
-    """What all lanes share.
+class _LoadedEngine:
+    """The engine that all contexts share.
 
     Attributes:
-        batch: smallest and largest that its profile takes.
-        records: CUDA graphs, by itself.
+        batch: smallest and largest batch of its optimization profile.
+        records: whether TensorRT-RTX records CUDA graphs by itself.
     """
 
     def __init__(self, vendor: _Vendor, runtime: Any, engine: Any, file: EngineFile) -> None:
@@ -213,7 +218,7 @@ class _Engine:
         self.batch = self._batches()
         self._config: Any = None
         self._cache: Any = None
-        strategy = getattr(trt, "CudaGraphStrategy", None)  # TensorRT has none
+        strategy = getattr(trt, "CudaGraphStrategy", None)  # TensorRT does not have it
         self.records = False
         if strategy is not None and hasattr(engine, "create_runtime_config"):
             self._config, self._cache = _for_rtx(engine, strategy, file)
@@ -255,7 +260,7 @@ class _Engine:
 
 
 def _for_rtx(loaded: Any, strategy: Any, file: EngineFile) -> tuple[Any, Any]:
-    """How RTX runs: kernels compiled for this GPU are kept in a cache, and it records CUDA graphs itself."""
+    """The runtime configuration and the cache of RTX: it records CUDA graphs itself and caches compiled kernels."""
     made = loaded.create_runtime_config()
     made.cuda_graph_strategy = strategy.WHOLE_GRAPH_CAPTURE
     cache = made.create_runtime_cache()
@@ -266,24 +271,24 @@ def _for_rtx(loaded: Any, strategy: Any, file: EngineFile) -> tuple[Any, Any]:
     return made, cache
 
 
-def _load(vendor: _Vendor, data: bytes, file: EngineFile, device: Device) -> _Engine:
+def _load(vendor: _Vendor, data: bytes, file: EngineFile, device: Device) -> _LoadedEngine:
     vendor.lines.clear()
-    may_bring_code = file.may_bring_code(data)
+    host_code = file.allows_host_code(data)
     with device.active():
         try:
             runtime = vendor.trt.Runtime(vendor.logger)
-        except TypeError as error:  # the bindings' way to say that there is no CUDA
+        except TypeError as error:  # what the bindings raise where there is no CUDA
             raise vendor.error("TensorRT does not start", file.where) from error
-        if may_bring_code:
+        if host_code:
             runtime.engine_host_code_allowed = True
         engine = runtime.deserialize_cuda_engine(data)
         if engine is None:
             raise vendor.error("this engine cannot be loaded", file.where)
-        return _Engine(vendor, runtime, engine, file)
+        return _LoadedEngine(vendor, runtime, engine, file)
 
 
 def _keep(cache: Any, path: Path) -> None:
-    """Write a runtime cache for the next start; what cannot be written is compiled again."""
+    """Write a runtime cache for the next start; where that fails, kernels are compiled again."""
     from edgeres.files import write_file
 
     data = bytes(cache.serialize())
@@ -292,80 +297,83 @@ def _keep(cache: Any, path: Path) -> None:
             write_file(path, data)
 
 
-class _Lanes:
-    """The lanes of a runner: borrowed by threads, made where none is idle."""
+class _ContextPool:
+    """The contexts of a runner; threads borrow them, and a new one is made where none is idle."""
 
-    def __init__(self, device: Device, shared: _Engine, *, graphs: bool) -> None:
+    def __init__(self, device: Device, shared: _LoadedEngine, *, graphs: bool) -> None:
         self._device, self._shared, self._graphs = device, shared, graphs
         self._lock, self._making = threading.Lock(), threading.Lock()
-        self._idle: list[_Lane] = []
+        self._idle: list[_Context] = []
         self._busy = 0
         self._closed = False
 
     @contextmanager
-    def one(self, owner: str) -> Iterator[_Lane]:
-        """A lane for this thread alone, the GPU made its own; a lane that failed is not used again."""
-        lane = self._borrow(owner)
+    def borrowed(self, owner: str) -> Iterator[_Context]:
+        """Lend a context to this thread, with the GPU made current; a context that failed is not used again."""
+        context = self._borrow(owner)
         sound = False
         try:
             with self._device.active():
-                if lane is None:
+                if context is None:
                     with self._making:
-                        lane = _Lane(self._device, self._shared, graphs=self._graphs)
-                yield lane
+                        context = _Context(self._device, self._shared, graphs=self._graphs)
+                yield context
             sound = True
         finally:
-            self._give_back(lane, sound=sound)
+            self._give_back(context, sound=sound)
 
     @property
     def recorded(self) -> bool:
-        """Whether a lane has a graph of its last batch."""
+        """Whether an idle context has a CUDA graph of its last batch."""
         with self._lock:
-            return any(lane.recorded for lane in self._idle)
+            return any(context.recorded for context in self._idle)
 
     def close(self) -> None:
         with self._lock:
-            lanes, self._idle = self._idle, []
+            contexts, self._idle = self._idle, []
             last = not self._closed and not self._busy
             self._closed = True
-        self._free(lanes, last=last)
+        self._free(contexts, last=last)
 
-    def _borrow(self, owner: str) -> _Lane | None:
+    def _borrow(self, owner: str) -> _Context | None:
         with self._lock:
             if self._closed:
                 raise closed(owner)
             self._busy += 1
             return self._idle.pop() if self._idle else None
 
-    def _give_back(self, lane: _Lane | None, *, sound: bool) -> None:
+    def _give_back(self, context: _Context | None, *, sound: bool) -> None:
         with self._lock:
             self._busy -= 1
             keep = sound and not self._closed
-            if lane is not None and keep:
-                self._idle.append(lane)
+            if context is not None and keep:
+                self._idle.append(context)
             last = self._closed and not self._busy
-        self._free([] if lane is None or keep else [lane], last=last)
+        self._free([] if context is None or keep else [context], last=last)
 
-    def _free(self, lanes: list[_Lane], *, last: bool) -> None:
-        if not lanes and not last:
+    def _free(self, contexts: list[_Context], *, last: bool) -> None:
+        if not contexts and not last:
             return
-        with suppress(EngineError), self._device.active():  # where the context is gone, so is all that was in it
-            for lane in lanes:
+        with (
+            suppress(EngineError),
+            self._device.active(),
+        ):  # where the CUDA context is gone, its memory is freed already
+            for context in contexts:
                 with suppress(EngineError):
-                    lane.close()
+                    context.close()
             if last:
                 self._shared.close()
 
 
-class _Lane:
-    """An execution context with its stream and buffers; used by one thread at a time, inside ``device.active()``."""
+class _Context:
+    """TensorRT's execution context with a stream and buffers, for one thread at a time inside ``device.active()``."""
 
-    def __init__(self, device: Device, shared: _Engine, *, graphs: bool) -> None:
+    def __init__(self, device: Device, shared: _LoadedEngine, *, graphs: bool) -> None:
         self._device, self._shared, self._graphs = device, shared, graphs
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._batch = 0
         self._graph: CudaGraph | None = None
-        self._kernels: CudaGraph | None = None  # the same without the copies
+        self._kernels: CudaGraph | None = None  # the kernels alone, for timed()
         self._events: list[Event] = []
         with ExitStack() as undo:
             self._stream = device.stream()
@@ -374,9 +382,9 @@ class _Lane:
             for tensor in (*shared.inputs, *shared.outputs):
                 self._buffers[tensor.name] = device.buffer(_bytes(tensor, shared.batch[1]))
                 undo.callback(self._buffers[tensor.name].close)
-            self._context: Any = shared.new_context()
+            self._trt_context: Any = shared.new_context()
             for name, buffer in self._buffers.items():
-                if not self._context.set_tensor_address(name, buffer.address):
+                if not self._trt_context.set_tensor_address(name, buffer.address):
                     raise shared.vendor.error(f"{name} cannot be given its memory")
             undo.pop_all()
 
@@ -393,19 +401,19 @@ class _Lane:
             if self._graph is not None:
                 self._graph.launch()
             else:
-                self._graphs = False  # it cannot be recorded: not tried again
+                self._graphs = False  # this engine cannot be recorded; do not try again
                 self._enqueue_or_fail()
         self._stream.synchronize()
         return self._scores()
 
     def _take(self, feed: Feed) -> int:
-        """Put a batch into the page-locked buffers; how many images it has."""
+        """Copy a batch into the page-locked buffers and return its number of images."""
         for name, array in feed.items():
             self._host(name, array.shape, array.dtype)[...] = array
         return len(feed[self._shared.inputs[0].name])
 
     def timed(self, feed: Feed) -> tuple[Feed, Times]:
-        """:meth:`run` with events between its steps; they would tell nothing inside of a graph."""
+        """As :meth:`run`, with events between the steps; events inside a CUDA graph would give no times."""
         batch = self._take(feed)
         if batch != self._batch:
             self._drop_graph()
@@ -440,7 +448,7 @@ class _Lane:
         with suppress(EngineError):  # an interrupted run may still write into the buffers
             self._stream.synchronize()
         self._drop_graph()
-        self._context = None
+        self._trt_context = None
         for event in self._events:
             event.close()
         self._events.clear()
@@ -449,20 +457,20 @@ class _Lane:
         self._stream.close()
 
     def _set_batch(self, batch: int) -> None:
-        self._batch = 0  # until it is clear that the context took it
+        self._batch = 0  # until the context has accepted it
         for tensor in self._shared.inputs:
             self._shapes[tensor.name] = (batch, *_fixed(tensor))
-            if not self._context.set_input_shape(tensor.name, self._shapes[tensor.name]):
+            if not self._trt_context.set_input_shape(tensor.name, self._shapes[tensor.name]):
                 raise self._shared.vendor.error(f"{tensor.name} does not take batch {batch}")
-        missing = self._context.infer_shapes()
+        missing = self._trt_context.infer_shapes()
         if missing:
             raise EngineError(f"the engine leaves {', '.join(missing)} open")
         for tensor in self._shared.outputs:
-            self._shapes[tensor.name] = tuple(int(size) for size in self._context.get_tensor_shape(tensor.name))
+            self._shapes[tensor.name] = tuple(int(size) for size in self._trt_context.get_tensor_shape(tensor.name))
         self._batch = batch
 
     def _enqueue(self) -> bool:
-        """Copies there, kernels, copies back."""
+        """Copy the inputs to the GPU, run the kernels, copy the outputs back."""
         self._upload()
         if not self._execute():
             return False
@@ -474,7 +482,7 @@ class _Lane:
             self._buffers[tensor.name].upload(self._count(tensor), self._stream)
 
     def _execute(self) -> bool:
-        return bool(self._context.execute_async_v3(self._stream.handle))
+        return bool(self._trt_context.execute_async_v3(self._stream.handle))
 
     def _download(self) -> None:
         for tensor in self._shared.outputs:
@@ -502,7 +510,7 @@ class _Lane:
 
 
 def _joined(runs: list[Feed]) -> Feed:
-    """The parts of a batch."""
+    """Join the outputs of the parts of a batch."""
     return runs[0] if len(runs) == 1 else {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
 
 

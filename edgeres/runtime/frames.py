@@ -1,8 +1,8 @@
-"""What cameras deliver, as RGB: ROS's ``sensor_msgs/Image``, GStreamer's ``video/x-raw``, V4L2 buffers.
+"""Camera frames as RGB: ROS's ``sensor_msgs/Image``, GStreamer's ``video/x-raw``, V4L2 buffers.
 
-Formats with one byte per channel are views: nothing is copied, and the resize reads them in place. Formats with shared
-chroma are converted by the limited-range equations of ITU-R BT.601 in fixed point with 20 bits, as OpenCV's
-``cvtColor`` does it (and with it ROS's ``cv_bridge``), each chroma sample serving the pixels that share it:
+Formats with one byte per channel become views: nothing is copied, and the resize reads the frame in place. Formats
+with shared chroma are converted by the limited-range equations of ITU-R BT.601 in fixed point with 20 bits, as OpenCV's
+``cvtColor`` and ROS's ``cv_bridge`` do. All pixels that share a chroma sample use it unchanged:
 
     y' = 1.164 max(y - 16, 0),   r = y' + 1.596 v,   g = y' - 0.813 v - 0.391 u,   b = y' + 2.018 u   (u, v less 128)
 
@@ -22,14 +22,14 @@ from edgeres.records import U8
 
 I32 = npt.NDArray[np.int32]
 
-# Where R, G and B lie among the bytes of a pixel.
+# Bytes per pixel, and the positions of R, G and B among them.
 _PACKED: dict[str, tuple[int, slice]] = {
     "rgb8": (3, slice(0, 3)),
     "bgr8": (3, slice(2, None, -1)),
     "rgba8": (4, slice(0, 3)),
     "bgra8": (4, slice(2, None, -1)),
 }
-# Rows of bytes for a height, bytes for a width, and what the sizes must be multiples of.
+# Rows of bytes per row of pixels (as a fraction), bytes per pixel in a row, and the steps of height and width.
 _SHARED: dict[str, tuple[tuple[int, int], int, tuple[int, int]]] = {
     "yuyv": ((1, 1), 2, (1, 2)),
     "uyvy": ((1, 1), 2, (1, 2)),
@@ -38,7 +38,7 @@ _SHARED: dict[str, tuple[tuple[int, int], int, tuple[int, int]]] = {
     "i420": ((3, 2), 1, (2, 2)),
 }
 FORMATS = (*_PACKED, "mono8", *_SHARED)
-# Names of ROS and GStreamer for the same bytes.
+# Other names that ROS and GStreamer use for these formats.
 _ALIASES = {
     "rgb": "rgb8",
     "bgr": "bgr8",
@@ -56,12 +56,12 @@ _ALIASES = {
 }
 _BITS = 20
 _CY, _CUB, _CUG, _CVG, _CVR = 1_220_542, 2_116_026, -409_993, -852_492, 1_673_527
-_ROWS = 32  # converted at a time, so that the intermediate int32 planes stay in the cache
+_ROWS = 32  # rows converted at a time; more would not keep the int32 planes in the cache
 
 
 @dataclass(frozen=True)
 class Frame:
-    """An image as a camera gives it.
+    """An image as a camera delivers it.
 
     ``Frame(message.data, message.encoding, message.height, message.width, message.step)`` takes a ROS message,
     ``Frame(array, "bgr8")`` what OpenCV reads.
@@ -71,7 +71,7 @@ class Frame:
             nv12, nv21 and i420.
         format: one of :data:`FORMATS`, or ROS's or GStreamer's name for it, in any case: ``BGRx``, ``YUY2``, ``NV12``.
         height_px, width_px: needed where ``data`` is bytes.
-        step_bytes: from row to row where ``data`` is bytes; None: rows follow each other without a gap.
+        step_bytes: distance between rows where ``data`` is bytes; None: rows have no gap between them.
     """
 
     data: Any
@@ -100,7 +100,7 @@ class Frame:
         return _from_yuv(*_planes(name, lines))
 
     def _lines(self, name: str) -> U8:
-        """The frame as an array of the shape that belongs to its format."""
+        """The frame as an array with the shape of its format."""
         (up, down), pixel, (even_h, even_w) = _SHARED.get(name, ((1, 1), _PACKED.get(name, (1,))[0], (1, 1)))
         if isinstance(self.data, np.ndarray) and self.data.ndim > 1:
             shape, array = self.data.shape, self.data
@@ -140,7 +140,7 @@ class Frame:
 
 
 def _planes(name: str, lines: U8) -> tuple[U8, U8, U8, int]:
-    """Luma (H, W), both chromas (H or H/2, W/2), and the rows that share a chroma sample."""
+    """Luma (H, W), both chroma planes (H or H/2, W/2), and the number of rows that share a chroma sample."""
     if name in ("yuyv", "uyvy"):
         luma, chroma = (0, 1) if name == "yuyv" else (1, 0)
         return lines[..., luma], lines[:, ::2, chroma], lines[:, 1::2, chroma], 1

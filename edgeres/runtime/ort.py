@@ -1,4 +1,4 @@
-"""ONNX Runtime behind the Runner contract."""
+"""The runner for ONNX graphs on ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import numpy as np
 from edgeres.errors import EngineError, ModelError
 from edgeres.runtime.runner import Feed, TensorSpec, any_batch, check_feed, closed, parts
 
-_DTYPES = {"float": "float32", "double": "float64"}  # ONNX's names that are not NumPy's
+_DTYPES = {"float": "float32", "double": "float64"}  # ONNX's names that differ from NumPy's
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class OrtRunner:
-    """Runs an ONNX graph on ONNX Runtime. A :class:`~edgeres.runtime.runner.Backend`: one session serves all threads.
+    """Runs an ONNX graph on ONNX Runtime. A :class:`~edgeres.runtime.runner.Backend`; all threads share one session.
 
     Args:
         model: a file, or the serialized graph itself.
-        threads: of one operator on the CPU; 0 takes every core.
-        integer: False keeps Q/DQ pairs as they are written, with float32 between the codes. That is what makes ONNX
-            Runtime an oracle for TensorRT; its integer kernels would round at other places.
+        threads: per operator on the CPU; 0 takes every core.
+        integer: whether ONNX Runtime may fuse Q/DQ pairs into its integer kernels. False computes in float32 between
+            the Q/DQ pairs, as a stand-in for TensorRT, because the integer kernels round in other places.
         device: ``cuda`` needs onnxruntime-gpu and an NVIDIA GPU.
         gpu: number of that GPU.
 
@@ -71,7 +71,7 @@ class OrtRunner:
         return dict(zip(self._output_names, arrays, strict=True))
 
     def close(self) -> None:
-        self._session = None  # a thread inside infer holds it until it is done
+        self._session = None  # a thread inside infer still holds a reference
 
     def __enter__(self) -> OrtRunner:
         return self
@@ -105,7 +105,7 @@ def _session(ort: Any, model: Path | bytes, options: Any, providers: list[Any]) 
     except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
         where = None if isinstance(model, bytes) else model
         raise ModelError(f"ONNX Runtime cannot load this graph ({error})", where=where) from error
-    if len(session.get_providers()) < len(providers):  # it goes on without one that does not start
+    if len(session.get_providers()) < len(providers):  # ONNX Runtime leaves out a provider that does not start
         raise EngineError(f"ONNX Runtime cannot start its {_PROVIDERS['cuda']} here", hint="see: edgeres doctor")
     return session
 
@@ -115,6 +115,6 @@ def _spec(tensor: Any) -> TensorSpec:
     shape = tuple(size if isinstance(size, int) else None for size in tensor.shape)
     try:
         dtype = np.dtype(_DTYPES.get(kind, kind))
-    except TypeError:  # strings, and floats that NumPy does not have
+    except TypeError:  # strings, and float types that NumPy does not have
         dtype = np.dtype(object)
     return TensorSpec(tensor.name, dtype, shape)

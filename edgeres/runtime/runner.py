@@ -1,6 +1,6 @@
-"""The contract every inference backend keeps, so that comparing two of them is data and not code.
+"""The contract of every inference backend. All backends can be measured and compared by the same code.
 
-:mod:`edgeres.runtime.conformance` holds backends against it, a user's own too.
+:mod:`edgeres.runtime.conformance` tests whether a backend keeps the contract, also a backend of your own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class TensorSpec:
     """An input or output.
 
     Attributes:
-        shape: None where a size is free; the first axis is the batch.
+        shape: the first axis is the batch; None where a size is free.
     """
 
     name: str
@@ -58,15 +58,15 @@ class Runner(Protocol):
 
 
 class Backend(Runner, Protocol):
-    """A runner that a robot embeds.
+    """A runner for applications.
 
-    Any number of threads may call ``infer`` at the same time, and get what one thread would get. What it returns
-    belongs to the caller: no later call writes into it. Feeds need not be contiguous. A name, dtype or shape that the
-    graph does not take is an InputError, a call after ``close`` a UsageError, each in one line.
+    Any number of threads may call ``infer`` at the same time, with the same results as one thread gets. Returned
+    arrays belong to the caller: no later call writes into them. Input arrays need not be contiguous. A name, dtype or
+    shape that the graph does not take is an InputError, a call after ``close`` a UsageError, each in one line.
 
     Attributes:
-        inputs, outputs: all of the graph's.
-        max_batch: largest batch that runs at once; larger ones are run in parts. None: any.
+        inputs, outputs: all tensors of the graph.
+        max_batch: largest batch that runs at once; larger batches are run in parts. None: any.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -81,10 +81,10 @@ class Backend(Runner, Protocol):
 
 
 def check_feed(feed: Feed, inputs: tuple[TensorSpec, ...]) -> int:
-    """The batch of a feed.
+    """The batch size of a feed.
 
     Raises:
-        InputError: it is not what the inputs take.
+        InputError: a name, dtype or shape does not match the inputs.
     """
     if feed.keys() != {tensor.name for tensor in inputs}:
         wanted, found = (", ".join(names) or "nothing" for names in ([t.name for t in inputs], map(str, feed)))
@@ -107,15 +107,15 @@ def check_feed(feed: Feed, inputs: tuple[TensorSpec, ...]) -> int:
 
 
 def any_batch(inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-    """The same with a free batch, for a runner that cuts batches into parts itself."""
+    """The same inputs with a free batch, for a runner that cuts batches into parts itself."""
     return tuple(replace(tensor, shape=(None, *tensor.shape[1:])) for tensor in inputs)
 
 
 def parts(batch: int, smallest: int, largest: int) -> Iterator[slice]:
-    """A batch cut into pieces that a profile of ``smallest`` to ``largest`` takes.
+    """Slices that cut a batch into parts of ``smallest`` to ``largest`` images.
 
     Raises:
-        InputError: it cannot be.
+        InputError: there is no such cut.
 
     >>> [(part.start, part.stop) for part in parts(9, 2, 4)]
     [(0, 4), (4, 7), (7, 9)]
@@ -123,7 +123,7 @@ def parts(batch: int, smallest: int, largest: int) -> Iterator[slice]:
     count = -(-batch // largest)
     if batch < smallest * count:
         takes = f"{smallest}" if smallest == largest else f"{smallest} to {largest}"
-        raise InputError(f"the engine takes batches of {takes}, and {batch} cannot be cut into such")
+        raise InputError(f"the engine takes batches of {takes}, and {batch} cannot be cut into such batches")
     start = 0
     for index in range(count):
         left = count - index - 1

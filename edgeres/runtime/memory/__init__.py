@@ -1,12 +1,12 @@
-"""GPU memory, streams and graphs behind one small contract, on cuda-python or on pycuda.
+"""GPU memory, streams, events and CUDA graphs behind one contract, on cuda-python or on pycuda.
 
-A thread makes the GPU its own for a while with ``with device.active():``. Everything else here is called inside that
-block, in the same thread. The block leaves the thread's stack of CUDA contexts as it found it, so a robot's own pycuda
-or CUDA code beside it notices nothing, in whatever thread a callback arrives.
+``with device.active():`` makes the GPU's context current in the calling thread. Everything else here is called inside
+such a block, in the same thread. The block restores the thread's stack of CUDA contexts, so it does not disturb an
+application's own pycuda or CUDA code, whichever thread calls.
 
-A :class:`Buffer` is one tensor, seen by both sides. On a GPU with its own memory that is page-locked host memory and
-device memory with copies between them; on a Jetson both are the same bytes, mapped for the GPU, and the copies are
-nothing. NVIDIA advises mapped memory there for what is read or written once, as a network's input and output are.
+A :class:`Buffer` is the memory of one tensor. On a GPU with its own memory it is page-locked host memory and device
+memory with copies between them. On a Jetson both are the same bytes, mapped for the GPU, and nothing is copied. NVIDIA
+recommends mapped memory there for data that is read or written once, as a network's input and output are.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Buffer", "CudaGraph", "Device", "Event", "Stream", "default_device"]
 
 
 def default_device(index: int = 0) -> Device:
-    """The GPU through the library at hand: pycuda where the thread is inside a pycuda context, else cuda-python first.
+    """The GPU, through pycuda where the thread is inside a pycuda context, else preferably through cuda-python.
 
     Raises:
         EnvironmentError_: neither library is installed.
@@ -44,5 +44,5 @@ def _is_there(module: str) -> bool:
         return sys.modules[module] is not None
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # of its parent
+    except ModuleNotFoundError:  # its parent package is missing
         return False

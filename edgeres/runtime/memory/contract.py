@@ -1,4 +1,4 @@
-"""What every library for GPU memory offers here: buffers, streams, events, CUDA graphs."""
+"""The contract for libraries that manage GPU memory: buffers, streams, events, CUDA graphs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from edgeres.records import U8
 
 
 class CudaGraph(Protocol):
-    """Work recorded once, launched as one."""
+    """Recorded work that is launched with one call."""
 
     def launch(self) -> None:
-        """Enqueue it on the stream that it was recorded on."""
+        """Enqueue the recorded work on the stream that it was recorded on."""
         ...
 
     def close(self) -> None: ...
@@ -30,25 +30,25 @@ class Stream(Protocol):
     def handle(self) -> int: ...
 
     def synchronize(self) -> None:
-        """Wait until everything in the queue is done; other Python threads run meanwhile."""
+        """Wait until all work in the queue is done; other Python threads run meanwhile."""
         ...
 
     def capture(self, work: Callable[[], bool]) -> CudaGraph | None:
-        """Record what ``work`` enqueues, without running it; None where it cannot be recorded or ``work`` says so."""
+        """Record what ``work`` enqueues, without running it; None where that fails or ``work`` returns False."""
         ...
 
     def close(self) -> None: ...
 
 
 class Event(Protocol):
-    """A moment in a stream, by the GPU's own clock."""
+    """A point in a stream with its time on the GPU's clock."""
 
     def record(self, stream: Stream) -> None:
-        """Enqueue it: it happens when all that was enqueued before is done. Not while a graph is recorded."""
+        """Enqueue the event behind all earlier work. It must not be called while a graph is recorded."""
         ...
 
     def seconds_since(self, earlier: Event) -> float:
-        """Between two moments of one stream, to about half a microsecond; the stream was waited for."""
+        """Time since another event of the same stream, to about 0.5 µs. The stream must be synchronized first."""
         ...
 
     def close(self) -> None: ...
@@ -58,19 +58,19 @@ class Buffer(Protocol):
     """Memory of one tensor.
 
     Attributes:
-        host: what this process reads and writes, uint8, flat and page-locked.
-        address: the same on the GPU.
+        host: page-locked memory that the CPU reads and writes, flat uint8.
+        address: address of the tensor on the GPU.
     """
 
     host: U8
     address: int
 
     def upload(self, count: int, stream: Stream) -> None:
-        """Enqueue the copy of the first ``count`` bytes to the GPU; ``host`` is left alone until the stream is done."""
+        """Enqueue a copy of the first ``count`` bytes to the GPU; do not write to ``host`` until it is done."""
         ...
 
     def download(self, count: int, stream: Stream) -> None:
-        """Enqueue the copy back; ``host`` holds it once the stream is done."""
+        """Enqueue a copy of the first ``count`` bytes from the GPU to ``host``."""
         ...
 
     def close(self) -> None: ...
@@ -80,10 +80,10 @@ class Device(Protocol):
     """One GPU, through one library. Any thread may use it.
 
     Attributes:
-        name: of the library, with its version.
+        name: library and version.
         gpu: the GPU's name.
         sm: its compute capability, e.g. ``8.7``.
-        integrated: CPU and GPU share one memory, as on a Jetson.
+        integrated: whether CPU and GPU share one memory, as on a Jetson.
     """
 
     name: str
@@ -92,7 +92,7 @@ class Device(Protocol):
     integrated: bool
 
     def active(self) -> AbstractContextManager[None]:
-        """Make it the calling thread's GPU until the block ends; blocks nest.
+        """Make this the calling thread's GPU until the block ends; blocks may be nested.
 
         Raises:
             EngineError: the context is gone, or a call to the GPU inside the block failed.
@@ -100,7 +100,7 @@ class Device(Protocol):
         ...
 
     def buffer(self, count: int) -> Buffer:
-        """``count`` bytes."""
+        """A new buffer of ``count`` bytes."""
         ...
 
     def stream(self) -> Stream:

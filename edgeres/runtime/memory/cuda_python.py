@@ -1,8 +1,8 @@
 """The memory contract on cuda-python 12 and 13: the driver API, in the GPU's primary context.
 
-The primary context is the one that CUDA's runtime API, TensorRT, ONNX Runtime and PyTorch work in. It is pushed around
-each use and popped after it, so what else the thread has current stays untouched; it is kept for the process's life, as
-the runtime API does.
+CUDA's runtime API, TensorRT, ONNX Runtime and PyTorch use the primary context too. It is pushed before each use and
+popped afterwards, so the thread's current context does not change. It is kept until the process ends, as the runtime
+API does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NAME_BYTES = 256
 
 @cache
 def device(index: int = 0) -> CudaPython:
-    """The GPU of this number, one object in a process."""
+    """The GPU of this number; one object in a process."""
     return CudaPython(index)
 
 
@@ -42,7 +42,7 @@ class CudaPython:
             self.call(self.cuda.cuInit, 0)
         except EngineError:
             raise
-        except Exception as error:  # each release has its own for a driver that is not there
+        except Exception as error:  # each release raises another exception where the driver is missing
             raise EngineError(f"no NVIDIA driver ({error})", hint="see: edgeres doctor") from error
         gpu = self.call(self.cuda.cuDeviceGet, index)
         self.name = f"cuda-python ({self.cuda.__name__})"
@@ -65,7 +65,7 @@ class CudaPython:
         """A driver function's result without its status.
 
         Raises:
-            EngineError: the status is not success; in the driver's words.
+            EngineError: the status is not success; the message is the driver's.
         """
         status, *results = function(*arguments)
         if int(status):
@@ -136,12 +136,12 @@ class _Stream:
 
     def capture(self, work: Callable[[], bool]) -> CudaGraph | None:
         cuda, call = self._gpu.cuda, self._gpu.call
-        # Of this thread alone: others may allocate meanwhile.
+        # Thread-local, so that other threads may allocate memory meanwhile.
         call(cuda.cuStreamBeginCapture, self._stream, cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
         worked = False
         try:
             worked = work()
-        except EngineError:  # a call that cannot be recorded; the capture has to be ended all the same
+        except EngineError:  # a call that cannot be recorded; the capture must be ended nevertheless
             pass
         finally:
             status, graph = cuda.cuStreamEndCapture(self._stream)
@@ -149,7 +149,7 @@ class _Stream:
             if not int(status):
                 call(cuda.cuGraphDestroy, graph)
             return None
-        return _Graph(self._gpu, graph, self._stream)
+        return _RecordedGraph(self._gpu, graph, self._stream)
 
     def close(self) -> None:
         if self._stream is not None:
@@ -175,7 +175,7 @@ class _Event:
             self._event = None
 
 
-class _Graph:
+class _RecordedGraph:
     def __init__(self, gpu: CudaPython, graph: Any, stream: Any) -> None:
         self._gpu, self._stream = gpu, stream
         try:

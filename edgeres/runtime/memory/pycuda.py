@@ -1,11 +1,11 @@
 """The memory contract on pycuda, which many Jetson applications already run.
 
-Where the constructing thread is inside a pycuda context, that context is used, and stays the application's: it must
-outlive what is made here. Else the GPU's primary context is retained, once in a process.
+Where the calling thread is inside a pycuda context, that context is used. It still belongs to the application, and must
+outlive all objects made here. Otherwise the GPU's primary context is retained once in the process.
 
-pycuda keeps a stack of contexts per thread, aborts the process where one is left on it at exit, and frees memory only
-where the owning context is current. So the context is pushed around each use and popped after it, objects are freed
-inside such a block, and nothing here is freed by a destructor. pycuda 2026.1 cannot record CUDA graphs.
+pycuda keeps a stack of contexts per thread, aborts the process where a context is left on it at exit, and frees memory
+only where the owning context is current. So the context is pushed before each use and popped afterwards, and objects
+are freed inside such a block, never by a destructor. pycuda 2026.1 cannot record CUDA graphs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edgeres.errors import EngineError, needs
 from edgeres.records import U8
 from edgeres.runtime.memory.contract import CudaGraph, Event, Stream
 
-_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING, which pycuda does not name
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING; pycuda has no name for it
 
 
 def inside_context() -> bool:
@@ -33,7 +33,7 @@ def inside_context() -> bool:
 
 
 def device(index: int = 0) -> PyCuda:
-    """The GPU of the current pycuda context, else that of this number."""
+    """The GPU of the current pycuda context, or the GPU of this number where there is no such context."""
     return PyCuda(index)
 
 
