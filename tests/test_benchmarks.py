@@ -264,3 +264,41 @@ def test_a_calibration_in_a_process_of_its_own_tells_time_and_memory(scripts: No
     assert 0 < told["seconds"]["calibration"] <= told["seconds"]["call"]
     assert len(told["forward"]) == 2 and min(told["forward"]) > 0
     assert told["peak_bytes"] > images.nbytes
+
+
+# Against another revision.
+
+
+def package(folder: Path, seconds: float) -> Path:
+    """A checkout whose ``import edgeres`` takes so long."""
+    (folder / "edgeres").mkdir(parents=True)
+    (folder / "edgeres" / "__init__.py").write_text(f"import time\ntime.sleep({seconds})\n")
+    return folder
+
+
+def test_a_slower_checkout_has_a_ratio_above_one(scripts: None, tmp_path: Path) -> None:
+    against = __import__("against")
+    here, there = package(tmp_path / "here", 0.3), package(tmp_path / "there", 0.0)
+    found = against.by_turns(["-c", "import edgeres"], here, there, 3).to_dict()
+    assert found["rounds"] == 3
+    assert found["clock"]["here_s"] > 0.3
+    low, high = found["clock"]["ratio_ci95"]
+    assert 1 < low <= found["clock"]["ratio"] <= high
+    assert f"{found['clock']['ratio']:.3f}" in against.table({"import edgeres": found}).splitlines()[1]
+
+
+def test_a_revision_is_checked_out_for_a_while(scripts: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    against = __import__("against")
+    source = package(tmp_path / "source", 0.0)
+    me = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["add", "."], [*me, "commit", "-qm", "first"]):
+        subprocess.run(["git", "-C", source, *words], check=True)
+    (source / "edgeres" / "__init__.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.setattr(against, "REPOSITORY", source)
+    with against.checkout("HEAD") as there:
+        assert min(against.run(["-c", "import edgeres"], there, tmp_path)) > 0
+        with pytest.raises(SystemExit, match="-c import edgeres in"):
+            against.run(["-c", "import edgeres"], source, tmp_path)
+    assert not there.exists()
+    with pytest.raises(SystemExit, match="no-such-revision"), against.checkout("no-such-revision"):
+        pass
