@@ -16,6 +16,18 @@ the command line prints exactly that line. Nothing but these (and bugs) leaves a
 
 from __future__ import annotations
 
+__all__ = [
+    "BundleError",
+    "EdgeresError",
+    "EngineError",
+    "EnvironmentError_",
+    "InputError",
+    "ModelError",
+    "SourceError",
+    "UsageError",
+    "WeightsError",
+]
+
 
 class EdgeresError(Exception):
     """What went wrong, where, and the next step, in one line.

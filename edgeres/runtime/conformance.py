@@ -20,6 +20,8 @@ import numpy.typing as npt
 from edgeres.errors import InputError, UsageError
 from edgeres.runtime.runner import Backend, Feed, TensorSpec
 
+__all__ = ["CHECKS", "Subject", "conform"]
+
 THREADS = 4
 _ROUNDS = 5
 _FREE_BATCH = 5  # the largest batch tried where a backend takes any
