@@ -1,6 +1,7 @@
-"""What this machine can do, what is missing, and the next step.
+"""Check what this machine can do, what is missing, and the next step.
 
-Packages are looked up, not imported, but for the vendor's own, whose shared libraries show only then whether they load.
+Packages are looked up but not imported. The exceptions are the vendor's packages: only an import shows whether their
+shared libraries load.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ _ENOUGH_DISK = 2 * _GIB  # weights of the largest ResNet, its graphs and its eng
 
 
 @dataclass(frozen=True)
-class Check:
-    """One line of the diagnosis.
+class Diagnosis:
+    """The result of one check of the machine.
 
     Attributes:
-        ok: True: there and fit; False: in the way of what edgeres is for; None: not there, and not needed by everyone.
-        found: what there is, in words.
-        next_step: what to do about it; "" where nothing is to be done.
+        ok: True: present and usable; False: edgeres cannot work like this; None: missing, but not everyone needs it.
+        found: what was found.
+        next_step: how to fix it; "" where there is nothing to fix.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Check:
 
 
 class Machine:
-    """The questions that the diagnosis asks; a test answers them from a recording."""
+    """Access to this machine; tests replace it by recorded answers."""
 
     python = platform.python_version_tuple()
 
@@ -65,7 +66,7 @@ class Machine:
         return None
 
     def providers(self) -> tuple[str, ...]:
-        """Execution providers that ONNX Runtime's package brings besides the CPU's."""
+        """Execution providers in ONNX Runtime's package besides the CPU's."""
         spec = find_spec("onnxruntime")
         folders = [] if spec is None else [Path(place) for place in spec.submodule_search_locations or ()]
         libraries = " ".join(file.name for folder in folders for file in folder.glob("capi/*onnxruntime_providers_*"))
@@ -94,8 +95,8 @@ class Machine:
         return os.access(folder, os.W_OK | os.X_OK)
 
 
-def diagnose(machine: Machine | None = None) -> list[Check]:
-    """Every check, from the ground up; the last ones say what can be done here."""
+def diagnose(machine: Machine | None = None) -> list[Diagnosis]:
+    """All diagnoses, from Python to packages and hardware; the last ones say what can be done here."""
     m = machine or Machine()
     rtx, tensorrt = m.vendor("rtx"), m.vendor("tensorrt")
     packages, bindings = _packages(m), _cuda_bindings(m, m.gpu()[0])
@@ -111,17 +112,17 @@ def diagnose(machine: Machine | None = None) -> list[Check]:
         _vendor("tensorrt", tensorrt),
         bindings,
         _ssh(m),
-        *_abilities({check.name for check in (*packages, bindings) if check.ok}, rtx, tensorrt),
+        *_abilities({one.name for one in (*packages, bindings) if one.ok}, rtx, tensorrt),
     ]
 
 
-def _python(m: Machine) -> Check:
+def _python(m: Machine) -> Diagnosis:
     ok = tuple(int(part) for part in m.python[:2]) >= (3, 10)
-    return Check("python", ok, ".".join(m.python), "" if ok else "edgeres needs Python 3.10 or later")
+    return Diagnosis("python", ok, ".".join(m.python), "" if ok else "edgeres needs Python 3.10 or later")
 
 
-def _packages(m: Machine) -> list[Check]:
-    checks = []
+def _packages(m: Machine) -> list[Diagnosis]:
+    diagnoses = []
     for name, distributions, extra in (
         ("numpy", ("numpy",), None),
         ("pillow", ("pillow",), None),
@@ -133,50 +134,54 @@ def _packages(m: Machine) -> list[Check]:
         found = m.package(*distributions)
         if found is None:
             install = f"pip install 'edgeres[{extra}]'" if extra else f"pip install {name}"
-            checks.append(Check(name, None if extra else False, "not installed", install))
+            diagnoses.append(Diagnosis(name, None if extra else False, "not installed", install))
         elif name == "onnxruntime":
-            checks.append(Check(name, True, f"{found}, providers {', '.join(('CPU', *m.providers()))}"))
+            diagnoses.append(Diagnosis(name, True, f"{found}, providers {', '.join(('CPU', *m.providers()))}"))
         else:
-            checks.append(Check(name, True, found))
-    return checks
+            diagnoses.append(Diagnosis(name, True, found))
+    return diagnoses
 
 
-def _cpu(cpu: Cpu) -> Check:
+def _cpu(cpu: Cpu) -> Diagnosis:
     features = ", ".join(cpu.features) or "no INT8 instructions"
     found = f"{cpu.model}, {cpu.cores} cores, {features}"
     if cpu.saturates:
-        found += "; INT8 products can saturate, so weights for this CPU keep to 7 bits (reduce_range)"
-    return Check("cpu", True, found)
+        found += "; INT8 products can saturate, so weights for this CPU use only 7 bits (reduce_range)"
+    return Diagnosis("cpu", True, found)
 
 
-def _memory(m: Machine) -> Check:
+def _memory(m: Machine) -> Diagnosis:
     match = re.search(r"MemAvailable:\s+(\d+) kB", m.read("/proc/meminfo") or "")
     if match is None:
-        return Check("memory", None, "unknown")
+        return Diagnosis("memory", None, "unknown")
     free = int(match[1]) * 1024
     ok = free >= _ENOUGH_MEMORY
-    return Check("memory", ok, f"{free / _GIB:.1f} GiB free", "" if ok else "close other programs: 2 GiB are needed")
+    return Diagnosis(
+        "memory", ok, f"{free / _GIB:.1f} GiB free", "" if ok else "close other programs: 2 GiB are needed"
+    )
 
 
-def _cache(m: Machine) -> Check:
+def _cache(m: Machine) -> Diagnosis:
     folder = m.cache()
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     if not m.writable(existing):
-        return Check("cache", False, f"{folder} cannot be written", "set EDGERES_CACHE to a folder that can")
+        return Diagnosis("cache", False, f"{folder} cannot be written", "set EDGERES_CACHE to a folder that can")
     free = m.free_bytes(existing)
     ok = free >= _ENOUGH_DISK
     step = "" if ok else "free some disk space, or set EDGERES_CACHE to another disk: 2 GiB are needed"
-    return Check("cache", ok, f"{folder}, {free / _GIB:.1f} GiB free", step)
+    return Diagnosis("cache", ok, f"{folder}, {free / _GIB:.1f} GiB free", step)
 
 
-def _gpu(gpu: Gpu | None, reason: str) -> Check:
+def _gpu(gpu: Gpu | None, reason: str) -> Diagnosis:
     if gpu is None:
-        return Check("gpu", None, reason, "install the NVIDIA driver, if this machine has an NVIDIA GPU")
-    return Check("gpu", True, f"{gpu.name}, SM {gpu.sm}, {gpu.memory_bytes / _GIB:.1f} GiB, driver for CUDA {gpu.cuda}")
+        return Diagnosis("gpu", None, reason, "install the NVIDIA driver, if this machine has an NVIDIA GPU")
+    return Diagnosis(
+        "gpu", True, f"{gpu.name}, SM {gpu.sm}, {gpu.memory_bytes / _GIB:.1f} GiB, driver for CUDA {gpu.cuda}"
+    )
 
 
-def _jetson(m: Machine) -> list[Check]:
-    """The board and its JetPack, on a Jetson alone."""
+def _jetson(m: Machine) -> list[Diagnosis]:
+    """The board and its JetPack; empty where this machine is no Jetson."""
     board = (m.read("/proc/device-tree/model") or "").rstrip("\0\n")
     release = re.match(r"# R(\d+) \(release\), REVISION: ([\d.]+)", m.read("/etc/nv_tegra_release") or "")
     target = target_of_board(board)
@@ -186,38 +191,40 @@ def _jetson(m: Machine) -> list[Check]:
     if release is not None:
         found += f", L4T {release[1]}.{release[2]} (JetPack {_JETPACK_OF_L4T.get(release[1], 'unknown')})"
     if target is None:
-        return [Check("jetson", None, found, "this board is not among: edgeres targets")]
+        return [Diagnosis("jetson", None, found, "this board is not among: edgeres targets")]
     if target.refused:
-        return [Check("jetson", False, found, f"{target.title} cannot be a target: {target.refused}")]
-    return [Check("jetson", True, f"{found}, target {target.name}")]
+        return [Diagnosis("jetson", False, found, f"{target.title} cannot be a target: {target.refused}")]
+    return [Diagnosis("jetson", True, f"{found}, target {target.name}")]
 
 
-def _vendor(name: str, here: Availability) -> Check:
+def _vendor(name: str, here: Availability) -> Diagnosis:
     if here.importable:
-        return Check(name, True, str(here.version))
-    return Check(name, None, here.reason.removeprefix(f"{name} is "), here.next_step)
+        return Diagnosis(name, True, str(here.version))
+    return Diagnosis(name, None, here.reason.removeprefix(f"{name} is "), here.next_step)
 
 
-def _cuda_bindings(m: Machine, gpu: Gpu | None) -> Check:
-    """What engines need to run besides the vendor's package."""
+def _cuda_bindings(m: Machine, gpu: Gpu | None) -> Diagnosis:
+    """The packages for GPU memory, which engines need besides the vendor's package."""
     found = {"cuda-python": m.package("cuda-python", "cuda-bindings"), "pycuda": m.package("pycuda")}
     there = ", ".join(f"{name} {release}" for name, release in found.items() if release)
     if there:
-        return Check("cuda bindings", True, there)
-    return Check("cuda bindings", None, "neither cuda-python nor pycuda", "" if gpu is None else _BINDINGS)
+        return Diagnosis("cuda bindings", True, there)
+    return Diagnosis("cuda bindings", None, "neither cuda-python nor pycuda", "" if gpu is None else _BINDINGS)
 
 
-def _ssh(m: Machine) -> Check:
-    """What ``edgeres remote`` needs on this side."""
+def _ssh(m: Machine) -> Diagnosis:
+    """The programs that ``edgeres remote`` needs on this machine."""
     if not m.command("ssh"):
-        return Check("ssh", None, "not installed", "install OpenSSH's client, for edgeres remote")
+        return Diagnosis("ssh", None, "not installed", "install OpenSSH's client, for edgeres remote")
     if not m.command("rsync"):
-        return Check("ssh", True, "without rsync", "install rsync here and there: edgeres remote then resumes copies")
-    return Check("ssh", True, "with rsync")
+        return Diagnosis(
+            "ssh", True, "without rsync", "install rsync here and there: edgeres remote then resumes copies"
+        )
+    return Diagnosis("ssh", True, "with rsync")
 
 
-def _abilities(packages: set[str], rtx: Availability, tensorrt: Availability) -> list[Check]:
-    """What can be done here, in the order in which one does it."""
+def _abilities(packages: set[str], rtx: Availability, tensorrt: Availability) -> list[Diagnosis]:
+    """What can be done here, in the order of a build."""
     export = "" if {"torch", "onnx", "safetensors"} <= packages else "pip install 'edgeres[export]'"
     quantize = "" if {"onnx", "onnxruntime"} <= packages else "pip install 'edgeres[export]'"
     cpu = "" if "onnxruntime" in packages else "pip install onnxruntime"
@@ -236,5 +243,5 @@ def _abilities(packages: set[str], rtx: Availability, tensorrt: Availability) ->
     ]
 
 
-def _ability(name: str, can: bool, next_step: str) -> Check:
-    return Check(name, True if can else None, "yes" if can else "no", "" if can else next_step)
+def _ability(name: str, can: bool, next_step: str) -> Diagnosis:
+    return Diagnosis(name, True if can else None, "yes" if can else "no", "" if can else next_step)

@@ -11,7 +11,7 @@ import pytest
 from edgeres.device.cpu import Cpu, describe
 from edgeres.device.gpu import Gpu
 from edgeres.device.libraries import Availability, Flavour
-from edgeres.doctor import Check, Machine, diagnose
+from edgeres.doctor import Diagnosis, Machine, diagnose
 
 GIB = 1 << 30
 BASE = {"numpy": "1.26.4", "pillow": "10.2.0", "onnxruntime": "1.20.1"}
@@ -77,11 +77,11 @@ class Recorded(Machine):
         return self.can_write
 
 
-def checks(machine: Machine) -> dict[str, Check]:
+def checks(machine: Machine) -> dict[str, Diagnosis]:
     return {check.name: check for check in diagnose(machine)}
 
 
-def abilities(found: dict[str, Check]) -> dict[str, bool]:
+def abilities(found: dict[str, Diagnosis]) -> dict[str, bool]:
     """What can be done, by the words of the checks from "export" on."""
     names = list(found)
     return {name: found[name].found == "yes" for name in names[names.index("export a checkpoint") :]}
@@ -91,7 +91,7 @@ def test_a_robot_with_the_base_install() -> None:
     found = checks(Recorded(BASE))
     assert [name for name, can in abilities(found).items() if can] == ["run on the CPU"]
     assert found["export a checkpoint"].next_step == "pip install 'edgeres[export]'"
-    assert found["torch"] == Check("torch", None, "not installed", "pip install 'edgeres[export]'")
+    assert found["torch"] == Diagnosis("torch", None, "not installed", "pip install 'edgeres[export]'")
     assert found["gpu"].found == NOT_THERE
     assert "jetson" not in found
     assert all(check.ok is not False for check in found.values())
@@ -138,12 +138,12 @@ def test_a_jetson_with_jetpack_6() -> None:
 @pytest.mark.parametrize(
     ("commands", "found", "step"),
     [
-        ({"ssh", "rsync"}, Check("ssh", True, "with rsync"), ""),
-        ({"ssh"}, Check("ssh", True, "without rsync"), "install rsync here and there"),
-        ({"rsync"}, Check("ssh", None, "not installed"), "OpenSSH's client, for edgeres remote"),
+        ({"ssh", "rsync"}, Diagnosis("ssh", True, "with rsync"), ""),
+        ({"ssh"}, Diagnosis("ssh", True, "without rsync"), "install rsync here and there"),
+        ({"rsync"}, Diagnosis("ssh", None, "not installed"), "OpenSSH's client, for edgeres remote"),
     ],
 )
-def test_what_remote_needs(commands: set[str], found: Check, step: str) -> None:
+def test_what_remote_needs(commands: set[str], found: Diagnosis, step: str) -> None:
     machine = Recorded(BASE)
     machine.commands = commands
     check = checks(machine)["ssh"]
@@ -171,7 +171,7 @@ def test_a_carrier_board_that_is_not_known() -> None:
 @pytest.mark.parametrize(
     ("cpuinfo", "words"),
     [
-        ("model name : Old\nflags : avx2\n", "keep to 7 bits (reduce_range)"),
+        ("model name : Old\nflags : avx2\n", "use only 7 bits (reduce_range)"),
         ("model name : New\nflags : avx2 avx512f avx512_vnni\n", "New, 6 cores, avx2, avx512f, avx512_vnni"),
     ],
 )

@@ -28,7 +28,7 @@ from edgeres.device import gpu, libraries
 from edgeres.device.cpu import describe, has_vnni, this_cpu
 from edgeres.device.gpu import Gpu, find_gpu, run_command
 from edgeres.device.libraries import Flavour, available, load
-from edgeres.device.messages import in_words
+from edgeres.device.messages import explain
 from edgeres.device.targets import TARGETS
 from edgeres.engine.builder import BuildRequest, BuiltEngine, _capabilities, build_engine
 from edgeres.engine.meter import Meter
@@ -212,11 +212,11 @@ def too_small() -> onnx.ModelProto:
             r"refuses the graph: node \w+ \(QuantizeLinear\): zero_point is not 0; start from the float graph",
         ),
         (int32_bias, r"node bias \(DequantizeLinear\): DequantizeLinear reads int32, a quantized bias; start from"),
-        (foreign, r"node sum \(QLinearAdd\): it does not have this operator; start from the float graph"),
+        (foreign, r"node sum \(QLinearAdd\): it does not support this operator; start from the float graph"),
         (too_small, r"node wide \(Conv\): wide: image size is smaller than filter size; --debug shows"),
         (
             lambda: model([helper.make_node("Relu", ["x"], ["y"])], [], types=(TensorProto.INT16, 1)),
-            "a data type it does",
+            "a data type that it does",
         ),
     ],
 )
@@ -328,7 +328,7 @@ def test_the_record_says_where_else_an_engine_runs(monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_messages_of_other_versions(message: str, what: str) -> None:
-    assert in_words(message)[0].startswith(what)
+    assert explain(message)[0].startswith(what)
 
 
 # --- progress and Ctrl-C ---------------------------------------------------------------------------------------------
@@ -618,4 +618,4 @@ def test_a_quantized_graph_is_not_made_fp16() -> None:
 
 
 def test_engines_for_boards_are_built_on_them() -> None:
-    assert all("device" in target.where for target in TARGETS.values() if target.board and not target.refused)
+    assert all("device" in target.where for target in TARGETS.values() if target.board.model and not target.refused)

@@ -38,10 +38,10 @@ def test_every_target_is_consistent(name: str) -> None:
     target = TARGETS[name]
     assert target.name == name
     assert (target.style == "cpu") == (target.runtime == "onnxruntime")
-    for versions in (target.jetpack, target.tensorrt):
+    for versions in (target.board.jetpack, target.tensorrt):
         assert versions is None or version(versions[0]) <= version(versions[1])
-    assert (target.jetpack is None) == (name not in JETSONS)
-    assert target.dla[0] <= target.dla[1]
+    assert (target.board.jetpack is None) == (name not in JETSONS)
+    assert target.board.dla[0] <= target.board.dla[1]
     assert target.title and target.where
 
 
@@ -59,7 +59,7 @@ def test_every_target_is_consistent(name: str) -> None:
 )
 def test_jetsons_as_their_data_sheets_have_them(name: str, sm: str, dla: object, memory_gb: object) -> None:
     target = TARGETS[name]
-    assert (target.sm, target.dla, target.memory_gb) == ((sm,), dla, memory_gb)
+    assert (target.sm, target.board.dla, target.board.memory_gb) == ((sm,), dla, memory_gb)
 
 
 def test_a_target_does_not_change() -> None:

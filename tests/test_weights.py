@@ -326,7 +326,7 @@ def test_cache_directory(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_registry_holds_what_torchvision_publishes() -> None:
     published = {(m.architecture.name, t): w for m in list_models() for t, w in m.weights.items() if t != "signs"}
     assert len(published) == 17
-    assert {name for name, _ in published} == {a.name for a in ARCHITECTURES.values() if a.figures == "torchvision"}
+    assert {name for name, _ in published} == {a.name for a in ARCHITECTURES.values() if a.size.source == "torchvision"}
     for (name, tag), weights in published.items():
         assert weights.tag == tag
         assert weights.url == f"https://download.pytorch.org/models/{name}-{weights.sha256[:8]}.pth"
@@ -581,7 +581,7 @@ def test_a_mismatch_names_the_tensors(tmp_path: Path) -> None:
     assert "does not fit resnet20: 10 missing (layer3.2.conv1.weight, layer3.2.bn1.weight, layer3.2.bn1.bias" in line
     assert ", and 7 more)" in line
     assert "1 unexpected (head.extra)" in line
-    assert "1 of another shape (conv1.weight 16x1x3x3 for 16x3x3x3)" in line
+    assert "1 with another shape (conv1.weight 16x1x3x3 for 16x3x3x3)" in line
 
 
 def test_a_mismatch_names_the_architecture_that_fits(tmp_path: Path) -> None:

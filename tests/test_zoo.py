@@ -82,26 +82,28 @@ def exported(model: nn.Module, px: int) -> onnx.ModelProto:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_table_says_what_the_modules_are(name: str) -> None:
     arch, model = ARCHITECTURES[name], on_meta(name)
-    assert parameters(model) == arch.params
+    assert parameters(model) == arch.size.params
     # Half a unit of the last published digit.
     assert multiply_adds(model, arch.input_px) / 1e9 == pytest.approx(
-        arch.gmacs, abs=5.1e-3 if arch.gmacs > 1 else 5.1e-5
+        arch.size.gmacs, abs=5.1e-3 if arch.size.gmacs > 1 else 5.1e-5
     )
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_table_has_torchvisions_figures(name: str) -> None:
-    assert (ARCHITECTURES[name].params, ARCHITECTURES[name].gmacs) == TORCHVISION[name]
+    assert (ARCHITECTURES[name].size.params, ARCHITECTURES[name].size.gmacs) == TORCHVISION[name]
 
 
 @pytest.mark.parametrize("name", CIFAR)
 def test_cifar_family_has_the_papers_size(name: str) -> None:
-    assert ARCHITECTURES[name].params / 1e6 == pytest.approx(CIFAR[name], abs=0.05 if name == "resnet110" else 0.005)
+    assert ARCHITECTURES[name].size.params / 1e6 == pytest.approx(
+        CIFAR[name], abs=0.05 if name == "resnet110" else 0.005
+    )
 
 
 @pytest.mark.parametrize(("name", "gflops"), [("plain18", 1.8), ("plain34", 3.6)])
 def test_plain_networks_have_the_papers_cost(name: str, gflops: float) -> None:
-    assert round(ARCHITECTURES[name].gmacs, 1) == gflops
+    assert round(ARCHITECTURES[name].size.gmacs, 1) == gflops
 
 
 def test_state_dict_has_torchvisions_keys() -> None:

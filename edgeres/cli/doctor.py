@@ -13,21 +13,21 @@ from edgeres.cli.show import print_json
 @click.command("doctor")
 @as_json
 def command(as_json: bool) -> None:
-    """Tell what this machine can do, what is missing, and the next step.
+    """Check what this machine can do, what is missing, and the next step.
 
     \b
     edgeres doctor
     """
     from edgeres.doctor import diagnose
 
-    checks = diagnose()
+    diagnoses = diagnose()
     if as_json:
-        print_json([asdict(check) for check in checks])
+        print_json([asdict(diagnosis) for diagnosis in diagnoses])
         return
     words = {True: ("ok", "green"), False: ("missing", "yellow"), None: ("-", "cyan")}
-    width = max(len(check.name) for check in checks)
-    for check in checks:
-        word, colour = words[check.ok]
-        click.echo(f"{click.style(f'{word:8}', fg=colour)} {check.name:{width}}  {check.found}")
-        if check.next_step:
-            click.echo(f"{'':9}{'':{width}}  next: {check.next_step}")
+    width = max(len(diagnosis.name) for diagnosis in diagnoses)
+    for diagnosis in diagnoses:
+        word, colour = words[diagnosis.ok]
+        click.echo(f"{click.style(f'{word:8}', fg=colour)} {diagnosis.name:{width}}  {diagnosis.found}")
+        if diagnosis.next_step:
+            click.echo(f"{'':9}{'':{width}}  next: {diagnosis.next_step}")

@@ -27,7 +27,7 @@ def command(as_json: bool) -> None:
         a = model.architecture
         top1 = {w.tag: f"{w.tag} ({w.published_top1:.2f} %)" for w in model.weights.values()}
         tags = ", ".join(top1.get(tag, tag) for tag in model.tags)
-        rows.append((a.name, f"{a.params / 1e6:.2f} M", f"{a.gmacs:.2f} G", f"{a.input_px}", tags))
+        rows.append((a.name, f"{a.size.params / 1e6:.2f} M", f"{a.size.gmacs:.2f} G", f"{a.input_px}", tags))
     print_table(("model", "params", "MACs", "px", "weights (published top-1)"), rows, right=("params", "MACs", "px"))
     licenses = sorted({w.license for model in models for w in model.weights.values()})
     click.echo("\nThe first tag is the default. signs comes with the package; imagenet is downloaded when asked for.")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import click
 
 from edgeres.cli.options import as_json
@@ -20,17 +18,17 @@ def command(as_json: bool) -> None:
     edgeres targets
     """
     if as_json:
-        print_json([{**asdict(target), "int8": target.int8} for target in TARGETS.values()])
+        print_json([target.to_dict() for target in TARGETS.values()])
         return
     rows = (
         (
             t.name,
             " ".join(t.sm) or "-",
             _span(t.tensorrt),
-            _span(t.jetpack),
+            _span(t.board.jetpack),
             "yes" if t.int8 else "no",
-            _span(t.dla),
-            f"{'/'.join(map(str, t.memory_gb))} GB" if t.memory_gb else "-",
+            _span(t.board.dla),
+            f"{'/'.join(map(str, t.board.memory_gb))} GB" if t.board.memory_gb else "-",
             t.title,
         )
         for t in TARGETS.values()
@@ -43,7 +41,7 @@ def command(as_json: bool) -> None:
 
 
 def _span(limits: tuple[object, object] | None) -> str:
-    """First and last of a range, one where they are the same."""
+    """Both ends of a range, or one where they are equal."""
     return "-".join(dict.fromkeys(map(str, limits))) if limits else "-"
 
 

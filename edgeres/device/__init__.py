@@ -1,1 +1,8 @@
-"""Hardware facts: targets, vendor libraries, GPU, CPU and what their messages mean."""
+"""Facts on hardware and vendor libraries.
+
+targets      the devices that edgeres builds for
+libraries    the vendor's packages tensorrt and tensorrt_rtx: versions, loading, log
+messages     the vendor's error messages in plain words
+gpu, cpu     the GPU and the CPU of this machine
+environment  versions of packages and the machine, for manifests and reports
+"""

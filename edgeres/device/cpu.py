@@ -1,4 +1,4 @@
-"""The CPU of this machine, as far as INT8 arithmetic depends on it."""
+"""The CPU of this machine and its INT8 instructions."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _SHOWN = ("avx2", "avx512f", *_DOT_PRODUCTS)
 
 @dataclass(frozen=True)
 class Cpu:
-    """What ``/proc/cpuinfo`` says.
+    """Facts from ``/proc/cpuinfo``.
 
     Attributes:
-        model: as the maker writes it; the architecture where the file does not say (Arm).
+        model: the maker's name of it; the architecture where the file has no name (Arm).
         cores: logical cores that this process may use.
-        features: instruction sets that matter to INT8, in the kernel's names.
+        features: instruction sets that INT8 kernels use, in the kernel's names.
         saturates: whether INT8 kernels multiply with ``VPMADDUBSW``, which adds two products in a saturating int16;
-            None where it cannot be told.
+            None where the file does not say.
     """
 
     model: str
@@ -31,7 +31,7 @@ class Cpu:
 
 
 def describe(cpuinfo: str, machine: str, cores: int) -> Cpu:
-    """Read the text of ``/proc/cpuinfo`` ("" where there is none) for a ``platform.machine()``."""
+    """Read the text of ``/proc/cpuinfo``, "" where there is none, on a machine of this ``platform.machine()``."""
     fields: dict[str, str] = {}
     for line in cpuinfo.splitlines():
         key, _, value = line.partition(":")
@@ -55,10 +55,10 @@ def this_cpu() -> Cpu:
 
 
 def has_vnni() -> bool | None:
-    """Whether uint8 x int8 products are summed without saturation here: x86 with VNNI or AMX, and any 64-bit Arm.
+    """Whether this CPU sums uint8 x int8 products without saturation: x86 with VNNI or AMX, and any 64-bit Arm.
 
-    Where this is False, ONNX Runtime's int8 kernels can clip a pair of products (255 * 127 * 2 > 32767), and weights
-    must keep to 7 bits (``reduce_range``). None: the CPU does not say.
+    Where this is False, ONNX Runtime's int8 kernels can clip the sum of two products (255 * 127 * 2 > 32767), so
+    weights must use only 7 bits (``reduce_range``). None: unknown.
     """
     saturates = this_cpu().saturates
     return None if saturates is None else not saturates

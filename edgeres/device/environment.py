@@ -1,4 +1,4 @@
-"""What a run was made with: versions and machine, for manifests and reports."""
+"""Versions of packages and the machine of a run, for manifests and reports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PACKAGES = ("numpy", "pillow", "onnxruntime", "onnx", "torch", "tensorrt", "ten
 
 
 def environment() -> dict[str, str]:
-    """Names and versions, without importing any of the packages."""
+    """Versions by name; no package is imported."""
     found = {
         "edgeres": __version__,
         "python": platform.python_version(),

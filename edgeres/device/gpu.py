@@ -1,6 +1,7 @@
-"""The GPU of this machine, asked in a child process: a broken driver can neither hang nor crash the caller.
+"""The GPU of this machine.
 
-The CUDA driver library answers alike on a desktop and on a Jetson, where ``nvidia-smi`` is missing or silent.
+A child process asks the CUDA driver, so that a broken driver can neither block nor crash the caller. The driver library
+works the same on a desktop and on a Jetson, where ``nvidia-smi`` is missing or prints nothing.
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ def run_command(argv: Sequence[str], timeout_s: float = 10.0) -> str | None:
     try:
         output, _ = child.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
-        child.kill()  # and not waited for: a process inside a hanging driver call does not die
+        child.kill()  # do not wait for it: a process inside a hanging driver call does not end
         return None
     return output if child.returncode == 0 else None
 
 
 def find_gpu(run: Runner = run_command) -> tuple[Gpu | None, str]:
-    """The GPU, or None and the reason in words."""
+    """The GPU, or None and the reason why there is none."""
     answer = run([sys.executable, "-I", __file__])
     if answer is None:
         return None, "the NVIDIA driver does not answer"

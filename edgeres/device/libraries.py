@@ -1,7 +1,7 @@
-"""The one place that imports the vendor: ``tensorrt`` 10.3 to 11.x or ``tensorrt_rtx``, which share their API's shape.
+"""The vendor's Python packages: ``tensorrt`` 10.3 to 11.x and ``tensorrt_rtx``, which have nearly the same API.
 
-Everything that differs between them and between their versions is decided here or by a look at the module that
-:func:`load` returns; no other module asks for a version.
+This is the only module that imports them and checks their versions. Code that depends on a difference between them
+looks at what the module that :func:`load` returns has.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _INSTALL: dict[Flavour, str] = {
 
 @dataclass(frozen=True)
 class Availability:
-    """What one flavour can do on this machine.
+    """What one package can do on this machine.
 
     Attributes:
-        importable: the package and its shared libraries load, and are new enough.
+        importable: whether the package and its shared libraries load, and are new enough.
         version: of the package; None where it does not load.
-        gpu: of this machine, None without one.
-        reason: what is missing for building and running here, in words; "" where nothing is.
+        gpu: the GPU of this machine; None without one.
+        reason: what is missing to build and run engines here; "" where nothing is missing.
         next_step: how to get it; "" where nothing is missing or nothing can be done.
     """
 
@@ -51,7 +51,7 @@ class Availability:
 
     @property
     def can_build(self) -> bool:
-        """TensorRT times its kernels on the GPU that the engine is for; RTX compiles ahead of time without one."""
+        """Whether engines can be built here: TensorRT times kernels on the GPU, RTX compiles without one."""
         return self.importable and (self.flavour == "rtx" or self.gpu is not None)
 
     @property
@@ -74,7 +74,10 @@ def load(flavour: Flavour) -> ModuleType:
         raise EngineError(f"{name} is not installed", hint=_INSTALL[flavour]) from error
     except (ImportError, OSError, RuntimeError) as error:  # what a missing or mismatched shared library raises
         raise EngineError(f"{name} is installed but does not load ({error})", hint=_INSTALL[flavour]) from error
-    version, oldest = getattr(module, "__version__", "0.0"), OLDEST[flavour]  # a mere folder of that name has none
+    version, oldest = (
+        getattr(module, "__version__", "0.0"),
+        OLDEST[flavour],
+    )  # an empty folder has none
     if tuple(int(part) for part in version.split(".")[:2]) < oldest:
         wanted = ".".join(map(str, oldest))
         raise EngineError(f"{name} {version} is older than {wanted}, which edgeres needs", hint=_INSTALL[flavour])
@@ -82,7 +85,7 @@ def load(flavour: Flavour) -> ModuleType:
 
 
 def available(flavour: Flavour) -> Availability:
-    """Whether engines of this flavour can be built and run on this machine; raises nothing."""
+    """Whether engines for this package can be built and run on this machine. It raises nothing."""
     gpu, why = this_gpu()
     try:
         version = str(load(flavour).__version__)
@@ -100,7 +103,7 @@ def available(flavour: Flavour) -> Availability:
 
 @dataclass(frozen=True)
 class VendorLog:
-    """Where the vendor writes: ``logger`` for its API, ``lines`` like ``[W] ...`` for us; nothing goes to stderr."""
+    """The vendor's log: ``logger`` is passed to its API and fills ``lines`` (``[W] ...``); nothing goes to stderr."""
 
     logger: Any
     lines: deque[str]
@@ -108,13 +111,13 @@ class VendorLog:
 
 @cache
 def vendor_log(flavour: Flavour) -> VendorLog:
-    """The log of this flavour, one in a process: TensorRT keeps the first logger it sees for stray messages."""
+    """The package's log; one per process, because TensorRT keeps using the first logger that it gets."""
     trt: Any = load(flavour)
     lines: deque[str] = deque(maxlen=_LOG_LINES)
     severity = trt.ILogger.Severity
     letters = {severity.INTERNAL_ERROR: "F", severity.ERROR: "E", severity.WARNING: "W", severity.INFO: "I"}
 
-    class Logger(trt.ILogger):
+    class LineLogger(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
@@ -122,4 +125,4 @@ def vendor_log(flavour: Flavour) -> VendorLog:
             if severity in letters:  # VERBOSE is thousands of lines
                 lines.append(f"[{letters[severity]}] {message}")
 
-    return VendorLog(Logger(), lines)
+    return VendorLog(LineLogger(), lines)

@@ -1,4 +1,4 @@
-"""What edgeres builds for: each device with what it can run and where its engine is made.
+"""The targets that edgeres builds for: what each device can run, and where its engine is built.
 
 Sources: NVIDIA's support matrices of TensorRT 8.5, 10.3 to 11.4 and TensorRT-RTX 1.7, the JetPack release notes, and
 the data sheets of the Jetson modules.
@@ -6,17 +6,17 @@ the data sheets of the Jetson modules.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from edgeres.errors import UsageError
 from edgeres.records import Style
 
 Runtime = Literal["onnxruntime", "rtx", "tensorrt"]
 
-# Compute capabilities that TensorRT-RTX builds for; an engine without a choice of its own runs on all but Turing (7.5).
+# Compute capabilities that TensorRT-RTX builds for; by default an engine runs on all of them but Turing (7.5).
 RTX_COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 RTX_PORTABLE = RTX_COMPUTE_CAPABILITIES[1:]
 
@@ -28,22 +28,36 @@ _BY_TRTEXEC = (
 
 
 @dataclass(frozen=True)
+class JetsonModule:
+    """The Jetson module of a target; the default stands for a target that is no Jetson.
+
+    Attributes:
+        model: the part of ``/proc/device-tree/model`` that names it.
+        jetpack: first and last JetPack that it is described for.
+        dla: fewest and most DLA cores among its variants.
+        memory_gb: memory sizes of its variants; CPU and GPU share the memory.
+    """
+
+    model: str = ""
+    jetpack: tuple[str, str] | None = None
+    dla: tuple[int, int] = (0, 0)
+    memory_gb: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Target:
     """A device, or a runtime on this machine.
 
     Attributes:
         name: as ``--target`` takes it.
-        title: for people.
-        style: placement of Q/DQ that its runtime wants.
-        runtime: what runs the result.
-        where: where the engine is built, and how.
-        sm: compute capabilities; empty: any that the runtime supports, or no GPU.
-        jetpack, tensorrt: first and last version it is described for; None where there is none.
+        title: its name in text.
+        style: the placement of Q/DQ that its runtime needs.
+        runtime: what runs the INT8 graph or engine.
+        where: where its engine is built, and how.
+        sm: compute capabilities; empty: no GPU, or any that the runtime supports.
+        tensorrt: first and last version of TensorRT that it is described for; None where it uses no TensorRT.
         max_opset: the newest ONNX opset that every TensorRT of that range documents.
-        dla: fewest and most DLA cores among its variants.
-        memory_gb: sizes it is sold with, shared by CPU and GPU on a Jetson; empty: unknown.
-        refused: why it cannot be a target, "" where it can.
-        board: the part of ``/proc/device-tree/model`` that names it, "" where it is no Jetson.
+        refused: why it cannot be a target; "" where it can.
     """
 
     name: str
@@ -52,34 +66,36 @@ class Target:
     runtime: Runtime
     where: str
     sm: tuple[str, ...] = ()
-    jetpack: tuple[str, str] | None = None
     tensorrt: tuple[str, str] | None = None
     max_opset: int = 20
-    dla: tuple[int, int] = (0, 0)
-    memory_gb: tuple[int, ...] = ()
     refused: str = ""
-    board: str = ""
+    board: JetsonModule = JetsonModule()
 
     @property
     def int8(self) -> bool:
-        """Whether it multiplies in INT8."""
+        """Whether its hardware multiplies in INT8."""
         return not self.refused
 
     @property
     def shared_memory(self) -> bool:
         """Whether CPU and GPU share one memory, as on every Jetson."""
-        return bool(self.board)
+        return bool(self.board.model)
 
     def workspace_bytes(self, memory_bytes: int) -> int | None:
-        """Scratch memory that a layer may take on a device with so much: a quarter where the system needs the rest.
+        """The scratch memory that a layer may use on a device with this much memory.
 
-        None: the vendor's default, all of the GPU's own memory.
+        It is a quarter where CPU and GPU share the memory. None: the vendor's default, all of the GPU's memory.
         """
         return memory_bytes // 4 if self.shared_memory else None
 
     def accepts(self, sm: str) -> bool:
         """Whether an engine for this target can be built on a GPU of this compute capability."""
         return not self.sm or sm in self.sm
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, with the board's facts beside the others."""
+        board = asdict(self.board)
+        return {**asdict(self), "board": board.pop("model"), **board, "int8": self.int8}
 
 
 def _orin(name: str, title: str, tensorrt: str, dla: tuple[int, int], memory_gb: tuple[int, ...]) -> Target:
@@ -90,11 +106,8 @@ def _orin(name: str, title: str, tensorrt: str, dla: tuple[int, int], memory_gb:
         runtime="tensorrt",
         where=_ON_DEVICE,
         sm=("8.7",),
-        jetpack=("6.1", "7.2"),
         tensorrt=("10.3", tensorrt),
-        dla=dla,
-        memory_gb=memory_gb,
-        board=title,
+        board=JetsonModule(title, ("6.1", "7.2"), dla, memory_gb),
     )
 
 
@@ -106,12 +119,9 @@ def _xavier(name: str, title: str, memory_gb: tuple[int, ...]) -> Target:
         runtime="tensorrt",
         where=_BY_TRTEXEC,
         sm=("7.2",),
-        jetpack=("5.1", "5.1"),
         tensorrt=("8.5", "8.5"),
         max_opset=17,
-        dla=(2, 2),
-        memory_gb=memory_gb,
-        board=title,
+        board=JetsonModule(title, ("5.1", "5.1"), (2, 2), memory_gb),
     )
 
 
@@ -151,10 +161,8 @@ _ALL = (
         runtime="tensorrt",
         where=_ON_DEVICE,
         sm=("11.0",),
-        jetpack=("7.0", "7.2"),
         tensorrt=("10.13", "11.4"),
-        memory_gb=(64, 128),
-        board="Thor",
+        board=JetsonModule("Thor", ("7.0", "7.2"), memory_gb=(64, 128)),
     ),
     Target(
         name="jetson-nano",
@@ -163,24 +171,22 @@ _ALL = (
         runtime="tensorrt",
         where="nowhere",
         sm=("5.3",),
-        jetpack=("4.6", "4.6"),
         tensorrt=("8.2", "8.2"),
         max_opset=13,
-        memory_gb=(4,),
         refused="its Maxwell GPU (SM 5.3) has no INT8 arithmetic; that begins with SM 6.1",
-        board="Jetson Nano",
+        board=JetsonModule("Jetson Nano", ("4.6", "4.6"), memory_gb=(4,)),
     ),
 )
 
 TARGETS: dict[str, Target] = {target.name: target for target in _ALL}
-JETSON_SM = frozenset(sm for target in _ALL if target.board for sm in target.sm)
+JETSON_SM = frozenset(sm for target in _ALL if target.board.model for sm in target.sm)
 
 
 def get_target(name: str) -> Target:
     """The target of this name.
 
     Raises:
-        UsageError: there is none (the nearest names are given), or it cannot run INT8 (the reason is given).
+        UsageError: there is no such target, or it cannot run INT8; the message has similar names, or the reason.
     """
     if name not in TARGETS:
         near = ", ".join(get_close_matches(name, TARGETS, n=3, cutoff=0.4) or TARGETS)
@@ -193,11 +199,11 @@ def get_target(name: str) -> Target:
 
 def target_of_board(model: str) -> Target | None:
     """The Jetson that ``/proc/device-tree/model`` names, e.g. ``NVIDIA Jetson Orin NX Engineering Reference Kit``."""
-    return next((target for target in _ALL if target.board and target.board in model), None)
+    return next((t for t in _ALL if t.board.model and t.board.model in model), None)
 
 
 def this_board(model: Path = Path("/proc/device-tree/model")) -> Target | None:
-    """The Jetson that this machine is; None for any other machine, and for a Jetson that cannot be a target."""
+    """The target of this machine where it is a Jetson; None for other machines and for a Jetson that is no target."""
     try:
         target = target_of_board(model.read_text(errors="replace"))
     except OSError:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from edgeres.device.libraries import Flavour, VendorLog, available, load, vendor_log
-from edgeres.device.messages import in_words
+from edgeres.device.messages import explain
 from edgeres.device.targets import JETSON_SM, RTX_COMPUTE_CAPABILITIES, RTX_PORTABLE
 from edgeres.engine.meter import Meter
 from edgeres.engine.timing import TimingCache, timing_cache
@@ -291,7 +291,7 @@ def _add_profile(builder: Any, network: Any, config: Any, batch: Batch) -> Batch
 
 def _parser_error(parser: Any, where: Path | None) -> EngineError:
     first = parser.get_error(0)
-    what, hint = in_words(first.desc())
+    what, hint = explain(first.desc())
     node = f"node {first.node_name()} ({first.node_operator()}): " if first.node_operator() else ""
     more = f" (and {parser.num_errors - 1} more errors)" if parser.num_errors > 1 else ""
     return EngineError(f"TensorRT refuses the graph: {node}{what}{more}", where=where, hint=hint)
@@ -299,7 +299,7 @@ def _parser_error(parser: Any, where: Path | None) -> EngineError:
 
 def _build_error(log: VendorLog, where: Path | None) -> EngineError:
     errors = [line[4:] for line in log.lines if line[1] in "FE"] or ["no reason was given"]
-    what, hint = in_words("\n".join(reversed(errors)))  # the last one is the nearest to the end
+    what, hint = explain("\n".join(reversed(errors)))  # the last one is the nearest to the end
     return EngineError(f"TensorRT built no engine: {what}", where=where, hint=hint)
 
 

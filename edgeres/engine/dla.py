@@ -84,7 +84,7 @@ def for_dla(model: onnx.ModelProto, target: Target, batch: int, cache: str, prep
     Raises:
         UsageError: the target has no DLA, or it does not take the batch.
     """
-    if target.dla[1] == 0:
+    if target.board.dla[1] == 0:
         raise UsageError(f"{target.title} has no DLA", where=target.name, hint="see: edgeres targets")
     if not 1 <= batch <= MAX_BATCH:
         raise UsageError(f"a DLA takes batches of 1 to {MAX_BATCH}, not {batch}", where="--batch")

@@ -75,7 +75,7 @@ def _memories(target: Target) -> list[int]:
     gpu, _ = this_gpu()
     if gpu is not None and (this_board() is target or target.name == target.runtime):
         return [gpu.memory_bytes]
-    return [int(size * _GB) for size in target.memory_gb]
+    return [int(size * _GB) for size in target.board.memory_gb]
 
 
 def _opsets(folder: Path, target: Target) -> Iterator[str]:

@@ -188,10 +188,10 @@ class _Vendor:
 
     def error(self, what: str, where: Path | None = None) -> EngineError:
         """An error that ends with the last errors in the vendor's log."""
-        from edgeres.device.messages import in_words
+        from edgeres.device.messages import explain
 
         said = [line[4:] for line in self.lines if line[1] in "FE"] or ["no reason was given"]
-        why, hint = in_words("\n".join(reversed(said)))
+        why, hint = explain("\n".join(reversed(said)))
         return EngineError(f"{what}: {why}", where=where, hint=hint)
 
 

@@ -1,4 +1,4 @@
-"""Architectures, the weights that exist for them, and how to get both into a network.
+"""Architectures of residual networks, their published weights, and loading both into a torch module.
 
 :mod:`~edgeres.zoo.architectures`, :mod:`~edgeres.zoo.registry` and :mod:`~edgeres.zoo.download` need no torch.
 """

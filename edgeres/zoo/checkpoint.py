@@ -1,8 +1,8 @@
-"""From ``--weights`` to a network: find the file, read its tensors, match them to the architecture.
+"""Load the network that ``--weights`` names: find the file, read its tensors, match them to the architecture.
 
-    tag, file or URL -> file -> state dict -> network in evaluation mode, and what it is
+    tag, file or URL -> file -> state dict -> network in evaluation mode, and its ModelSpec
 
-A checkpoint fits exactly or not at all: every tensor is used, and those that are missing or left over are named.
+A checkpoint must fit exactly: every tensor is used, and an error names those that are missing or left over.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from edgeres.progress import SILENT, Progress
 from edgeres.records import ModelSpec, Preprocess, Weights
 from edgeres.zoo.architectures import ARCHITECTURES, Architecture
 from edgeres.zoo.download import fetch
-from edgeres.zoo.registry import Model, find_model, find_weights
+from edgeres.zoo.registry import ZooModel, find_model, find_weights
 from edgeres.zoo.resnet import create
 from edgeres.zoo.state_dict import State, is_safetensors, load_state
 
 __all__ = ["load_model", "load_state"]
 
 SEED = 0
-_NAMED = 3  # how many tensors a message names before it counts the rest
+_NAMED = 3  # a message names this many tensors and counts the others
 
 
 def load_model(
@@ -40,18 +40,17 @@ def load_model(
 
     Args:
         name: a key of :data:`~edgeres.zoo.architectures.ARCHITECTURES`.
-        weights: ``signs``, ``imagenet``, ``imagenet:v2``, ``random``, a file, or a URL (``#sha256=...`` is honoured);
-            None: the bundled ones where they exist, else ``imagenet``.
-        num_classes: None: what the checkpoint has; for random weights, what the architecture was published with.
+        weights: ``signs``, ``imagenet``, ``imagenet:v2``, ``random``, a file, or a URL (``#sha256=...`` is checked);
+            None: the bundled weights where there are any, else ``imagenet``.
+        num_classes: None: that of the checkpoint; for random weights, that of the published architecture.
 
-    Labels and preprocessing are those of the weights where they are known: of the registry's (also from a file of one's
-    own with the same digest), or as a safetensors file's metadata states them (``labels``, a JSON list, and
-    ``preprocess``, a JSON object). Otherwise labels are ``class 0``, ``class 1``, ... (ten classes need not be
-    CIFAR-10's) and preprocessing is the architecture's.
+    Labels and preprocessing come from the registry where the file's digest is known there, else from the metadata of a
+    safetensors file (``labels``, a JSON list, and ``preprocess``, a JSON object). Otherwise labels are ``class 0``,
+    ``class 1``, ... (ten classes need not be CIFAR-10's) and preprocessing is the architecture's.
 
     Raises:
-        UsageError: no such architecture.
-        WeightsError: no such weights, or they cannot be fetched, read, or matched.
+        UsageError: there is no such architecture.
+        WeightsError: there are no such weights, or they cannot be fetched, read, or matched.
     """
     model = find_model(name)
     weights = weights or model.default
@@ -62,7 +61,7 @@ def load_model(
     origin = _locate(model, weights, progress)
     state = load_state(origin.path)
     classes = _fit(model.architecture, state, num_classes, origin.path)
-    with torch.device("meta"):  # nothing to initialise: every tensor is taken over
+    with torch.device("meta"):  # no initialization: every tensor comes from the checkpoint
         network = create(name, classes)
     counters = {key: torch.tensor(0) for key in network.state_dict() if key.endswith("num_batches_tracked")}
     network.load_state_dict({**counters, **state}, assign=True)
@@ -71,7 +70,7 @@ def load_model(
 
 @dataclass(frozen=True)
 class _Origin:
-    """Where weights lie, what they are in words, and the registry's record where they are among those."""
+    """The weights' file, their name, their digest, and the registry's record of them where there is one."""
 
     path: Path
     words: str
@@ -79,7 +78,7 @@ class _Origin:
     known: Weights | None
 
 
-def _locate(model: Model, weights: str, progress: Progress) -> _Origin:
+def _locate(model: ZooModel, weights: str, progress: Progress) -> _Origin:
     words = weights
     if "://" in weights:
         path = fetch(weights, None, progress)
@@ -115,7 +114,7 @@ def _describe(arch: Architecture, origin: _Origin, classes: int) -> ModelSpec:
 
 
 def _metadata(path: Path) -> tuple[tuple[str, ...], Preprocess | None]:
-    """Labels and preprocessing that a safetensors file states; nothing from other files."""
+    """Labels and preprocessing in the metadata of a safetensors file; other files have none."""
     if not is_safetensors(path):
         return (), None
     with safe_open(path, framework="pt") as file:
@@ -133,16 +132,16 @@ def _unnamed(classes: int) -> tuple[str, ...]:
 
 
 def _random(arch: Architecture, num_classes: int | None) -> tuple[nn.Module, ModelSpec]:
-    """The same weights in every run, with batch norm's statistics from two small images of noise.
+    """A network with random weights, the same in every run; batch norm's statistics come from two images of noise.
 
-    Without those, each block doubles the variance of the one before: logits of resnet152 reach 1e8, beyond FP16.
+    Without the statistics, each block doubles the variance: logits of resnet152 reach 1e8, too large for FP16.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(SEED)
         network = create(arch.name, num_classes)
         norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
         for norm in norms:
-            norm.momentum = None  # a plain mean over batches, here over one
+            norm.momentum = None  # the plain mean over all batches, here one
         network(torch.randn(2, 3, min(arch.input_px, 64), min(arch.input_px, 64)))
         for norm in norms:
             norm.momentum = 0.1
@@ -151,7 +150,7 @@ def _random(arch: Architecture, num_classes: int | None) -> tuple[nn.Module, Mod
 
 
 def _fit(arch: Architecture, state: State, num_classes: int | None, path: Path) -> int:
-    """Name the state dict's classifier as the architecture does and return its classes, or say what does not fit."""
+    """Rename the state dict's classifier as the architecture has it; return its classes, or raise what does not fit."""
     _rename_head(state, arch.head)
     head = state.get(f"{arch.head}.weight")
     classes = arch.num_classes if head is None else len(head)
@@ -163,7 +162,7 @@ def _fit(arch: Architecture, state: State, num_classes: int | None, path: Path) 
     reshaped = [
         f"{k} {_dims(t.shape)} for {_dims(need[k])}" for k, t in state.items() if need.get(k, t.shape) != t.shape
     ]
-    differences = ((missing, "missing"), (unexpected, "unexpected"), (reshaped, "of another shape"))
+    differences = ((missing, "missing"), (unexpected, "unexpected"), (reshaped, "with another shape"))
     if any(keys for keys, _ in differences):
         listed = "; ".join(f"{len(keys)} {what} ({_some(keys)})" for keys, what in differences if keys)
         raise WeightsError(f"does not fit {arch.name}: {listed}", where=path, hint=_advice(arch, state, unexpected))
@@ -171,7 +170,7 @@ def _fit(arch: Architecture, state: State, num_classes: int | None, path: Path) 
 
 
 def _rename_head(state: State, head: str) -> None:
-    """Residual networks have one matrix, the classifier's, whatever it is called (fc, linear, fc.1, head)."""
+    """Rename the classifier to ``head``. It is the only matrix of a residual network (fc, linear, fc.1, head)."""
     matrices = [key for key, tensor in state.items() if tensor.ndim == 2 and key.endswith(".weight")]
     if len(matrices) == 1:
         name = matrices[0].removesuffix(".weight")

@@ -1,7 +1,7 @@
-"""One file from the web, once: resumed after a cut, checked before use, shared by all processes of a user.
+"""Download a file once: resume after a cut, check the digest, share the cache among all processes of a user.
 
-The cache holds, for a file NAME: ``NAME`` itself, complete and checked; while it is on its way, ``NAME.part`` with what
-has arrived and ``NAME.part.tag`` with the server's validator of it; ``NAME.lock``, held by the process that downloads.
+For a file NAME the cache holds ``NAME``, complete and checked. During a download it holds ``NAME.part`` with the bytes
+so far, ``NAME.part.tag`` with the server's validator for them, and ``NAME.lock``, which the downloading process holds.
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ def cache_dir() -> Path:
 
 
 def fetch(url: str, sha256: str | None = None, progress: Progress = SILENT) -> Path:
-    """The local copy of a file on the web, downloaded where it is not there yet.
+    """The local copy of a file on the web, downloaded where it is not in the cache.
 
     Args:
-        url: http or https; a fragment ``#sha256=...`` stands for the next argument where that is None.
-        sha256: hex digits that the file's SHA-256 begins with: all 64, or the few that a publisher states.
-            None: not known; the digest that was found is said.
+        url: http or https; a fragment ``#sha256=...`` replaces the next argument where that is None.
+        sha256: the first 8 to 64 hex digits of the file's SHA-256, as far as its publisher states them; None: unknown,
+            then the digest that was found is shown.
 
     Returns:
-        A file in :func:`cache_dir`, or in torch hub's folder where it already lies there, complete and checked.
+        A complete and checked file in :func:`cache_dir`, or in torch hub's folder where it is there already.
 
     Raises:
-        WeightsError: no connection, no such file, another digest; the line says the ways on.
+        WeightsError: there is no connection, no such file, or another digest; the message lists alternatives.
         EnvironmentError_: the cache cannot be written.
     """
     try:
         parts = urllib.parse.urlsplit(url)
     except ValueError as error:
-        raise WeightsError(f"is not an address: {error}", where=url) from error
+        raise WeightsError(f"is not a URL: {error}", where=url) from error
     if parts.scheme not in ("http", "https"):
-        raise WeightsError("only http and https addresses can be fetched", where=url)
+        raise WeightsError("only http and https URLs can be fetched", where=url)
     want = (sha256 or parts.fragment.removeprefix("sha256=")).lower() or None
     if want and not re.fullmatch("[0-9a-f]{8,64}", want):
-        raise WeightsError(f"{want!r} is not a SHA-256", where=url, hint="end the address with #sha256= and hex digits")
+        raise WeightsError(f"{want!r} is not a SHA-256", where=url, hint="end the URL with #sha256= and hex digits")
     url = urllib.parse.urldefrag(url).url
     path = _cache_path(url, want)
     for copy in (path, _user_torch_hub() / path.name) if want else (path,):
@@ -68,7 +68,7 @@ def fetch(url: str, sha256: str | None = None, progress: Progress = SILENT) -> P
     else:
         copy = _fetch_into(path, url, want, progress)
     if want is None:
-        progress.say(f"{copy} has SHA-256 {file_sha256(copy)}; add #sha256=... to the address to have it checked")
+        progress.say(f"{copy} has SHA-256 {file_sha256(copy)}; add #sha256=... to the URL to have it checked")
     return copy
 
 
@@ -77,13 +77,13 @@ def _user_cache() -> Path:
 
 
 def _user_torch_hub() -> Path:
-    """Where ``torch.hub`` keeps checkpoints."""
+    """The folder in which ``torch.hub`` keeps checkpoints."""
     home = os.environ.get("TORCH_HOME")
     return (Path(home).expanduser() if home else _user_cache() / "torch") / "hub" / "checkpoints"
 
 
 def _cache_path(url: str, want: str | None) -> Path:
-    """The publisher's file name where it carries the digest, as torchvision's do; else one of this address alone."""
+    """Path in the cache: the publisher's file name where it holds the digest, else a name made from the URL."""
     name = re.sub(r"[^\w.-]", "_", Path(urllib.parse.urlsplit(url).path).name) or "file"
     unique = want is not None and want[:8] in name
     return cache_dir() / (name if unique else f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}")
@@ -103,27 +103,27 @@ def _fetch_into(path: Path, url: str, want: str | None, progress: Progress) -> P
                 _check(part, want, url)
                 part.replace(path)
                 _tag_of(part).unlink(missing_ok=True)
-    except OSError as error:  # of the network: turned into WeightsError where it arises
+    except OSError as error:  # of the disk; errors of the network are _NetworkError
         hint = "free some space" if error.errno == errno.ENOSPC else "set EDGERES_CACHE to a directory you can write"
         raise EnvironmentError_(
             f"cannot be written: {error.strerror or error}", where=path.parent, hint=hint
         ) from error
     except _NetworkError as error:
-        other = " in place of what lies there, which has another SHA-256" if path.is_file() else ""
+        other = " in place of the file there, which has another SHA-256" if path.is_file() else ""
         raise WeightsError(
             f"cannot be fetched: {error}",
             where=url,
-            hint=f"three ways on: fetch it elsewhere and put it at {path}{other}; give a file you have with --weights "
-            "FILE; or do without: --weights signs where it is bundled (see edgeres models), else --weights random",
+            hint=f"fetch it on another machine and put it at {path}{other}; or give a file with --weights FILE; or use "
+            "--weights signs where it is bundled (see edgeres models), else --weights random",
         ) from error
     return path
 
 
 @contextmanager
 def _locked(path: Path, progress: Progress) -> Iterator[None]:
-    """Hold a lock file, after the process that holds it; the kernel frees it when its holder dies."""
+    """Wait for a lock file and hold it; the kernel releases it when its holder dies."""
     with path.open("ab") as handle:
-        if sys.platform != "win32":  # there the check of the digest alone guards against two writers
+        if sys.platform != "win32":  # on Windows only the digest protects against two writers
             import fcntl
 
             try:
@@ -140,12 +140,12 @@ def _check(part: Path, want: str | None, url: str) -> None:
         raise WeightsError(
             f"SHA-256 is {found} where {want} is expected; the download was deleted",
             where=url,
-            hint="try again; if it stays so, the file was replaced, or something on the way changes it",
+            hint="try again; if this repeats, the file was replaced, or a proxy changes it",
         )
 
 
 class _NetworkError(Exception):
-    """Why nothing (more) can be had from the server, and its answer where it gave one."""
+    """Why a download failed, with the server's status where it answered."""
 
     def __init__(self, reason: str, status: int | None = None) -> None:
         super().__init__(reason)
@@ -153,7 +153,7 @@ class _NetworkError(Exception):
 
 
 def _download(url: str, part: Path, progress: Progress) -> None:
-    """Complete ``part``, as often as a cut connection has brought it further."""
+    """Complete ``part``; try again after a cut connection as long as each attempt brings more bytes."""
     for attempt in range(1, ATTEMPTS + 1):
         before = _size(part)
         try:
@@ -161,13 +161,13 @@ def _download(url: str, part: Path, progress: Progress) -> None:
             return
         except _NetworkError as error:
             if error.status == 416 and attempt < ATTEMPTS and before:
-                part.unlink()  # nothing lies beyond what is there, but it was never checked and renamed: start afresh
+                part.unlink()  # the file is not longer than this, but it was never checked: start again
             elif attempt == ATTEMPTS or _size(part) <= before:
                 raise
 
 
 def _transfer(url: str, part: Path, progress: Progress) -> None:
-    """One request: the rest of ``part`` where the server still has the same file, else all of it."""
+    """Request the rest of ``part`` where the server still has the same file, else the whole file."""
     have = _size(part) if _tag_of(part).is_file() else 0
     request = urllib.request.Request(url, headers={"User-Agent": f"edgeres/{__version__}"})
     if have:
@@ -177,11 +177,11 @@ def _transfer(url: str, part: Path, progress: Progress) -> None:
         response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
     with response:
         if response.headers.get_content_type() == "text/html":
-            hint = "give the address of the file itself; a network that asks for a login answers so, too"
+            hint = "give the URL of the file itself; a network that asks for a login also sends a web page"
             raise WeightsError("the server sent a web page, not a file", where=url, hint=hint)
         resumes = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
         have = have if resumes else 0
-        with part.open("ab" if resumes else "wb") as file:  # emptied before its tag changes, so that the two always fit
+        with part.open("ab" if resumes else "wb") as file:  # emptied before its tag changes, so that both always match
             _write_tag(part, response.headers)
             _receive(response, file, have, progress)
 
@@ -223,7 +223,7 @@ def _tag_of(part: Path) -> Path:
 
 
 def _write_tag(part: Path, headers: http.client.HTTPMessage) -> None:
-    """Keep what ``If-Range`` needs (RFC 9110, 13.1.5): a strong ETag, else the date; without either, no resuming."""
+    """Keep the validator for ``If-Range`` (RFC 9110, 13.1.5): a strong ETag, else the date, else none."""
     etag = headers.get("ETag", "")
     validator = etag if etag.startswith('"') else headers.get("Last-Modified")
     if validator:

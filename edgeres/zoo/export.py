@@ -1,7 +1,8 @@
-"""A torch module -> the canonical FP32 ONNX graph, with parity checked.
+"""Export a torch module to the canonical FP32 ONNX graph and compare both.
 
-The TorchScript-based exporter at opset 17 is used on purpose: every torch from 2.1 on has it, JetPack's included, it is
-several times faster than the graph-capturing one on residual networks, and TensorRT from 8.6 on parses what it writes.
+The TorchScript-based exporter at opset 17 is used on purpose. Every torch from 2.1 on has it, also JetPack's; it is
+several times faster on residual networks than the exporter that captures graphs; and TensorRT from 8.6 on parses what
+it writes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from edgeres.errors import ModelError
 from edgeres.graph.normalize import OPSET, Canonical, normalize
 from edgeres.records import F32, ModelSpec
 
-# Float32 rounding through a hundred layers stays well below this share of the largest logit; a wrong graph does not.
+# Float32 rounding in a hundred layers stays well below this share of the largest logit; a wrong graph is above it.
 PARITY_LIMIT = 1e-3
 
 
@@ -30,9 +31,9 @@ class Exported:
     """An exported graph.
 
     Attributes:
-        canonical: the graph and what was found about it.
+        canonical: the graph and facts about it.
         max_error: largest absolute difference to torch over the logits of the check images, in logits.
-        relative_error: the same as a share of the largest logit.
+        relative_error: ``max_error`` as a share of the largest logit.
     """
 
     canonical: Canonical
@@ -45,14 +46,14 @@ class Exported:
 
 
 def export(module: torch.nn.Module, spec: ModelSpec) -> Exported:
-    """Export a classifier as it computes in eval mode, in float32; the module itself is left as it is.
+    """Export a classifier in eval mode and float32; the module itself is not changed.
 
     Args:
-        module: takes (N, 3, H, W) float32 of ``spec.preprocess.crop_px`` and gives (N, classes).
+        module: maps (N, 3, H, W) float32 of ``spec.preprocess.crop_px`` to (N, classes).
 
     Raises:
-        ModelError: the module does not run or cannot be traced, gives no (N, classes), or the graph's logits differ
-            from torch's by more than ``PARITY_LIMIT`` of the largest one.
+        ModelError: the module does not run, cannot be traced, does not return (N, classes), or the graph's logits
+            differ from torch's by more than ``PARITY_LIMIT`` of the largest one.
     """
     images = np.random.default_rng(0).standard_normal((4, 3, *spec.preprocess.crop_px)).astype(np.float32)
     try:
@@ -65,10 +66,10 @@ def export(module: torch.nn.Module, spec: ModelSpec) -> Exported:
                 where=spec.name,
                 hint="wrap it in a module that gives the logits alone, (N, classes)",
             )
-        traced = _trace(network, images[:2].shape)  # one image would make of the batch an axis to squeeze
+        traced = _trace(network, images[:2].shape)  # with one image the exporter could squeeze the batch axis
     except ModelError:
         raise
-    except Exception as error:  # the user's own forward runs here: anything can come out of it
+    except Exception as error:  # the user's own forward runs here and may raise anything
         raise ModelError(f"torch cannot export this module ({str(error).strip()[:160]})", where=spec.name) from error
     canonical = normalize(onnx.load_from_string(traced), where=spec.name)
     worst = float(np.abs(expected.numpy().reshape(len(images), -1) - _logits(canonical.model, images)).max())
@@ -79,7 +80,7 @@ def export(module: torch.nn.Module, spec: ModelSpec) -> Exported:
 
 
 def _trace(network: torch.nn.Module, shape: tuple[int, ...]) -> bytes:
-    buffer: Any = io.BytesIO()  # the exporter takes streams, its annotation does not
+    buffer: Any = io.BytesIO()  # the exporter accepts streams, but its annotation does not say so
     # The argument came with torch 2.5, whose other exporter is the default from 2.9 on.
     known = inspect.signature(torch.onnx.export).parameters
     exporter: dict[str, Any] = {"dynamo": False} if "dynamo" in known else {}

@@ -1,9 +1,9 @@
-"""Which weights exist for which architecture, without torch: bundled ones and those that torchvision publishes.
+"""The weights of each architecture: bundled ones and those that torchvision publishes. No torch is imported.
 
-Addresses, top-1 and preprocessing are those of the ``*_Weights`` classes in torchvision's ``models/resnet.py``. Its
-file names carry the first eight hex digits of a file's SHA-256; the full digest stands here where others who hold the
-file state it, too. torchvision is under the BSD-3-Clause licence and names no other one for its files; its README adds
-that pre-trained models may be subject to the terms of their training set (ImageNet: non-commercial research).
+URLs, top-1 and preprocessing are those of the ``*_Weights`` classes in torchvision's ``models/resnet.py``. Its file
+names hold the first eight hex digits of a file's SHA-256; the table has the full digest where a second publisher of the
+file states it. torchvision has the BSD-3-Clause licence and states no other one for its files; its README adds that
+pre-trained models may be subject to the terms of their training set (ImageNet: non-commercial research).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BUNDLED = Path(__file__).with_name("weights")
 _URL = "https://download.pytorch.org/models/{name}-{digest:.8}.pth"
 
 # Architecture: (digest, top-1 in per cent, shorter side in pixels before the 224 crop) of IMAGENET1K_V1, then V2.
-# The shorter side also tells the recipes apart: 256 the original one, 232 the one of 2021.
+# The shorter side is 256 for the original training recipe and 232 for that of 2021.
 _TORCHVISION: dict[str, tuple[tuple[str, float, int], ...]] = {
     "resnet18": (("f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec", 69.758, 256),),
     "resnet34": (("b627a593bcbe140c234610266fe4f8ae95ea42fc881d091c9b6052e6b1d0590f", 73.314, 256),),
@@ -53,11 +53,11 @@ _TORCHVISION: dict[str, tuple[tuple[str, float, int], ...]] = {
 
 
 @dataclass(frozen=True)
-class Model:
-    """What the zoo holds for one architecture.
+class ZooModel:
+    """An architecture with its weights.
 
     Attributes:
-        weights: by tag: ``signs`` where it is bundled, ``imagenet`` and ``imagenet:v2`` where they are published.
+        weights: by tag: ``signs`` where bundled, ``imagenet`` and ``imagenet:v2`` where published.
     """
 
     architecture: Architecture
@@ -65,17 +65,17 @@ class Model:
 
     @property
     def bundled(self) -> Path | None:
-        """The file that comes with the package, trained on the ``signs`` set."""
+        """The file in this package, trained on the ``signs`` set; None where there is none."""
         return BUNDLED / f"{self.architecture.name}-signs.safetensors" if "signs" in self.weights else None
 
     @property
     def default(self) -> str | None:
-        """The tag that is taken where none is given; None: only random weights exist, which nobody wants unasked."""
+        """The tag that is used where none is given; None where only random weights exist."""
         return next(iter(self.weights), None)
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """All that ``--weights`` takes by name."""
+        """All names that ``--weights`` accepts."""
         return (*self.weights, "random")
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,8 +84,8 @@ class Model:
         return {
             "name": a.name,
             "family": a.family,
-            "params": a.params,
-            "gmacs": a.gmacs,
+            "params": a.size.params,
+            "gmacs": a.size.gmacs,
             "input_px": a.input_px,
             "num_classes": a.num_classes,
             "default": self.default,
@@ -94,20 +94,20 @@ class Model:
         }
 
 
-def find_model(name: str) -> Model:
-    """What there is for one architecture.
+def find_model(name: str) -> ZooModel:
+    """An architecture of the zoo with its weights.
 
     Raises:
-        UsageError: there is no such architecture; the line names those that there are.
+        UsageError: there is no such architecture; the message lists all.
     """
     if name not in ARCHITECTURES:
         raise UsageError("no such architecture", where=name, hint=f"one of {', '.join(ARCHITECTURES)}")
     weights = (*_bundled(ARCHITECTURES[name]), *_published(name))
-    return Model(ARCHITECTURES[name], {w.tag: w for w in weights})
+    return ZooModel(ARCHITECTURES[name], {w.tag: w for w in weights})
 
 
-def list_models() -> list[Model]:
-    """The whole zoo, in the order of its table."""
+def list_models() -> list[ZooModel]:
+    """All architectures of the zoo, in the order of its table."""
     return [find_model(name) for name in ARCHITECTURES]
 
 
@@ -115,8 +115,8 @@ def find_weights(name: str, tag: str) -> Weights:
     """The weights of an architecture under a tag (``signs``, ``imagenet``, ``imagenet:v2``).
 
     Raises:
-        UsageError: no such architecture.
-        WeightsError: none under this tag; the line names those that exist.
+        UsageError: there is no such architecture.
+        WeightsError: it has no weights of this tag; the message lists all tags.
     """
     model = find_model(name)
     weights = model.weights.get(tag.removesuffix(":v1"))
@@ -128,7 +128,7 @@ def find_weights(name: str, tag: str) -> Weights:
 
 
 def _bundled(arch: Architecture) -> list[Weights]:
-    """Trained by ``benchmarks/train_signs.py``, which leaves its log beside them."""
+    """Weights trained by ``benchmarks/train_signs.py``, which writes a log beside them."""
     file, log = (BUNDLED / f"{arch.name}-signs{suffix}" for suffix in (".safetensors", ".json"))
     if not (file.is_file() and log.is_file()):
         return []

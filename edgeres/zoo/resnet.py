@@ -1,9 +1,9 @@
-"""Residual networks of the zoo as torch modules, on one page.
+"""The residual networks of the zoo as torch modules.
 
     image -> stem -> stages of blocks -> global average pool -> classifier
 
 State dicts have torchvision's keys (``layer1.0.downsample.0.weight``, ``fc``) in the ImageNet family and those of the
-published CIFAR-10 checkpoints (``linear``) in the CIFAR family. Forward passes use only what exports to Conv,
+published CIFAR-10 checkpoints (``linear``) in the CIFAR family. Forward passes export only to Conv,
 BatchNormalization, Relu, MaxPool, Slice, Pad, Add, GlobalAveragePool, Flatten and Gemm.
 """
 
@@ -22,7 +22,7 @@ from edgeres.zoo.architectures import ARCHITECTURES, Architecture
 
 @dataclass(frozen=True)
 class Shape:
-    """Of one block: (N, channels_in, H, W) -> (N, width, ..) within -> (N, channels_out, H/stride, W/stride)."""
+    """Shape of one block: (N, channels_in, H, W) -> (N, width, ..) within -> (N, channels_out, H/stride, W/stride)."""
 
     channels_in: int
     width: int
@@ -57,7 +57,7 @@ class _SubsampleAndPad(torch.autograd.Function):
 
 
 class PadShortcut(nn.Module):
-    """Option A of He et al. 2015: every second pixel, and zeros on both sides for the channels that are new.
+    """Option A of He et al. 2015: every second pixel, with new channels of zeros on both sides.
 
     (N, C, H, W) -> (N, 2C, H/2, W/2), without parameters.
     """
@@ -73,7 +73,7 @@ class PadShortcut(nn.Module):
 
 
 def shortcut(arch: Architecture, shape: Shape) -> nn.Module:
-    """What carries a block's input to its sum; the identity within a stage."""
+    """The path around a block: the identity where the shape does not change."""
     if shape.same or arch.shortcut == "none":
         return nn.Identity()
     if arch.shortcut == "pad":
@@ -105,7 +105,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """y = relu(F(x) + shortcut(x)), F = 1x1, 3x3/s, 1x1: the stride where torchvision has it (ResNet v1.5)."""
+    """y = relu(F(x) + shortcut(x)), F = 1x1, 3x3/s, 1x1, with the stride in the 3x3 as in torchvision (ResNet v1.5)."""
 
     def __init__(self, arch: Architecture, shape: Shape) -> None:
         super().__init__()
@@ -125,10 +125,10 @@ class Bottleneck(nn.Module):
 
 
 class PreActBasicBlock(nn.Module):
-    """y = F(a(x)) + x, a = relu of batch norm: the sum reaches the next block as it is (He et al. 2016).
+    """y = F(a(x)) + x with a = ReLU of batch norm: nothing is applied to the sum (He et al. 2016).
 
-    Where the shape changes, a projection reads a(x) as in that paper and option A reads x. The network's first block
-    gets a(x) from the stem, before the two paths part.
+    Where the shape changes, a projection reads a(x) as in that paper, and option A reads x. In the network's first
+    block, the stem has computed a(x) already.
     """
 
     def __init__(self, arch: Architecture, shape: Shape, *, first: bool) -> None:
@@ -230,9 +230,9 @@ class ResNet(nn.Module):
 
 
 def _initialize(module: nn.Module) -> None:
-    """He et al. 2015, "Delving Deep into Rectifiers": variance kept through ReLU, forwards for the classifier too."""
+    """Initialize as in He et al. 2015, "Delving Deep into Rectifiers", so that ReLU keeps the variance."""
     if any(weight.is_meta for weight in module.parameters(recurse=False)):
-        return  # it has no values; and the first of torch's functions on such tensors takes 1.5 s to import
+        return  # meta tensors have no values, and torch's first function on them takes 1.5 s to import
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     elif isinstance(module, nn.Linear):
@@ -241,14 +241,14 @@ def _initialize(module: nn.Module) -> None:
 
 
 def create(name: str, num_classes: int | None = None) -> ResNet:
-    """A freshly initialised network (from torch's global random state), in training mode.
+    """A new network in training mode, initialized from torch's global random state.
 
     Args:
         name: a key of :data:`~edgeres.zoo.architectures.ARCHITECTURES`.
-        num_classes: None for the count it was published with.
+        num_classes: None: as published.
 
     Raises:
-        UsageError: no such architecture, or fewer than one class.
+        UsageError: there is no such architecture, or fewer than one class.
     """
     arch = ARCHITECTURES.get(name)
     if arch is None:

@@ -1,4 +1,4 @@
-"""Reading a checkpoint's tensors without running anything that lies in the file.
+"""Read the tensors of a checkpoint without running code that the file may hold.
 
 file -> mappings of tensors -> the one state dict among them, float32, without wrappers' prefixes
 """
@@ -24,24 +24,24 @@ from edgeres.errors import WeightsError
 
 State = dict[str, Tensor]
 
-# Where several state dicts lie in one checkpoint, the first of these is the network that was trained.
+# Where a checkpoint holds several state dicts, the first of these names is the trained network.
 _NESTS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "ema", "model_ema")
-# What DataParallel, Lightning, torch.compile and backbone wrappers put before a key, in any order and number.
+# Prefixes that DataParallel, Lightning, torch.compile and backbone wrappers add to keys, in any order and number.
 _WRAPPERS = re.compile(r"^(?:(?:module|model|net|network|backbone|encoder|_orig_mod)\.)+")
 _TRAINING_ONLY = ("num_batches_tracked", "n_averaged")
 _SAVE_STATE = "where you trust the file, load it in the program that wrote it and save model.state_dict() alone"
 
 
 def load_state(path: Path) -> State:
-    """The tensors of a checkpoint, float32, under their names without wrappers.
+    """The tensors of a checkpoint, float32, by their names without wrappers' prefixes.
 
-    Takes what ``torch.save`` and safetensors write; ``.pt``, ``.pth``, ``.th`` and ``.safetensors`` are told apart by
-    content. What only training needs is left out: entries beside the network's (epoch, optimizer), ``n_averaged`` and
-    ``num_batches_tracked``, which old checkpoints lack anyway.
+    It reads files of ``torch.save`` and safetensors, and recognizes both by content, whatever the suffix. Entries that
+    only training needs are left out: those beside the network's (epoch, optimizer), ``n_averaged`` and
+    ``num_batches_tracked``.
 
     Raises:
-        WeightsError: no such file, damaged, not a checkpoint, a pickle that wants to run code, no state dict or several
-            in it, a tensor that is sparse, quantized, or not finite.
+        WeightsError: the file is missing, damaged or no checkpoint; it is a pickle that would run code; it holds no
+            state dict or several; or a tensor in it is sparse, quantized, or not finite.
     """
     data = _read(path)
     state: State = {}
@@ -54,17 +54,17 @@ def load_state(path: Path) -> State:
 
 
 def _read(path: Path) -> object:
-    """What lies in a file, without running code that it may carry; see :func:`load_state` for what is raised."""
+    """The content of a file, read without running code in it; it raises as :func:`load_state`."""
     reason, hint = _misfit(path)
     if reason:
         raise WeightsError(reason, where=path, hint=hint)
     try:
         if is_safetensors(path):
             return load_file(path)
-        with warnings.catch_warnings():  # about pickle protocols; what cannot be read is refused below
+        with warnings.catch_warnings():  # about pickle protocols; a file that cannot be read is refused below
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes from anywhere make the unpickler raise anything
+    except Exception as error:  # on damaged bytes the unpickler raises any exception
         wanted = _wanted_global(error, path) if isinstance(error, pickle.UnpicklingError) else None
         if wanted:
             reason = f"refused: reading it would run {wanted}, and a checkpoint has to be tensors only"
@@ -74,7 +74,7 @@ def _read(path: Path) -> object:
 
 
 def _wanted_global(error: Exception, path: Path) -> str | None:
-    """What a refused pickle names, from torch's words; from its opcodes where protocol 4 or later kept torch off it."""
+    """The name that a refused pickle would call: from torch's message, or from the opcodes for protocol 4 and later."""
     if named := re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", str(error)):
         return named[1]
     strings: list[str] = []
@@ -88,7 +88,7 @@ def _wanted_global(error: Exception, path: Path) -> str | None:
 
 
 def _misfit(path: Path) -> tuple[str, str | None]:
-    """Why a file is certainly no checkpoint, and what to do instead; ("", None) where it may be one."""
+    """The reason why a file is certainly no checkpoint, and the next step; ("", None) where it may be one."""
     if not path.is_file():
         return "no such file", None
     with path.open("rb") as file:
@@ -122,13 +122,13 @@ def _misfit_zip(path: Path) -> tuple[str, str | None]:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Eight bytes of length, then a JSON header."""
+    """Whether the file is safetensors: by its suffix, or 8 bytes of length followed by JSON."""
     with path.open("rb") as file:
         return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
 
 
 def _unwrap(data: object, path: Path) -> Mapping[str, Tensor]:
-    """The one state dict in a checkpoint, however deep it lies."""
+    """The state dict in a checkpoint, at any depth."""
     found = list(_state_dicts(data, ""))
     if not found:
         keys = f" among {', '.join(map(str, data))}" if isinstance(data, Mapping) else f", but a {type(data).__name__}"
@@ -142,7 +142,7 @@ def _unwrap(data: object, path: Path) -> Mapping[str, Tensor]:
 
 
 def _state_dicts(data: object, nest: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every mapping with a tensor named ``...weight`` in it, with the key under which it lies."""
+    """Every mapping that holds a tensor named ``...weight``, with its key."""
     if not isinstance(data, Mapping):
         return
     if any(isinstance(v, Tensor) and str(k).endswith("weight") for k, v in data.items()):
