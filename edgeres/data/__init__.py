@@ -1,4 +1,4 @@
-"""Images in, network inputs out: sources, one preprocessing contract, and batches made of both."""
+"""From images to network inputs: sources, the preprocessing contract, and batches made of both."""
 
 from edgeres.data.loader import Batch, Loader
 from edgeres.data.sources import Source, match_labels, open_source, read_image, subset

@@ -1,4 +1,4 @@
-"""Images held in arrays: an ``.npz`` file, and CIFAR-10 as published."""
+"""Images in arrays: an ``.npz`` file, and CIFAR-10 as published."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ class Arrays(Source):
         return pixels
 
     def digest(self) -> str:
-        """Over pixels, labels and class names, however they were stored or compressed."""
+        """Digest of pixels, labels and class names; storage and compression do not change it."""
         digest = hashlib.sha256(repr((self.images.shape, self.labels.tolist(), self.classes)).encode())
         digest.update(np.ascontiguousarray(self.images).data)
         return digest.hexdigest()
 
 
 def open_npz(path: Path, role: Role) -> Source:
-    """An ``.npz`` with ``images`` (N, H, W, 3) uint8 RGB, ``labels`` (N,) of integers and, if named, ``classes`` (C,).
+    """An ``.npz`` with ``images`` (N, H, W, 3) uint8 RGB, ``labels`` (N,) of integers, and optional ``classes`` (C,).
 
-    ``labels`` may be absent from a calibration source. Without ``classes`` they are indices of the network's outputs.
+    A calibration source needs no ``labels``. Without ``classes``, labels are indices of the network's outputs.
     """
     arrays = _read_npz(path)
     for key in ("images", "labels") if role == "validation" else ("images",):
@@ -91,7 +91,7 @@ def open_cifar10(path: Path, role: Role) -> Source:
 def _read_npz(path: Path) -> dict[str, Array]:
     try:
         if not zipfile.is_zipfile(path):
-            raise ValueError("it is no zip archive, or cut short")
+            raise ValueError("it is no zip archive, or was cut off")
         archive = np.load(path, allow_pickle=False)  # a pickled object could run code
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("it is a single array")
@@ -143,7 +143,7 @@ def _read_pickle(path: Path) -> tuple[Array, Array]:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Builds containers and NumPy arrays, and refuses whatever else a pickle asks to be called."""
+    """Builds containers and NumPy arrays, and refuses any other call that a pickle asks for."""
 
     _reconstruct = np.empty(0).__reduce__()[0]
     _allowed = {  # noqa: RUF012
@@ -179,7 +179,7 @@ def _check_images(images: Array, path: Path) -> U8:
 
 
 def _check_labels(labels: Array, count: int, classes: int, path: Path) -> I64:
-    """Labels as int64 (N,), checked to lie below the number of classes where that is known (0: it is not)."""
+    """Labels as int64 (N,), checked against the number of classes; 0: unknown."""
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         hint = "store labels.argmax(1)" if labels.ndim == 2 and labels.shape[1] > 1 else _HOW
         raise SourceError(

@@ -1,4 +1,4 @@
-"""What every source of images offers, and selections from it."""
+"""The contract of image sources, and selections from them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Role = Literal["calibration", "validation"]
 
 
 class Source(ABC):
-    """Random access to images and labels; cheap to open, images are decoded on demand, from any thread.
+    """Random access to images and labels. Opening it is cheap; images are decoded on demand, from any thread.
 
     Attributes:
-        classes: class names in label order; () where the source does not name them (labels are then indices of a
-            network's outputs) or has no labels at all.
+        classes: class names in label order; () where the source has no labels or does not name them. Labels without
+            names are indices of a network's outputs.
         labels: int64 (N,); -1 where unlabelled.
-        description: one line for people, e.g. ``cifar10_test1000.npz: 1,000 images, 10 classes``.
+        description: one line for messages, e.g. ``cifar10_test1000.npz: 1,000 images, 10 classes``.
     """
 
     classes: tuple[str, ...]
@@ -36,7 +36,7 @@ class Source(ABC):
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """What to call an image in a message: ``cat/001.jpg``, ``images[17]``."""
+        """The name of an image in messages: ``cat/001.jpg``, ``images[17]``."""
 
     @abstractmethod
     def image(self, index: int) -> U8:
@@ -48,7 +48,7 @@ class Source(ABC):
 
     @abstractmethod
     def digest(self) -> str:
-        """SHA-256 in hex over what identifies the content."""
+        """SHA-256 in hex that identifies the content."""
 
     def at(self, positions: I64, description: str = "") -> Source:
         """The images at these positions, in this order; described as the source where ``description`` is empty."""
@@ -56,7 +56,7 @@ class Source(ABC):
 
 
 class View(Source):
-    """Some images of another source in a chosen order, with labels of its own."""
+    """Images of another source, in another order and with other labels."""
 
     def __init__(self, source: Source, indices: I64, labels: I64, classes: tuple[str, ...], description: str) -> None:
         self.classes = classes
@@ -79,8 +79,8 @@ class View(Source):
 def subset(source: Source, count: int, seed: int) -> Source:
     """``count`` images chosen at random, as evenly over the classes as they allow.
 
-    The order goes round the classes, so that every prefix is balanced too and a larger subset of the same seed begins
-    with the smaller one. A source of ``count`` images or fewer is returned as it is.
+    The order cycles through the classes, so that every prefix is balanced too, and a larger subset of the same seed
+    begins with the smaller one. A source of ``count`` images or fewer is returned unchanged.
 
     Raises:
         UsageError: ``count`` is less than one.
@@ -89,10 +89,10 @@ def subset(source: Source, count: int, seed: int) -> Source:
         raise UsageError(f"a subset needs at least one image, asked for {count}")
     if count >= len(source):
         return source
-    # The stream of RandomState is frozen (NumPy's NEP 19): a seed names the same images under every version of NumPy.
+    # RandomState never changes (NumPy's NEP 19), so a seed gives the same images in every version of NumPy.
     order = np.random.RandomState(seed % 2**32).permutation(len(source))
-    turn = _rank_in_class(source.labels[order])
-    chosen = order[np.argsort(turn, kind="stable")][:count].astype(np.int64)
+    rank = _rank_in_class(source.labels[order])
+    chosen = order[np.argsort(rank, kind="stable")][:count].astype(np.int64)
     return source.at(chosen, f"{count:,} of {source.description}")
 
 
@@ -106,7 +106,7 @@ def evenly_spread(total: int, count: int) -> I64:
 
 
 def some(names: Iterable[str], total: int, limit: int = 5) -> str:
-    """The first names of many: ``a, b, c and 12 more``."""
+    """The first names and the number of others: ``a, b, c and 12 more``."""
     shown = ", ".join(islice(names, limit))
     return f"{shown} and {total - limit:,} more" if total > limit else shown
 
@@ -121,7 +121,7 @@ def check_labels_below(limit: int, labels: npt.NDArray[np.integer], name: Callab
 
 
 def _rank_in_class(labels: I64) -> I64:
-    """For each element, how many before it have the same label: [2, 7, 2, 2, 7] -> [0, 0, 1, 2, 1]."""
+    """The number of earlier elements with the same label: [2, 7, 2, 2, 7] -> [0, 0, 1, 2, 1]."""
     by_label = np.argsort(labels, kind="stable")
     _, starts, counts = np.unique(labels[by_label], return_index=True, return_counts=True)
     rank = np.empty(len(labels), np.int64)

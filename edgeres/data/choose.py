@@ -1,4 +1,4 @@
-"""Which images calibrate and which validate: what the user names, or what belongs to the model's weights."""
+"""Choose the images for calibration and validation: those that the user names, or those of the model's weights."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _FORMS = "a directory with one folder per class, a .zip of one, an .npz, a CIFAR
 
 @dataclass(frozen=True)
 class DataChoice:
-    """What the user says about images; None takes the default.
+    """The user's choice of images; None: the default.
 
     Attributes:
         calibration_size: images chosen from the calibration source.
         validation_size: images chosen from the validation source; None takes all.
-        seed: of both choices.
+        seed: of the random choice of images.
     """
 
     calibration: str | None = None
@@ -35,7 +35,7 @@ class DataChoice:
 
 @dataclass(frozen=True)
 class Sources:
-    """The images of a build; ``reasons`` says why a figure will be missing, by its path in the report."""
+    """The images of a build. ``reasons`` says why a figure will be missing, by the figure's path in the report."""
 
     calibration: Source
     validation: Source
@@ -43,15 +43,15 @@ class Sources:
 
     @property
     def overlap(self) -> bool:
-        """Whether the same images calibrate and validate, which flatters INT8."""
+        """Whether the same images calibrate and validate, which makes INT8 look better than it is."""
         return self.calibration.digest() == self.validation.digest()
 
 
 def check_paths(choice: DataChoice) -> None:
-    """Refuse a wrong path before a model is loaded.
+    """Check the paths before a model is loaded.
 
     Raises:
-        SourceError: it does not exist.
+        SourceError: a path does not exist.
     """
     for text in (choice.calibration, choice.validation):
         if text is not None:
@@ -62,21 +62,21 @@ def choose_calibration(choice: DataChoice, spec: ModelSpec) -> Source:
     """The calibration images of a model.
 
     Raises:
-        UsageError: none are named and none belong to the weights.
-        SourceError: they cannot be used.
+        UsageError: none are named, and the weights have no images of their own.
+        SourceError: the images cannot be used.
     """
     source = open_source(_named(choice.calibration, spec, "calibration"), role="calibration", px=_side(spec))
     return subset(source, choice.calibration_size, choice.seed)
 
 
 def choose_validation(choice: DataChoice, spec: ModelSpec) -> tuple[Source, Mapping[str, str]]:
-    """The validation images of a model with labels that count its outputs, and why figures will be missing.
+    """The validation images of a model, their labels as indices of its outputs, and why figures will be missing.
 
-    Random weights are validated without labels: there is no accuracy to lose, but agreement and SQNR still say
-    something.
+    Random weights are validated without labels: they have no accuracy to lose, but agreement and SQNR are still
+    meaningful.
 
     Raises:
-        UsageError, SourceError: as :func:`choose_calibration`; also labels that do not fit the model.
+        UsageError, SourceError: as :func:`choose_calibration`, and where labels do not match the model's.
     """
     source = open_source(_named(choice.validation, spec, "validation"), role="validation", px=_side(spec))
     if choice.validation_size is not None:
@@ -90,7 +90,7 @@ def choose_validation(choice: DataChoice, spec: ModelSpec) -> tuple[Source, Mapp
 
 
 def choose_sources(choice: DataChoice, spec: ModelSpec) -> Sources:
-    """Both, opened before anything is computed from them, so that unfit labels cost no time."""
+    """Open both sources; wrong labels are found before anything is computed."""
     validation, reasons = choose_validation(choice, spec)
     return Sources(choose_calibration(choice, spec), validation, reasons)
 
@@ -106,5 +106,5 @@ def _named(text: str | None, spec: ModelSpec, role: Role) -> str:
 
 
 def _side(spec: ModelSpec) -> int:
-    """Resolution at which a generated set is rendered: no larger than what the resize keeps."""
+    """Side in pixels at which a generated set is rendered: the size that the resize produces."""
     return spec.preprocess.resize_px or min(spec.preprocess.crop_px)

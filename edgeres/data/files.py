@@ -22,18 +22,18 @@ from edgeres.data.tree import CLASSES_BELOW, Tree, arrange, is_hidden, split
 from edgeres.errors import SourceError
 from edgeres.records import U8
 
-_DEEPEST = 4  # folders: a wrapper, a split, a class, and one more to name in the error
+_DEEPEST = 4  # folders: a wrapper, a split, a class, and one more for the error message
 _LARGEST_FILE = 1 << 29  # bytes; a member of an archive that expands to more is not read
 
 
 def read_image(file: str | Path | IO[bytes], name: str | None = None) -> U8:
     """Decode to (H, W, 3) uint8 RGB as torchvision's ``ImageFolder`` does: ``Image.open(file).convert("RGB")``.
 
-    So an EXIF orientation is not applied, transparency is dropped, a palette looked up, and 16-bit grayscale saturates
-    at 255 (Pillow clips it). JPEG is decoded at full size, never at a reduced scale.
+    So EXIF orientation is ignored, transparency is dropped, palettes are resolved, and 16-bit grayscale saturates at
+    255 (Pillow clips it). JPEG is decoded at full size, never at a reduced scale.
 
     Raises:
-        SourceError: ``where`` is ``name`` (or the file), ``what`` the cause in a few words.
+        SourceError: the image cannot be decoded; ``where`` is ``name`` or the file, ``what`` the cause.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -67,10 +67,10 @@ def open_zip(path: Path, role: Role) -> Source:
 
 @lru_cache(maxsize=1)
 def _formats() -> tuple[str, ...]:
-    """Decoders to try: no others, so that hostile bytes meet none that nobody needs.
+    """The decoders that are used; others are excluded, to offer hostile files fewer decoders to attack.
 
-    All are loaded first, because Pillow's own search, which loads them on demand, can miss one that another thread is
-    just loading. A Pillow built without WebP does not have it.
+    All are loaded first: Pillow loads them on demand, and can miss one that another thread is just loading. WebP is
+    missing where Pillow was built without it.
     """
     from PIL import Image
 
@@ -79,7 +79,7 @@ def _formats() -> tuple[str, ...]:
 
 
 class _Files(Source):
-    """Images by name; how to read one is left to the subclass."""
+    """Images by name; subclasses read them."""
 
     def __init__(self, title: str, tree: Tree) -> None:
         self.classes = tree.classes
@@ -92,7 +92,7 @@ class _Files(Source):
         return self._names[index]
 
     def digest(self) -> str:
-        """Over every image's name, label and size (in a zip: its CRC-32); the pixels are not read."""
+        """Digest of every image's name, label and size (in a zip: CRC-32); pixels are not read."""
         digest = hashlib.sha256(repr(self.classes).encode())
         for index, (name, label) in enumerate(zip(self._names, self.labels, strict=True)):
             digest.update(f"{name}\0{label}\0{self._fingerprint(index)}\n".encode(errors="surrogateescape"))
@@ -119,7 +119,9 @@ class _Folder(_Files):
 
 class _Zip(_Files):
     def __init__(self, archive: zipfile.ZipFile, path: Path, role: Role) -> None:
-        members = {_member_name(info): info for info in archive.infolist()}  # of two with one name the later counts
+        members = {
+            _member_name(info): info for info in archive.infolist()
+        }  # of two members with one name, the later one
         tree = arrange(members, str(path), role)
         super().__init__(path.name, tree)
         self._archive = archive
@@ -133,7 +135,7 @@ class _Zip(_Files):
         if info.file_size > _LARGEST_FILE:
             raise SourceError(f"expands to {info.file_size / 1e6:,.0f} MB", where=name)
         try:
-            with self._lock:  # around the reading only: decoding takes most of the time and runs in parallel
+            with self._lock:  # for reading only: decoding takes most of the time and runs in parallel
                 data = self._archive.read(info)
         except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, EOFError, OSError) as error:
             raise SourceError(f"damaged in the archive: {error}", where=name) from None
@@ -144,13 +146,13 @@ class _Zip(_Files):
 
 
 def _member_name(info: zipfile.ZipInfo) -> str:
-    """Its path as :func:`arrange` returns it; some Windows tools write backslashes."""
+    """A member's path as :func:`arrange` returns it; some Windows tools write backslashes."""
     name = info.filename.replace("\\", "/")
     return "/".join(split(name)) + "/" * name.endswith("/")
 
 
 def _walk(root: Path) -> Iterator[str]:
-    """Every path below ``root``, a folder's with a slash at the end. Links are followed, hidden folders not entered."""
+    """Every path below ``root``; folders end with a slash. Links are followed, hidden folders are skipped."""
 
     def refuse(error: OSError) -> None:
         raise SourceError(error.strerror or str(error), where=error.filename, hint="check its permissions")
@@ -161,5 +163,5 @@ def _walk(root: Path) -> Iterator[str]:
         yield from (f"{prefix}{folder}/" for folder in folders)
         yield from (f"{prefix}{file}" for file in files)
         folders[:] = [folder for folder in folders if not is_hidden(folder)]
-        if len(here.parts) == _DEEPEST and folders:  # a link that leads back up ends here too
+        if len(here.parts) == _DEEPEST and folders:  # this also ends links that form a circle
             raise SourceError(f"folders are nested too deep: {prefix}{folders[0]}", where=root, hint=CLASSES_BELOW)

@@ -1,4 +1,4 @@
-"""Names of ImageNet-1k's classes, in the order of a network's outputs."""
+"""Class names of ImageNet-1k, in the order of a network's outputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 def imagenet_classes() -> tuple[tuple[str, str], ...]:
     """WordNet id and name of each of the 1,000 classes, e.g. ``("n01440764", "tench")``.
 
-    Ids ascend; names are those torchvision lists with its weights, where all 1,000 differ.
+    Ids ascend. Names are those of torchvision's weights; all 1,000 differ.
     """
     lines = Path(__file__).with_name("imagenet.txt").read_text(encoding="utf-8").splitlines()
     pairs = (line.split(" ", 1) for line in lines)

@@ -1,4 +1,4 @@
-"""Batches of network inputs, decoded and resized in threads while the consumer computes."""
+"""Batches of network inputs. Threads decode and resize images while the consumer computes."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ class Batch:
 
 @dataclass
 class Loader:
-    """An iterable of batches in the source's order; each iteration starts over.
+    """An iterable of batches in the source's order; each iteration starts from the first image.
 
     At most one batch, and one image per thread, are prepared ahead of the consumer. Closing the iterator (or an
     exception in the loop's body) cancels what has not begun and waits for the image in each thread.
 
     Attributes:
         batch_size: the last batch may be smaller.
-        on_unreadable: ``skip`` leaves unreadable images out; ``fail`` raises at the batch that needs one, after trying
-            all images behind it, so that one error names every one.
-        workers: threads.
-        unreadable: images that could not be read, each with its cause: ``cat/001.jpg (truncated)``; complete after the
+        on_unreadable: ``skip`` leaves unreadable images out. ``fail`` reads all images behind the first unreadable one
+            too, then raises one error that names all.
+        workers: number of threads.
+        unreadable: images that could not be read, each with the cause: ``cat/001.jpg (truncated)``; complete after the
             iteration.
     """
 
@@ -66,7 +66,7 @@ class Loader:
         """Yield batches.
 
         Raises:
-            SourceError: images cannot be read, and ``on_unreadable`` is ``fail`` or none can.
+            SourceError: an image cannot be read and ``on_unreadable`` is ``fail``, or no image can be read.
         """
         self.unreadable.clear()
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="edgeres-loader")
@@ -87,7 +87,7 @@ class Loader:
                 self.unreadable.append(f"{self.source.name(index)} ({error.what})")
                 continue
             if self.unreadable and self.on_unreadable == "fail":
-                continue  # what follows is read only to find all that are unreadable
+                continue  # later images are read only to find all that are unreadable
             inputs.append(pixels)
             indices.append(index)
             if len(inputs) == self.batch_size:
@@ -96,7 +96,7 @@ class Loader:
             yield self._take(inputs, indices)
 
     def _ahead(self, pool: ThreadPoolExecutor) -> Iterator[tuple[int, Future[F32]]]:
-        """Every image's future in order, with a bounded number of them under way."""
+        """Futures of all images in order; a limited number of them are pending."""
         todo = iter(range(len(self.source)))
         waiting: deque[tuple[int, Future[F32]]] = deque()
         while True:
@@ -110,7 +110,7 @@ class Loader:
         return apply(self.source.image(index), self.preprocess)
 
     def _take(self, inputs: list[F32], indices: list[int]) -> Batch:
-        """The batch; the lists are emptied, so that no image lies in memory twice while the consumer computes."""
+        """Stack a batch and empty the lists, so that no image is in memory twice while the consumer computes."""
         positions = np.array(indices, np.int64)
         batch = Batch(np.stack(inputs), self.source.labels[positions], positions)
         inputs.clear()

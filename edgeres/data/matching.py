@@ -1,4 +1,4 @@
-"""Which of a network's outputs each class of a source is."""
+"""Match the classes of a source with a network's outputs."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from edgeres.data.labels import imagenet_classes
 from edgeres.errors import SourceError
 
 Names = tuple[str, ...]
-Found = list[int | None]
+Outputs = list[int | None]
 
 
 def match_labels(source: Source, spec_labels: Names) -> Source:
-    """The same images, with labels that count the network's outputs and the network's class names.
+    """The same images, with labels that are indices of the network's outputs, and with its class names.
 
-    A source without class names must hold such labels already. Names are matched, in this order:
+    The labels of a source without class names must be such indices already. The first rule that gives every class its
+    own output is used:
 
-    1. as they are, or without regard to case, spaces, underscores and hyphens;
+    1. by name: exactly, or ignoring case, spaces, underscores and hyphens;
     2. by WordNet id (``n01440764`` or ``n01440764_tench``) where the network's classes are ImageNet's 1,000;
-    3. as indices, where all of them are numbers (``10`` is output 10, although it sorts before ``2``);
-    4. in sorted order, where the network's labels are all generic (``class 7``) and there are as many.
+    3. by number, where all names are numbers (``10`` is output 10, although it sorts before ``2``);
+    4. by sorted order, where all labels of the network are generic (``class 7``) and both have as many.
 
-    The source may hold fewer classes than the network. Only validation needs this: calibration reads no labels.
+    The source may have fewer classes than the network. Only validation needs this: calibration reads no labels.
 
     Args:
         spec_labels: one name per output, as in ``ModelSpec.labels``.
 
     Raises:
-        SourceError: there are no labels, some are out of range, or names do not match; both sides are shown.
+        SourceError: there are no labels, some are out of range, or names do not match; the message shows both.
     """
     if (source.labels < 0).any():
         raise SourceError(
@@ -47,7 +48,7 @@ def match_labels(source: Source, spec_labels: Names) -> Source:
 
 
 def _match(source: Source, spec_labels: Names) -> list[int]:
-    """The output of each class of the source: the first rule that gives each one its own."""
+    """The output of each class, by the first rule that gives every class its own output."""
     for rule in (_by_name, _by_wnid, _by_number, _by_order):
         outputs = [output for output in rule(source.classes, spec_labels) if output is not None]
         if len(set(outputs)) == len(source.classes):
@@ -63,13 +64,13 @@ def _match(source: Source, spec_labels: Names) -> list[int]:
     )
 
 
-def _by_name(names: Names, spec_labels: Names) -> Found:
+def _by_name(names: Names, spec_labels: Names) -> Outputs:
     exact = _index_of_unique(spec_labels)
     plain = _index_of_unique(map(_plain, spec_labels))
     return [exact.get(name, plain.get(_plain(name))) for name in names]
 
 
-def _by_wnid(names: Names, spec_labels: Names) -> Found:
+def _by_wnid(names: Names, spec_labels: Names) -> Outputs:
     wnids, words = zip(*imagenet_classes(), strict=True)
     if spec_labels != words and not (len(spec_labels) == len(wnids) and _is_generic(spec_labels)):
         return []
@@ -77,14 +78,14 @@ def _by_wnid(names: Names, spec_labels: Names) -> Found:
     return [index.get(name.split("_")[0]) for name in names]
 
 
-def _by_number(names: Names, spec_labels: Names) -> Found:
+def _by_number(names: Names, spec_labels: Names) -> Outputs:
     if not _are_numbers(names):
         return []
     return [int(name) if int(name) < len(spec_labels) else None for name in names]
 
 
-def _by_order(names: Names, spec_labels: Names) -> Found:
-    """Numbers are left to the rule before: in sorted order they would be mixed up without a word."""
+def _by_order(names: Names, spec_labels: Names) -> Outputs:
+    """Names that are numbers are left to :func:`_by_number`; sorted as text they would get wrong outputs."""
     return (
         [*range(len(names))]
         if _is_generic(spec_labels) and len(names) == len(spec_labels) and not _are_numbers(names)

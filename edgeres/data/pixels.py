@@ -1,4 +1,4 @@
-"""What images look like on average: enough to tell red from blue when calibration and validation should be alike."""
+"""Mean colours of images, to detect that calibration and validation swap red and blue."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from edgeres.data.loader import Loader
 from edgeres.errors import SourceError
 from edgeres.records import F32, F64, Preprocess
 
-SAMPLE = 64  # calibration images that are looked at; their standard error is an eighth of the images' own spread
+SAMPLE = 64  # images; the standard error of their mean is an eighth of the standard deviation
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """Means over images as the network sees them, undone to bytes.
+    """Means over preprocessed images, converted back to bytes.
 
     Attributes:
         mean: red, green, blue, 0 to 255.
-        red_minus_blue: mean over the images, and ``error`` its standard error.
+        red_minus_blue: mean over the images; ``error`` is its standard error.
     """
 
     images: int
@@ -40,14 +40,14 @@ class Pixels:
 
 
 class PixelTally:
-    """Means of images, batch by batch."""
+    """Collects the mean colours of images, batch by batch."""
 
     def __init__(self, preprocess: Preprocess) -> None:
         self._preprocess = preprocess
         self._means: list[F64] = []
 
     def add(self, inputs: F32) -> None:
-        """Take in a batch of network inputs, (B, 3, h, w) or (B, h, w, 3) as the contract has it."""
+        """Add a batch of network inputs, (B, 3, h, w) or (B, h, w, 3) by the contract's layout."""
         contract = self._preprocess
         positions = (2, 3) if contract.layout == "NCHW" else (1, 2)
         means = inputs.mean(axis=positions, dtype=np.float64)
@@ -67,10 +67,10 @@ class PixelTally:
 
 
 def sample_pixels(source: Source, preprocess: Preprocess) -> Pixels | None:
-    """Look at some images of a source, evenly spread; those that cannot be read are left out."""
+    """Mean colours of :data:`SAMPLE` images, evenly spread over a source; unreadable ones are left out."""
     sample = source.at(evenly_spread(len(source), SAMPLE))
-    tally = PixelTally(preprocess)
-    with suppress(SourceError):  # not one of them can be read; whoever needs the images will say so
+    means = PixelTally(preprocess)
+    with suppress(SourceError):  # no image can be read; a later step reports it
         for batch in Loader(sample, preprocess, 16, on_unreadable="skip"):
-            tally.add(batch.inputs)
-    return tally.pixels
+            means.add(batch.inputs)
+    return means.pixels

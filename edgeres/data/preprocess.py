@@ -1,13 +1,13 @@
-"""From a decoded image to the network's input: one implementation for calibration, verification and the robot.
+"""From a decoded image to the network's input: the same implementation in calibration, verification and runtime.
 
     uint8 RGB (H, W, 3) --resize--> --centre crop--> --channel order--> uint8 --table--> float32 (3, h, w) or (h, w, 3)
 
-Geometry is what torchvision's ``Resize`` and ``CenterCrop`` do to a PIL image, to the last bit, so that a network sees
-here what it saw in training. Pixel values are normalized through a table of 256 entries per channel, each computed in
-float64 and rounded once to float32. No release of Pillow, order of operations, compiler or vector unit can change a
-result, and another language reproduces it with the same table.
+The geometry equals torchvision's ``Resize`` and ``CenterCrop`` on a PIL image to the last bit, so that a network gets
+the same input as in training. Pixel values are normalized by a table of 256 entries per channel, each computed in
+float64 and rounded once to float32. So results do not depend on the release of Pillow, the order of operations, the
+compiler or the vector unit, and other languages reproduce them with the same table.
 
-What the crop will not keep is not computed, where that changes no bit of the rest; see :mod:`edgeres.data.window`.
+Pixels that the crop removes are not computed where that changes no other pixel; see :mod:`edgeres.data.window`.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from edgeres.records import F32, U8, Preprocess
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# How Pillow's raw decoder names the bytes of a pixel, by their distances in memory: from pixel to pixel, R to G.
+# Modes of Pillow's raw decoder, by the distances in bytes from pixel to pixel and from R to G.
 _RAW_MODES = {(3, 1): "RGB", (3, -1): "BGR", (4, 1): "RGBX", (4, -1): "BGRX"}
 
 
 def geometry(image: U8, p: Preprocess) -> U8:
     """Resize, crop at the centre and order the channels.
 
-    With ``p.resize_px`` None the image is resized to ``p.crop_px``, or left untouched where it has that size. Otherwise
-    it is resized, keeping its aspect ratio, to just cover ``p.crop_px`` scaled by ``resize_px / min(crop_px)``. For a
+    With ``p.resize_px`` None the image is resized to ``p.crop_px``, or not changed where it has that size. Otherwise it
+    is resized, keeping its aspect ratio, to just cover ``p.crop_px`` scaled by ``resize_px / min(crop_px)``. For a
     square crop that is the usual "shorter side to ``resize_px``". Where the result is smaller than the crop
-    (``resize_px < min(crop_px)``) it is padded with black on all sides, as torchvision does.
+    (``resize_px < min(crop_px)``), it is padded with black on all sides, as torchvision does.
 
     Args:
-        image: (H, W, 3) uint8 RGB, in any memory layout. Views of a camera's bytes are read in place: padded rows,
+        image: (H, W, 3) uint8 RGB, in any memory layout. Views of a camera's buffer are read in place: padded rows,
             ``bgr[..., ::-1]``, ``rgba[..., :3]``, gray broadcast to three channels.
 
     Returns:
         (*p.crop_px, 3) uint8, contiguous.
 
     Raises:
-        InputError: the array is not an image of that form.
+        InputError: the array has another dtype or shape.
     """
     if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8 or not image.size:
         raise InputError(f"expected an RGB image, uint8 (H, W, 3), found {image.dtype} {image.shape}")
@@ -59,13 +59,13 @@ def normalize(pixels: U8, p: Preprocess, out: F32 | None = None) -> F32:
 
     Args:
         pixels: (..., H, W, 3) uint8 in ``p.channel_order``.
-        out: where to write it, of just the shape that is returned; None: into a new array.
+        out: array for the result, of the returned shape; None: a new array.
 
     Returns:
         float32, contiguous: (..., 3, H, W) for the layout NCHW, (..., H, W, 3) for NHWC.
 
     Raises:
-        UsageError: mean and std do not describe three channels, or cannot be divided by.
+        UsageError: mean and std do not have three values, or are zero or not finite.
     """
     *leading, height, width, _ = pixels.shape
     if out is None:
@@ -76,13 +76,13 @@ def normalize(pixels: U8, p: Preprocess, out: F32 | None = None) -> F32:
         np.subtract(np.moveaxis(pixels, -1, -3), level, out=planes)
         return out
     for channel, values in enumerate(_table(p)):
-        # mode="clip" never clips a byte in 256 entries; it spares the buffering that the default mode needs.
+        # A byte never exceeds 256 entries, so mode="clip" clips nothing; it avoids the default mode's buffering.
         np.take(values, pixels[..., channel], out=planes[..., channel, :, :], mode="clip")
     return out
 
 
 def apply(image: U8, p: Preprocess, out: F32 | None = None) -> F32:
-    """An image as the network takes it: ``normalize(geometry(image))``, (3, h, w) or (h, w, 3)."""
+    """The network's input for an image: ``normalize(geometry(image))``, (3, h, w) or (h, w, 3)."""
     return normalize(geometry(image, p), p, out)
 
 
@@ -102,14 +102,14 @@ def _table(p: Preprocess) -> F32:
 
 @lru_cache(maxsize=16)
 def _level(p: Preprocess) -> F32 | None:
-    """(3, 1, 1), where the input is the byte less a whole number per channel, as a graph with exact input takes it."""
+    """Offsets (3, 1, 1) where the input is the byte minus an integer per channel, as with exact input; else None."""
     level = -_table(p)[:, :1]
     whole = (level == np.rint(level)).all() and (_table(p) == np.arange(256, dtype=np.float32) - level).all()
     return level[..., None] if whole else None
 
 
 def _covering_size(shape: tuple[int, ...], p: Preprocess) -> tuple[int, int]:
-    """(height, width) after the resize; the other side is truncated, not rounded, as in torchvision's ``Resize``."""
+    """(height, width) after the resize; the longer side is truncated, not rounded, as in torchvision's ``Resize``."""
     assert p.resize_px is not None
     height, width = shape
     box_height, box_width = (side * p.resize_px // min(p.crop_px) for side in p.crop_px)
@@ -128,7 +128,7 @@ def _resize_and_crop(image: U8, size: tuple[int, int], p: Preprocess) -> U8:
         for have, want, first, crop in zip(image.shape[:2], size, corner, p.crop_px, strict=True)
     )
     part = image[rows.read[0] : rows.read[1], columns.read[0] : columns.read[1]]
-    # Width, then height, each rounded to bytes: one call did so until Pillow 13 reversed it for some tall images.
+    # Width first, then height, each rounded to bytes. Pillow 13 reverses this in a single call for some tall images.
     wide = _pillow(part).resize((columns.size, len(part)), filter_, box=(columns.box[0], 0, columns.box[1], len(part)))
     wide = _cut(wide, columns, 0)
     done = _cut(wide.resize((wide.width, rows.size), filter_, box=(0, rows.box[0], wide.width, rows.box[1])), rows, 1)
@@ -143,7 +143,7 @@ def _resize_and_crop(image: U8, size: tuple[int, int], p: Preprocess) -> U8:
 
 
 def _pillow(image: U8) -> Image:
-    """The same pixels for Pillow, gray as one channel; Pillow reorders bytes while it copies them anyway."""
+    """The image for Pillow, gray as one channel. Pillow copies the pixels anyway and reorders their bytes then."""
     from PIL import Image
 
     height, width, _ = image.shape
@@ -158,7 +158,7 @@ def _pillow(image: U8) -> Image:
 
 
 def _lines(image: U8, length: int) -> U8 | None:
-    """``length`` bytes from the first pixel on, with what lies between; None where that is not all its own memory."""
+    """``length`` bytes from the first pixel on, with gaps; None where they are not all in the array's own memory."""
     owner = image
     while isinstance(owner.base, np.ndarray):
         owner = owner.base
@@ -178,5 +178,5 @@ def _cut(image: Image, window: Window, axis: int) -> Image:
 
 
 def _offset(side: int, crop: int) -> int:
-    """Where the crop starts, as in torchvision's ``CenterCrop``: half to even; minus the padding of a larger crop."""
+    """Start of the crop as in torchvision's ``CenterCrop``, halves rounded to even; negative where it needs padding."""
     return round((side - crop) / 2) if side >= crop else -((crop - side) // 2)

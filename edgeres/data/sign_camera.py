@@ -1,4 +1,4 @@
-"""The camera of the demo set: optics, light, sensor and JPEG between a painted scene and its photograph."""
+"""The camera of the demo set: optics, light, sensor and JPEG turn a painted scene into a photograph."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class Shot:
     Attributes:
         defocus: standard deviation of the Gaussian blur.
         motion: path of the scene during the exposure, (x, y).
-        gain: brightness, 1 for a well exposed image; ``slope`` is its change across the image, (x, y).
+        gain: brightness, 1 for a well exposed image.
+        slope: change of the brightness across the image, (x, y).
         cast: factors for red, green and blue, (3,).
         noise: standard deviation at mid grey, in 8-bit steps.
         quality: of the JPEG file.
@@ -48,9 +49,9 @@ def take_shot(rng: np.random.Generator, *, outdoors: bool) -> Shot:
 
 
 def expose(scene: Image.Image, px: int, shot: Shot, rng: np.random.Generator) -> U8:
-    """From a painted scene, supersampled, to the decoded photograph, (px, px, 3) uint8."""
+    """Photograph a supersampled scene; returns the decoded image, (px, px, 3) uint8."""
     image = smear(scene, shot.motion).reduce(scene.width // px)
-    if shot.defocus * px > 0.2:  # less does not show
+    if shot.defocus * px > 0.2:  # less is not visible
         image = image.filter(ImageFilter.GaussianBlur(shot.defocus * px))
     across = np.linspace(-1, 1, px, dtype=np.float32)
     light = shot.gain * np.exp2(shot.slope[0] * across[None, :] + shot.slope[1] * across[:, None])

@@ -1,7 +1,7 @@
 """The sign faces of the demo set as coloured polygons, drawn from scratch: no fonts, no image files.
 
-A face lies in the square [-1, 1] x [-1, 1], x to the right and y down, and is a list of parts painted in order. Being
-polygons, they go through any perspective exactly and are sharp at every resolution.
+A face lies in the square [-1, 1] x [-1, 1], x to the right and y down. It is a list of polygons painted in order, which
+are exact in any perspective and sharp at every resolution.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Face:
     """One sign class.
 
     Attributes:
-        mirrors: its mirror image means the same, so it may be drawn mirrored.
+        mirrors: whether its mirror image means the same, so that it may be drawn mirrored.
     """
 
     name: str
@@ -213,7 +213,7 @@ def exit_to(side: str) -> Face:
 
 @cache
 def faces() -> tuple[Face, ...]:
-    """All sign classes in label order; neighbours are the pairs that are easily confused."""
+    """All sign classes in label order; classes that are easily confused are neighbours."""
     stop = [
         *painted(WHITE, regular(8, 1.0, 22.5)),
         *painted(RED, regular(8, 0.93, 22.5)),

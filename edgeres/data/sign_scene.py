@@ -1,7 +1,7 @@
-"""The scenes of the demo set: surroundings, a sign in some pose and condition, and what stands in front of it.
+"""The scenes of the demo set: surroundings, a sign in some pose and condition, and objects in front of it.
 
 Everything is a polygon in unit coordinates, x to the right and y down, painted back to front. All random numbers come
-from one generator in a fixed order and none depends on the resolution, so an image has one composition at every size.
+from one generator in a fixed order, independent of the resolution, so an image has the same composition at every size.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def near(rng: Rng, rgb: Rgb, spread: float) -> Rgb:
 
 
 def paint(canvas: Canvas, face: Face, rng: Rng) -> bool:
-    """Paint one scene with its sign; returns whether it lies outdoors."""
+    """Paint one scene with its sign; returns whether it is outdoors."""
     outdoors = bool(rng.random() < 0.55)
     (road if outdoors else warehouse)(canvas, rng)
     pose = hang(rng)
@@ -184,7 +184,7 @@ def rack(canvas: Canvas, left: float, right: float, base: float, rng: Rng) -> No
 
 
 def litter(canvas: Canvas, rng: Rng) -> None:
-    """Something in sign-like colours that is no sign: a lamp, a poster, a reflector."""
+    """An object in the colours of signs: a lamp, a poster, a reflector."""
     colours: tuple[Rgb, ...] = ((200, 30, 36), (20, 80, 160), (240, 196, 30), (236, 236, 230), (10, 120, 70))
     x, y, size = rng.uniform((-0.02, 0, 0.02), (1.02, 0.9, 0.09))
     rgb = near(rng, colours[rng.integers(len(colours))], 12)
@@ -215,7 +215,7 @@ def _cos_sin(angle: float) -> tuple[float, float]:
 
 
 def mount(canvas: Canvas, pose: Pose, rng: Rng, *, outdoors: bool) -> None:
-    """What holds the sign: a pole, with a small plate below at times, or cables from the ceiling."""
+    """The mounting of the sign: a pole or cables from the ceiling, sometimes with a small plate below."""
     metal = near(rng, (132, 136, 140), 14)
     if outdoors or rng.random() < 0.4:
         width = pose.radius * rng.uniform(0.04, 0.09)
@@ -233,7 +233,7 @@ def mount(canvas: Canvas, pose: Pose, rng: Rng, *, outdoors: bool) -> None:
 
 
 def draw_face(canvas: Canvas, face: Face, pose: Pose, rng: Rng) -> None:
-    """The sign itself, faded, mirrored where that keeps its meaning, scratched and dirty."""
+    """The sign itself: faded, scratched, dirty, and mirrored where its meaning allows it."""
     fade, pale, tint = rng.beta(1.2, 3.0) * 0.75, near(rng, (170, 168, 162), 18), near(rng, (128, 128, 128), 12)
     flip = -1.0 if face.mirrors and rng.random() < 0.5 else 1.0
     corners = pose.project(np.concatenate([part.points for part in face.parts]) * (flip, 1.0))

@@ -3,8 +3,8 @@
     face (polygons) -> scene in a pose -> supersampled canvas -> optics, light, sensor, JPEG -> image
 
 An image is a function of (split, seed, index, px). The composition is the same at every resolution, and splits never
-share a random stream. What tells classes apart is on the sign's face alone: surroundings, pose, light and damage are
-drawn without looking at the label. Mirroring an image does not keep its label (``keep_left``, ``exit_left``).
+share a random stream. Only the sign's face differs between classes: surroundings, pose, light and damage do not depend
+on the label. Mirroring an image may change its label (``keep_left``, ``exit_left``).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from edgeres.records import U8
 Split = Literal["train", "calibration", "validation"]
 
 CLASSES: tuple[str, ...] = tuple(face.name for face in faces())
-GENERATOR = 1  # raise it whenever pixels change: it is part of every seed and of the digest
-SENSOR_PX = 96  # the least a camera has; smaller images are reduced from a multiple, noise and JPEG blocks with them
+GENERATOR = 1  # part of every seed and of the digest; raise it whenever pixels change
+SENSOR_PX = 96  # at least; smaller images are reduced from a multiple of their size, with noise and JPEG blocks
 SUPERSAMPLING = 2
 SPLITS: dict[str, int] = {"train": 0x7A41, "calibration": 0xCA11, "validation": 0x7E57}
 
@@ -36,7 +36,7 @@ def render(split: Split, seed: int, index: int, px: int) -> tuple[U8, int]:
 
     Args:
         seed: of the whole set, >= 0.
-        index: >= 0; labels cycle through the classes, so any run of 16 indices holds each once.
+        index: >= 0; labels cycle through the classes, so 16 consecutive indices hold each class once.
         px: height and width.
 
     Returns:
@@ -55,10 +55,10 @@ def render(split: Split, seed: int, index: int, px: int) -> tuple[U8, int]:
 
 
 class Signs(Source):
-    """``count`` rendered images; nothing is stored, ``image(i)`` renders.
+    """``count`` rendered images. Nothing is stored: ``image(i)`` renders.
 
     Raises:
-        SourceError: a count below one, a negative seed, or a resolution under 16 pixels.
+        SourceError: the count is below 1, the seed negative, or the resolution below 16 pixels.
     """
 
     classes = CLASSES

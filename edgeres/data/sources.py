@@ -1,4 +1,4 @@
-"""What may follow ``--calibration`` and ``--validation``, and what it opens."""
+"""Open the source of images that ``--calibration`` or ``--validation`` names."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ def open_source(text: str | Path, *, role: Role, px: int) -> Source:
     """Open images for calibration or validation.
 
     ``signs[:count][@seed]``
-        the generated demo set (512 images for calibration and 1,000 for validation, seed 0); a directory of that name
-        is reached as ``./signs``.
+        the generated demo set (512 images for calibration and 1,000 for validation, seed 0); write ``./signs`` for a
+        directory of that name.
     directory, or ``.zip`` of one
-        ``class/image`` as torchvision's ``ImageFolder``, classes in sorted order. One folder around all of them is
-        looked through, and of ``train/`` and ``val/`` (or ``test/``) the one meant for ``role`` is taken. Images
-        directly in the directory have no labels and serve for calibration alone. Links are followed.
+        ``class/image`` as torchvision's ``ImageFolder``, classes in sorted order. One folder around all class folders
+        is skipped. Of ``train/`` and ``val/`` (or ``test/``) the one for ``role`` is used. Images directly in the
+        directory have no labels and can only calibrate. Links are followed.
     ``.npz``
         ``images`` uint8 (N, H, W, 3) RGB, ``labels`` (N,), optional ``classes``; held in memory.
     CIFAR-10 directory
-        ``cifar-10-batches-py`` (read without running what a pickle may ask for) or ``cifar-10-batches-bin``: the
-        training batches for calibration, the test batch for validation.
+        ``cifar-10-batches-py`` (read without running code in its pickles) or ``cifar-10-batches-bin``: the training
+        batches for calibration, the test batch for validation.
 
-    Whatever is left out (hidden files, files that are no images, images outside class folders) is counted and named in
-    ``Source.description``.
+    ``Source.description`` counts and names what is left out: hidden files, files that are not images, images outside
+    class folders.
 
     Args:
         text: path or name, ``~`` expanded.
-        role: a validation source must have labels.
+        role: what the images are for; validation needs labels.
         px: side of the images that ``signs`` renders; other sources keep their sizes.
 
     Raises:
-        SourceError: it does not exist, has none of these forms, or its content contradicts itself.
+        SourceError: it does not exist, has none of these forms, or its content is inconsistent.
     """
     path = locate(text)
     if path is None:
@@ -75,10 +75,10 @@ def _open_signs(text: str, role: Role, px: int) -> Source:
 
 
 def locate(text: str | Path) -> Path | None:
-    """The path that a source's text names, None for the generated set.
+    """The path of a source; None for the generated set.
 
     Raises:
-        SourceError: it does not exist; the nearest name is given.
+        SourceError: it does not exist; the message has the most similar name.
     """
     if isinstance(text, str) and re.match(r"signs($|[:@])", text):
         return None
@@ -88,7 +88,7 @@ def locate(text: str | Path) -> Path | None:
             return path
         missing = next(p for p in (path, *path.parents) if p.parent.is_dir())
         near = difflib.get_close_matches(missing.name, [p.name for p in missing.parent.iterdir()], n=1)
-    except (OSError, RuntimeError) as error:  # a folder on the way that may not be read, a user without a home
+    except (OSError, RuntimeError) as error:  # a parent folder without permission, or a user without a home
         raise SourceError(
             f"cannot be looked up: {error}", where=text, hint="check the path and its permissions"
         ) from None

@@ -1,4 +1,4 @@
-"""Which files of a directory or an archive are images of which class: rules on names, without reading anything."""
+"""Find the images of each class in a directory or an archive, by the names of files and folders alone."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Tree:
     Attributes:
         names: paths below the source.
         labels: indices into ``classes``, -1 where there are none.
-        part: the folder of the source that was taken, for its description: ``/val (of train, val)``.
-        left_out: what was not taken, counted and named, for its description.
+        part: the folder of the source that is used, for its description: ``/val (of train, val)``.
+        left_out: number and names of files that are not used, for its description.
     """
 
     names: tuple[str, ...]
@@ -34,8 +34,8 @@ class Tree:
 
 
 @dataclass
-class _Found:
-    """Everything below a source, by kind; ``hidden`` has the outermost hidden folder or file of a path."""
+class _Listing:
+    """All paths below a source by kind; ``hidden`` holds the outermost hidden folder or file of each path."""
 
     folders: set[Parts] = field(default_factory=set)
     images: list[Parts] = field(default_factory=list)
@@ -49,19 +49,19 @@ def split(path: str) -> Parts:
 
 
 def is_hidden(part: str) -> bool:
-    """Whether a file or folder of that name holds no data: ``.git``, ``._1.jpg``, ``__MACOSX``."""
+    """Whether a file or folder of that name is ignored: ``.git``, ``._1.jpg``, ``__MACOSX``."""
     return part.startswith(".") or part == "__MACOSX"
 
 
 def arrange(entries: Iterable[str], where: str, role: Role) -> Tree:
-    """Sort paths into classes: ``[wrapper/][split/]class/image``, or images alone, which have no labels.
+    """Sort paths into classes: ``[wrapper/][split/]class/image``, or images without class folders and labels.
 
     Args:
-        entries: paths below the source; a folder's ends with a slash.
+        entries: paths below the source; folders end with a slash.
         where: the source's name in messages.
 
     Raises:
-        SourceError: there are no images, a class without any, folders inside classes, or no labels to validate with.
+        SourceError: there are no images, a class has none, a class holds folders, or labels for validation are missing.
     """
     found = _find(entries)
     prefix, splits = _descend(found, where, role)
@@ -92,8 +92,8 @@ def arrange(entries: Iterable[str], where: str, role: Role) -> Tree:
     )
 
 
-def _find(entries: Iterable[str]) -> _Found:
-    found = _Found()
+def _find(entries: Iterable[str]) -> _Listing:
+    found = _Listing()
     for entry in entries:
         parts = split(entry)
         concealed = next((depth for depth, part in enumerate(parts, 1) if is_hidden(part)), None)
@@ -107,12 +107,12 @@ def _find(entries: Iterable[str]) -> _Found:
     return found
 
 
-def _descend(found: _Found, where: str, role: Role) -> tuple[Parts, list[str]]:
-    """The folder that holds the class folders, and the names of the splits where one had to be chosen among them."""
+def _descend(found: _Listing, where: str, role: Role) -> tuple[Parts, list[str]]:
+    """The folder that holds the class folders; and the names of all splits, where it is one of several."""
     prefix: Parts = ()
     tops = {folder[0] for folder in found.folders}
     if len(tops) == 1 and min((len(image) for image in found.images if len(image) > 1), default=0) > 2:
-        prefix = tuple(tops)  # a wrapper, as archives of a directory have it
+        prefix = tuple(tops)  # one folder around all others, as in many archives
     below = len(prefix)
     splits = sorted({image[below] for image in found.images if len(image) > below + 1})
     known = {name for names in _SPLITS.values() for name in names}
@@ -121,7 +121,7 @@ def _descend(found: _Found, where: str, role: Role) -> tuple[Parts, list[str]]:
     wanted = [top for name in _SPLITS[role] for top in splits if top.lower() == name]
     if not wanted:
         listed = ", ".join(top + "/" for top in splits)
-        raise SourceError(f"has {listed}, none for {role}", where=where, hint="give the one to use by itself")
+        raise SourceError(f"has {listed}, none for {role}", where=where, hint="give one of these folders itself")
     return (*prefix, wanted[0]), splits
 
 
@@ -151,6 +151,6 @@ def _refuse_unlabelled(loose: list[Parts], left_out: str, where: str, role: Role
 
 
 def _count(paths: Iterable[Parts], what: str) -> str:
-    """``3 hidden (.git, a/.DS_Store, b/.DS_Store)``, or nothing for none."""
+    """``3 hidden (.git, a/.DS_Store, b/.DS_Store)``; "" without paths."""
     names = sorted("/".join(path) for path in paths)
     return f"{len(names):,} {what} ({some(names, len(names), 3)})" if names else ""

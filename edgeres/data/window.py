@@ -1,13 +1,13 @@
-"""The part of a resize that a crop keeps, computed alone and yet to the last bit as if the whole had been.
+"""Compute only the part of a resize that a crop keeps, with the same bits as a resize of the whole image.
 
 Pillow computes each output pixel from a window of inputs with weights in fixed point, ``round(w 2^22)``
-(``Resample.c``). Output ``i`` of a side resized from ``have`` to ``want`` pixels is centred at
-``(i + 1/2) have / want``. With ``g = gcd(have, want)`` the weights repeat after ``want / g`` outputs, which are
-``have / g`` inputs further on. So a range of whole periods is a resize of its own, by the same ratio between whole
-numbers, and those Pillow's ``box`` holds exactly; inputs beyond the reach of the kept outputs need not be there at all.
+(``Resample.c``). Output ``i`` of a side resized from ``have`` to ``want`` pixels has its centre at
+``(i + 1/2) have / want``. With ``g = gcd(have, want)`` the weights repeat after ``want / g`` outputs, which correspond
+to ``have / g`` inputs. So a range of whole periods is a resize of its own, with the same ratio of integers, which
+Pillow's ``box`` represents exactly. Inputs beyond the reach of the kept outputs are not needed.
 
-Only the rounding of the centre in float64 differs, by about 1e-12. That moves no weight whose exact value stays clear
-of a tie, which is checked for every weight of the range; where it does not hold, the whole side is computed.
+Only the rounding of the centre in float64 differs, by about 1e-12. It changes no weight whose exact value is far enough
+from a tie. That is checked for every weight of the range; where it does not hold, the whole side is computed.
 
 Worked number: 1280 to 455 columns (720p to a shorter side of 256), of which a crop keeps 116 to 340: g = 5, the period
 is 91 outputs or 256 inputs, and three periods, outputs 91 to 364, are computed instead of 455.
@@ -25,20 +25,20 @@ import numpy as np
 from edgeres.records import F64, Interpolation
 
 _WEIGHT_BITS = 22
-# Units of the last place of a weight: a hundred times what float64 can be off for sides up to _LONGEST.
+# In units of a weight's last place: 100 times the largest error of float64 for sides up to _LONGEST.
 _CLEAR_OF_TIE = 1e-4
 _LONGEST = 16_384
 
 
 @dataclass(frozen=True)
 class Window:
-    """How to resize a part of one side; all ranges are half open.
+    """How to resize a part of one side. All ranges are half open.
 
     Attributes:
-        read: inputs that are needed.
-        box: the range that is resized, in inputs counted from ``read[0]``.
-        size: outputs computed.
-        keep: those of them that were asked for.
+        read: the inputs that are needed.
+        box: the range of inputs that is resized, counted from ``read[0]``.
+        size: number of outputs that are computed.
+        keep: the outputs that were asked for, among those.
     """
 
     read: tuple[int, int]
@@ -49,7 +49,7 @@ class Window:
 
 @lru_cache(maxsize=256)
 def window(have: int, want: int, keep: tuple[int, int], interpolation: Interpolation) -> Window:
-    """For outputs ``keep`` of a side resized from ``have`` to ``want`` pixels; ``keep`` may reach beyond it."""
+    """The window for outputs ``keep`` of a side resized from ``have`` to ``want`` pixels; ``keep`` may exceed it."""
     low, high = max(keep[0], 0), min(keep[1], want)
     if have == want:
         return Window((low, high), (0, high - low), high - low, (0, high - low))
@@ -69,7 +69,7 @@ def window(have: int, want: int, keep: tuple[int, int], interpolation: Interpola
 
 
 def _clear_of_ties(have: int, want: int, outputs: tuple[int, int], interpolation: Interpolation) -> bool:
-    """Whether no weight of these outputs can round to two values."""
+    """Whether every weight of these outputs rounds to one value, despite the error of the centre."""
     support, kernel = _FILTERS[interpolation]
     stretch = max(have / want, 1)
     centres = (np.arange(*outputs) + 0.5)[:, None] * have / want
