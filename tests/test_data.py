@@ -19,11 +19,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from edgeres.data import Loader, Source, files, match_labels, open_source, read_image, subset
+from edgeres.data import files
 from edgeres.data.arrays import CIFAR10_CLASSES, Arrays
-from edgeres.data.base import evenly_spread
+from edgeres.data.base import Source, evenly_spread, subset
+from edgeres.data.files import read_image
 from edgeres.data.labels import imagenet_classes
+from edgeres.data.loader import Loader
+from edgeres.data.matching import match_labels
 from edgeres.data.preprocess import apply
+from edgeres.data.sources import open_source
 from edgeres.errors import SourceError, UsageError
 from edgeres.records import U8, Preprocess
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from edgeres.data import open_source
 from edgeres.data.sign_faces import faces
 from edgeres.data.sign_scene import Canvas, paint
 from edgeres.data.signs import CLASSES, SPLITS, Signs, Split, render
+from edgeres.data.sources import open_source
 from edgeres.errors import SourceError
 
 splits = st.sampled_from(sorted(SPLITS))

@@ -37,10 +37,11 @@ from edgeres.files import sha256 as file_sha256
 from edgeres.records import Preprocess
 from edgeres.zoo import download
 from edgeres.zoo.architectures import ARCHITECTURES
-from edgeres.zoo.checkpoint import load_model, load_state
+from edgeres.zoo.checkpoint import load_model
 from edgeres.zoo.download import cache_dir, fetch
 from edgeres.zoo.registry import find_model, find_weights, list_models
 from edgeres.zoo.resnet import create
+from edgeres.zoo.state_dict import load_state
 
 SHARED = Path(__file__).parents[2] / "shared"
 CONTENT = np.random.default_rng(0).bytes(1_000_000)

@@ -7,13 +7,10 @@ import re
 from pathlib import Path
 
 from edgeres.data.arrays import is_cifar10, open_cifar10, open_npz
-from edgeres.data.base import Role, Source, View, subset
-from edgeres.data.files import open_folder, open_zip, read_image
-from edgeres.data.matching import match_labels
+from edgeres.data.base import Role, Source
+from edgeres.data.files import open_folder, open_zip
 from edgeres.data.tree import SUFFIXES
 from edgeres.errors import SourceError
-
-__all__ = ["Role", "Source", "View", "locate", "match_labels", "open_source", "read_image", "subset"]
 
 _SIGNS = re.compile(r"signs(?::(?P<count>\d+))?(?:@(?P<seed>\d+))?")
 _SIGNS_COUNT = {"calibration": 512, "validation": 1000}

@@ -15,12 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgeres.errors import InputError, UsageError
 from edgeres.records import U8
-
-I32 = npt.NDArray[np.int32]
 
 # Bytes per pixel, and the positions of R, G and B among them.
 _PACKED: dict[str, tuple[int, slice]] = {

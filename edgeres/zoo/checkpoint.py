@@ -27,8 +27,6 @@ from edgeres.zoo.registry import ZooModel, find_model, find_weights
 from edgeres.zoo.resnet import create
 from edgeres.zoo.state_dict import State, is_safetensors, load_state
 
-__all__ = ["load_model", "load_state"]
-
 SEED = 0
 _NAMED = 3  # a message names this many tensors and counts the others
 
