@@ -1,12 +1,17 @@
-# make demo: set up .venv and take resnet18 to a verified INT8 bundle.    make test: lint, types, tests.
+# make demo: set up .venv and take resnet18 to a verified INT8 bundle.
+# make quick: tests that need no model and no process, in less than a minute.
+# make test: lint, types, all tests: what CI runs, after .ci/system has installed what they need of the system.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types unit clean
+.PHONY: demo quick test lint types unit clean
 
 demo: $(VENV)/.installed
 	$(BIN)/edgeres build --model resnet18 --int8
+
+quick: $(VENV)/.installed-dev
+	$(BIN)/pytest --quick -n 2
 
 test: lint types unit
 

@@ -1,11 +1,13 @@
-"""What belongs to the repository and not to the package: what CI installs of the system."""
+"""What belongs to the repository and not to the package: what CI installs of the system, and the quick tests."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,3 +80,45 @@ def test_every_program_that_tests_look_for_is_installed_by_ci() -> None:
     wanted = {name for source in sources for name in re.findall(r'shutil\.which\("([\w+.-]+)"', source)}
     assert {"sshd", "rsync", "chromium", "cmake"} <= wanted
     assert wanted - needs().keys() - {"ssh-keygen"} == set()  # ssh-keygen comes with ssh
+
+
+# make quick
+
+
+def quick_modules() -> frozenset[str]:
+    spec = importlib.util.spec_from_file_location("settings_of_tests", REPOSITORY / "tests" / "conftest.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    names: frozenset[str] = module.QUICK
+    return names
+
+
+def test_quick_modules_exist() -> None:
+    assert quick_modules() <= {path.name for path in (REPOSITORY / "tests").iterdir()}
+
+
+def test_a_quick_run_starts_nothing_and_imports_nothing_slow(tmp_path: Path) -> None:
+    (tmp_path / "tests").mkdir()
+    shutil.copy(REPOSITORY / "tests" / "conftest.py", tmp_path / "tests")
+    quick, other = sorted(quick_modules())[0], "test_other.py"
+    attempts = {
+        "process": "subprocess.run(['true'])",
+        "worker": "multiprocessing.get_context('spawn').Process(target=print).start()",
+        "fork": "os.fork() or os._exit(0)",
+        "server": "socket.create_server(('127.0.0.1', 0))",
+        "model": "importlib.import_module('torch')",
+        "engine": "importlib.import_module('tensorrt_rtx')",
+        "nothing": "pass",
+    }
+    source = "import importlib, multiprocessing, os, socket, subprocess\n"
+    source += "".join(
+        f"def test_{name}():\n    try: {line}\n    except Exception: pass\n" for name, line in attempts.items()
+    )
+    for name in (quick, other):
+        (tmp_path / "tests" / name).write_text(source)
+    words = [sys.executable, "-m", "pytest", "--quick", "-rs", "-p", "no:cacheprovider", "tests"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert "1 passed, 6 skipped" in done.stdout, done.stdout
+    reasons = ["starts a process", "starts a server", "imports torch", "imports tensorrt_rtx"]
+    assert [f"not quick: {reason}" in done.stdout for reason in reasons] == [True] * 4
