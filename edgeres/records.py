@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +30,8 @@ Style = Literal["tensorrt", "cpu"]
 Codes = Literal["full", "half"]
 CODES: tuple[Codes, ...] = ("full", "half")
 Outcome = Literal["passed", "failed", "unsure"]
-Method = Literal["minmax", "percentile", "entropy", "mse"]
-METHODS: tuple[Method, ...] = ("mse", "entropy", "percentile", "minmax")
+Method = Literal["mse", "entropy", "percentile", "minmax"]
+METHODS: tuple[Method, ...] = get_args(Method)
 
 _R = TypeVar("_R")
 
