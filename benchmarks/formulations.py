@@ -42,7 +42,7 @@ from edgeres.engine.builder import BuildRequest, build_engine
 from edgeres.engine.kernels import Program, read_program
 from edgeres.errors import EngineError
 from edgeres.files import write_file
-from edgeres.graph.graph import GraphView
+from edgeres.graph.graph import Graph
 from edgeres.graph.half import to_fp16
 from edgeres.graph.rtx import channel_factor, half_between
 from edgeres.pipeline.take import ModelChoice, take, with_exact_input
@@ -59,7 +59,7 @@ CALIBRATION_IMAGES, VALIDATION_IMAGES = 128, 32
 STEM = ("/conv1", "/Relu", "/maxpool")
 STAGES = tuple(f"/layer{n}" for n in (1, 2, 3, 4))
 
-Planned = Callable[[QuantPlan, GraphView], QuantPlan]
+Planned = Callable[[QuantPlan, Graph], QuantPlan]
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Row:
 def only(*prefixes: str) -> Planned:
     """INT8 for the layers and Adds whose names begin so."""
 
-    def apply(plan: QuantPlan, view: GraphView) -> QuantPlan:
+    def apply(plan: QuantPlan, view: Graph) -> QuantPlan:
         edges = (
             replace(edge, consumers=tuple(name for name in edge.consumers if name.startswith(prefixes)))
             for edge in plan.edges
@@ -120,7 +120,7 @@ def only(*prefixes: str) -> Planned:
     return apply
 
 
-def per_tensor(plan: QuantPlan, view: GraphView) -> QuantPlan:
+def per_tensor(plan: QuantPlan, view: Graph) -> QuantPlan:
     """One scale for all weights of a layer."""
     coarse = []
     for weight in plan.weights:
@@ -130,7 +130,7 @@ def per_tensor(plan: QuantPlan, view: GraphView) -> QuantPlan:
     return replace(plan, weights=tuple(coarse))
 
 
-def float_skips(plan: QuantPlan, view: GraphView) -> QuantPlan:
+def float_skips(plan: QuantPlan, view: Graph) -> QuantPlan:
     """Residual Adds read what is in front of the Q/DQ pair."""
     adds = {node.name for node in view.nodes if node.op_type == "Add"}
     edges = (replace(edge, consumers=tuple(n for n in edge.consumers if n not in adds)) for edge in plan.edges)
@@ -209,7 +209,7 @@ def run(graph: onnx.ModelProto, images: F32) -> F32:
 
 
 def measure(network: Network, formulation: Formulation) -> Row:
-    view = GraphView(network.graph)
+    view = Graph(network.graph)
     graph = rewrite(network.graph, formulation.plan(network.plans[formulation.codes], view))
     for change in formulation.passes:
         graph = change(graph)
@@ -231,7 +231,7 @@ def is_same(network: Network, formulation: Formulation) -> bool:
         values = numpy_helper.to_array(tensor)
         if values.ndim == 1 and values.dtype == np.float32:  # biases
             tensor.CopyFrom(numpy_helper.from_array((np.round(values * 64) / 64).astype(np.float32), tensor.name))
-    view = GraphView(graph)
+    view = Graph(graph)
     plan = short(formulation.plan(network.plans[formulation.codes], view), view)
     written = rewrite(graph, plan)
     for change in formulation.passes:
@@ -241,7 +241,7 @@ def is_same(network: Network, formulation: Formulation) -> bool:
     return np.array_equal(run(plain, images), run(written, images))
 
 
-def short(plan: QuantPlan, view: GraphView) -> QuantPlan:
+def short(plan: QuantPlan, view: Graph) -> QuantPlan:
     """The plan with every scale raised to a power of two."""
 
     def raised(params: QuantParams) -> QuantParams:

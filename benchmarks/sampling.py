@@ -19,7 +19,7 @@ from edgeres.calibrate.ranges import Moments, choose_range, rounding_error
 from edgeres.calibrate.sketch import Histogram, Sketch
 from edgeres.data.loader import Loader
 from edgeres.data.signs import Signs
-from edgeres.graph.graph import GraphView
+from edgeres.graph.graph import Graph
 from edgeres.pipeline.take import Fp32Model, ModelChoice, take, with_exact_input
 from edgeres.quantize.graphs import wanted_ranges
 from edgeres.quantize.placement import place
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=256)
     given = parser.parse_args()
     model = with_exact_input(take(ModelChoice("resnet18")))
-    asked = [wanted_ranges(place(GraphView(model.graph), style)) for style in ("tensorrt", "cpu")]
+    asked = [wanted_ranges(place(Graph(model.graph), style)) for style in ("tensorrt", "cpu")]
     ranges = [
         {tensor: True for tensor in wanted.symmetric if tensor not in model.known}
         | {tensor: False for tensor in wanted.affine if tensor not in model.known}

@@ -10,7 +10,7 @@ import pytest
 from edgeres.calibrate.forward import with_outputs
 from edgeres.calibrate.ranges import choose_range
 from edgeres.calibrate.sketch import Sketch
-from edgeres.graph.graph import GraphView
+from edgeres.graph.graph import Graph
 from edgeres.graph.normalize import normalize
 from edgeres.quantize.placement import place
 from edgeres.quantize.plan import make_plan
@@ -30,7 +30,7 @@ def values(model: onnx.ModelProto, tensors: list[str]) -> dict[str, np.ndarray]:
 
 
 def make_draft(model: onnx.ModelProto, style: Style) -> Draft:
-    view = GraphView(model)
+    view = Graph(model)
     placement = place(view, style)
     found = values(model, list(placement.observed))
     ranges: dict[str, TensorRange] = {}
@@ -54,7 +54,7 @@ def mean_shift(model: onnx.ModelProto, fp32: onnx.ModelProto, tensors: list[str]
 @pytest.mark.parametrize("name", NAMES)
 def test_means_behind_every_add_and_of_the_scores_are_those_of_fp32(name: str, style: Style) -> None:
     model = normalize(foreign_graphs.FOREIGN[name]()).model
-    view = GraphView(model)
+    view = Graph(model)
     draft = make_draft(model, style)
     corrected = correct_bias(draft, model, IMAGES)
     watched = [node.output[0] for node in view.nodes if view.is_residual_add(node)] + [view.output]
@@ -67,7 +67,7 @@ def test_means_behind_every_add_and_of_the_scores_are_those_of_fp32(name: str, s
 def test_int32_codes_are_those_of_the_float_bias() -> None:
     draft = make_draft(normalize(foreign_graphs.option_a()).model, "cpu")
     corrected = correct_bias(draft, draft.graph, IMAGES)
-    view = GraphView(corrected.graph)
+    view = Graph(corrected.graph)
     biases = [edge for edge in corrected.plan.weights if edge.params.dtype == "int32"]
     assert len(biases) == sum(node.op_type in {"Conv", "Gemm"} for node in view.nodes)
     for edge in biases:

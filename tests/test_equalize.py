@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeres.calibrate.forward import with_outputs
-from edgeres.graph.graph import GraphView
+from edgeres.graph.graph import Graph
 from edgeres.graph.normalize import normalize
 from edgeres.pipeline.take import ModelChoice, take
 from edgeres.refine.channel_groups import PINNED, find_ties, scaled
@@ -80,7 +80,7 @@ def test_random_networks_keep_their_function(widths: list[int], seed: int, group
 
 def test_one_factor_per_channel_runs_along_the_stream() -> None:
     model = take(ModelChoice("resnet20", weights="random")).graph
-    ties, view = find_ties(model), GraphView(model)
+    ties, view = find_ties(model), Graph(model)
     adds = [node for node in view.nodes if view.is_residual_add(node)]
     for add in adds:
         left, right, out = (ties.channels[name] for name in (*add.input, add.output[0]))
@@ -119,7 +119,7 @@ def test_sensitivities_are_the_noise_gain_of_a_linear_layer() -> None:
     w = foreign_graphs.Writer()
     model = normalize(w.model(w.head(w.conv("data", (3, 6)), 6))).model
     inner = model.graph.node[0].output[0]
-    h = sensitivities(GraphView(model), shapes(model, np.zeros((1, 3, 32, 32), np.float32)), {}).tensors[inner]
+    h = sensitivities(Graph(model), shapes(model, np.zeros((1, 3, 32, 32), np.float32)), {}).tensors[inner]
     head = onnx.ModelProto()
     head.CopyFrom(model)
     del head.graph.node[0], head.graph.input[0]
@@ -141,7 +141,7 @@ def test_a_convolution_and_a_relu_pass_variance_back() -> None:
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2, 4, 4]) for name in "xz"]
     graph = helper.make_graph(nodes, "g", values[:1], values[1:], [numpy_helper.from_array(weight, "w")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    h = sensitivities(GraphView(model), shapes(model, np.zeros((1, 2, 4, 4), np.float32)), {"z": np.array([1.0, 0.5])})
+    h = sensitivities(Graph(model), shapes(model, np.zeros((1, 2, 4, 4), np.float32)), {"z": np.array([1.0, 0.5])})
     assert h.tensors["y"] == pytest.approx([1.0, 0.5])
     assert h.tensors["x"] == pytest.approx([9 + 0.5 * 16, 0.5])
 

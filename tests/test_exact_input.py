@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeres.data.preprocess import normalize as preprocess_pixels
-from edgeres.graph.graph import GraphView
+from edgeres.graph.graph import Graph
 from edgeres.graph.normalize import normalize
 from edgeres.quantize.affine import affine_uint8, symmetric_int8
 from edgeres.quantize.placement import place
@@ -88,7 +88,7 @@ def test_the_known_range_codes_every_byte_without_error_and_keeps_integer_kernel
     ((tensor, interval),) = found.known.items()
     for params, zero in ((affine_uint8(interval), 128), (symmetric_int8(interval), 0)):
         assert (float(params.scale), params.zero_point) == (1.0, zero)
-    view = GraphView(found.graph)
+    view = Graph(found.graph)
     placement = place(view, "cpu")
     assert tensor in placement.observed
     rectified = {node.output[0] for node in view.nodes if node.op_type == "Relu"}
@@ -124,7 +124,7 @@ def test_a_normalized_input_is_taken_back_to_its_bytes(
     x = preprocess_pixels(images, before)
     assert run(found.graph, x) == pytest.approx(run(graph, x), rel=1e-3, abs=1e-3)
 
-    view = GraphView(found.graph)
+    view = Graph(found.graph)
     placement = place(view, "tensorrt")
     ranges = {name: TensorRange(name, -1.0, 1.0, "minmax", 1) for name in placement.observed} | dict(found.known)
     quantized = rewrite(found.graph, make_plan(view, placement, ranges, ""))

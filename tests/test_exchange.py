@@ -27,7 +27,7 @@ from onnxruntime.quantization.quant_utils import write_calibration_table
 
 from edgeres.calibrate.ranges_file import Recorded, read_calibration
 from edgeres.errors import InputError
-from edgeres.graph.graph import GraphView
+from edgeres.graph.graph import Graph
 from edgeres.pipeline.take import ModelChoice, take
 from edgeres.quantize.affine import symmetric_int8
 from edgeres.quantize.exchange import export, read_foreign
@@ -175,7 +175,7 @@ def test_onnx_runtimes_calibration_is_read(made: Path, tmp_path: Path, command: 
     words = ("calibrate", made / "tiny.onnx", "--import", tmp_path / "calibration.json")
     assert command(*words, "-o", tmp_path / "ours.json").code == 0
     ours = json.loads((tmp_path / "ours.json").read_text())["tensors"]
-    view = GraphView(take(ModelChoice(made / "tiny.onnx")).graph)
+    view = Graph(take(ModelChoice(made / "tiny.onnx")).graph)
     for name in place(view, "cpu").observed:
         low, high = (float(np.ravel(end)[0]) for end in measured.data[name].range_value)
         assert ours[name]["ranges"]["cpu"] == [min(low, 0.0), max(high, 0.0)]

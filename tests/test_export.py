@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeres.errors import ModelError
-from edgeres.graph.graph import GraphView
+from edgeres.graph.graph import Graph
 from edgeres.graph.normalize import normalize
 from edgeres.records import ModelSpec, Preprocess
 from edgeres.zoo.architectures import ARCHITECTURES
@@ -92,7 +92,7 @@ def test_batch_norm_is_left_only_where_no_convolution_takes_it(name: str) -> Non
     assert counts["Conv"] == sum(isinstance(layer, nn.Conv2d) for layer in network.modules())
     blocks = 3
     assert counts["BatchNormalization"] == (blocks if ARCHITECTURES[name].preactivation else 0)
-    view = GraphView(exported.model)
+    view = Graph(exported.model)
     for node in view.nodes:
         if node.op_type == "BatchNormalization":
             assert view.producer(node.input[0]).op_type == "Add"  # type: ignore[union-attr]

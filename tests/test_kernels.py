@@ -28,7 +28,7 @@ from edgeres.engine.builder import BuildRequest, build_engine
 from edgeres.engine.kernels import Program, in_words, is_engine, read_program
 from edgeres.errors import EngineError
 from edgeres.graph.forms import FORMS
-from edgeres.graph.graph import GraphView
+from edgeres.graph.graph import Graph
 from edgeres.graph.half import to_fp16
 from edgeres.quantize.losses import losses
 from edgeres.quantize.placement import place
@@ -314,7 +314,7 @@ def test_an_add_of_codes_on_both_sides_is_told() -> None:
 @pytest.mark.parametrize("style", ["tensorrt", "cpu"])
 def test_the_own_placements_lose_nothing(style: Style) -> None:
     graph = resnet(quantized=False)
-    view = GraphView(graph)
+    view = Graph(graph)
     placement = place(view, style)
     ranges = {tensor: TensorRange(tensor, -1.0, 1.0, "minmax", 1) for tensor in placement.observed}
     quantized = rewrite(graph, make_plan(view, placement, ranges, "digest"))

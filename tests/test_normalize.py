@@ -24,7 +24,7 @@ from edgeres.data.preprocess import apply
 from edgeres.device.libraries import available
 from edgeres.engine.builder import BuildRequest, build_engine
 from edgeres.errors import ModelError
-from edgeres.graph.graph import GraphView
+from edgeres.graph.graph import Graph
 from edgeres.graph.lint import lint
 from edgeres.graph.normalize import BATCH, Canonical, load_onnx, normalize
 from edgeres.pipeline.build import weight_bits
@@ -114,7 +114,7 @@ def test_is_canonical(name: str) -> None:
     names = [node.name for node in graph.node]
     assert all(names) and len(set(names)) == len(names)
     assert not operators(model).keys() & {"Identity", "Dropout", "Constant", "Sum", "Cast"}
-    view = GraphView(model)
+    view = Graph(model)
     for node in graph.node:
         producer = view.producer(node.input[0]) if node.input else None
         if node.op_type in {"BatchNormalization", "Mul", "Add"} and producer is not None and producer.op_type == "Conv":
@@ -141,7 +141,7 @@ def test_cpu_graph_is_integer_from_the_first_conv_to_the_last_gemm(name: str, tm
     options.log_severity_level = 3
     ort.InferenceSession(int8.SerializeToString(), options, providers=["CPUExecutionProvider"])
     optimized = operators(onnx.load(str(tmp_path / "optimized.onnx")))
-    view = GraphView(found.canonical.model)
+    view = Graph(found.canonical.model)
     joins = Counter(node.op_type for node in view.nodes if view.joins_activations(node))
     assert optimized["QLinearConv"] == operators(found.canonical.model)["Conv"]
     assert optimized["QLinearAdd"] == joins["Add"]
@@ -155,7 +155,7 @@ def test_tensorrt_graph_has_codes_where_they_belong(name: str) -> None:
     int8 = found.quantized.graphs["tensorrt"]
     assert [str(finding) for finding in lint(int8)] == []
     assert sqnr_db(found.scores(found.canonical.model), found.scores(int8, integer=False)) > 15
-    view, plain = GraphView(int8), GraphView(found.canonical.model)
+    view, plain = Graph(int8), Graph(found.canonical.model)
     residual = {node.name for node in plain.nodes if plain.is_residual_add(node)}
     for node in view.nodes:
         producers = [view.producer(tensor) for tensor in node.input]

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeres.data.arrays import Arrays
 from edgeres.data.loader import Loader
-from edgeres.graph.graph import GraphView
+from edgeres.graph.graph import Graph
 from edgeres.pipeline.take import Fp32Model, ModelChoice, take
 from edgeres.quantize.affine import affine_uint8, codes, quantize_weight, symmetric_int8, widen_for_bias
 from edgeres.quantize.graphs import Quantized, RangeChoice, quantize
@@ -141,7 +141,7 @@ def sqnr_db(signal: np.ndarray, other: np.ndarray) -> float:
 
 
 def test_tensorrt_takes_conv_inputs_and_skip_inputs_only(fp32: Fp32Model) -> None:
-    view = GraphView(fp32.graph)
+    view = Graph(fp32.graph)
     placement = place(view, "tensorrt")
     convs = [node for node in view.nodes if node.op_type == "Conv"]
     adds = [node for node in view.nodes if node.op_type == "Add"]
@@ -162,7 +162,7 @@ def test_tensorrt_takes_conv_inputs_and_skip_inputs_only(fp32: Fp32Model) -> Non
 
 
 def test_a_downsample_block_skips_on_the_side_with_fewer_convolutions() -> None:
-    view = GraphView(take(ModelChoice("resnet18", weights="random")).graph)
+    view = Graph(take(ModelChoice("resnet18", weights="random")).graph)
     placement = place(view, "tensorrt")
     skips = [site.tensor for site in placement.sites if "skip input of Add" in site.reason]
     assert len(skips) == 8
@@ -170,7 +170,7 @@ def test_a_downsample_block_skips_on_the_side_with_fewer_convolutions() -> None:
 
 
 def test_a_plain_net_has_no_skip() -> None:
-    view = GraphView(take(ModelChoice("plain18", weights="random")).graph)
+    view = Graph(take(ModelChoice("plain18", weights="random")).graph)
     assert not any("skip" in site.reason for site in place(view, "tensorrt").sites)
 
 
@@ -206,7 +206,7 @@ def test_the_first_layer_is_the_arithmetic_written_out(fp32: Fp32Model, quantize
     scale = float(edge.params.scale)
     data = np.clip(np.rint(x / np.float32(scale)), -128, 127).astype(np.float64) * scale
     kernel = weight.codes.astype(np.float64) * weight.params.scale.reshape(-1, 1, 1, 1)
-    bias = GraphView(fp32.graph).constant(conv.input[2])
+    bias = Graph(fp32.graph).constant(conv.input[2])
     padded = np.pad(data, ((0, 0), (0, 0), (1, 1), (1, 1)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
     expected = np.einsum("nchwij,ocij->nohw", windows, kernel) + bias.reshape(1, -1, 1, 1)

@@ -15,10 +15,10 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from test_torch_graph import Graph, planned
+from test_torch_graph import Maker, planned
 
 from edgeres.errors import ModelError, UsageError
-from edgeres.graph.graph import WEIGHTED, GraphView
+from edgeres.graph.graph import WEIGHTED, Graph
 from edgeres.graph.normalize import normalize
 from edgeres.progress import Advance, Silent
 from edgeres.quantize.affine import codes
@@ -36,13 +36,13 @@ def error(draft: Draft, fp32: onnx.ModelProto, images: F32) -> float:
     return noise_power(logits(fp32, images), logits(draft.quantized(), images))
 
 
-def view_of(graph: Graph) -> GraphView:
-    return GraphView(normalize(graph()).model)
+def view_of(graph: Maker) -> Graph:
+    return Graph(normalize(graph()).model)
 
 
 @pytest.mark.parametrize("name", foreign_graphs.FOREIGN)
 def test_blocks_hold_every_node_once_and_meet_at_single_tensors(name: str) -> None:
-    view = GraphView(normalize(foreign_graphs.FOREIGN[name]()).model)
+    view = Graph(normalize(foreign_graphs.FOREIGN[name]()).model)
     blocks = split(view)
     order = [node for block in blocks for node in block.nodes]
     softmax = [node.name for node in view.nodes if node.op_type == "Softmax" and node.output[0] == view.output]
@@ -110,7 +110,7 @@ def test_learned_rounding_is_near_the_best_of_all(seed: int) -> None:
 
 @pytest.mark.parametrize("style", ["tensorrt", "cpu"])
 @pytest.mark.parametrize("graph", [foreign_graphs.option_a, lambda: foreign_graphs.bottleneck(group=4)])
-def test_learning_lowers_the_error_on_other_images(graph: Graph, style: Style) -> None:
+def test_learning_lowers_the_error_on_other_images(graph: Maker, style: Style) -> None:
     draft, images = planned(graph, style, count=96)
     kept, held = images[:64], images[64:]
     before = error(draft, draft.graph, held)
@@ -120,7 +120,7 @@ def test_learning_lowers_the_error_on_other_images(graph: Graph, style: Style) -
 def test_blocks_are_handed_out_one_by_one_and_nothing_given_changes() -> None:
     draft, images = planned(foreign_graphs.option_a, "tensorrt", count=48)
     graph, digest = draft.graph.SerializeToString(), plan_digest(draft.plan)
-    blocks = split(GraphView(draft.graph))
+    blocks = split(Graph(draft.graph))
     options = replace(QUICK, steps=2, block_steps=20)
     first_scale = {edge.tensor: float(edge.params.scale) for edge in draft.plan.edges}
     last_read = draft.plan.edges[-1].tensor
@@ -163,7 +163,7 @@ def test_interrupted_learning_goes_on_to_the_same_result(
     steps_done: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draft, images = planned(foreign_graphs.option_a, "tensorrt", count=32)
-    blocks = len(split(GraphView(draft.graph)))
+    blocks = len(split(Graph(draft.graph)))
     options = replace(QUICK, steps=6, block_steps=10, resume=tmp_path)
     assert 10 * blocks < 43 < 10 * blocks + 6
     straight = reconstruct(draft, draft.graph, images, replace(options, resume=None))
@@ -210,7 +210,7 @@ def test_a_small_cache_takes_fewer_images() -> None:
 def test_an_exact_input_stays_exact() -> None:
     """Codes that are the values themselves have no rounding error, so their scale has no gradient."""
     draft, images = planned(foreign_graphs.option_a, "tensorrt", count=16)
-    name = GraphView(draft.graph).input
+    name = Graph(draft.graph).input
     exact = QuantParams(np.asarray(1.0, np.float32), 0, "int8")
     edges = tuple(replace(edge, params=exact) if edge.tensor == name else edge for edge in draft.plan.edges)
     bytes_in = np.clip(np.rint(images * 40), -128, 127).astype(np.float32)

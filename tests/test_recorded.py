@@ -9,7 +9,7 @@ import pytest
 
 from edgeres.calibrate.ranges_file import Recorded, read_calibration
 from edgeres.data.choose import DataChoice
-from edgeres.graph.graph import GraphView
+from edgeres.graph.graph import Graph
 from edgeres.pipeline.build import forms
 from edgeres.pipeline.steps import CalibrateOptions, calibrate_file
 from edgeres.pipeline.take import ModelChoice, take, with_exact_input
@@ -29,7 +29,7 @@ def test_builds_of_the_bundled_models_take_them(name: str) -> None:
     taken = take(ModelChoice(name))
     for form in (taken, with_exact_input(taken), with_exact_input(taken, "normalized")):
         ranges = recorded(name).of(forms(form, taken))
-        wanted = {style: wanted_ranges(place(GraphView(form.graph), style)) for style in STYLES}
+        wanted = {style: wanted_ranges(place(Graph(form.graph), style)) for style in STYLES}
         found = ranges.choose("mse", wanted, form.known)
         assert all(found[style].keys() >= set(asked.all) for style, asked in wanted.items())
 

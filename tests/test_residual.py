@@ -8,7 +8,7 @@ from onnx import TensorProto
 
 from edgeres.data.arrays import Arrays
 from edgeres.data.loader import Loader
-from edgeres.graph.graph import GraphView
+from edgeres.graph.graph import Graph
 from edgeres.pipeline.take import Fp32Model, ModelChoice, take
 from edgeres.quantize.graphs import RangeChoice, quantize
 from edgeres.quantize.plan import plan_digest
@@ -37,13 +37,13 @@ def draft(fp32: Fp32Model) -> Draft:
 
 
 def test_every_residual_add_has_one_skip(draft: Draft) -> None:
-    found = skips(GraphView(draft.graph), draft.plan)
+    found = skips(Graph(draft.graph), draft.plan)
     assert len(found) == 9
     assert len(set(found.values())) == 9
 
 
 def test_half_skips_are_casts_and_convolutions_keep_their_codes(draft: Draft) -> None:
-    view = GraphView(draft.graph)
+    view = Graph(draft.graph)
     found = skips(view, draft.plan)
     plan = keep_in_half(view, draft.plan, found)
     graph = Draft(draft.graph, plan).quantized().graph
@@ -60,7 +60,7 @@ def test_half_skips_are_casts_and_convolutions_keep_their_codes(draft: Draft) ->
 
 
 def test_half_skips_are_as_good_as_float_ones(draft: Draft, fp32: Fp32Model, images: F32) -> None:
-    view = GraphView(draft.graph)
+    view = Graph(draft.graph)
     plan = keep_in_half(view, draft.plan, skips(view, draft.plan))
     without = Draft(draft.graph, type(plan)(**{**vars(plan), "halves": ()}))
     reference = logits(fp32.graph, images)
@@ -72,7 +72,7 @@ def test_half_skips_are_as_good_as_float_ones(draft: Draft, fp32: Fp32Model, ima
 
 def test_auto_keeps_the_budget_and_names_every_block(draft: Draft, fp32: Fp32Model, images: F32) -> None:
     reference = logits(fp32.graph, images)
-    view = GraphView(draft.graph)
+    view = Graph(draft.graph)
 
     def noise(plan: object) -> float:
         """Of the typical image: one that saturates must not decide."""

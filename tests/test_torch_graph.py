@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeres.calibrate.forward import with_outputs
 from edgeres.errors import ModelError
-from edgeres.graph.graph import GraphView
+from edgeres.graph.graph import Graph
 from edgeres.graph.normalize import normalize
 from edgeres.quantize.affine import affine_uint8, codes, symmetric_int8
 from edgeres.quantize.placement import place
@@ -29,8 +29,8 @@ from edgeres.refine.blocks import Block, whole
 from edgeres.refine.candidate import Draft
 from edgeres.refine.torch_graph import FakeQuantizer, TorchGraph
 
-Graph = Callable[[], onnx.ModelProto]
-GRAPHS: list[Graph] = [
+Maker = Callable[[], onnx.ModelProto]
+GRAPHS: list[Maker] = [
     foreign_graphs.mxnet_v1,
     foreign_graphs.mxnet_v2,
     foreign_graphs.caffe2,
@@ -166,10 +166,10 @@ def test_what_has_no_counterpart_is_named(op: str, constants: list[Any], attribu
         TorchGraph(model).run(Block(("node",), "x", "y"), torch.zeros(IMAGE))
 
 
-def planned(graph: Graph, style: Style, count: int = 6) -> tuple[Draft, np.ndarray]:
+def planned(graph: Maker, style: Style, count: int = 6) -> tuple[Draft, np.ndarray]:
     """A graph with a plan from its own tensors' largest values, and images of the kind it was made from."""
     model = normalize(graph()).model
-    view = GraphView(model)
+    view = Graph(model)
     shape = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim][1:]
     x = rng().standard_normal((count, *shape)).astype(np.float32)
     placement = place(view, style)
@@ -184,7 +184,7 @@ def planned(graph: Graph, style: Style, count: int = 6) -> tuple[Draft, np.ndarr
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
-def test_the_quantized_network_is_that_of_onnx_runtime(graph: Graph) -> None:
+def test_the_quantized_network_is_that_of_onnx_runtime(graph: Maker) -> None:
     for style in ("tensorrt", "cpu"):
         draft, x = planned(graph, style)  # type: ignore[arg-type]
         learner = TorchGraph(draft.graph, draft.plan)
@@ -223,7 +223,7 @@ def test_codes_that_pass_through_keep_one_scale() -> None:
             change += 0.1 + 0.01 * index
     before = {edge.tensor: float(edge.params.scale) for edge in draft.plan.edges}
     after = {edge.tensor: float(edge.params.scale) for edge in learner.draft().plan.edges}
-    view = GraphView(draft.graph)
+    view = Graph(draft.graph)
     shortcut = next(tensor for tensor in after if (node := view.producer(tensor)) and node.op_type == "Pad")
     source = view.source_of(shortcut)
     assert after[shortcut] == after[source] != before[source]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeres.graph.graph import GraphView
+from edgeres.graph.graph import Graph
 from edgeres.graph.lint import lint
 from edgeres.graph.normalize import normalize
 from edgeres.quantize.affine import affine_int8
@@ -46,7 +46,7 @@ def zero_points(model: onnx.ModelProto) -> set[int]:
 
 def plan_for(graph: onnx.ModelProto, x: np.ndarray) -> QuantPlan:
     """Min-max ranges, found by running the float graph with every tensor as an output."""
-    view = GraphView(graph)
+    view = Graph(graph)
     placement = place(view, "tensorrt")
     shown = onnx.ModelProto()
     shown.CopyFrom(graph)
@@ -87,7 +87,7 @@ def test_folded_graphs_have_the_same_codes_without_zero_points(name: str) -> Non
 
 def test_some_of_these_graphs_use_all_codes() -> None:
     made = (normalize(make()).model for make in foreign_graphs.FOREIGN.values())
-    used = [len(place(GraphView(graph), "tensorrt").full) for graph in made]
+    used = [len(place(Graph(graph), "tensorrt").full) for graph in made]
     assert sum(count > 0 for count in used) > len(used) / 2
 
 
@@ -162,7 +162,7 @@ def test_a_convolution_behind_padding_of_unknown_size_keeps_half() -> None:
     w = foreign_graphs.Writer()
     x = w.op("Relu", w.conv("data", (3, 8), bias=True))
     made = w.model(w.head(w.op("Relu", w.conv(x, (8, 8), auto_pad="SAME_UPPER")), 8))
-    view = GraphView(made)
+    view = Graph(made)
     assert x not in place(view, "tensorrt").full
     assert Counter(place(view, "tensorrt", "half").full) == Counter()
 

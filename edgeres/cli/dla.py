@@ -12,7 +12,7 @@ from edgeres.cli.options import UserPath, as_json
 from edgeres.cli.show import print_json, print_table
 
 if TYPE_CHECKING:
-    from edgeres.engine.dla import DlaModel
+    from edgeres.graph.dla import DlaModel
 
 GRAPH, CACHE = "model.dla.onnx", "model.dla.cache"
 COMMAND = (

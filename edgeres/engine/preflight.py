@@ -1,14 +1,14 @@
-"""Whether a model suits a target, said before a build that would find out late: memory, and the ONNX opset.
+"""Warn before a build that is likely to fail on its target, for want of memory or by the ONNX opset.
 
-Needs nothing but NumPy to count weights; with onnx installed, activations and opsets are looked at, too.
+Weights are counted with NumPy alone; activations and opsets need onnx, and are left out where it is not installed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgeres.bundle import FP32
 from edgeres.device.gpu import this_gpu
@@ -18,7 +18,7 @@ from edgeres.graph.forms import FORMS
 if TYPE_CHECKING:
     import onnx
 
-# What a Jetson's system and desktop take before anything of ours runs: assumed, not measured.
+# Memory that a Jetson's system and desktop take: assumed, not measured.
 SYSTEM_BYTES = int(1.5e9)
 _COPIES = 3  # of the weights while an engine is built: the parser's, the builder's, the engine's
 _GB = 1e9
@@ -26,11 +26,11 @@ _GB = 1e9
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """What a build takes at its peak, in bytes.
+    """Memory that a build takes at its peak, in bytes.
 
     Attributes:
-        weights: of the FP32 graph, which is built beside the INT8 one.
-        activations: the most that are alive at once at the largest batch, in float32; None: not known without onnx.
+        weights: size of the FP32 graph's weights; its engine is built beside the INT8 one.
+        activations: the most that are alive at once at the largest batch, in float32; None: onnx is not installed.
         workspace: scratch memory that one layer may take.
     """
 
@@ -71,7 +71,7 @@ def warnings(folder: Path, target: Target, max_batch: int, workspace_mb: int | N
 
 
 def _memories(target: Target) -> list[int]:
-    """Bytes of the device: of this one where it is the target, else of every variant it is sold with."""
+    """Bytes of this device's memory if it is the target, else of every variant that the target is sold with."""
     gpu, _ = this_gpu()
     if gpu is not None and (this_board() is target or target.name == target.runtime):
         return [gpu.memory_bytes]
@@ -83,7 +83,7 @@ def _opsets(folder: Path, target: Target) -> Iterator[str]:
         import onnx
     except ImportError:
         return
-    if target.tensorrt is None:  # RTX is at hand, and its own parser tells
+    if target.tensorrt is None:  # TensorRT-RTX is installed here: its own parser tells
         return
     for name in (FORMS["tensorrt"].file, FP32):
         path = folder / name
@@ -97,9 +97,9 @@ def _opsets(folder: Path, target: Target) -> Iterator[str]:
 
 
 def memory_need(graph: Path, max_batch: int, workspace: int) -> MemoryNeed:
-    """Of a build from a float graph, by the sizes of its tensors.
+    """The memory of a build from a float graph, from the sizes of its tensors.
 
-    Where onnx is not installed the weights are the size of the file.
+    Without onnx the size of the file stands for that of the weights.
     """
     try:
         import onnx
@@ -115,18 +115,14 @@ def peak_activations(model: onnx.ModelProto, batch: int) -> int:
 
     Nodes run in their order, a tensor is freed after its last reader, and a ReLU works in place.
     """
-    from onnx import shape_inference
+    from edgeres.graph.graph import Graph
 
-    inferred = shape_inference.infer_shapes(model).graph
-    values = (*inferred.input, *inferred.value_info, *inferred.output)
-    constants = {tensor.name for tensor in inferred.initializer}
-    sizes = {v.name: 4 * _elements(_shape(v, batch)) for v in values if v.name not in constants}
-    last: dict[str, int] = {name: index for index, node in enumerate(inferred.node) for name in node.input}
-    last |= {value.name: len(inferred.node) for value in inferred.output}
-    alive = {value.name: sizes[value.name] for value in inferred.input if value.name in sizes}
+    graph = Graph(model)
+    sizes = {name: 4 * _elements(_sizes(graph.shape(name), batch)) for name in graph.types}
+    alive = {name: sizes[name] for name in graph.inputs if name in sizes}
     peak = sum(alive.values())
-    for index, node in enumerate(inferred.node):
-        ended = {name: alive[name] for name in node.input if name in alive and last[name] == index}
+    for index, node in enumerate(graph.nodes):
+        ended = [name for name in node.input if name in alive and graph.last_use(name) == index]
         if node.op_type == "Relu":
             _end(alive, ended)
         alive.update((name, sizes[name]) for name in node.output if name in sizes)
@@ -135,18 +131,17 @@ def peak_activations(model: onnx.ModelProto, batch: int) -> int:
     return peak
 
 
-def _end(alive: dict[str, int], ended: Mapping[str, int]) -> None:
+def _end(alive: dict[str, int], ended: Sequence[str]) -> None:
     for name in ended:
         alive.pop(name, None)
 
 
-def _shape(value: Any, batch: int) -> list[int]:
-    """Of a graph's tensor; the first axis where it has no size is the batch, any other counts as 1."""
-    dims = value.type.tensor_type.shape.dim
-    return [dim.dim_value or (batch if index == 0 else 1) for index, dim in enumerate(dims)]
+def _sizes(shape: Sequence[int], batch: int) -> list[int]:
+    """A shape without unknown sizes: the first axis is the batch then, and any other counts as 1."""
+    return [size or (batch if axis == 0 else 1) for axis, size in enumerate(shape)]
 
 
-def _elements(shape: Any) -> int:
+def _elements(shape: Iterable[int]) -> int:
     count = 1
     for size in shape:
         count *= size

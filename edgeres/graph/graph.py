@@ -1,54 +1,295 @@
-"""An ONNX graph with the questions that placement asks of it."""
+"""An ONNX graph, indexed by tensor name: producers, consumers, constants and shapes; and the edits that keep the index.
+
+The methods of the last section answer what quantization asks about a residual network: which input of an Add is the
+skip, which nodes only move values, which tensors cannot be negative.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper, shape_inference
+
+# A constant of an ONNX graph may have any element type.
+Values = npt.NDArray[Any]
 
 # Ops that move values without changing them: codes pass through with scale and zero_point untouched.
 PASS_THROUGH = frozenset(
     {"Identity", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Pad", "MaxPool"}
 )
-_POOLS = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool"})
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
+_POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"})
 
 
-class GraphView:
-    """Read-only index of a model: producers, consumers, constants and shapes by tensor name.
+class Graph:
+    """The main graph of a model.
 
-    The model must have unique, non-empty node names (:func:`edgeres.graph.normalize.normalize` gives them).
+    An edit changes the model at once. Nodes, their inputs and constants must be changed through the methods here, or
+    the index is wrong afterwards; attributes of nodes are not indexed.
+
+    Attributes:
+        nodes: in the model's order. Iterate over a copy while nodes are inserted or removed.
+        inputs: names; files of IR 3 list constants among them, which are left out.
+        outputs: names.
+
+    Example:
+        >>> graph = Graph.copy_of(model)                                            # doctest: +SKIP
+        >>> for add in graph.of("Add"):                                             # doctest: +SKIP
+        ...     graph.put_behind(add, "Relu", [], f"{add.name}_relu")
+        >>> changed = graph.done()                                                  # doctest: +SKIP
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
-        graph = model.graph
-        self.nodes: list[onnx.NodeProto] = list(graph.node)
-        self.input = str(graph.input[0].name)
-        self.output = str(graph.output[0].name)
-        self._constants = {tensor.name: tensor for tensor in graph.initializer}
-        self._producer = {name: node for node in self.nodes for name in node.output}
+        self.nodes: list[onnx.NodeProto] = list(model.graph.node)
+        self._initializers = {str(tensor.name): tensor for tensor in model.graph.initializer}
+        self.inputs = [str(value.name) for value in model.graph.input if value.name not in self._initializers]
+        self.outputs = [str(value.name) for value in model.graph.output]
+        self._producer: dict[str, onnx.NodeProto] = {}
         self._consumers: dict[str, list[onnx.NodeProto]] = {}
-        for node in self.nodes:
-            for name in dict.fromkeys(node.input):
-                self._consumers.setdefault(name, []).append(node)
+        self._by_name: dict[str, onnx.NodeProto] = {}
+        self._types: dict[str, onnx.ValueInfoProto] | None = None
+        # An ascending key per node: a node that is inserted gets one between its neighbours', and no other changes.
+        self._keys: list[Fraction | int] = list(range(len(self.nodes)))
+        self._key_by_id: dict[int, Fraction | int] = {}
+        for node, key in zip(self.nodes, self._keys, strict=True):
+            self._enter(node, key)
+
+    @classmethod
+    def copy_of(cls, model: onnx.ModelProto) -> Graph:
+        """A graph to be edited; the model given is not changed."""
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        return cls(copy)
+
+    # --- what is there -----------------------------------------------------------------------------------------------
+
+    @property
+    def input(self) -> str:
+        """The first input: a canonical graph has no other."""
+        return self.inputs[0]
+
+    @property
+    def output(self) -> str:
+        """The first output: a canonical graph has no other."""
+        return self.outputs[0]
+
+    def of(self, *ops: str) -> list[onnx.NodeProto]:
+        """The nodes with these operators."""
+        return [node for node in self.nodes if node.op_type in ops]
+
+    def node(self, name: str) -> onnx.NodeProto:
+        """The node of this name; :func:`edgeres.graph.normalize.normalize` gives unique names."""
+        return self._by_name[name]
+
+    def position(self, node: onnx.NodeProto) -> int:
+        """Where the node stands in ``nodes``."""
+        return bisect_left(self._keys, self._key(node))
 
     def producer(self, tensor: str) -> onnx.NodeProto | None:
+        """The node that writes a tensor; None for inputs, initializers and unknown names."""
         return self._producer.get(tensor)
 
+    def writer(self, tensor: str) -> onnx.NodeProto:
+        """The node that writes a tensor, where there is one.
+
+        Raises:
+            KeyError: no node writes it.
+        """
+        return self._producer[tensor]
+
     def consumers(self, tensor: str) -> list[onnx.NodeProto]:
-        return self._consumers.get(tensor, [])
+        """The nodes that read a tensor, each once, in the graph's order."""
+        return list(self._consumers.get(tensor, ()))
+
+    def last_use(self, tensor: str) -> int:
+        """The position of the last node that reads a tensor; behind the last node for an output, -1 if nothing does."""
+        readers = self._consumers.get(tensor)
+        return len(self.nodes) if tensor in self.outputs else self.position(readers[-1]) if readers else -1
+
+    def ancestors(self, *tensors: str) -> set[str]:
+        """Every tensor that these are computed from, themselves included."""
+        found = set(tensors)
+        for node in reversed(self.nodes):
+            if not found.isdisjoint(node.output):
+                found.update(inputs_of(node))
+        return found
+
+    def __contains__(self, tensor: str) -> bool:
+        """Whether an input, a constant or a node's output has this name."""
+        return tensor in self._producer or tensor in self._initializers or tensor in self.inputs
 
     def is_constant(self, tensor: str) -> bool:
-        return tensor in self._constants
+        """Whether it is an initializer, the output of a Constant node, or an Identity of such."""
+        return self.stored(tensor) is not None
 
-    def constant(self, tensor: str) -> npt.NDArray[np.float32]:
-        """The values of an initializer."""
-        return numpy_helper.to_array(self._constants[tensor])
+    def constant(self, tensor: str) -> Values:
+        """The values of a constant.
+
+        Raises:
+            KeyError: it is none.
+        """
+        stored = self.stored(tensor)
+        if stored is None:
+            raise KeyError(tensor)
+        return numpy_helper.to_array(stored)
+
+    def stored(self, tensor: str) -> onnx.TensorProto | None:
+        """A constant as it is stored, for its type and sizes; None where it is no constant."""
+        while tensor not in self._initializers:
+            node = self._producer.get(tensor)
+            if node is None or node.op_type not in {"Identity", "Constant"}:
+                return None
+            if node.op_type == "Constant":
+                return next((attribute.t for attribute in node.attribute if attribute.name == "value"), None)
+            tensor = node.input[0]
+        found: onnx.TensorProto = self._initializers[tensor]
+        return found
+
+    @property
+    def types(self) -> dict[str, onnx.ValueInfoProto]:
+        """Types and shapes of all tensors that ONNX can infer them for, constants left out."""
+        if self._types is None:
+            inferred = shape_inference.infer_shapes(self.model).graph
+            values = (*inferred.value_info, *inferred.input, *inferred.output)
+            self._types = {value.name: value for value in values if value.name not in self._initializers}
+        return self._types
+
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        """Shape; unknown sizes, such as a dynamic batch, are 0. () where nothing is known, and for a scalar."""
+        if tensor in self._initializers:
+            return tuple(self._initializers[tensor].dims)
+        value = self.types.get(tensor)
+        return () if value is None else tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+
+    # --- edits -------------------------------------------------------------------------------------------------------
+
+    def insert(
+        self,
+        made: Sequence[onnx.NodeProto],
+        *,
+        before: onnx.NodeProto | None = None,
+        behind: onnx.NodeProto | None = None,
+    ) -> list[onnx.NodeProto]:
+        """Insert new nodes before or behind a node, or as the graph's first; returns them as the model holds them."""
+        at = self.position(before) if before is not None else 0 if behind is None else self.position(behind) + 1
+        for index, node in enumerate(made, at):
+            low = self._keys[index - 1] if index else self._keys[0] - 2 if self._keys else 0
+            high = self._keys[index] if index < len(self._keys) else low + 2
+            self.model.graph.node.insert(index, node)
+            self.nodes.insert(index, self.model.graph.node[index])
+            self._keys.insert(index, Fraction(low + high) / 2)
+            self._enter(self.nodes[index], self._keys[index])
+        self._types = None
+        return self.nodes[at : at + len(made)]
+
+    def put_before(self, node: onnx.NodeProto, op: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
+        """Insert a node that nothing reads yet in front of another; returns its output's name, ``<name>_out``."""
+        self.insert([helper.make_node(op, list(inputs), [f"{name}_out"], name, **attributes)], before=node)
+        return f"{name}_out"
+
+    def put_behind(
+        self, node: onnx.NodeProto, op: str, others: Sequence[str], name: str, **attributes: Any
+    ) -> onnx.NodeProto:
+        """Insert a node between another and all readers of its output; returns it.
+
+        The tensor's name goes to the new node's output, and what the other writes is called ``<name>_in`` from then on.
+
+        Args:
+            others: further inputs of the new node.
+        """
+        output = node.output[0]
+        node.output[0] = f"{name}_in"
+        self._producer[f"{name}_in"] = node
+        made = helper.make_node(op, [f"{name}_in", *others], [output], name, **attributes)
+        return self.insert([made], behind=node)[0]
+
+    def remove(self, node: onnx.NodeProto) -> None:
+        """Drop a node; what read its output must be given another input."""
+        at = self.position(node)
+        self._drop_reader(node, set(node.input))
+        for name in node.output:
+            if self._producer.get(name) is node:  # else its replacement is there already
+                del self._producer[name]
+        if self._by_name.get(node.name) is node:
+            del self._by_name[node.name]
+        del self._key_by_id[id(node)], self._keys[at], self.nodes[at], self.model.graph.node[at]
+
+    def set_inputs(self, node: onnx.NodeProto, inputs: Sequence[str]) -> None:
+        """Let a node read other tensors."""
+        self._drop_reader(node, set(node.input) - set(inputs))
+        added = [name for name in dict.fromkeys(filter(None, inputs)) if name not in node.input]
+        node.input[:] = inputs
+        for name in added:
+            insort(self._consumers.setdefault(name, []), node, key=self._key)
+        self._types = None
+
+    def redirect(self, node: onnx.NodeProto, old: str, new: str) -> None:
+        """Let a node read ``new`` wherever it reads ``old``."""
+        self.set_inputs(node, [new if name == old else name for name in node.input])
+
+    def add_constant(self, name: str, values: npt.ArrayLike) -> str:
+        """Add an initializer; returns its name."""
+        self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(values), name))
+        self._initializers[name] = self.model.graph.initializer[-1]
+        return name
+
+    def set_constant(self, name: str, values: npt.ArrayLike) -> None:
+        """Give an initializer other values."""
+        self._initializers[name].CopyFrom(numpy_helper.from_array(np.asarray(values), name))
+
+    def free_name(self, stem: str, suffixes: Sequence[str] = ("",)) -> str:
+        """The stem, lengthened by underscores until no tensor has its name with any of the suffixes."""
+        while any(f"{stem}{suffix}" in self for suffix in suffixes):
+            stem += "_"
+        return stem
+
+    def done(self) -> onnx.ModelProto:
+        """The edited model, without nodes and initializers that no output depends on, and valid.
+
+        Raises:
+            onnx.checker.ValidationError: it is not.
+        """
+        self.prune()
+        onnx.checker.check_model(self.model)
+        return self.model
+
+    def prune(self) -> None:
+        """Drop nodes and initializers that no output depends on."""
+        wanted = self.ancestors(*self.outputs)
+        for node in reversed(self.nodes):
+            if wanted.isdisjoint(node.output):
+                self.remove(node)
+        initializers = self.model.graph.initializer
+        for index in reversed(range(len(initializers))):
+            if initializers[index].name not in wanted:
+                del self._initializers[initializers[index].name], initializers[index]
+
+    def _drop_reader(self, node: onnx.NodeProto, tensors: set[str]) -> None:
+        for name in filter(None, tensors):
+            readers = self._consumers[name]
+            del readers[bisect_left(readers, self._key(node), key=self._key)]
+
+    def _enter(self, node: onnx.NodeProto, key: Fraction | int) -> None:
+        """Take a node into the index."""
+        self._key_by_id[id(node)] = key
+        self._by_name[node.name] = node
+        self._producer.update((name, node) for name in node.output if name)
+        for name in dict.fromkeys(node.input):
+            if name:
+                insort(self._consumers.setdefault(name, []), node, key=self._key)
+
+    def _key(self, node: onnx.NodeProto) -> Fraction | int:
+        return self._key_by_id[id(node)]
+
+    # --- questions about a residual network --------------------------------------------------------------------------
 
     def joins_activations(self, node: onnx.NodeProto) -> bool:
         """An Add or Mul of two activations: a residual, or a gate as in squeeze-and-excite."""
@@ -59,14 +300,18 @@ class GraphView:
         return node.op_type == "Add" and self.joins_activations(node)
 
     def keeps_codes(self, node: onnx.NodeProto) -> bool:
-        """Whether codes can pass through as they are: it only moves values, and pads with zero if it pads."""
+        """Whether codes can pass through a node unchanged: it only moves values, and a Pad fills with zero."""
         if node.op_type != "Pad":
             return node.op_type in PASS_THROUGH
-        filled = node.input[2] if len(node.input) > 2 else ""
+        filled = input_at(node, 2)
         return not filled or (self.is_constant(filled) and not self.constant(filled).any())
 
+    def keeps_range(self, node: onnx.NodeProto) -> bool:
+        """Whether its output lies within its input's range: it pools values or moves them."""
+        return node.op_type in _POOLS or self.keeps_codes(node)
+
     def activation_after(self, node: onnx.NodeProto) -> str:
-        """The node's output, or that of the ReLU which is its only reader; a Clip from zero on is one.
+        """The node's output, or the output of a ReLU that is its only reader. A Clip from zero on counts as a ReLU.
 
         Codes with zero at the lower limit clip as ReLU does, so the activation costs nothing behind a quantize.
         """
@@ -78,18 +323,18 @@ class GraphView:
     def _is_relu(self, node: onnx.NodeProto) -> bool:
         if node.op_type != "Clip":
             return node.op_type == "Relu"
-        lowest = node.input[1] if len(node.input) > 1 else ""
+        lowest = input_at(node, 1)
         return self.is_constant(lowest) and not self.constant(lowest).any()
 
     def is_nonnegative(self, tensor: str) -> bool:
-        """Whether no value can be below zero: behind a ReLU, or behind pooling or moving of what is."""
+        """Whether no value can be below zero: it comes from a ReLU, Sigmoid or Softmax, pooled or moved at most."""
         node = self.producer(tensor)
-        while node is not None and (node.op_type in _POOLS or self.keeps_codes(node)):
+        while node is not None and self.keeps_range(node):
             node = self.producer(node.input[0])
         return node is not None and (self._is_relu(node) or node.op_type in {"Sigmoid", "Softmax"})
 
     def source_of(self, tensor: str) -> str:
-        """The tensor whose values arrive here unchanged: back through pass-through ops."""
+        """The tensor that these values come from unchanged: back through nodes that only move values."""
         node = self.producer(tensor)
         while node is not None and node.op_type in PASS_THROUGH:
             tensor = node.input[0]
@@ -116,9 +361,9 @@ class GraphView:
     def skip_input(self, add: onnx.NodeProto) -> str | None:
         """Which input of a residual Add is the skip: the one with the shorter way to the nearest common ancestor.
 
-        For an identity block that is the block's input itself; in a downsample block both inputs end in a Conv and the
-        skip is the side with fewer of them. Of two that are equally far it is the second: one of them must carry codes
-        for the other's Conv to take in the Add. None where they have no common ancestor.
+        In an identity block that is the block's input itself; in a downsample block both inputs end in a Conv, and the
+        skip is the input with fewer of them on its way. Of two equally long ways the second input is taken: one of them
+        must carry codes so that the Add can be fused into the other's Conv. None: they have no common ancestor.
         """
         left, right = add.input
         from_left, from_right = self._distances(left), self._distances(right)
@@ -129,6 +374,11 @@ class GraphView:
         return str(left if from_left[nearest] < from_right[nearest] else right)
 
 
+def input_at(node: onnx.NodeProto, index: int) -> str:
+    """The name of an input; "" where an optional one is left out."""
+    return str(node.input[index]) if index < len(node.input) else ""
+
+
 def inputs_of(node: onnx.NodeProto) -> Iterator[str]:
     """Names of the tensors that a node reads, those that only its subgraphs read included."""
     yield from filter(None, node.input)
@@ -137,16 +387,6 @@ def inputs_of(node: onnx.NodeProto) -> Iterator[str]:
             yield from inputs_of(inner)
 
 
-def prune(graph: onnx.GraphProto, keep_outputs: Iterable[str]) -> None:
-    """Drop, in place, nodes and initializers that no output depends on."""
-    wanted = set(keep_outputs)
-    kept: list[onnx.NodeProto] = []
-    for node in reversed(graph.node):
-        if wanted.intersection(node.output):
-            wanted.update(inputs_of(node))
-            kept.append(node)
-    del graph.node[:]
-    graph.node.extend(reversed(kept))
-    constants = [tensor for tensor in graph.initializer if tensor.name in wanted]
-    del graph.initializer[:]
-    graph.initializer.extend(constants)
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """A node's attributes by name; their types depend on the operator."""
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}

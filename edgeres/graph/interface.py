@@ -1,4 +1,4 @@
-"""Which tensors of a foreign graph are the image and the class scores, and what cannot be taken."""
+"""Find the image and the class scores of a foreign graph, and refuse graphs that cannot be quantized."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, shape_inference
 
 from edgeres.errors import ModelError
-from edgeres.graph.graph import inputs_of
+from edgeres.graph.graph import Graph
 from edgeres.records import Layout
 
 _HALF = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
@@ -21,9 +21,9 @@ class Interface:
     """One image in, one row of scores out.
 
     Attributes:
-        batch: the size that the file fixes, None where it is free.
-        bytes_in: the image is uint8.
-        dropped: further outputs of the file.
+        batch: the size that the file fixes; None: it is dynamic.
+        bytes_in: whether the image is uint8.
+        dropped: names of the file's other outputs.
     """
 
     input: str
@@ -81,13 +81,11 @@ def _types(model: onnx.ModelProto) -> Iterator[int]:
 
 
 def _image(model: onnx.ModelProto, where: object) -> onnx.ValueInfoProto:
-    constants = {tensor.name for tensor in model.graph.initializer}  # files of IR 3 list them among the inputs
-    inputs: list[onnx.ValueInfoProto] = [value for value in model.graph.input if value.name not in constants]
+    names = Graph(model).inputs
+    inputs: list[onnx.ValueInfoProto] = [value for value in model.graph.input if value.name in names]
     if len(inputs) != 1:
-        names = ", ".join(value.name for value in inputs) or "none"
-        raise ModelError(
-            f"expected one image input, found {len(inputs)} ({names})", where=where, hint="export the classifier alone"
-        )
+        found = f"{len(inputs)} ({', '.join(names) or 'none'})"
+        raise ModelError(f"expected one image input, found {found}", where=where, hint="export the classifier alone")
     kind = inputs[0].type.tensor_type.elem_type
     if kind not in {TensorProto.FLOAT, TensorProto.UINT8}:
         raise ModelError(
@@ -114,12 +112,13 @@ def _layout(dims: Sequence[int], where: object) -> tuple[Layout, tuple[int, int]
 
 
 def _scores(model: onnx.ModelProto, where: object) -> str:
-    """The one output, or of several the one that looks like scores and that no other such output is computed from."""
+    """The output; of several, the one that looks like scores and that no other such output is computed from."""
     if len(model.graph.output) == 1:
         return str(model.graph.output[0].name)
     outputs = shape_inference.infer_shapes(model).graph.output
     candidates = {value.name: width for value in outputs if (width := score_width(value))}
-    earlier = {name: _ancestors(model.graph, name) for name in candidates}
+    graph = Graph(model)
+    earlier = {name: graph.ancestors(name) for name in candidates}
     last = [name for name in candidates if not any(name in earlier[other] for other in candidates if other != name)]
     if len(last) != 1:
         found = ", ".join(f"{name} (N, {candidates[name]})" for name in last) or "none"
@@ -133,19 +132,10 @@ def _scores(model: onnx.ModelProto, where: object) -> str:
 
 
 def score_width(value: onnx.ValueInfoProto) -> int | None:
-    """Number of scores of a float output (N, classes), or with further axes of size 1; None where it is no such."""
+    """Number of scores of a float output (N, classes), further axes of size 1 allowed; None for any other output."""
     tensor = value.type.tensor_type
     sizes = [dim.dim_value for dim in tensor.shape.dim][1:]
     wide = [size for size in sizes if size != 1]
     if tensor.elem_type != TensorProto.FLOAT or len(wide) != 1 or wide[0] < 2:
         return None
     return int(wide[0])
-
-
-def _ancestors(graph: onnx.GraphProto, tensor: str) -> set[str]:
-    """Every tensor that this one is computed from, itself included."""
-    found = {tensor}
-    for node in reversed(graph.node):
-        if found.intersection(node.output):
-            found.update(inputs_of(node))
-    return found

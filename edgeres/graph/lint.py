@@ -1,4 +1,4 @@
-"""What TensorRT's parsers refuse or misread, found in the graph itself: no GPU, no vendor package.
+"""Find in a graph what TensorRT's parsers refuse or misread; this needs no GPU and no vendor package.
 
 Each rule was tried on hand-made graphs against the parser and the builder of TensorRT-RTX 1.7.1 and read against the
 open parser of TensorRT 10 (onnx/onnx-tensorrt); ``tests/test_lint.py`` repeats the first wherever RTX is installed.
@@ -8,35 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
+import onnx
+from onnx import TensorProto, defs
 
-if TYPE_CHECKING:
-    import onnx
+from edgeres.graph.graph import Graph, attributes, input_at
 
 # refused: parser or builder stops. wrong: accepted, but computes something else. slow: accepted, but the layer runs in
-# floating point. version: accepted by some of TensorRT 10.3 to 11.x and RTX, or without a promise.
+# floating point. version: accepted by some of TensorRT 10.3 to 11.x and RTX, or undocumented.
 Effect = Literal["refused", "wrong", "slow", "version"]
 
 OPSETS = range(9, 21)  # documented by TensorRT 10.3, the oldest one; 10.13 goes to 24, 11.x to 25
 _INTEGER_OPS = frozenset({"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"})
 _MISSING_TYPES = frozenset({"INT16", "UINT16", "UINT32", "UINT64", "STRING", "COMPLEX64", "COMPLEX128"})
 _ONNX_DOMAINS = ("", "ai.onnx")
-_UINT8 = 2  # onnx.TensorProto.UINT8
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing in a graph that TensorRT will not take as it is meant.
+    """One thing in a graph that TensorRT refuses, misreads or runs in floating point.
 
     Attributes:
-        node: its name, or its operator where it has none; "" where it is about the graph.
-        tensor: the input or output it is about; "" where it is about the node.
+        node: its name, or its operator if it has none; "" for a finding about the whole graph.
+        tensor: the input or output concerned; "" for a finding about the whole node.
         rule: a word for programs, e.g. ``zero-point``.
         effect: what happens if nothing is done.
-        hint: what it is and what to do, for people.
+        hint: what is wrong and what to do, for people.
     """
 
     node: str
@@ -51,11 +50,11 @@ class Finding:
 
 
 def lint(model: onnx.ModelProto) -> list[Finding]:
-    """Everything in a graph meant for TensorRT that would be refused, misread or run in floating point.
+    """Everything that TensorRT would refuse, misread or run in floating point in a graph that is meant for it.
 
-    Dynamic sizes are fine. Only declared types are looked at: no shape or type inference runs.
+    Dynamic sizes are allowed. Types are those that the graph declares; nothing is inferred.
     """
-    graph = _Graph(model)
+    graph = Graph(model)
     found = list(_about_opsets(model)) + list(_about_types(graph))
     for node in model.graph.node:
         for rule in _NODE_RULES:
@@ -63,57 +62,28 @@ def lint(model: onnx.ModelProto) -> list[Finding]:
     return found
 
 
-class _Graph:
-    """Constants and readers by tensor name; a constant is an initializer, a Constant node, or an Identity of one."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.model = model
-        self.outputs = {value.name for value in model.graph.output}
-        self.functions = {(function.domain, function.name) for function in model.functions}
-        self.constants: dict[str, onnx.TensorProto] = {tensor.name: tensor for tensor in model.graph.initializer}
-        self.producers: dict[str, onnx.NodeProto] = {}
-        self.readers: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
-        for node in model.graph.node:
-            self.producers.update((name, node) for name in node.output)
-            for index, name in enumerate(node.input):
-                self.readers.setdefault(name, []).append((node, index))
-            if node.op_type == "Identity" and node.input[0] in self.constants:
-                self.constants[node.output[0]] = self.constants[node.input[0]]
-            elif node.op_type == "Constant":
-                self.constants.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
-
-    def values(self, tensor: str) -> npt.NDArray[Any] | None:
-        """The numbers of a constant, None where the tensor is computed."""
-        from onnx import numpy_helper
-
-        return numpy_helper.to_array(self.constants[tensor]) if tensor in self.constants else None
-
-    def is_weight(self, tensor: str) -> bool:
-        """A constant, or the codes of one."""
-        node = self.producers.get(tensor)
-        quantized = node is not None and node.op_type == "QuantizeLinear" and node.input[0] in self.constants
-        return quantized or tensor in self.constants
-
-
 def _name(node: onnx.NodeProto) -> str:
     return node.name or node.op_type
-
-
-def _attribute(node: onnx.NodeProto, name: str) -> int | None:
-    return next((attribute.i for attribute in node.attribute if attribute.name == name), None)
-
-
-def _input(node: onnx.NodeProto, index: int) -> str:
-    return node.input[index] if index < len(node.input) else ""
 
 
 def _is_qdq(node: onnx.NodeProto) -> bool:
     return node.op_type in ("QuantizeLinear", "DequantizeLinear")
 
 
-def _type_name(data_type: int) -> str:
-    from onnx import TensorProto
+def _reads(graph: Graph, tensor: str) -> Iterator[tuple[onnx.NodeProto, int]]:
+    """The readers of a tensor, each with the place of the tensor among its inputs."""
+    for node in graph.consumers(tensor):
+        yield from ((node, index) for index, name in enumerate(node.input) if name == tensor)
 
+
+def _is_weight(graph: Graph, tensor: str) -> bool:
+    """Whether it is a constant, or the codes of one."""
+    node = graph.producer(tensor)
+    quantized = node is not None and node.op_type == "QuantizeLinear" and graph.is_constant(node.input[0])
+    return quantized or graph.is_constant(tensor)
+
+
+def _type_name(data_type: int) -> str:
     return str(TensorProto.DataType.Name(data_type))
 
 
@@ -129,29 +99,26 @@ def _about_opsets(model: onnx.ModelProto) -> Iterator[Finding]:
             )
 
 
-def _about_types(graph: _Graph) -> Iterator[Finding]:
+def _about_types(graph: Graph) -> Iterator[Finding]:
     """Data types of inputs, weights and casts."""
     declared = [("", value.name, value.type.tensor_type.elem_type) for value in graph.model.graph.input]
     declared += [("", tensor.name, tensor.data_type) for tensor in graph.model.graph.initializer]
     for node in graph.model.graph.node:
-        target = _attribute(node, "to") if node.op_type == "Cast" else None
+        target = attributes(node).get("to") if node.op_type == "Cast" else None
         if target is not None:
             declared.append((_name(node), node.output[0], target))
-    inputs = {value.name for value in graph.model.graph.input} - graph.constants.keys()
     for node_name, tensor, data_type in declared:
         kind = _type_name(data_type)
         if kind in _MISSING_TYPES:
             yield Finding(node_name, tensor, "type", "refused", f"TensorRT has no {kind.lower()}; export in float32")
         elif kind == "DOUBLE":
             yield Finding(node_name, tensor, "type", "wrong", "float64 is narrowed to float32; export in float32")
-        elif kind == "INT64" and tensor in inputs:
+        elif kind == "INT64" and tensor in graph.inputs:
             yield Finding(node_name, tensor, "type", "version", "an int64 input; feed images as float32 or uint8")
 
 
-def _operators(graph: _Graph, node: onnx.NodeProto) -> Iterator[Finding]:
-    from onnx import defs
-
-    if (node.domain, node.op_type) in graph.functions:
+def _operators(graph: Graph, node: onnx.NodeProto) -> Iterator[Finding]:
+    if any((function.domain, function.name) == (node.domain, node.op_type) for function in graph.model.functions):
         return
     if node.op_type in _INTEGER_OPS:
         hint = f"TensorRT has no {node.op_type}; write Q/DQ around the float operator"
@@ -163,15 +130,14 @@ def _operators(graph: _Graph, node: onnx.NodeProto) -> Iterator[Finding]:
         yield Finding(_name(node), "", "operator", "version" if known else "refused", hint)
 
 
-def _scales(graph: _Graph, node: onnx.NodeProto) -> Iterator[Finding]:
+def _scales(graph: Graph, node: onnx.NodeProto) -> Iterator[Finding]:
     if not _is_qdq(node):
         return
-    tensor = _input(node, 1)
-    scale = graph.values(tensor)
-    if scale is None:
+    tensor = input_at(node, 1)
+    if not graph.is_constant(tensor):
         yield Finding(_name(node), tensor, "scale", "version", "the scale is computed; store it as a constant")
         return
-    scale = scale.astype(np.float64)
+    scale = graph.constant(tensor).astype(np.float64)
     if not np.all(scale > 0):
         yield Finding(
             _name(node), tensor, "scale", "refused", "a scale is 0, negative or not a number; calibrate again"
@@ -180,32 +146,32 @@ def _scales(graph: _Graph, node: onnx.NodeProto) -> Iterator[Finding]:
         yield Finding(_name(node), tensor, "scale", "wrong", "a scale is infinite; calibrate again")
 
 
-def _zero_points(graph: _Graph, node: onnx.NodeProto) -> Iterator[Finding]:
-    tensor = _input(node, 2)
+def _zero_points(graph: Graph, node: onnx.NodeProto) -> Iterator[Finding]:
+    tensor = input_at(node, 2)
     if not _is_qdq(node) or not tensor:
         return
-    zero_point = graph.values(tensor)
-    if zero_point is None:
+    if not graph.is_constant(tensor):
         yield Finding(_name(node), tensor, "zero-point", "version", "the zero_point is computed; store 0 as a constant")
-    elif np.any(zero_point.astype(np.float64) != 0):
+    elif np.any(graph.constant(tensor).astype(np.float64) != 0):
         hint = "zero_point is not 0; quantize symmetrically"
         yield Finding(_name(node), tensor, "zero-point", "refused", hint)
 
 
-def _code_types(graph: _Graph, node: onnx.NodeProto) -> Iterator[Finding]:
+def _code_types(graph: Graph, node: onnx.NodeProto) -> Iterator[Finding]:
     """uint8 codes, which TensorRT reads as int8, and int32 codes (ONNX Runtime's quantized biases)."""
     if not _is_qdq(node):
         return
-    tensor = _input(node, 0) if node.op_type == "DequantizeLinear" else node.output[0]
-    if tensor in graph.constants:
-        kind = _type_name(graph.constants[tensor].data_type)
-    elif _input(node, 2) in graph.constants:
-        kind = _type_name(graph.constants[_input(node, 2)].data_type)
-    elif node.op_type == "QuantizeLinear" and not _input(node, 2):
-        kind = _type_name(_attribute(node, "output_dtype") or _UINT8)  # ONNX's default
+    tensor = input_at(node, 0) if node.op_type == "DequantizeLinear" else node.output[0]
+    codes, zero_point = graph.stored(tensor), graph.stored(input_at(node, 2))
+    if codes is not None:
+        kind = _type_name(codes.data_type)
+    elif zero_point is not None:
+        kind = _type_name(zero_point.data_type)
+    elif node.op_type == "QuantizeLinear" and not input_at(node, 2):
+        kind = _type_name(attributes(node).get("output_dtype") or TensorProto.UINT8)  # ONNX's default
     else:
         return
-    if kind == "UINT8" and tensor in graph.constants:
+    if kind == "UINT8" and codes is not None:
         yield Finding(_name(node), tensor, "codes", "refused", "uint8 weights; quantize them to int8")
     elif kind == "UINT8":
         hint = "uint8 codes become int8 and clip above 127; write an int8 zero_point"
@@ -214,41 +180,41 @@ def _code_types(graph: _Graph, node: onnx.NodeProto) -> Iterator[Finding]:
         yield Finding(_name(node), tensor, "codes", "refused", "an int32 bias; keep the bias in float")
 
 
-def _axes(graph: _Graph, node: onnx.NodeProto) -> Iterator[Finding]:
+def _axes(graph: Graph, node: onnx.NodeProto) -> Iterator[Finding]:
     """One scale per tensor for activations, one per output channel for weights."""
-    scale = graph.constants.get(_input(node, 1))
+    scale = graph.stored(input_at(node, 1))
     if not _is_qdq(node) or scale is None:
         return
-    if (_attribute(node, "block_size") or 0) > 0:
+    if (attributes(node).get("block_size") or 0) > 0:
         hint = "a scale per block of int8 codes; use one per output channel"
-        yield Finding(_name(node), _input(node, 1), "block", "version", hint)
-    elif not graph.is_weight(_input(node, 0)):
+        yield Finding(_name(node), input_at(node, 1), "block", "version", hint)
+    elif not _is_weight(graph, input_at(node, 0)):
         if len(scale.dims) > 0:  # a vector of one element as well: RTX takes it for one channel and gives INT8 up
             hint = "an activation has one scale: write it as a scalar, not as a vector"
-            yield Finding(_name(node), _input(node, 1), "activation-axis", "slow", hint)
+            yield Finding(_name(node), input_at(node, 1), "activation-axis", "slow", hint)
     elif node.op_type == "DequantizeLinear" and scale.dims and scale.dims[0] > 1:
         yield from _weight_axis(graph, node, scale.dims[0])
 
 
-def _weight_axis(graph: _Graph, node: onnx.NodeProto, scales: int) -> Iterator[Finding]:
-    codes = graph.constants.get(_input(node, 0))
+def _weight_axis(graph: Graph, node: onnx.NodeProto, scales: int) -> Iterator[Finding]:
+    codes = graph.stored(input_at(node, 0))
     rank = len(codes.dims) if codes is not None else None
-    written = _attribute(node, "axis")
+    written = attributes(node).get("axis")
     axis = 1 if written is None else written
     if rank is not None and codes is not None:
         axis %= rank
         if codes.dims[axis] != scales:
             hint = f"{scales} scales for the {codes.dims[axis]} channels of axis {axis}"
-            yield Finding(_name(node), _input(node, 1), "scale-count", "refused", hint)
+            yield Finding(_name(node), input_at(node, 1), "scale-count", "refused", hint)
             return
-    for reader, index in graph.readers.get(node.output[0], ()):
+    for reader, index in _reads(graph, node.output[0]):
         wanted = _output_channels(reader, index, rank)
         if wanted is not None and axis != wanted:
             hint = f"{reader.op_type} has its output channels on axis {wanted}, and the scales are on axis {axis}"
-            yield Finding(_name(node), _input(node, 1), "weight-axis", "slow", hint)
+            yield Finding(_name(node), input_at(node, 1), "weight-axis", "slow", hint)
         elif wanted is not None and written is None:
             hint = f"TensorRT 10.3 takes a missing axis for 0, ONNX for 1; write axis={axis}"
-            yield Finding(_name(node), _input(node, 1), "weight-axis", "version", hint)
+            yield Finding(_name(node), input_at(node, 1), "weight-axis", "version", hint)
 
 
 def _output_channels(reader: onnx.NodeProto, index: int, rank: int | None) -> int | None:
@@ -256,17 +222,17 @@ def _output_channels(reader: onnx.NodeProto, index: int, rank: int | None) -> in
     if index != 1:
         return None
     if reader.op_type == "Gemm":
-        return 0 if _attribute(reader, "transB") else 1
+        return 0 if attributes(reader).get("transB") else 1
     if reader.op_type == "MatMul":
         return None if rank is None else rank - 1
     return {"Conv": 0, "ConvTranspose": 1}.get(reader.op_type)
 
 
-def _pairs(graph: _Graph, node: onnx.NodeProto) -> Iterator[Finding]:
+def _pairs(graph: Graph, node: onnx.NodeProto) -> Iterator[Finding]:
     if node.op_type != "QuantizeLinear":
         return
     tensor = node.output[0]
-    others = [_name(reader) for reader, _ in graph.readers.get(tensor, ()) if reader.op_type != "DequantizeLinear"]
+    others = [_name(reader) for reader in graph.consumers(tensor) if reader.op_type != "DequantizeLinear"]
     if tensor in graph.outputs:
         others.append("the graph's output")
     if others:
@@ -274,18 +240,18 @@ def _pairs(graph: _Graph, node: onnx.NodeProto) -> Iterator[Finding]:
         yield Finding(_name(node), tensor, "pair", "version", hint)
 
 
-def _half_quantized(graph: _Graph, node: onnx.NodeProto) -> Iterator[Finding]:
+def _half_quantized(graph: Graph, node: onnx.NodeProto) -> Iterator[Finding]:
     """A Conv or Gemm multiplies in INT8 only when both its input and its weights are dequantized codes."""
     if node.op_type not in ("Conv", "Gemm", "MatMul") or len(node.input) < 2:
         return
-    dequantized = [getattr(graph.producers.get(name), "op_type", "") == "DequantizeLinear" for name in node.input[:2]]
+    dequantized = [getattr(graph.producer(name), "op_type", "") == "DequantizeLinear" for name in node.input[:2]]
     if any(dequantized) and not all(dequantized):
         side = "weights" if dequantized[0] else "input"
         hint = f"its {side} stay in float, so it does not run in INT8; quantize both or neither"
         yield Finding(_name(node), node.input[dequantized.index(False)], "half", "slow", hint)
 
 
-_NODE_RULES: tuple[Callable[[_Graph, Any], Iterator[Finding]], ...] = (
+_NODE_RULES: tuple[Callable[[Graph, onnx.NodeProto], Iterator[Finding]], ...] = (
     _operators,
     _scales,
     _zero_points,

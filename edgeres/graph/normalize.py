@@ -4,8 +4,8 @@ Canonical: one image input of rank 4, one output (N, classes), float32, opset 17
 norm folded into the convolution before it, constants folded into initializers, Sum written as Add, Reshape to constant
 sizes, no Identity, Dropout or control flow, every node named.
 
-The folding itself is ONNX Runtime's (its "basic" level emits standard ONNX only): well kept, and the same arithmetic
-that runs on the robot.
+ONNX Runtime does the folding (its "basic" level writes standard ONNX only): it is well maintained, and the robot runs
+the same arithmetic.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper, shape_inference, version_converter
+from onnx import TensorProto, helper, shape_inference, version_converter
 
 from edgeres.errors import ModelError
-from edgeres.graph.graph import GraphView, prune
+from edgeres.graph.graph import Graph
 from edgeres.graph.interface import Interface, find_interface, score_width
 from edgeres.graph.probe import InputValues, compare, in_words, input_values
 from edgeres.records import Layout, Preprocess
@@ -43,12 +43,12 @@ class Canonical:
     Attributes:
         model: the graph; ``model.graph.input[0]`` and ``model.graph.output[0]`` are the only ones.
         size_px: height and width of the input.
-        input_values: what the graph takes, as far as its own first layers tell.
+        input_values: the values that the graph takes, as far as its own first layers tell.
         num_classes: width of the output.
         ends_in_softmax: whether the output holds probabilities.
         max_error: largest difference to the original graph's output on the same random input, relative to the largest
             output.
-        notes: what was found or changed, in words.
+        notes: what was changed, in words.
     """
 
     model: onnx.ModelProto
@@ -62,7 +62,7 @@ class Canonical:
 
     @property
     def preprocess(self) -> Preprocess:
-        """The input's contract, as far as the graph tells it; ImageNet's statistics where it does no part itself."""
+        """How images become the input; ImageNet's statistics where the graph does not normalize the input itself."""
         if self.input_values == "normalized":
             return Preprocess(self.size_px, layout=self.layout)
         scale = 1.0 if self.input_values == "pixels" else 1 / 255
@@ -108,10 +108,10 @@ def normalize(model: onnx.ModelProto, *, where: object = None) -> Canonical:
         reference = onnx.ModelProto()
         reference.CopyFrom(work)
     if interface.bytes_in:
-        # With the same values as float32, so that the Cast behind it does nothing.
+        # The graph casts the bytes to float32 anyway: that Cast has no effect on an input that is float32 already.
         work.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
         notes.append("uint8 input made float32, with the same values 0 to 255")
-    _write_usual_forms(work.graph)
+    _write_usual_forms(work)
     work = _fold(work, where)
     _free_the_batch(work, interface, notes)
     classes = _flatten_scores(work, where)
@@ -133,7 +133,7 @@ def normalize(model: onnx.ModelProto, *, where: object = None) -> Canonical:
 
 
 def _keep(model: onnx.ModelProto, interface: Interface) -> None:
-    """Leave the image and the scores as the only input and output, under this project's version of the format."""
+    """Leave the image and the scores as the only input and output, and set the IR version."""
     graph = model.graph
     for values, name in ((graph.input, interface.input), (graph.output, interface.output)):
         kept = [value for value in values if value.name == name]
@@ -142,7 +142,7 @@ def _keep(model: onnx.ModelProto, interface: Interface) -> None:
     model.ir_version = IR_VERSION
     for node in graph.node:
         node.ClearField("doc_string")  # torch writes stack traces there, with the paths of the exporting machine
-    prune(graph, [interface.output])
+    Graph(model).prune()
     if interface.batch is None:
         del graph.value_info[:]
         for value in (graph.input[0], graph.output[0]):
@@ -170,22 +170,24 @@ def _convert_opset(model: onnx.ModelProto, notes: list[str], where: object) -> N
     notes.append(f"opset {found} converted to {wanted}")
 
 
-def _write_usual_forms(graph: onnx.GraphProto) -> None:
-    """Sum of n tensors -> n - 1 Adds, the operator of residual blocks; constants second, where folding seeks them."""
-    constants = {tensor.name for tensor in graph.initializer}
-    constants.update(node.output[0] for node in graph.node if node.op_type == "Constant")
-    nodes = list(graph.node)
-    del graph.node[:]
-    for node in nodes:
-        kind = "Add" if node.op_type == "Sum" else node.op_type
-        if kind not in {"Add", "Mul"} or len(node.input) < 2:
-            graph.node.append(node)
+def _write_usual_forms(model: onnx.ModelProto) -> None:
+    """Write residual sums as Adds of two tensors, and constants as the second input, where folding looks for them.
+
+    Before:
+        Sum(a, b, c), Mul(constant, x)
+    After:
+        Add(Add(a, b), c), Mul(x, constant)
+    """
+    graph = Graph(model)
+    for node in graph.of("Sum", "Add", "Mul"):
+        if len(node.input) < 2:
             continue
-        first, *terms = sorted(node.input, key=constants.__contains__)
-        names = [f"{node.output[0]}/partial_{index}" for index in range(len(terms) - 1)] + [node.output[0]]
-        for left, right, name in zip([first, *names], terms, names, strict=False):
-            graph.node.append(helper.make_node(kind, [left, right], [name]))
-        graph.node[-1].name = node.name
+        first, *terms = sorted(node.input, key=graph.is_constant)
+        partial = [f"{node.output[0]}/partial_{index}" for index in range(len(terms) - 1)]
+        sums = zip([first, *partial], terms, partial, strict=False)
+        graph.insert([helper.make_node("Add", [left, right], [name]) for left, right, name in sums], before=node)
+        node.op_type = "Add" if node.op_type == "Sum" else node.op_type
+        graph.set_inputs(node, [[first, *partial][-1], terms[-1]])
 
 
 def _fold(model: onnx.ModelProto, where: object) -> onnx.ModelProto:
@@ -223,32 +225,35 @@ def _fold(model: onnx.ModelProto, where: object) -> onnx.ModelProto:
 
 
 def _free_the_batch(model: onnx.ModelProto, interface: Interface, notes: list[str]) -> None:
-    """Let Reshape copy the batch (0 in ONNX) and Squeeze name its axes, whatever the batch; then make it dynamic."""
-    graph = model.graph
-    known = {v.name: v.type.tensor_type.shape.dim for v in (*graph.value_info, *graph.input, *graph.output)}
-    for node in graph.node:
+    """Make the batch dynamic.
+
+    Reshape gets 0 for the batch, which copies it, and Squeeze gets explicit axes: both then work with any batch.
+    """
+    values = (*model.graph.value_info, *model.graph.input, *model.graph.output)
+    known = {value.name: value.type.tensor_type.shape.dim for value in values}
+    graph = Graph(model)
+    for node in graph.nodes:
         before, after = (known.get(names[0], ()) for names in (node.input or [""], node.output))
         if node.op_type == "Reshape" and _keeps_batch(before, after, interface.batch):
             sizes = [dim.dim_value or -1 for dim in after[1:]]
             if sizes.count(-1) <= 1:
                 _set_second_input(graph, node, [0, *sizes])
-                del node.attribute[:]  # allowzero would make a size of the 0
+                del node.attribute[:]  # with allowzero the 0 would be a size
         elif node.op_type == "Squeeze" and len(node.input) == 1 and before and interface.batch is None:
             _set_second_input(graph, node, [axis for axis, dim in enumerate(before) if axis and dim.dim_value == 1])
-    prune(graph, [interface.output])
-    graph.input[0].type.tensor_type.shape.dim[0].dim_param = BATCH
+    graph.prune()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = BATCH
     if interface.batch is not None:
         notes.append(f"batch of {interface.batch} made dynamic")
 
 
-def _set_second_input(graph: onnx.GraphProto, node: onnx.NodeProto, values: Sequence[int]) -> None:
-    constant = numpy_helper.from_array(np.array(values, np.int64), f"{node.output[0]}/{node.op_type.lower()}")
-    graph.initializer.append(constant)
-    node.input[:] = [node.input[0], constant.name]
+def _set_second_input(graph: Graph, node: onnx.NodeProto, values: Sequence[int]) -> None:
+    name = graph.add_constant(f"{node.output[0]}/{node.op_type.lower()}", np.array(values, np.int64))
+    graph.set_inputs(node, [node.input[0], name])
 
 
 def _keeps_batch(before: _Dims, after: _Dims, batch: int | None) -> bool:
-    """Whether the first axis is the batch on both sides; a 1 after a free batch is left of an export with one image."""
+    """Whether the first axis is the batch before and after; exports with one image leave a 1 behind a free batch."""
     if not before or not after:
         return False
     if batch is not None:
@@ -298,6 +303,6 @@ def _names(node: onnx.NodeProto) -> Iterator[str]:
 
 
 def _softmax_at_end(model: onnx.ModelProto) -> bool:
-    view = GraphView(model)
-    last = view.producer(view.source_of(view.output))
+    graph = Graph(model)
+    last = graph.producer(graph.source_of(graph.output))
     return last is not None and last.op_type == "Softmax"

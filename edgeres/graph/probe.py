@@ -1,4 +1,4 @@
-"""Runs of foreign graphs: what the input's values are, and whether a rewritten graph still computes the same."""
+"""Run foreign graphs to find which values they take, and whether a rewritten graph still computes the same."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import onnx
 from onnx import TensorProto, helper
 
 from edgeres.errors import ModelError
-from edgeres.graph.graph import prune
+from edgeres.graph.graph import Graph
 from edgeres.graph.interface import Interface
 from edgeres.records import F32
 
-# normalized: nothing in the graph tells what was done to the image before. unit: it takes values from 0 to 1 and
-# normalizes them itself. pixels: the same from 0 to 255.
+# normalized: the graph does not normalize its input, so the image is normalized before. unit: it takes values from 0 to
+# 1 and normalizes them itself. pixels: it takes values from 0 to 255 and normalizes them itself.
 InputValues = Literal["normalized", "unit", "pixels"]
 
 # Folding and converting reorder float32 sums; a wrong graph differs by far more.
@@ -24,25 +24,25 @@ LIMIT = 1e-3
 
 
 def input_values(model: onnx.ModelProto, batch: int, where: object) -> InputValues:
-    """What the graph takes, by what reaches its first Conv when the images are all 0 and all 1.
+    """The values that the graph takes, told from what reaches its first Conv when the images are all 0 and all 1.
 
     A network sees values of about unit variance. Where the graph itself scales by 1/0.23 it is given [0, 1]; where it
     scales by 1/58, or subtracts 104 to 124, it is given [0, 255].
     """
-    graph = model.graph
-    first = next((node.input[0] for node in graph.node if node.op_type == "Conv"), graph.input[0].name)
-    if first == graph.input[0].name:
+    image = model.graph.input[0].name
+    first = next((node.input[0] for node in model.graph.node if node.op_type == "Conv"), image)
+    if first == image:
         return "normalized"
     stem = onnx.ModelProto()
     stem.CopyFrom(model)
     del stem.graph.output[:]
     stem.graph.output.append(helper.make_tensor_value_info(first, TensorProto.FLOAT, None))
-    prune(stem.graph, [first])
+    Graph(stem).prune()
     ones = np.ones((batch, *_image_shape(model)), np.float32)
     dark, bright = (_run(stem, images, first, where) for images in (0 * ones, ones))
     if not dark.size:
-        return "normalized"  # a Conv for some image behind the first: comparing will tell
-    # The median passes over pads at the border.
+        return "normalized"  # the Conv reads none of these images: compare() refuses such graphs
+    # The median ignores the padding at the border.
     dark, gain = (np.median(x[0].reshape(len(x[0]), -1), axis=1) for x in (dark, bright - dark))
     if np.abs(dark).max() > 16 or np.abs(gain).max() < 0.1:
         return "pixels"
@@ -114,7 +114,7 @@ def _run(model: onnx.ModelProto, images: npt.NDArray[Any], output: str, where: o
 
 
 def in_words(error: BaseException) -> str:
-    """One short line of what onnx or ONNX Runtime say: the node that failed, where they name it.
+    """An exception of onnx or ONNX Runtime in one short line: the node that failed, where they name it.
 
     >>> in_words(Exception("[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Concat node. "
     ...                    "Name:'join' Status Message: concatbase.h:135"))

@@ -41,7 +41,7 @@ from edgeres.refine.choice import RefineChoice
 from edgeres.verify.measure import Graphs, VerifyPlan, verify
 
 if TYPE_CHECKING:
-    from edgeres.engine.dla import DlaModel
+    from edgeres.graph.dla import DlaModel
     from edgeres.refine.recipe import Refined
 
 
@@ -193,7 +193,7 @@ def import_ranges(model: ModelChoice, path: Path, progress: Progress = SILENT) -
     """
     foreign = read_foreign(path)
     fp32 = take(model, progress)
-    from edgeres.graph.graph import GraphView
+    from edgeres.graph.graph import Graph
     from edgeres.quantize.graphs import wanted_by_all
 
     head = {
@@ -204,7 +204,7 @@ def import_ranges(model: ModelChoice, path: Path, progress: Progress = SILENT) -
         "preprocess": fp32.spec.preprocess.to_dict(),
         "model": identify(fp32.graph, fp32.spec.name).to_dict(),
     }
-    ranges = fit(foreign, GraphView(fp32.graph), wanted_by_all(fp32.graph))
+    ranges = fit(foreign, Graph(fp32.graph), wanted_by_all(fp32.graph))
     for style in ("tensorrt", "cpu"):
         if style not in ranges:
             progress.say(f"{path.name} does not have all ranges of the {style} graph, so it is left out")
@@ -267,7 +267,7 @@ def dla_model(path: Path, target: str, batch: int, tensorrt: str) -> DlaModel:
     chosen = get_target(target)
     bundle = Bundle(path)
     try:
-        from edgeres.engine.dla import for_dla
+        from edgeres.graph.dla import for_dla
         from edgeres.graph.normalize import load_onnx
     except ModuleNotFoundError as error:
         raise needs("export", "onnx") from error

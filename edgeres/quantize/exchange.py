@@ -1,4 +1,4 @@
-"""Ranges of other tools, in and out.
+"""Read the ranges of other tools, and write ours for them.
 
     TensorRT     a calibration cache: a header line, then ``tensor: scale`` with the float32's bits in hex
     ONNX Runtime the JSON of ``save_tensors_data`` and ``write_calibration_table``: lowest and highest by tensor
@@ -28,16 +28,13 @@ from edgeres.quantize.affine import symmetric_int8
 from edgeres.records import TensorRange
 
 if TYPE_CHECKING:
-    import onnx
-
-    from edgeres.graph.graph import GraphView
+    from edgeres.graph.graph import Graph
 
 Format = Literal["trt-cache", "ort"]
 FORMATS: tuple[Format, ...] = ("trt-cache", "ort")
 # Of JetPack 6.1 and 6.2, the last that gives DLA to implicit INT8.
 TENSORRT = "10.3.0"
 _FORMS = "a TensorRT calibration cache, ONNX Runtime's calibration JSON, or an ONNX file with Q/DQ pairs"
-_POOLS = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}
 
 
 @dataclass(frozen=True)
@@ -137,22 +134,22 @@ def _from_json(path: Path, text: str) -> Iterator[tuple[str, tuple[float, float]
 
 
 def _from_qdq(path: Path) -> Iterator[tuple[str, tuple[float, float]]]:
-    """The tensors ahead of QuantizeLinear, per tensor; of two quantizers of one tensor the wider counts."""
+    """The ranges of tensors with one scale ahead of QuantizeLinear; of two for one tensor the wider counts."""
+    from edgeres.graph.graph import Graph, input_at
     from edgeres.graph.normalize import load_onnx
 
-    graph = load_onnx(path).graph
-    constants = _constants(graph)
-    producers = {name: node for node in graph.node for name in node.output}
+    graph = Graph(load_onnx(path))
     found: dict[str, tuple[float, float]] = {}
-    for node in graph.node:
-        if node.op_type != "QuantizeLinear" or node.input[0] in constants or node.input[1] not in constants:
+    for node in graph.of("QuantizeLinear"):
+        point = input_at(node, 2)
+        if graph.is_constant(node.input[0]) or not all(map(graph.is_constant, filter(None, (node.input[1], point)))):
             continue
-        scale = constants[node.input[1]]
-        zero = constants.get(node.input[2]) if len(node.input) > 2 else np.zeros((), np.uint8)
-        if scale.size != 1 or zero is None or zero.dtype.kind not in "iu":
+        scale = graph.constant(node.input[1])
+        zero = graph.constant(point) if point else np.zeros((), np.uint8)
+        if scale.size != 1 or zero.dtype.kind not in "iu":
             continue
         low, high = _limits(float(scale.flat[0]), zero)
-        for name in _names(node.input[0], producers):
+        for name in _names(node.input[0], graph):
             known = found.get(name, (0.0, 0.0))
             found[name] = (min(low, known[0]), max(high, known[1]))
     yield from found.items()
@@ -164,43 +161,33 @@ def _limits(scale: float, zero: npt.NDArray[Any]) -> tuple[float, float]:
     return low * scale, (info.max - point) * scale
 
 
-def _names(tensor: str, producers: Mapping[str, onnx.NodeProto]) -> Iterator[str]:
-    """A tensor, and what it is called ahead of casts: tools that turn the rest to float16 put them there."""
+def _names(tensor: str, graph: Graph) -> Iterator[str]:
+    """A tensor's name, and its names ahead of Casts: tools that convert the rest to float16 insert them there."""
     yield tensor
-    while (node := producers.get(tensor)) is not None and node.op_type == "Cast":
+    while (node := graph.producer(tensor)) is not None and node.op_type == "Cast":
         tensor = node.input[0]
         yield tensor
 
 
-def _constants(graph: onnx.GraphProto) -> dict[str, npt.NDArray[Any]]:
-    from onnx import numpy_helper
+def fit(foreign: Foreign, graph: Graph, wanted: Mapping[str, Wanted]) -> Ranges:
+    """The ranges of our tensors from those of another tool, for every style whose tensors are all covered.
 
-    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            found[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-    return found
-
-
-def fit(foreign: Foreign, view: GraphView, wanted: Mapping[str, Wanted]) -> Ranges:
-    """The ranges of our tensors from those of another tool, for every style that they are enough for.
-
-    A tensor that the other tool left out takes the range of what it is pooled or moved from, which holds it. Symmetric
-    ranges of tensors that are never negative begin at zero where codes are affine.
+    A tensor without a range takes that of the tensor it is pooled or moved from, which is no smaller. Symmetric ranges
+    of tensors that are never negative begin at zero where codes are affine.
 
     Raises:
-        InputError: they are not enough for any style.
+        InputError: no style has all its ranges.
     """
     found: Ranges = {}
     short: dict[str, list[str]] = {}
     for style, asked in wanted.items():
-        limits = {name: _limits_of(foreign, view, name) for name in asked.all}
+        limits = {name: _limits_of(foreign, graph, name) for name in asked.all}
         missing = [name for name, pair in limits.items() if pair is None]
         if missing and style != "symmetric":
             short[style] = missing
             continue
         ranges = {
-            name: _range(name, pair, view, symmetric=name in asked.symmetric) for name, pair in limits.items() if pair
+            name: _range(name, pair, graph, symmetric=name in asked.symmetric) for name, pair in limits.items() if pair
         }
         likes = {name: other for name, other in asked.like.items() if other in ranges}
         found[style] = Wanted(like=likes).complete(ranges)
@@ -212,21 +199,21 @@ def fit(foreign: Foreign, view: GraphView, wanted: Mapping[str, Wanted]) -> Rang
     return found
 
 
-def _limits_of(foreign: Foreign, view: GraphView, tensor: str) -> tuple[float, float] | None:
+def _limits_of(foreign: Foreign, graph: Graph, tensor: str) -> tuple[float, float] | None:
     while tensor not in foreign.limits:
-        node = view.producer(tensor)
-        if node is None or not (view.keeps_codes(node) or node.op_type in _POOLS):
+        node = graph.producer(tensor)
+        if node is None or not graph.keeps_range(node):
             return None
         tensor = node.input[0]
     return foreign.limits[tensor]
 
 
-def _range(name: str, limits: tuple[float, float], view: GraphView, *, symmetric: bool) -> TensorRange:
+def _range(name: str, limits: tuple[float, float], graph: Graph, *, symmetric: bool) -> TensorRange:
     low, high = limits
     if symmetric:
         high = max(-low, high)
         low = -high
-    elif view.is_nonnegative(name):
+    elif graph.is_nonnegative(name):
         low = 0.0
     return TensorRange(name, min(low, 0.0), max(high, 0.0), IMPORTED, 0)
 

@@ -14,7 +14,7 @@ from edgeres.calibrate.ranges_file import Recorded
 from edgeres.calibrate.record import Calibration, Wanted, digest
 from edgeres.data.loader import Loader
 from edgeres.errors import ModelError
-from edgeres.graph.graph import GraphView
+from edgeres.graph.graph import Graph
 from edgeres.graph.lint import lint
 from edgeres.progress import SILENT, Progress
 from edgeres.quantize.placement import Placement, place
@@ -31,7 +31,7 @@ class Quantized:
 
     Attributes:
         calibration: the content of calibration.json.
-        images: how many it was made from.
+        images: how many images it was made from.
     """
 
     graphs: Mapping[Style, onnx.ModelProto]
@@ -45,12 +45,12 @@ class RangeChoice:
     """How ranges are found.
 
     Attributes:
-        method: of tensors that are measured.
+        method: how a range is chosen from what was measured.
         weight_bits: of the ``cpu`` style; 7 where the CPU's int8 dot product saturates.
-        known: ranges that need no measuring, by tensor: an input that holds a byte minus 128.
-        codes: in the graph for TensorRT, behind a ReLU: ``full`` uses all 256, ``half`` the 128 that are not negative,
-            which saves a Pad for every convolution with padding.
-        recorded: ranges to take instead of measuring, for the graph that they name.
+        known: by tensor, ranges that need no measuring, such as that of an input that holds a byte minus 128.
+        codes: of activations behind a ReLU in the graph for TensorRT: ``full`` uses all 256, ``half`` only the 128 that
+            are not negative, which saves a Pad for every convolution with padding.
+        recorded: ranges of an earlier calibration; they are used for the graph that they were measured on.
     """
 
     method: Method = "mse"
@@ -61,41 +61,41 @@ class RangeChoice:
 
 
 def quantize(
-    graph: onnx.ModelProto, styles: Sequence[Style], loader: Loader, choice: RangeChoice, progress: Progress = SILENT
+    model: onnx.ModelProto, styles: Sequence[Style], loader: Loader, choice: RangeChoice, progress: Progress = SILENT
 ) -> Quantized:
     """Observe every tensor that any style needs in one pass, then plan and rewrite for each.
 
     Args:
-        graph: canonical FP32.
+        model: canonical FP32.
 
     Raises:
         SourceError: images cannot be read.
         ModelError: a tensor is not finite.
     """
-    view = GraphView(graph)
-    placements = {style: place(view, style, choice.codes) for style in styles}
+    graph = Graph(model)
+    placements = {style: place(graph, style, choice.codes) for style in styles}
     wanted = {style: wanted_ranges(placement) for style, placement in placements.items()}
-    about = {"model": identify(graph).to_dict(), "batch": loader.batch_size}
+    about = {"model": identify(model).to_dict(), "batch": loader.batch_size}
     unknown = [tensor for tensor in tensors_of(wanted) if tensor not in choice.known]
-    calibration = _recorded(choice, about) or observe(graph, unknown, loader, progress)
+    calibration = _recorded(choice, about) or observe(model, unknown, loader, progress)
     with progress.task("choosing ranges", total=None):
         ranges = calibration.choose(choice.method, wanted, choice.known)
         document = calibration.to_dict(choice.method, ranges, about)
         source = digest(document)
         plans = {
             style: make_plan(
-                view, placements[style], ranges[style], source, choice.weight_bits if style == "cpu" else 8
+                graph, placements[style], ranges[style], source, choice.weight_bits if style == "cpu" else 8
             )
             for style in styles
         }
-    graphs = {style: rewrite(graph, plan) for style, plan in plans.items()}
+    graphs = {style: rewrite(model, plan) for style, plan in plans.items()}
     if "tensorrt" in graphs:
         _refuse_unparsable(graphs["tensorrt"])
     return Quantized(graphs, plans, document, calibration.samples)
 
 
 def wanted_ranges(placement: Placement) -> Wanted:
-    """What a placement asks of a calibration: uint8 and the full range of int8 have 256 codes from low to high."""
+    """The ranges that a placement needs: affine ones where all 256 codes are used from low to high, else symmetric."""
     affine = placement.full if placement.style == "tensorrt" else frozenset(placement.observed)
     return Wanted(
         symmetric=tuple(tensor for tensor in placement.observed if tensor not in affine),
@@ -104,21 +104,21 @@ def wanted_ranges(placement: Placement) -> Wanted:
     )
 
 
-def wanted_by_all(graph: onnx.ModelProto) -> dict[str, Wanted]:
-    """What any graph made of this one may ask for, and symmetric ranges of all of it for tools without zero points."""
-    view = GraphView(graph)
-    wanted: dict[str, Wanted] = {style: wanted_ranges(place(view, style)) for style in STYLES}
+def wanted_by_all(model: onnx.ModelProto) -> dict[str, Wanted]:
+    """The ranges that every style needs, and symmetric ranges of the same tensors for tools without zero points."""
+    graph = Graph(model)
+    wanted: dict[str, Wanted] = {style: wanted_ranges(place(graph, style)) for style in STYLES}
     measured = tensors_of(wanted)
     likes = {name: other for asked in wanted.values() for name, other in asked.like.items() if name not in measured}
     return {**wanted, "symmetric": Wanted(symmetric=measured, like=likes)}
 
 
-def with_scores(wanted: Mapping[str, Wanted], graph: onnx.ModelProto) -> dict[str, Wanted]:
-    """The same and what ONNX Runtime's quantizer asks for besides: the scores, and what is ahead of activations."""
-    view, cpu = GraphView(graph), wanted["cpu"]
-    after = {node.output[0]: view.activation_after(node) for node in view.nodes}
+def with_scores(wanted: Mapping[str, Wanted], model: onnx.ModelProto) -> dict[str, Wanted]:
+    """Add the ranges that ONNX Runtime's own quantizer needs besides: of the scores and of activations' inputs."""
+    graph, cpu = Graph(model), wanted["cpu"]
+    after = {node.output[0]: graph.activation_after(node) for node in graph.nodes}
     ahead = {name: other for name, other in after.items() if other != name and other in cpu.affine}
-    cpu = replace(cpu, affine=tuple(dict.fromkeys((*cpu.affine, view.output))), like={**ahead, **cpu.like})
+    cpu = replace(cpu, affine=tuple(dict.fromkeys((*cpu.affine, graph.output))), like={**ahead, **cpu.like})
     return {**wanted, "cpu": cpu}
 
 
@@ -128,13 +128,13 @@ def tensors_of(wanted: Mapping[Any, Wanted]) -> tuple[str, ...]:
 
 
 def _recorded(choice: RangeChoice, about: Mapping[str, Any]) -> Calibration | Recorded | None:
-    """The recorded ranges, unless the graph is another by now: equalized."""
+    """The recorded ranges; None where they are of another graph: equalization changes the weights."""
     recorded = choice.recorded
     return recorded if recorded is not None and recorded.model.matches(Identity.from_dict(about["model"])) else None
 
 
 def _refuse_unparsable(model: onnx.ModelProto) -> None:
-    """A graph that TensorRT's parsers stop at, or read as something else, must not leave this stage."""
+    """Raise if TensorRT's parsers would refuse the graph or misread it."""
     found = [finding for finding in lint(model) if finding.effect in {"refused", "wrong"}]
     if found:
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""

@@ -14,6 +14,7 @@ from onnx import helper, numpy_helper
 
 from edgeres.bundle import FP32, Bundle
 from edgeres.graph.forms import GRAPH_FILES
+from edgeres.graph.graph import Graph
 from edgeres.graph.lint import lint
 from edgeres.graph.normalize import load_onnx
 from edgeres.quantize.rewrite import PLAN_KEY
@@ -86,17 +87,17 @@ def _inspect(path: Path) -> Inspected:
 
 
 def _quantized(model: onnx.ModelProto, reasons: dict[str, str]) -> tuple[QuantizedTensor, ...]:
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    graph = Graph(model)
     found = []
-    for node in model.graph.node:
-        if node.op_type != "QuantizeLinear" or node.input[1] not in constants or _BORDER.fullmatch(node.output[0]):
+    for node in graph.of("QuantizeLinear"):
+        if not graph.is_constant(node.input[1]) or _BORDER.fullmatch(node.output[0]):
             continue
-        scale = numpy_helper.to_array(constants[node.input[1]])
-        zero = constants.get(node.input[2]) if len(node.input) > 2 else None
+        scale = float(graph.constant(node.input[1]).flat[0])
+        zero = graph.stored(node.input[2]) if len(node.input) > 2 else None
         dtype = "uint8" if zero is None else helper.tensor_dtype_to_string(zero.data_type).removeprefix("TensorProto.")
         point = 0 if zero is None else int(numpy_helper.to_array(zero).flat[0])
         tensor, reason = _decision(node, reasons)
-        found.append(QuantizedTensor(tensor, dtype.lower(), float(scale.flat[0]), point, reason))
+        found.append(QuantizedTensor(tensor, dtype.lower(), scale, point, reason))
     return tuple(found)
 
 

@@ -1,13 +1,13 @@
 """Where Q/DQ pairs go: one policy per style, from the graph alone, before any range is known.
 
 TensorRT (``tensorrt``): the input of every Conv and Gemm, and the skip input of every residual Add. Nothing stands
-between the main branch's Conv and the Add, so that Conv + Add + ReLU become one INT8 kernel; a quantize behind the
-ReLU is the next block's input. What only moves values (Slice, Pad, MaxPool) keeps the codes it is given.
+between the main branch's Conv and the Add, so that Conv + Add + ReLU become one INT8 kernel; the quantize behind the
+ReLU belongs to the next block's input. Nodes that only move values (Slice, Pad, MaxPool) pass the codes on.
 
 ONNX Runtime's CPU kernels (``cpu``): codes everywhere from the image to the last Gemm, since QLinearConv and QLinearAdd
-take and give codes.
+read and write codes.
 
-    >>> place(view, "tensorrt").sites[0]                                                    # doctest: +SKIP
+    >>> place(graph, "tensorrt").sites[0]                                                    # doctest: +SKIP
     Site(tensor='input', consumers=('/conv1/Conv',), reason='input of Conv', like=None)
 """
 
@@ -16,9 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import onnx
-from onnx import helper
 
-from edgeres.graph.graph import WEIGHTED, GraphView
+from edgeres.graph.graph import WEIGHTED, Graph, attributes
 from edgeres.records import Codes, Skipped, Style
 
 
@@ -45,7 +44,7 @@ class Placement:
     Attributes:
         sites: in graph order.
         weighted: the nodes whose weights are coded.
-        skipped: what stays in float, with the reason.
+        skipped: nodes that stay in float, with the reasons.
         full: tensors that use all 256 codes of int8, with zero_point -128.
     """
 
@@ -62,8 +61,8 @@ class Placement:
 
 
 @dataclass
-class _Draft:
-    """A placement in the making: who reads what, and why."""
+class _PlacementBuilder:
+    """Collects which nodes read which tensors as codes, and why."""
 
     readers: dict[str, list[str]] = field(default_factory=dict)
     reasons: dict[str, list[str]] = field(default_factory=dict)
@@ -89,60 +88,57 @@ class _Draft:
         return Placement(style, tuple(sites), tuple(self.weighted), tuple(self.skipped))
 
 
-def place(view: GraphView, style: Style, codes: Codes = "full") -> Placement:
+def place(graph: Graph, style: Style, codes: Codes = "full") -> Placement:
     """The placement of one style for a canonical graph.
 
     Args:
         codes: of tensors behind a ReLU in the ``tensorrt`` style; the ``cpu`` style has uint8.
     """
     if style == "cpu":
-        return _place_cpu(view).finish(style)
-    placement = _place_tensorrt(view).finish(style)
-    return replace(placement, full=_full(view, placement)) if codes == "full" else placement
+        return _place_cpu(graph).finish(style)
+    placement = _place_tensorrt(graph).finish(style)
+    return replace(placement, full=_full(graph, placement)) if codes == "full" else placement
 
 
-def _full(view: GraphView, placement: Placement) -> frozenset[str]:
-    """The tensors that are never negative, and whose readers can do without a zero point.
+def _full(graph: Graph, placement: Placement) -> frozenset[str]:
+    """The tensors that are never negative and whose readers work without a zero point.
 
     See :mod:`edgeres.quantize.zero_points`.
     """
     readers: dict[str, set[str]] = {}
     for site in placement.sites:
         readers.setdefault(site.like or site.tensor, set()).update(site.consumers)
-    nodes = {node.name: node for node in view.nodes}
     return frozenset(
         tensor
         for tensor in placement.observed
-        if view.is_nonnegative(tensor) and all(_takes_lowered(view, nodes[name]) for name in readers[tensor])
+        if graph.is_nonnegative(tensor) and all(_takes_lowered(graph, graph.node(name)) for name in readers[tensor])
     )
 
 
-def _takes_lowered(view: GraphView, node: onnx.NodeProto) -> bool:
-    """Whether a reader can be made to take ``x - t``: a Conv with known padding, Gemm, Add, what only moves values."""
-    padding = next((a.s for a in node.attribute if a.name == "auto_pad"), b"NOTSET")
-    if padding not in {b"NOTSET", b"VALID"}:
+def _takes_lowered(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Whether a reader can be changed to read ``x - t``: Conv with known padding, Gemm, Add, nodes that move values."""
+    if attributes(node).get("auto_pad", b"NOTSET") not in {b"NOTSET", b"VALID"}:
         return False
-    return node.op_type in {"Conv", "Gemm"} or view.is_residual_add(node) or view.keeps_codes(node)
+    return node.op_type in {"Conv", "Gemm"} or graph.is_residual_add(node) or graph.keeps_codes(node)
 
 
 def weight_axis(node: onnx.NodeProto) -> int:
     """The axis of the output channels in the weights of a Conv, Gemm or MatMul."""
     if node.op_type == "Conv":
         return 0
-    transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-    return 0 if transposed else 1
+    return 0 if attributes(node).get("transB") else 1
 
 
-def why_not_weighted(view: GraphView, node: onnx.NodeProto) -> str | None:
+def why_not_weighted(graph: Graph, node: onnx.NodeProto) -> str | None:
     """The reason why a Conv, Gemm or MatMul cannot take codes, None where it can."""
-    if not view.is_constant(node.input[1]) or view.is_constant(node.input[0]):
+    if not graph.is_constant(node.input[1]) or graph.is_constant(node.input[0]):
         return "its weights are not constant"
-    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    if node.op_type == "Gemm" and (attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0):
+    given = attributes(node)
+    if node.op_type == "Gemm" and (given.get("alpha", 1.0) != 1.0 or given.get("beta", 1.0) != 1.0):
         return "alpha or beta is not 1"
-    if node.op_type == "Gemm" and attributes.get("transA"):
+    if node.op_type == "Gemm" and given.get("transA"):
         return "its input is transposed"
-    if view.constant(node.input[1]).ndim != {"Conv": 4}.get(node.op_type, 2):
+    if graph.constant(node.input[1]).ndim != {"Conv": 4}.get(node.op_type, 2):
         return "its weights do not have the usual rank"
     return None
 
@@ -157,64 +153,65 @@ _FLOAT_IN_TENSORRT = {
     "Softmax": "probabilities need float",
 }
 _OTHER = "no INT8 kernel with weights; runs in float between quantized layers"
-_QUIET = frozenset(
+# Nodes without arithmetic of their own: not worth a line in the list of what stays in float.
+_UNLISTED = frozenset(
     {"Relu", "Clip", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Pad", "Identity"}
 )
 
 
-def _place_tensorrt(view: GraphView) -> _Draft:
-    draft = _Draft()
-    for node in view.nodes:
+def _place_tensorrt(graph: Graph) -> _PlacementBuilder:
+    builder = _PlacementBuilder()
+    for node in graph.nodes:
         if node.op_type in WEIGHTED:
-            reason = why_not_weighted(view, node)
+            reason = why_not_weighted(graph, node)
             if reason:
-                draft.skip(node, reason)
+                builder.skip(node, reason)
             else:
-                draft.weighted.append(node.name)
-                draft.want(node.input[0], node.name, f"input of {node.op_type}")
-        elif view.is_residual_add(node):
-            _place_skip_input(view, node, draft)
-        elif node.op_type not in _QUIET:
-            draft.skip(node, _FLOAT_IN_TENSORRT.get(node.op_type, _OTHER))
-    return draft
+                builder.weighted.append(node.name)
+                builder.want(node.input[0], node.name, f"input of {node.op_type}")
+        elif graph.is_residual_add(node):
+            _place_skip_input(graph, node, builder)
+        elif node.op_type not in _UNLISTED:
+            builder.skip(node, _FLOAT_IN_TENSORRT.get(node.op_type, _OTHER))
+    return builder
 
 
-def _place_skip_input(view: GraphView, add: onnx.NodeProto, draft: _Draft) -> None:
-    skip = view.skip_input(add)
+def _place_skip_input(graph: Graph, add: onnx.NodeProto, builder: _PlacementBuilder) -> None:
+    skip = graph.skip_input(add)
     if skip is None:
-        draft.skip(add, "its inputs have no common ancestor, so neither is the skip")
+        builder.skip(add, "its inputs have no common ancestor, so neither is the skip")
         return
-    draft.want(skip, add.name, "skip input of Add")
-    draft.skip(add, "its main branch stays float, so that Conv + Add + ReLU fuse into one INT8 kernel")
+    builder.want(skip, add.name, "skip input of Add")
+    builder.skip(add, "its main branch stays float, so that Conv + Add + ReLU fuse into one INT8 kernel")
     # An option-A shortcut slices and pads the block's input: it reads the codes that the block's first Conv reads.
     tensor, reader = skip, add
-    while tensor not in {view.input} and (node := view.producer(tensor)) is not None and view.keeps_codes(node):
+    while tensor not in {graph.input} and (node := graph.producer(tensor)) is not None and graph.keeps_codes(node):
         tensor, reader = node.input[0], node
-    if tensor != skip and _feeds_weighted(view, tensor):
-        draft.want(tensor, reader.name, "source of a shortcut")
-        draft.like[skip] = tensor
+    if tensor != skip and _feeds_weighted(graph, tensor):
+        builder.want(tensor, reader.name, "source of a shortcut")
+        builder.like[skip] = tensor
 
 
-def _feeds_weighted(view: GraphView, tensor: str) -> bool:
-    return any(node.op_type in WEIGHTED and not why_not_weighted(view, node) for node in view.consumers(tensor))
+def _feeds_weighted(graph: Graph, tensor: str) -> bool:
+    return any(node.op_type in WEIGHTED and not why_not_weighted(graph, node) for node in graph.consumers(tensor))
 
 
-def _place_cpu(view: GraphView) -> _Draft:
-    draft = _Draft()
-    for node in view.nodes:
-        if node.op_type in WEIGHTED and (reason := why_not_weighted(view, node)):
-            draft.skip(node, reason)
-        elif node.op_type in WEIGHTED or view.joins_activations(node) or node.op_type in _CPU_UNARY:
+def _place_cpu(graph: Graph) -> _PlacementBuilder:
+    builder = _PlacementBuilder()
+    for node in graph.nodes:
+        if node.op_type in WEIGHTED and (reason := why_not_weighted(graph, node)):
+            builder.skip(node, reason)
+        elif node.op_type in WEIGHTED or graph.joins_activations(node) or node.op_type in _CPU_UNARY:
             if node.op_type in WEIGHTED:
-                draft.weighted.append(node.name)
-            _place_around(view, node, draft)
-        elif view.keeps_codes(node) and node.input[0] in draft.readers:
+                builder.weighted.append(node.name)
+            _place_around(graph, node, builder)
+        elif graph.keeps_codes(node) and node.input[0] in builder.readers:
             # Same codes on both sides; a Pad fills with real zero, which is a code.
-            draft.like[node.output[0]] = draft.like.get(node.input[0], node.input[0])
-            _want_everywhere(view, node.output[0], f"output of {node.op_type}", draft)
-        elif node.op_type not in _QUIET:
-            draft.skip(node, _FLOAT_ON_CPU.get(node.op_type, "no integer kernel on ONNX Runtime's CPU provider"))
-    return draft
+            builder.like[node.output[0]] = builder.like.get(node.input[0], node.input[0])
+            _want_everywhere(graph, node.output[0], f"output of {node.op_type}", builder)
+        elif node.op_type not in _UNLISTED:
+            builder.skip(node, _FLOAT_ON_CPU.get(node.op_type, "no integer kernel on ONNX Runtime's CPU provider"))
+    return builder
 
 
 # Besides Conv, Gemm and MatMul, Add and Mul: what has an integer kernel from one tensor to one.
@@ -226,17 +223,17 @@ _FLOAT_ON_CPU = {
 }
 
 
-def _place_around(view: GraphView, node: onnx.NodeProto, draft: _Draft) -> None:
-    inputs = [name for name in node.input if name and not view.is_constant(name)]
+def _place_around(graph: Graph, node: onnx.NodeProto, builder: _PlacementBuilder) -> None:
+    inputs = [name for name in node.input if name and not graph.is_constant(name)]
     for name in inputs:
-        _want_everywhere(view, name, f"input of {node.op_type}", draft)
-    after = view.activation_after(node)
-    if after == view.output or node.op_type in {"Gemm", "MatMul"}:
-        draft.skip(node, "its output stays float: scores are compared, not convolved")
+        _want_everywhere(graph, name, f"input of {node.op_type}", builder)
+    after = graph.activation_after(node)
+    if after == graph.output or node.op_type in {"Gemm", "MatMul"}:
+        builder.skip(node, "its output stays float: scores are compared, not convolved")
     else:
-        _want_everywhere(view, after, f"output of {node.op_type}", draft)
+        _want_everywhere(graph, after, f"output of {node.op_type}", builder)
 
 
-def _want_everywhere(view: GraphView, tensor: str, reason: str, draft: _Draft) -> None:
-    for reader in view.consumers(tensor):
-        draft.want(tensor, reader.name, reason)
+def _want_everywhere(graph: Graph, tensor: str, reason: str, builder: _PlacementBuilder) -> None:
+    for reader in graph.consumers(tensor):
+        builder.want(tensor, reader.name, reason)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
-from edgeres.graph.graph import GraphView
+from edgeres.graph.graph import Graph, Values, input_at
 from edgeres.quantize.affine import affine_int8, affine_uint8, codes, quantize_weight, symmetric_int8, widen_for_bias
 from edgeres.quantize.placement import Placement, Site, weight_axis
 from edgeres.records import Edge, QuantParams, QuantPlan, Skipped, TensorRange, WeightEdge
@@ -19,7 +18,7 @@ _FULL = "; all 256 codes, since it is never negative"
 
 
 def make_plan(
-    view: GraphView,
+    graph: Graph,
     placement: Placement,
     ranges: Mapping[str, TensorRange],
     calibration_digest: str,
@@ -28,7 +27,7 @@ def make_plan(
     """Scales for every site, codes for every weight and, for ONNX Runtime, int32 codes for every bias.
 
     Args:
-        ranges: of at least ``placement.observed``.
+        ranges: by tensor, at least of ``placement.observed``.
         weight_bits: 7 where the CPU's int8 dot product saturates (x86-64 without VNNI).
     """
     cpu = placement.style == "cpu"
@@ -40,7 +39,7 @@ def make_plan(
     def full(site: Site) -> bool:
         return (site.like or site.tensor) in placement.full
 
-    coded = [node for node in view.nodes if node.name in set(placement.weighted)]
+    coded = [node for node in graph.nodes if node.name in set(placement.weighted)]
     make = _integer_layer if cpu else _float_bias_layer
     skipped = placement.skipped
     if not cpu:
@@ -55,41 +54,45 @@ def make_plan(
             Edge(site.tensor, params[site.tensor], site.consumers, site.reason + (_FULL if full(site) else ""))
             for site in placement.sites
         ),
-        weights=tuple(edge for node in coded for edge in make(view, node, params, weight_bits)),
+        weights=tuple(edge for node in coded for edge in make(graph, node, params, weight_bits)),
         skipped=skipped,
         calibration_digest=calibration_digest,
     )
 
 
 def _float_bias_layer(
-    view: GraphView, node: onnx.NodeProto, params: Mapping[str, QuantParams], bits: int
+    graph: Graph, node: onnx.NodeProto, params: Mapping[str, QuantParams], bits: int
 ) -> Iterator[WeightEdge]:
-    """Weights; the bias stays in float, yet where a runtime codes it in int32 it must fit, zero points folded in."""
-    values, data = view.constant(node.input[1]), params[node.input[0]]
-    bias = view.constant(node.input[2]).reshape(-1) if len(node.input) > 2 and node.input[2] else np.zeros(1)
+    """The weights. The bias stays in float, but must fit int32 with zero points folded in: a runtime may code it so."""
+    values, data = graph.constant(node.input[1]), params[node.input[0]]
     others = tuple(axis for axis in range(values.ndim) if axis != weight_axis(node))
     inward = _offset(data) * np.abs(values).sum(axis=others)
-    largest = np.abs(bias) + inward + _offset_behind(view, node, params)
-    yield WeightEdge(node.input[1], node.name, *_weights_that_fit(view, node, largest, float(data.scale), bits))
+    largest = np.abs(_bias(graph, node)) + inward + _offset_behind(graph, node, params)
+    yield WeightEdge(node.input[1], node.name, *_weights_that_fit(graph, node, largest, float(data.scale), bits))
 
 
 def _integer_layer(
-    view: GraphView, node: onnx.NodeProto, params: Mapping[str, QuantParams], bits: int
+    graph: Graph, node: onnx.NodeProto, params: Mapping[str, QuantParams], bits: int
 ) -> Iterator[WeightEdge]:
-    """Weights, and the bias in the accumulator's own unit: scale = input scale * weight scale, int32."""
+    """The weights, and the bias as int32 in the accumulator's unit: scale = input scale * weight scale."""
     data = params[node.input[0]]
-    bias = view.constant(node.input[2]).reshape(-1) if len(node.input) > 2 and node.input[2] else np.zeros(0)
-    weight, weight_codes = _weights_that_fit(view, node, bias if bias.size else np.zeros(1), float(data.scale), bits)
-    if bias.size:
+    bias = _bias(graph, node)
+    weight, weight_codes = _weights_that_fit(graph, node, bias, float(data.scale), bits)
+    if input_at(node, 2):
         unit = QuantParams((weight.scale * data.scale).astype(np.float32), 0, "int32", 0)
         yield WeightEdge(node.input[2], node.name, unit, codes(bias.astype(np.float64), unit).astype(np.int32))
     yield WeightEdge(node.input[1], node.name, weight, weight_codes)
 
 
+def _bias(graph: Graph, node: onnx.NodeProto) -> Values:
+    """The bias, flat; one zero where the node has none."""
+    return graph.constant(node.input[2]).reshape(-1) if input_at(node, 2) else np.zeros(1)
+
+
 def _weights_that_fit(
-    view: GraphView, node: onnx.NodeProto, bias: npt.NDArray[Any], input_scale: float, bits: int
+    graph: Graph, node: onnx.NodeProto, bias: Values, input_scale: float, bits: int
 ) -> tuple[QuantParams, npt.NDArray[np.int8]]:
-    values = view.constant(node.input[1])
+    values = graph.constant(node.input[1])
     params, weight_codes = quantize_weight(values, weight_axis(node), bits)
     wider = widen_for_bias(params, bias, input_scale)
     if np.array_equal(wider.scale, params.scale):
@@ -97,11 +100,11 @@ def _weights_that_fit(
     return wider, codes(values, wider).astype(np.int8)
 
 
-def _offset_behind(view: GraphView, node: onnx.NodeProto, params: Mapping[str, QuantParams]) -> float:
-    """What zero points can change in this node's bias: that of the next coded tensor, that of a skip on the way."""
+def _offset_behind(graph: Graph, node: onnx.NodeProto, params: Mapping[str, QuantParams]) -> float:
+    """The most that folded zero points change this node's bias: the next quantized tensor's and a skip's on the way."""
     tensor, found = str(node.output[0]), 0.0
     while tensor not in params:
-        readers = view.consumers(tensor)
+        readers = graph.consumers(tensor)
         if len(readers) != 1 or readers[0].op_type not in {"Relu", "Add", "MaxPool"}:
             return found
         others = [name for name in readers[0].input if name != tensor and name in params]

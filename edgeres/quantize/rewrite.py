@@ -3,22 +3,21 @@
     before:  x ----------------> Conv(W, b)
     after:   x -> Q -> DQ -----> Conv(DQ(codes of W), b)
 
-Zero points that TensorRT does not take are folded into what is around (:mod:`edgeres.quantize.zero_points`).
+Zero points that TensorRT does not take are folded into the nodes around (:mod:`edgeres.quantize.zero_points`).
 
-Readers of ``x`` that the plan does not name keep the float tensor. Reasons travel with the file, in ``metadata_props``.
+Readers of ``x`` that the plan does not name keep the float tensor. The plan's reasons are kept in the file, in
+``metadata_props``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
-from edgeres.graph.graph import prune
+from edgeres.graph.graph import Graph
 from edgeres.quantize.zero_points import fold_zero_points
 from edgeres.records import Edge, HalfEdge, QuantParams, QuantPlan
 
@@ -38,92 +37,57 @@ def rewrite(model: onnx.ModelProto, plan: QuantPlan) -> onnx.ModelProto:
 def insert_pairs(model: onnx.ModelProto, plan: QuantPlan) -> onnx.ModelProto:
     """The plan's Q/DQ pairs with its zero points, which TensorRT would not take, and no other change.
 
-    Every tensor of the model that is still there holds what it stands for, so this is the form in which inner tensors
-    can be compared. The codes are those of :func:`rewrite`.
+    Every tensor of the model that is still there has the same meaning, so inner tensors can be compared in this form.
+    The codes are those of :func:`rewrite`.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    graph = result.graph
-    by_name = {node.name: node for node in graph.node}
-    after: dict[str, list[onnx.NodeProto]] = {}
-    producer = {name: node.name for node in graph.node for name in node.output}
-    moves: list[tuple[Edge | HalfEdge, list[onnx.NodeProto]]] = [
-        *((edge, _pair(graph, edge)) for edge in plan.edges),
-        *((half, _half(graph, half)) for half in plan.halves),
-    ]
-    for move, pair in moves:
-        after.setdefault(producer.get(move.tensor, ""), []).extend(pair)
+    graph = Graph.copy_of(model)
+    del graph.model.graph.value_info[:]
+    readers = {weight.tensor: len(graph.consumers(weight.tensor)) for weight in plan.weights}
+    # New nodes by the name of the node that they follow; "" for the front of the graph.
+    made: dict[str, list[onnx.NodeProto]] = {"": []}
+    moves: tuple[Edge | HalfEdge, ...] = (*plan.edges, *plan.halves)
+    for move in moves:
+        source = graph.producer(move.tensor)
+        name = graph.free_name(move.tensor, _SUFFIXES)
+        pair = _pair(graph, name, move) if isinstance(move, Edge) else _casts(name, move)
+        made.setdefault("" if source is None else source.name, []).extend(pair)
         for reader in move.consumers:
-            _redirect(by_name[reader], move.tensor, pair[-1].output[0])
+            graph.redirect(graph.node(reader), move.tensor, pair[-1].output[0])
     for weight in plan.weights:
-        node = by_name[weight.node]
-        # The same initializer may serve two layers with two scales, hence the layer's name in the tensor's.
-        shared = _readers(model, weight.tensor) > 1
-        name = _free(graph, f"{weight.tensor}.{weight.node}" if shared else weight.tensor)
-        after.setdefault("", []).append(_constant(graph, name, weight.codes, weight.params))
-        _redirect(node, weight.tensor, f"{name}_dq")
-    ordered = list(after.get("", ()))
-    for node in graph.node:
-        ordered.append(node)
-        ordered.extend(after.get(node.name, ()))
-    del graph.node[:]
-    graph.node.extend(ordered)
-    del graph.value_info[:]
-    prune(graph, [output.name for output in graph.output])
+        # An initializer may serve two layers with two scales: then the layer's name is part of the tensor's.
+        stem = f"{weight.tensor}.{weight.node}" if readers[weight.tensor] > 1 else weight.tensor
+        name = graph.free_name(stem, _SUFFIXES)
+        codes = graph.add_constant(f"{name}_q", weight.codes)
+        made[""].append(_dequantize(name, [codes, *_parameters(graph, name, weight.params)], axis=weight.params.axis))
+        graph.redirect(graph.node(weight.node), weight.tensor, f"{name}_dq")
+    for behind, nodes in made.items():
+        graph.insert(nodes, behind=graph.node(behind) if behind else None)
+    result = graph.done()
     _note_decisions(result, plan)
-    onnx.checker.check_model(result)
     return result
 
 
-def _pair(graph: onnx.GraphProto, edge: Edge) -> list[onnx.NodeProto]:
-    name = _free(graph, edge.tensor)
+def _pair(graph: Graph, name: str, edge: Edge) -> list[onnx.NodeProto]:
     inputs = _parameters(graph, name, edge.params)
-    return [
-        helper.make_node("QuantizeLinear", [edge.tensor, *inputs], [f"{name}_q"], name=f"{name}_QuantizeLinear"),
-        helper.make_node("DequantizeLinear", [f"{name}_q", *inputs], [f"{name}_dq"], name=f"{name}_DequantizeLinear"),
-    ]
+    quantize = helper.make_node("QuantizeLinear", [edge.tensor, *inputs], [f"{name}_q"], f"{name}_QuantizeLinear")
+    return [quantize, _dequantize(name, [f"{name}_q", *inputs])]
 
 
-def _free(graph: onnx.GraphProto, tensor: str) -> str:
-    """The tensor's name, lengthened until what is named after it collides with nothing that the exporter named."""
-    taken = {constant.name for constant in graph.initializer}.union(*(node.output for node in graph.node))
-    while any(f"{tensor}{suffix}" in taken for suffix in _SUFFIXES):
-        tensor += "_"
-    return tensor
+def _dequantize(name: str, inputs: list[str], axis: int | None = None) -> onnx.NodeProto:
+    return helper.make_node("DequantizeLinear", inputs, [f"{name}_dq"], f"{name}_DequantizeLinear", axis=axis)
 
 
-def _half(graph: onnx.GraphProto, half: HalfEdge) -> list[onnx.NodeProto]:
-    name = _free(graph, half.tensor)
+def _casts(name: str, half: HalfEdge) -> list[onnx.NodeProto]:
     return [
         helper.make_node("Cast", [half.tensor], [f"{name}_half"], name=f"{name}_ToHalf", to=TensorProto.FLOAT16),
         helper.make_node("Cast", [f"{name}_half"], [f"{name}_float"], name=f"{name}_ToFloat", to=TensorProto.FLOAT),
     ]
 
 
-def _constant(graph: onnx.GraphProto, name: str, codes: npt.NDArray[np.generic], params: QuantParams) -> onnx.NodeProto:
-    graph.initializer.append(numpy_helper.from_array(codes, f"{name}_q"))
-    inputs = [f"{name}_q", *_parameters(graph, name, params)]
-    return helper.make_node(
-        "DequantizeLinear", inputs, [f"{name}_dq"], name=f"{name}_DequantizeLinear", axis=params.axis
-    )
-
-
-def _parameters(graph: onnx.GraphProto, tensor: str, params: QuantParams) -> Sequence[str]:
+def _parameters(graph: Graph, name: str, params: QuantParams) -> list[str]:
     scale = np.asarray(params.scale, np.float32)
     zero = np.full(scale.shape, params.zero_point, params.dtype)
-    graph.initializer.append(numpy_helper.from_array(scale, f"{tensor}_scale"))
-    graph.initializer.append(numpy_helper.from_array(zero, f"{tensor}_zero_point"))
-    return f"{tensor}_scale", f"{tensor}_zero_point"
-
-
-def _redirect(node: onnx.NodeProto, old: str, new: str) -> None:
-    for index, name in enumerate(node.input):
-        if name == old:
-            node.input[index] = new
-
-
-def _readers(model: onnx.ModelProto, tensor: str) -> int:
-    return sum(tensor in node.input for node in model.graph.node)
+    return [graph.add_constant(f"{name}_scale", scale), graph.add_constant(f"{name}_zero_point", zero)]
 
 
 def _note_decisions(model: onnx.ModelProto, plan: QuantPlan) -> None:

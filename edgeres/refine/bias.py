@@ -29,7 +29,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
-from edgeres.graph.graph import GraphView
+from edgeres.graph.graph import Graph
 from edgeres.progress import SILENT, Progress
 from edgeres.quantize.affine import codes
 from edgeres.records import F32, F64, QuantParams, WeightEdge
@@ -53,10 +53,10 @@ def correct_bias(draft: Draft, fp32: onnx.ModelProto, images: F32, progress: Pro
         A draft with other biases; scales, codes of weights and everything else are those given.
     """
     draft = _with_own_biases(draft)
-    layers = _landings(GraphView(draft.graph), {edge.node for edge in draft.plan.weights})
+    layers = _landings(Graph(draft.graph), {edge.node for edge in draft.plan.weights})
     reference = carried = images
     shifts: dict[str, F64] = {}
-    blocks = split(GraphView(draft.graph))
+    blocks = split(Graph(draft.graph))
     with progress.task("correcting biases", total=len(blocks)) as advance:
         for block in blocks:
             inside = {name: layers[name] for name in block.nodes if name in layers}
@@ -72,7 +72,7 @@ def correct_bias(draft: Draft, fp32: onnx.ModelProto, images: F32, progress: Pro
     return _shift(draft, shifts)
 
 
-def _landings(view: GraphView, coded: set[str]) -> dict[str, str]:
+def _landings(view: Graph, coded: set[str]) -> dict[str, str]:
     """By layer the tensor whose mean is measured: its output, or the residual Add's that it is the last to reach."""
     layers = [node for node in view.nodes if node.name in coded and node.op_type in {"Conv", "Gemm"}]
     found = {node.name: str(node.output[0]) for node in layers}
@@ -132,7 +132,7 @@ def _with_own_biases(draft: Draft) -> Draft:
     """A bias of its own for every coded layer: zeros where it has none, a copy where it shares one."""
     graph = onnx.ModelProto()
     graph.CopyFrom(draft.graph)
-    view = GraphView(draft.graph)
+    view = Graph(draft.graph)
     weights = list(draft.plan.weights)
     scales = {edge.tensor: edge.params.scale for edge in draft.plan.edges}
     for node in graph.graph.node:

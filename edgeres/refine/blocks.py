@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from edgeres.graph.graph import WEIGHTED, GraphView
+from edgeres.graph.graph import WEIGHTED, Graph
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Block:
         return self.output
 
 
-def split(view: GraphView) -> tuple[Block, ...]:
+def split(view: Graph) -> tuple[Block, ...]:
     """Cut a graph at its residual stream; the last block ends at the scores, ahead of a Softmax.
 
     A cut is a tensor that alone is alive where it stands, and either forks (a block begins) or is the result of a
@@ -56,19 +56,19 @@ def split(view: GraphView) -> tuple[Block, ...]:
     return tuple(blocks)
 
 
-def whole(view: GraphView) -> Block:
+def whole(view: Graph) -> Block:
     """The network as one block, from the image to the scores ahead of a Softmax."""
     blocks = split(view)
     return Block(tuple(name for block in blocks for name in block.nodes), view.input, blocks[-1].output)
 
 
-def scores_of(view: GraphView) -> str:
+def scores_of(view: Graph) -> str:
     """The output, or what its Softmax reads: an error of scores is the same at every confidence."""
     last = view.producer(view.output)
     return str(last.input[0]) if last is not None and last.op_type == "Softmax" else view.output
 
 
-def _lonely(view: GraphView) -> Iterator[tuple[slice, str]]:
+def _lonely(view: Graph) -> Iterator[tuple[slice, str]]:
     """Every tensor that alone is alive behind its node, with the nodes since the one before."""
     last_reader = {name: index for index, node in enumerate(view.nodes) for name in node.input}
     last_reader[view.output] = len(view.nodes)

@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper, shape_inference
 
-from edgeres.graph.graph import GraphView
+from edgeres.graph.graph import Graph
 from edgeres.records import F64, I64
 
 PINNED = 0
@@ -75,7 +75,7 @@ class _Walk:
     """One pass over the nodes in graph order; groups are numbers, united as in Galler and Fischer (1964)."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self.view = GraphView(model)
+        self.view = Graph(model)
         inferred = shape_inference.infer_shapes(model).graph
         self._shapes = {
             v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from edgeres.graph.graph import WEIGHTED, GraphView
+from edgeres.graph.graph import WEIGHTED, Graph
 from edgeres.progress import SILENT, Advance, Progress
 from edgeres.quantize.placement import place, weight_axis, why_not_weighted
 from edgeres.records import F32, F64, I64, Codes
@@ -101,7 +101,7 @@ def equalize(
 
 def _errors(graph: onnx.ModelProto, images: F32, codes: Codes, progress: Progress) -> dict[str, ChannelErrors]:
     """By tensor, of those that are coded and of the ReLUs' outputs."""
-    view = GraphView(graph)
+    view = Graph(graph)
     placement = place(view, "tensorrt", codes)
     relus = (node.output[0] for node in view.nodes if node.op_type == "Relu")
     counts = channel_histograms(graph, list(dict.fromkeys([*placement.observed, *relus])), images, progress)
@@ -111,7 +111,7 @@ def _errors(graph: onnx.ModelProto, images: F32, codes: Codes, progress: Progres
 def _terms(
     graph: onnx.ModelProto, ties: Ties, errors: Mapping[str, ChannelErrors], shape: dict[str, list[int]]
 ) -> tuple[list[_Activation], list[_Layer]]:
-    view = GraphView(graph)
+    view = Graph(graph)
     sites = [site for site in place(view, "tensorrt").sites if site.like is None]
     h = sensitivities(view, shape, {name: found.active for name, found in errors.items()})
     activations = []
@@ -141,7 +141,7 @@ def _groups(ties: Ties, tensor: str, shape: dict[str, list[int]]) -> I64:
     return ties.channels.get(tensor, np.full(shape[tensor][1], PINNED))
 
 
-def _layer(view: GraphView, node: onnx.NodeProto, groups: I64, errors: ChannelErrors, h: F64) -> _Layer:
+def _layer(view: Graph, node: onnx.NodeProto, groups: I64, errors: ChannelErrors, h: F64) -> _Layer:
     weight = np.abs(np.moveaxis(view.constant(node.input[1]).astype(np.float64), weight_axis(node), 0))
     outputs, reads = weight.shape[:2]
     largest = weight.reshape(outputs, reads, -1).max(axis=2)

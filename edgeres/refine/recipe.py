@@ -22,7 +22,7 @@ import onnx
 
 from edgeres.data.loader import Loader
 from edgeres.errors import EdgeresError, needs
-from edgeres.graph.graph import GraphView
+from edgeres.graph.graph import Graph
 from edgeres.progress import SILENT, Progress
 from edgeres.quantize.graphs import Quantized, RangeChoice, quantize
 from edgeres.quantize.rewrite import rewrite
@@ -113,7 +113,7 @@ def quantize_with_recipe(
         plan = quantized.plans.get("tensorrt")
         if plan is None or choice.residual != "fp16":
             return Refined(quantized, note=note)
-        view = GraphView(graph)
+        view = Graph(graph)
         half = Draft(graph, keep_in_half(view, plan, skips(view, plan)))
         return Refined(_with_drafts(quantized, {"tensorrt": half}), note=note)
     # Sources come sorted by class: both parts, and what is taken first of them, must hold every class.
@@ -219,7 +219,7 @@ class _Bench:
         if self.choice.residual == "auto":
             draft, self.skips = choose_residual(draft, self.reference, self.held, progress=self.progress)
         elif self.choice.residual == "fp16":
-            view = GraphView(draft.graph)
+            view = Graph(draft.graph)
             draft = replace(draft, plan=keep_in_half(view, draft.plan, skips(view, draft.plan)))
         return draft
 

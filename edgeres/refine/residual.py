@@ -17,7 +17,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from edgeres.graph.graph import GraphView
+from edgeres.graph.graph import Graph
 from edgeres.progress import SILENT, Progress
 from edgeres.records import F32, HalfEdge, QuantPlan
 from edgeres.refine.candidate import Draft, logits, typical_noise
@@ -50,13 +50,13 @@ class SkipCost:
         return vars(self).copy()
 
 
-def skips(view: GraphView, plan: QuantPlan) -> dict[str, str]:
+def skips(view: Graph, plan: QuantPlan) -> dict[str, str]:
     """The skip input of every residual Add that the plan quantizes, by the Add's name."""
     adds = {node.name for node in view.nodes if view.is_residual_add(node)}
     return {reader: edge.tensor for edge in plan.edges for reader in edge.consumers if reader in adds}
 
 
-def keep_in_half(view: GraphView, plan: QuantPlan, adds: Collection[str]) -> QuantPlan:
+def keep_in_half(view: Graph, plan: QuantPlan, adds: Collection[str]) -> QuantPlan:
     """The plan with the skip inputs of the named Adds in float16 instead of int8.
 
     Args:
@@ -84,7 +84,7 @@ def choose_residual(
     Returns:
         The draft with the chosen skips in float16, and the cost of each block in graph order.
     """
-    view = GraphView(draft.graph)
+    view = Graph(draft.graph)
     found = skips(view, draft.plan)
 
     def noise(in_half: Collection[str]) -> float:
@@ -113,7 +113,7 @@ def choose_residual(
     return replace(draft, plan=keep_in_half(view, draft.plan, in_half)), costs
 
 
-def _movers(view: GraphView, tensor: str) -> list[str]:
+def _movers(view: Graph, tensor: str) -> list[str]:
     """The pass-through nodes between a skip input and the tensor it comes from."""
     source, names = view.source_of(tensor), []
     while tensor != source and (node := view.producer(tensor)) is not None:
@@ -122,7 +122,7 @@ def _movers(view: GraphView, tensor: str) -> list[str]:
     return names
 
 
-def _bytes_of_half(view: GraphView, plan: QuantPlan, tensor: str, values: int) -> int:
+def _bytes_of_half(view: Graph, plan: QuantPlan, tensor: str, values: int) -> int:
     """Bytes per image that float16 moves beyond int8: two are written and two read, in place of one read. Where no Conv
     reads the codes anyway, they need not be written either."""
     shared = any(edge.tensor == view.source_of(tensor) and len(edge.consumers) > 1 for edge in plan.edges)

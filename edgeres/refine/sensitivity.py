@@ -20,7 +20,7 @@ import onnx
 from onnx import shape_inference
 
 from edgeres.calibrate.forward import with_outputs
-from edgeres.graph.graph import GraphView
+from edgeres.graph.graph import Graph
 from edgeres.progress import SILENT, Progress
 from edgeres.quantize.placement import weight_axis
 from edgeres.records import F32, F64, I64
@@ -132,7 +132,7 @@ class Sensitivity:
     reads: Mapping[tuple[str, str], F64]
 
 
-def sensitivities(view: GraphView, shape: Mapping[str, list[int]], active: Mapping[str, F64]) -> Sensitivity:
+def sensitivities(view: Graph, shape: Mapping[str, list[int]], active: Mapping[str, F64]) -> Sensitivity:
     """Pass h back from the scores, where it is 1.
 
     Args:
@@ -153,7 +153,7 @@ def sensitivities(view: GraphView, shape: Mapping[str, list[int]], active: Mappi
 
 
 def _backward(
-    view: GraphView, node: onnx.NodeProto, h: F64, sizes: tuple[list[int], list[int]], active: Mapping[str, F64]
+    view: Graph, node: onnx.NodeProto, h: F64, sizes: tuple[list[int], list[int]], active: Mapping[str, F64]
 ) -> F64:
     """h of the node's output -> h of its input; positions without a reader (strides) count as zero in the average."""
     channels, positions = sizes[0][1], math.prod(sizes[0][2:]) or 1

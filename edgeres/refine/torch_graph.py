@@ -22,7 +22,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from edgeres.errors import ModelError
-from edgeres.graph.graph import GraphView
+from edgeres.graph.graph import Graph
 from edgeres.quantize.affine import codes
 from edgeres.records import F32, Edge, QuantParams, QuantPlan, WeightEdge
 from edgeres.refine.blocks import Block
@@ -162,7 +162,7 @@ class TorchGraph:
     """
 
     def __init__(self, model: onnx.ModelProto, plan: QuantPlan | None = None) -> None:
-        self.view = GraphView(model)
+        self.view = Graph(model)
         self._plan = plan
         self._nodes = {node.name: node for node in self.view.nodes}
         self._attributes = {

@@ -28,7 +28,7 @@ from edgeres.runtime.ort import OrtRunner
 from edgeres.verify.preprocessing import Zeros
 
 if TYPE_CHECKING:
-    from edgeres.graph.graph import GraphView
+    from edgeres.graph.graph import Graph
 
 IMAGES = 16
 _BATCH = 4  # every tensor of the network is held for so many images at once
@@ -111,16 +111,16 @@ def dissect(
         loader: of the validation images; :data:`IMAGES` of them are used, evenly spread.
         zeros: share of zeros by tensor of the FP32 graph, as calibration saw it.
     """
-    from edgeres.graph.graph import GraphView
+    from edgeres.graph.graph import Graph
     from edgeres.graph.normalize import load_onnx
 
-    reference = GraphView(load_onnx(fp32))
+    reference = Graph(load_onnx(fp32))
     source = loader.source
     view = source.at(evenly_spread(len(source), IMAGES))
     few = Loader(view, loader.preprocess, _BATCH, on_unreadable="skip")
     found = {}
     for name, path in candidates.items():
-        anatomy, now = _dissect(reference, GraphView(load_onnx(path)), few, progress)
+        anatomy, now = _dissect(reference, Graph(load_onnx(path)), few, progress)
         known = (Zeros(tensor, zeros[tensor], share) for tensor, share in now.items() if tensor in zeros)
         found[name] = replace(anatomy, zeros=tuple(known))
     return found
@@ -190,7 +190,7 @@ class _Place:
 
 
 def _dissect(
-    reference: GraphView, candidate: GraphView, loader: Loader, progress: Progress
+    reference: Graph, candidate: Graph, loader: Loader, progress: Progress
 ) -> tuple[Anatomy, dict[str, float]]:
     """The INT8 graph, and the share of zeros in the tensors of the FP32 graph that were looked at."""
     from edgeres.calibrate.forward import with_outputs
@@ -227,7 +227,7 @@ def _dissect(
     return anatomy, {tensor: share / max(seen, 1) for tensor, share in zeros.items()}
 
 
-def _places(reference: GraphView, candidate: GraphView) -> Iterator[_Place]:
+def _places(reference: Graph, candidate: Graph) -> Iterator[_Place]:
     """Outputs of convolutions and residual Adds, behind their activation; the scores have a figure of their own."""
     fork = True  # the residual stream begins at the first tensor that is read twice
     for node in reference.nodes:
@@ -242,13 +242,13 @@ def _places(reference: GraphView, candidate: GraphView) -> Iterator[_Place]:
             yield _Place(tensor, node.name, begins or residual, theirs)
 
 
-def _behind_pool(reference: GraphView, tensor: str) -> str:
+def _behind_pool(reference: Graph, tensor: str) -> str:
     """A ReLU may have become the lowest code behind the MaxPool that reads it: there both graphs hold the same."""
     readers = reference.consumers(tensor)
     return str(readers[0].output[0]) if len(readers) == 1 and readers[0].op_type == "MaxPool" else tensor
 
 
-def _counterpart(reference: GraphView, candidate: GraphView, tensor: str) -> str | None:
+def _counterpart(reference: Graph, candidate: Graph, tensor: str) -> str | None:
     """What the same reader gets in the INT8 graph; None where it is no more the same."""
     own = {node.name for node in reference.nodes}
     readers = {(node.name, i): name for node in candidate.nodes for i, name in enumerate(node.input)}
@@ -259,7 +259,7 @@ def _counterpart(reference: GraphView, candidate: GraphView, tensor: str) -> str
     return None
 
 
-def _before_codes(candidate: GraphView, tensor: str, own: set[str]) -> str:
+def _before_codes(candidate: Graph, tensor: str, own: set[str]) -> str:
     """Back over what quantization put between a reader and a node of the network: the first dequantized tensor."""
     found = tensor
     while (node := candidate.producer(tensor)) is not None and node.name not in own and node.op_type in _INSERTED:
@@ -269,7 +269,7 @@ def _before_codes(candidate: GraphView, tensor: str, own: set[str]) -> str:
     return found
 
 
-def _ranges(candidate: GraphView) -> Iterator[tuple[str, _Range]]:
+def _ranges(candidate: Graph) -> Iterator[tuple[str, _Range]]:
     """Every activation that is quantized, once; a border that repeats another's codes is left out."""
     for node in candidate.nodes:
         if node.op_type != "QuantizeLinear" or not candidate.is_constant(node.input[1]):
@@ -284,7 +284,7 @@ def _ranges(candidate: GraphView) -> Iterator[tuple[str, _Range]]:
         yield node.input[0], _Range(scale * (limits.min - point), scale * (limits.max - point), scale)
 
 
-def _weights(candidate: GraphView) -> Iterator[tuple[str, int, int]]:
+def _weights(candidate: Graph) -> Iterator[tuple[str, int, int]]:
     """Of every layer with quantized weights: its name, how many different scales, how many output channels."""
     for node in candidate.nodes:
         source = candidate.producer(node.input[1]) if node.op_type in {"Conv", "Gemm", "MatMul"} else None

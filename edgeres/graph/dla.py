@@ -1,9 +1,9 @@
-"""What a Deep Learning Accelerator can take of a network, and the graph and cache that it takes it from.
+"""The graph and the calibration cache for a Deep Learning Accelerator (DLA), and which layers it can run.
 
 Through JetPack 6 (TensorRT up to 10.7) a DLA takes implicit INT8: a float graph of fixed sizes and a calibration cache.
 Rules are NVIDIA's: the notes "if executing this layer on DLA" in TensorRT 10's ``NvInfer.h``, the guide's "DLA
-Supported Layers and Restrictions", and the operator table of github.com/NVIDIA/Deep-Learning-Accelerator-SW. No DLA
-has confirmed them here.
+Supported Layers and Restrictions", and the operator table of github.com/NVIDIA/Deep-Learning-Accelerator-SW. They were
+not tried on a DLA.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+import onnx
+from onnx import helper
 
 from edgeres.device.targets import Target
 from edgeres.errors import UsageError
+from edgeres.graph.graph import Graph, attributes, input_at
 from edgeres.records import Preprocess
-
-if TYPE_CHECKING:
-    import onnx
 
 Where = Literal["dla", "gpu", "unsure"]
 
@@ -29,15 +29,21 @@ _POOL_WINDOW, _SOFTMAX_NARROW = 8, 1024
 _ACTIVATIONS = frozenset({"Relu", "Sigmoid", "Tanh", "Clip", "LeakyRelu"})
 _ELEMENTWISE = frozenset({"Add", "Sum", "Sub", "Mul", "Max"})
 _POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool"})
-_NOTHING = frozenset({"Identity", "Constant", "Dropout"})  # gone when the engine is built
-# The operator table has them, each with limits of its own.
-_SOMETIMES = frozenset({"Abs", "Concat", "ConvTranspose", "Cos", "Equal", "LRN", "PRelu", "Resize", "Sin", "Slice"})
+_REMOVED = frozenset({"Identity", "Constant", "Dropout"})  # by the builder
+# The operator table lists them, each with limits of its own.
+_LIMITED = frozenset({"Abs", "Concat", "ConvTranspose", "Cos", "Equal", "LRN", "PRelu", "Resize", "Sin", "Slice"})
 _NO_SCALE = "in float16, for it has no range in the calibration"
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A node, where it runs, and why not on the DLA; ``precision`` is what the cache lets it run in there."""
+class DlaLayer:
+    """A node of the network.
+
+    Attributes:
+        where: what runs it.
+        reason: why the DLA does not run it, or not in int8; "" otherwise.
+        precision: on the DLA, ``int8`` where the cache has scales for all its tensors, else ``fp16``; "" on the GPU.
+    """
 
     node: str
     op: str
@@ -54,22 +60,22 @@ class DlaModel:
     """A network for a DLA.
 
     Attributes:
-        graph: float, of fixed sizes; what a DLA refuses is written as what it takes where that is the same arithmetic.
+        graph: float, of fixed sizes; operators that a DLA refuses are replaced where others compute the same.
         cache: TensorRT's calibration cache for it.
-        layers: each node of the graph.
+        layers: one per node of the graph, in its order.
         rewritten: what was changed, in words.
-        notes: what to know before it is trusted.
+        notes: what to check before it is used, in words.
     """
 
     graph: onnx.ModelProto
     cache: str
-    layers: tuple[Layer, ...]
+    layers: tuple[DlaLayer, ...]
     rewritten: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
     @property
     def loadables(self) -> int:
-        """Runs of layers on the DLA, each between others that are not: every change costs a copy."""
+        """How many parts the DLA runs, with layers on the GPU between them: each change costs a copy."""
         on = [layer.where == "dla" for layer in self.layers]
         return sum(now and not before for before, now in zip([False, *on], on, strict=False))
 
@@ -82,40 +88,39 @@ def for_dla(model: onnx.ModelProto, target: Target, batch: int, cache: str, prep
         cache: the calibration cache that belongs to it, as TensorRT writes it.
 
     Raises:
-        UsageError: the target has no DLA, or it does not take the batch.
+        UsageError: the target has no DLA, or the batch is too large for it.
     """
     if target.board.dla[1] == 0:
         raise UsageError(f"{target.title} has no DLA", where=target.name, hint="see: edgeres targets")
     if not 1 <= batch <= MAX_BATCH:
         raise UsageError(f"a DLA takes batches of 1 to {MAX_BATCH}, not {batch}", where="--batch")
-    graph = type(model)()
-    graph.CopyFrom(model)
-    _fix_sizes(graph, batch)
+    graph = Graph.copy_of(model)
+    _fix_sizes(graph.model, batch)
     rewritten = (*_pool_in_windows(graph), *_classify_by_convolution(graph))
-    shapes = _shapes(graph)
+    graph.prune()
     header, scales = _read(cache)
     scales = _complete(graph, scales, preprocess)
-    layers = tuple(_layer(graph, node, shapes, target, scales) for node in graph.graph.node)
-    found = DlaModel(graph, _write(header, scales), layers, rewritten)
+    layers = tuple(_layer(_Node(graph, node, target), scales) for node in graph.nodes)
+    found = DlaModel(graph.model, _write(header, scales), layers, rewritten)
     return replace(found, notes=tuple(_notes(found, target)))
 
 
 def _notes(found: DlaModel, target: Target) -> Iterator[str]:
     if found.loadables > MAX_LOADABLES:
-        yield f"{found.loadables} parts on the DLA, and a core holds {MAX_LOADABLES} at a time"
+        yield f"{found.loadables} parts on the DLA, but a core holds {MAX_LOADABLES} at a time"
     elif found.loadables > 1:
         yield f"{found.loadables} parts on the DLA with layers on the GPU between them: each change is a copy"
     if target.tensorrt and float(target.tensorrt[0].split(".")[0]) >= 10:
-        yield "for JetPack 6 (TensorRT 10.3): 10.8 to 11.3 have no DLA, and 11.4.1 takes Q/DQ, on AGX Orin alone"
-    yield "what refined the INT8 graph (biases, rounding) is not in this float graph: verify the engine on the device"
-    yield "no DLA has confirmed this yet: the builder's log names what it puts where"
+        yield "for JetPack 6 (TensorRT 10.3): 10.8 to 11.3 have no DLA, and 11.4.1 takes Q/DQ on AGX Orin only"
+    yield "this float graph has no refinements of the INT8 graph (biases, rounding): verify the engine on the device"
+    yield "this was not tried on a DLA: the builder's log names what runs each layer"
 
 
 # --- the graph -------------------------------------------------------------------------------------------------------
 
 
 def _fix_sizes(model: onnx.ModelProto, batch: int) -> None:
-    """A DLA takes no dynamic sizes."""
+    """Fix the batch: a DLA takes no dynamic sizes."""
     for value in (*model.graph.input, *model.graph.output):
         dims = value.type.tensor_type.shape.dim
         if dims and not dims[0].dim_value:
@@ -123,62 +128,47 @@ def _fix_sizes(model: onnx.ModelProto, batch: int) -> None:
     del model.graph.value_info[:]
 
 
-def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    from onnx import shape_inference
+def _pool_in_windows(graph: Graph) -> Iterator[str]:
+    """Write GlobalAveragePool, which TensorRT runs on the GPU, as an AveragePool over the whole image, if it is small.
 
-    graph = shape_inference.infer_shapes(model).graph
-    values = (*graph.input, *graph.value_info, *graph.output)
-    found = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in values}
-    return found | {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-
-
-def _pool_in_windows(model: onnx.ModelProto) -> Iterator[str]:
-    """GlobalAveragePool, which TensorRT gives to the GPU, as an AveragePool over the whole of a small image."""
-    from onnx import helper
-
-    shapes = _shapes(model)
-    for node in model.graph.node:
-        sides = shapes.get(node.input[0], ())[2:] if node.op_type == "GlobalAveragePool" else ()
+    Before:
+        GlobalAveragePool (N, C, H, W), H and W at most 8
+    After:
+        AveragePool with kernel_shape (H, W)
+    """
+    for node in graph.of("GlobalAveragePool"):
+        sides = graph.shape(node.input[0])[2:]
         if len(sides) == 2 and all(1 <= side <= _POOL_WINDOW for side in sides):
             node.op_type = "AveragePool"
-            node.attribute.extend(
-                [helper.make_attribute("kernel_shape", sides), helper.make_attribute("strides", [1, 1])]
-            )
+            window = {"kernel_shape": sides, "strides": [1, 1]}
+            node.attribute.extend(helper.make_attribute(name, value) for name, value in window.items())
             yield f"{node.name}: the global average is a {sides[0]} x {sides[1]} average pool"
 
 
-def _classify_by_convolution(model: onnx.ModelProto) -> Iterator[str]:
-    """Flatten and Gemm behind a (N, C, 1, 1) tensor as a 1x1 Conv and a Flatten.
+def _classify_by_convolution(graph: Graph) -> Iterator[str]:
+    """Write the classifier as a convolution: a DLA runs Gemm as a fully connected layer, which TensorRT 10 removed.
 
-    A DLA took Gemm as a fully connected layer, which TensorRT 10 has no more.
+    Before:
+        (N, C, 1, 1) -> Flatten -> Gemm
+    After:
+        (N, C, 1, 1) -> Conv 1x1 -> Flatten
     """
-    from onnx import helper, numpy_helper
-
-    graph, shapes = model.graph, _shapes(model)
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    for gemm in [node for node in graph.node if node.op_type == "Gemm"]:
-        flatten = next((node for node in graph.node if node.output[0] == gemm.input[0]), None)
-        plain = {a.name: helper.get_attribute_value(a) for a in gemm.attribute}
-        fits = flatten is not None and flatten.op_type in ("Flatten", "Reshape") and gemm.input[1] in weights
-        if not fits or plain.get("transA") or plain.get("alpha", 1.0) != 1.0 or plain.get("beta", 1.0) != 1.0:
+    for gemm in graph.of("Gemm"):
+        flatten, given = graph.producer(gemm.input[0]), attributes(gemm)
+        if flatten is None or flatten.op_type not in ("Flatten", "Reshape") or not graph.is_constant(gemm.input[1]):
             continue
-        assert flatten is not None
-        if shapes.get(flatten.input[0], ())[2:] != (1, 1):
+        if given.get("transA") or given.get("alpha", 1.0) != 1.0 or given.get("beta", 1.0) != 1.0:
             continue
-        matrix = numpy_helper.to_array(weights[gemm.input[1]])
-        matrix = matrix if plain.get("transB") else matrix.T
-        name, scores = f"{gemm.input[1]}_1x1", f"{gemm.output[0]}_1x1"
-        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(matrix[:, :, None, None]), name))
-        conv = helper.make_node("Conv", [flatten.input[0], name, *gemm.input[2:]], [scores], name=f"{gemm.name}_1x1")
+        if graph.shape(flatten.input[0])[2:] != (1, 1):
+            continue
+        matrix = graph.constant(gemm.input[1])
+        matrix = matrix if given.get("transB") else matrix.T
+        weight = graph.add_constant(f"{gemm.input[1]}_1x1", np.ascontiguousarray(matrix[:, :, None, None]))
+        scores, inputs = f"{gemm.output[0]}_1x1", [flatten.input[0], weight, *gemm.input[2:]]
+        conv = helper.make_node("Conv", inputs, [scores], name=f"{gemm.name}_1x1")
         back = helper.make_node("Flatten", [scores], [gemm.output[0]], name=f"{gemm.name}_flatten")
-        position = list(graph.node).index(gemm)
-        graph.node.remove(gemm)
-        graph.node.insert(position, back)
-        graph.node.insert(position, conv)
-        if not any(flatten.output[0] in node.input for node in graph.node):
-            graph.node.remove(flatten)
-        if not any(weights[gemm.input[1]].name in node.input for node in graph.node):
-            graph.initializer.remove(weights[gemm.input[1]])
+        graph.insert([conv, back], behind=gemm)
+        graph.remove(gemm)
         yield f"{gemm.name}: the classifier is a 1x1 convolution"
 
 
@@ -187,45 +177,39 @@ def _classify_by_convolution(model: onnx.ModelProto) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Node:
-    """A node with what the rules look at."""
+    """A node, its graph and the target: what the rules look at."""
 
+    graph: Graph
     node: onnx.NodeProto
-    shapes: Mapping[str, tuple[int, ...]]
     target: Target
 
     def ints(self, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
-        found = next((a for a in self.node.attribute if a.name == name), None)
-        return default if found is None else tuple(found.ints)
+        return tuple(attributes(self.node).get(name, default))
 
     def number(self, name: str, default: int) -> int:
-        return next((a.i for a in self.node.attribute if a.name == name), default)
+        return int(attributes(self.node).get(name, default))
 
     def shape(self, index: int = 0) -> tuple[int, ...]:
-        return self.shapes.get(self.node.input[index], ()) if index < len(self.node.input) else ()
+        return self.graph.shape(input_at(self.node, index))
 
 
-def _layer(
-    model: onnx.ModelProto,
-    node: onnx.NodeProto,
-    shapes: Mapping[str, tuple[int, ...]],
-    target: Target,
-    scales: Mapping[str, float],
-) -> Layer:
-    where, reason = _verdict(_Node(node, shapes, target))
-    constants = {tensor.name for tensor in model.graph.initializer}
-    short = [name for name in (*node.input, *node.output) if name and name not in constants and name not in scales]
+def _layer(n: _Node, scales: Mapping[str, float]) -> DlaLayer:
+    node = n.node
+    where, reason = _verdict(n)
+    tensors = (name for name in (*node.input, *node.output) if name and not n.graph.is_constant(name))
+    short = [name for name in tensors if name not in scales]
     precision = "int8" if where == "gpu" or not short else "fp16"
     if where == "dla" and short:
         reason = f"{short[-1]} {_NO_SCALE}"
-    return Layer(node.name or node.output[0], node.op_type, where, reason, precision if where == "dla" else "")
+    return DlaLayer(node.name or node.output[0], node.op_type, where, reason, precision if where == "dla" else "")
 
 
 def _verdict(n: _Node) -> tuple[Where, str]:
     op = n.node.op_type
-    if op in _NOTHING:
+    if op in _REMOVED:
         return "dla", ""
     rule = _RULES.get(op)
-    if op in _SOMETIMES:
+    if op in _LIMITED:
         return "unsure", f"a DLA takes {op} within limits that are not looked at here"
     if rule is None:
         return "gpu", f"a DLA has no {op}"
@@ -297,7 +281,7 @@ def _activation(n: _Node) -> tuple[Where, str]:
 
 
 def _shuffle(n: _Node) -> tuple[Where, str]:
-    before, after = n.shape(), n.shapes.get(n.node.output[0], ())
+    before, after = n.shape(), n.graph.shape(n.node.output[0])
     return _first("its input and output must have four dimensions" if (len(before), len(after)) != (4, 4) else "")
 
 
@@ -342,26 +326,22 @@ def _write(header: str, scales: Mapping[str, float]) -> str:
     return f"{header}\n{''.join(lines)}"
 
 
-def _complete(model: onnx.ModelProto, scales: Mapping[str, float], preprocess: Preprocess) -> dict[str, float]:
-    """A scale for every tensor that one follows for: a layer without stays in float16.
+def _complete(graph: Graph, scales: Mapping[str, float], preprocess: Preprocess) -> dict[str, float]:
+    """Add the scales that follow from others: a layer whose tensors lack one runs in float16.
 
-    The input's follows from the preprocessing. What only a ReLU reads is fused with it and takes its scale. A pool's
-    input and output share one on a DLA.
+    The input's scale follows from the preprocessing. A tensor that only a ReLU reads is fused with it and takes its
+    scale. A pool's input and output share one scale on a DLA.
     """
-    names = {name for node in model.graph.node for name in (*node.input, *node.output)}
-    found = {name: scale for name, scale in scales.items() if name in names}
-    found.setdefault(model.graph.input[0].name, _input_scale(preprocess))
-    readers: dict[str, list[str]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node.op_type)
-    for node in model.graph.node:
-        if node.op_type in _POOLS and node.input[0] in found:
-            found[node.output[0]] = found[node.input[0]]
-        if node.op_type == "Flatten" and node.output[0] in found:
-            found.setdefault(node.input[0], found[node.output[0]])
-        if node.op_type == "Relu" and readers[node.input[0]] == ["Relu"] and node.output[0] in found:
-            found.setdefault(node.input[0], found[node.output[0]])
+    found = {name: scale for name, scale in scales.items() if name in graph}
+    found.setdefault(graph.input, _input_scale(preprocess))
+    for node in graph.nodes:
+        before, after = input_at(node, 0), node.output[0]
+        if node.op_type in _POOLS and before in found:
+            found[after] = found[before]
+        if node.op_type == "Flatten" and after in found:
+            found.setdefault(before, found[after])
+        if node.op_type == "Relu" and len(graph.consumers(before)) == 1 and after in found:
+            found.setdefault(before, found[after])
     return found
 
 
