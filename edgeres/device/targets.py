@@ -15,6 +15,7 @@ from edgeres.errors import UsageError
 from edgeres.records import Style
 
 Runtime = Literal["onnxruntime", "rtx", "tensorrt"]
+RUNTIME_TITLES: dict[str, str] = {"onnxruntime": "ONNX Runtime", "rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
 
 # Compute capabilities that TensorRT-RTX builds for; by default an engine runs on all of them but Turing (7.5).
 RTX_COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 Choice = Literal["auto", "tensorrt", "rtx", "cuda", "cpu"]
 # In the order of preference.
 BACKENDS: tuple[Choice, ...] = ("tensorrt", "rtx", "cuda", "cpu")
-_MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 
 
 def open_backend(bundle: Bundle, choice: Choice, threads: int, gpu: int) -> tuple[Backend, tuple[str, ...]]:
@@ -84,8 +83,10 @@ def _open_best_engine(bundle: Bundle, runtime: Flavour, gpu: int) -> Backend:
     if not engines_of(bundle, runtime, "int8"):
         hint = f"edgeres engine {bundle.path} builds one on the device"
         raise EngineError("the bundle holds no engine for it", where=bundle.path, hint=hint)
-    if not _is_installed(_MODULES[runtime]):
-        raise EngineError(f"{_MODULES[runtime]} is not installed", hint="see: edgeres doctor")
+    from edgeres.device.libraries import MODULES
+
+    if not _is_installed(MODULES[runtime]):
+        raise EngineError(f"{MODULES[runtime]} is not installed", hint="see: edgeres doctor")
     return open_engine(bundle, runtime, "int8", default_device(gpu), cache=_cache_folder())[1]
 
 

@@ -15,14 +15,13 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgeres.device.targets import JETSON_SM
+from edgeres.device.targets import JETSON_SM, RUNTIME_TITLES
 from edgeres.records import EngineRecord
 
 if TYPE_CHECKING:
     from edgeres.device.libraries import Flavour
 
 HEADER_BYTES = 28
-_TITLES: dict[str, str] = {"rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
 _OLDEST_PORTABLE = (8, 0)  # Ampere
 _NO_8 = 9  # TensorRT 10 loads engines of 8.6, so major version 8 counts as 9
 
@@ -49,9 +48,9 @@ def refusal(header: bytes, record: EngineRecord | None, here: RunsOn) -> str | N
         header: the engine's first :data:`HEADER_BYTES` bytes, or more.
         record: its entry in the manifest, None for an engine without a bundle.
     """
-    title = _TITLES[here.flavour]
+    title = RUNTIME_TITLES[here.flavour]
     if record is not None and record.runtime != here.flavour:
-        return f"it is an engine for {_TITLES.get(record.runtime, record.runtime)}, not for {title}"
+        return f"it is an engine for {RUNTIME_TITLES.get(record.runtime, record.runtime)}, not for {title}"
     if header[:4] not in (b"ftrt", b"vtrt") or len(header) < HEADER_BYTES:
         return "it is no engine, or an engine file that was cut off"
     if header[:4] == b"ftrt" and here.flavour == "rtx":

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgeres.device.targets import RUNTIME_TITLES
 from edgeres.errors import EngineError
 from edgeres.records import EngineRecord
 from edgeres.runtime.compatibility import RunsOn, refusal
@@ -132,8 +133,7 @@ class TensorRTRunner:
         reason = refusal(data, file.record, here)
         if reason:
             raise EngineError(f"this engine cannot run here: {reason}", where=file.where, hint=_BUILD_AGAIN)
-        title = "TensorRT-RTX" if file.flavour == "rtx" else "TensorRT"
-        self.name = f"{title} {here.version} on {here.gpu}"
+        self.name = f"{RUNTIME_TITLES[file.flavour]} {here.version} on {here.gpu}"
         log = vendor_log(file.flavour)
         self._shared = _load(_Vendor(trt, log.logger, log.lines), data, file, self._device)
         self._pool = _ContextPool(self._device, self._shared, graphs=graphs and file.flavour == "tensorrt")
