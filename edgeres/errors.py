@@ -10,8 +10,8 @@
         └── EngineError             the TensorRT builder or runtime refused
     UsageError                      exit code 2: options that contradict each other
 
-Each carries three parts: what happened, where, and what to do next. ``str(error)`` is one line with all of them, and
-the command line prints exactly that line. Nothing but these (and bugs) leaves a public function.
+Each has three parts: what happened, where, and what to do next. ``str(error)`` is one line with all of them, and the
+command line prints exactly that line. Public functions raise no other errors, except for bugs.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class WeightsError(InputError):
 
 
 class ModelError(InputError):
-    """An ONNX graph or an architecture that edgeres cannot take."""
+    """An ONNX graph or an architecture that edgeres does not support."""
 
 
 class BundleError(InputError):
@@ -79,7 +79,7 @@ class EnvironmentError_(EdgeresError):
 
 
 class EngineError(EnvironmentError_):
-    """The TensorRT builder or runtime refused, in readable words."""
+    """TensorRT or TensorRT-RTX refused to build or run; the message explains why."""
 
 
 def needs(extra: str, package: str) -> EnvironmentError_:

@@ -1,4 +1,4 @@
-"""How stages tell how far they are, without knowing who listens.
+"""The contract for progress messages, so that stages need not know who shows them.
 
 A stage takes ``progress: Progress = SILENT`` and wraps its loop::
 
@@ -7,7 +7,7 @@ A stage takes ``progress: Progress = SILENT`` and wraps its loop::
             ...
             advance(len(batch))
 
-The command line passes a bar drawn by rich; a library call stays silent unless its caller passes one.
+The command line shows bars drawn by rich; a library call is silent unless its caller passes an implementation.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Advance = Callable[[int], None]
 
 
 class Progress(Protocol):
-    """Anything that can show a named task of a known size (``total=None``: size unknown)."""
+    """Shows named tasks and notes; ``total=None`` means that a task's size is unknown."""
 
     def task(self, name: str, total: int | None) -> AbstractContextManager[Advance]:
-        """Open a task; the value is a function that moves it on by a number of steps."""
+        """Begin a task; the context's value is a function that advances it by a number of steps."""
         ...
 
     def say(self, line: str) -> None:

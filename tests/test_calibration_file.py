@@ -197,8 +197,8 @@ def test_with_images_the_build_refines_what_the_file_begins(made: Path, recorded
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ("--method minmax", "--method: the ranges in a file were chosen already; drop it"),
-        ("--effort best", "--effort: refinement learns from images, and none are named; add --calibration SRC"),
+        ("--method minmax", "--method: the ranges in the file were chosen already; leave it out"),
+        ("--effort best", "--effort: refinement needs images, and none are given; add --calibration SRC"),
         ("--effort fast --calibration images.npz", "no calibration images are needed; drop --calibration or"),
         ("--mean 0.5 0.5 0.5", "it was made with mean 0.485 0.456 0.406, and this network's is 0.5 0.5 0.5"),
         ("--channel-order BGR", "it was made with mean 0.485 0.456 0.406, and this network's is 0.406 0.456 0.485"),

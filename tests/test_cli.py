@@ -242,7 +242,7 @@ def test_skipped_images_are_named(edge: Any, work: Path) -> None:
     refused = edge("quantize tiny.onnx --calibration photos --target cpu -o q.onnx")
     assert (refused.code, "a/2.jpg (truncated)" in refused.line) == (3, True)
     skipped = edge("quantize tiny.onnx --calibration photos --target cpu -o q.onnx --skip-unreadable")
-    assert (skipped.code, skipped.line) == (0, "left out, unreadable: a/2.jpg (truncated)")
+    assert (skipped.code, skipped.line) == (0, "unreadable images, left out: a/2.jpg (truncated)")
     assert "2 images" in skipped.out
 
 
@@ -405,10 +405,13 @@ MISUSED = [
     ),
     ("quantize tiny.onnx -o q.onnx", "calibration images are needed; --calibration SRC"),
     ("quantize resnet20 -o q.onnx --calibration images.npz", "resnet20: is not named .onnx; edgeres export writes"),
-    ("quantize tiny.onnx -o ./tiny.onnx --calibration images.npz", "would take the place of the FP32 graph"),
+    ("quantize tiny.onnx -o ./tiny.onnx --calibration images.npz", "would overwrite the FP32 graph"),
     ("verify robot.edgeres --allow everything", "there is no check 'everything' to allow; choose one of labels"),
     ("verify robot.edgeres", "tiny (tiny.onnx) needs validation images; --validation SRC"),
-    ("verify robot.edgeres --validation images.npz -o robot.edgeres", "robot.edgeres: is a bundle, whose own report"),
+    (
+        "verify robot.edgeres --validation images.npz -o robot.edgeres",
+        "robot.edgeres: is a bundle, and its report is not overwritten",
+    ),
 ]
 
 
@@ -438,7 +441,7 @@ def test_errors_are_one_line_and_leave_nothing(edge: Any, work: Path, command: s
         (f"{QUANTIZE} images.npz --mean 1 2", "Option '--mean' requires 3 arguments"),
         (f"{QUANTIZE} images.npz --channel-order GBR", "'GBR' is not one of 'RGB', 'BGR'"),
         ("predict robot.edgeres", "Missing argument 'IMAGE|DIR...'"),
-        ("verify robot.edgeres --max-drop much", "'much' is not a number, nor off"),
+        ("verify robot.edgeres --max-drop much", "'much' is neither a number nor off"),
         ("verify robot.edgeres --on-unsure panic", "'panic' is not one of 'warn', 'fail'"),
         ("baseline forget robot.edgeres", "'forget' is not one of 'accept', 'check'"),
         ("export --model resnet20 -o .", "is a directory"),

@@ -121,5 +121,5 @@ def test_a_limit_on_the_command_line_is_a_number_or_off() -> None:
         raise AssertionError(given)
 
     for wrong in ("one", "nan", "inf", ""):
-        with pytest.raises(click.BadParameter, match="is not a number, nor off"):
+        with pytest.raises(click.BadParameter, match="is neither a number nor off"):
             command.main(["--max-drop", wrong], standalone_mode=False)

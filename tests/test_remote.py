@@ -298,7 +298,7 @@ def test_what_is_no_host(name: str) -> None:
         (["--ssh", "no-such-ssh -p 1"], "no such command: no-such-ssh"),
         (["--validation", "/no/where"], "/no/where: does not exist"),
         (["--", "--max-drop", "1"], "options behind --: are for edgeres verify, which needs images"),
-        (["--to", "~/bundles"], "--to: is relative to the home there as it is"),
+        (["--to", "~/bundles"], "--to: is relative to the home folder there anyway"),
     ],
 )
 def test_the_command_refuses_what_cannot_work_at_once(bundle: Path, arguments: list[str], words: str) -> None:

@@ -311,9 +311,9 @@ def test_a_calibration_without_a_readable_image_is_none(made: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ("calibrate a b -o x", "MODEL: one is needed, 2 are given; only --merge takes several files"),
-        ("calibrate a --merge --export ort -o x", "--merge and --export: do not go together; give one of them"),
-        ("calibrate a --merge --shard 1/2 -o x", "--merge and --shard: do not go together; give one of them"),
+        ("calibrate a b -o x", "MODEL: takes one file, 2 are given; only --merge takes several files"),
+        ("calibrate a --merge --export ort -o x", "--merge and --export: exclude each other; give one of them"),
+        ("calibrate a --merge --shard 1/2 -o x", "--merge and --shard: exclude each other; give one of them"),
         ("calibrate a --merge -o x", "a: cannot be read (No such file or directory); check the path"),
     ],
 )

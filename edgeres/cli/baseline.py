@@ -18,30 +18,30 @@ FILE = "baseline.json"
 @click.argument("action", type=click.Choice(["accept", "check"]))
 @click.argument("builds", type=UserPath(), nargs=-1, metavar="[BUNDLE|REPORT.json]")
 @click.option(
-    "-o", "--output", type=UserPath(dir_okay=False), metavar="FILE", help=f"What accept writes.  [default: {FILE}]"
+    "-o", "--output", type=UserPath(dir_okay=False), metavar="FILE", help=f"File that accept writes.  [default: {FILE}]"
 )
 @click.option(
     "--baseline",
     type=UserPath(dir_okay=False),
     metavar="FILE",
-    help=f"What check reads.  [default: that of pyproject.toml, or {FILE}]",
+    help=f"File that check reads.  [default: that of pyproject.toml, or {FILE}]",
 )
 @as_json
 @click.pass_context
 def command(
     ctx: click.Context, action: str, builds: tuple[Path, ...], output: Path | None, baseline: Path | None, as_json: bool
 ) -> None:
-    """Keep what an accepted build answered, how fast it was and how it was made, to hold later ones against.
+    """Record the answers, latency and settings of an accepted build, to compare later builds with.
 
     \b
     edgeres baseline accept resnet18.edgeres && git add baseline.json
     edgeres verify resnet18.edgeres --baseline baseline.json
 
-    A bundle was measured where and on what it was built. The report.json of `edgeres verify -o DIR` can be
-    accepted instead: its images and its latency are those of the machine that verifies.
+    A bundle has the figures of the machine and the images of its build. Accept the report.json of `edgeres verify -o
+    DIR` instead to have those of the verification.
 
-    check takes a second and reads no image: whether [tool.edgeres] in pyproject.toml, the baseline, and bundles that
-    are named fit together. It ends with 1 where they do not; pre-commit runs it before a commit.
+    check takes a second and reads no image. It checks whether [tool.edgeres] in pyproject.toml, the baseline, and the
+    named bundles fit together, and ends with 1 where they do not; pre-commit runs it before a commit.
 
     \b
     edgeres baseline check resnet18.edgeres
@@ -58,7 +58,7 @@ def _accept(builds: tuple[Path, ...], output: Path, baseline: Path | None, as_js
     if len(builds) != 1:
         raise UsageError(f"one build is needed, {len(builds)} are given", where="baseline accept")
     if baseline is not None:
-        raise UsageError("is for check; accept writes -o", where="--baseline", hint="drop it")
+        raise UsageError("is for check; accept writes -o", where="--baseline", hint="leave it out")
     document = accept_baseline(builds[0])
     write_json(output, document)
     told = _summary(output, document)
@@ -67,11 +67,11 @@ def _accept(builds: tuple[Path, ...], output: Path, baseline: Path | None, as_js
         return
     click.echo(f"{output}: {told['model']}, {told['images']:,} images of {told['validation']}")
     if document["outcome"] == "failed":
-        click.echo("accepted although a gate had failed; later runs are held against this all the same", err=True)
+        click.echo("accepted although a gate had failed; later builds are compared with it nevertheless", err=True)
 
 
 def _check(builds: tuple[Path, ...], output: Path | None, baseline: Path | None, as_json: bool) -> int:
-    """Exit code 0 where everything fits, else 1."""
+    """Run the checks; returns exit code 0 where everything fits, else 1."""
     from dataclasses import asdict
 
     from edgeres.bundle import Bundle
@@ -80,7 +80,7 @@ def _check(builds: tuple[Path, ...], output: Path | None, baseline: Path | None,
     from edgeres.judge.consistency import consistency
 
     if output is not None:
-        raise UsageError("is for accept; check writes nothing", where="-o", hint="drop it")
+        raise UsageError("is for accept; check writes nothing", where="-o", hint="leave it out")
     values = read_config()
     limits = limits_from(values)
     accepted = read_baseline(baseline or values.get("baseline") or Path(FILE))

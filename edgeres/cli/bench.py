@@ -17,7 +17,11 @@ Json = dict[str, Any]
 @click.command("bench")
 @click.argument("bundle", type=UserPath())
 @click.option(
-    "--precision", "precisions", multiple=True, type=click.Choice(["fp32", "fp16", "int8"]), help="[default: all]"
+    "--precision",
+    "precisions",
+    multiple=True,
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    help="Repeatable.  [default: all]",
 )
 @click.option(
     "--backend",
@@ -30,10 +34,20 @@ Json = dict[str, Any]
     "--batch", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Images per inference."
 )
 @click.option(
-    "--threads", type=click.IntRange(0), default=1, show_default=True, metavar="N", help="On the CPU; 0: every core."
+    "--threads",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Threads on the CPU; 0: every core.",
 )
 @click.option(
-    "--warmup", type=click.FloatRange(0), default=200, show_default=True, metavar="MS", help="Of each precision."
+    "--warmup",
+    type=click.FloatRange(0),
+    default=200,
+    show_default=True,
+    metavar="MS",
+    help="Warm-up of each precision.",
 )
 @click.option(
     "--duration",
@@ -41,10 +55,15 @@ Json = dict[str, Any]
     default=3,
     show_default=True,
     metavar="S",
-    help="Of each precision.",
+    help="Measured time of each precision, at least.",
 )
 @click.option(
-    "--iterations", type=click.IntRange(1), default=10, show_default=True, metavar="N", help="At least so many."
+    "--iterations",
+    type=click.IntRange(1),
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="Inferences of each precision, at least.",
 )
 @as_json
 def command(bundle: Path, as_json: bool, **given: Any) -> None:
@@ -54,8 +73,8 @@ def command(bundle: Path, as_json: bool, **given: Any) -> None:
     edgeres bench resnet18.edgeres
     edgeres bench resnet18.edgeres --precision int8 --batch 8 --threads 0 --json
 
-    FP32, FP16 and INT8 take turns in one run, on random images. On a Jetson, power mode, clocks, temperatures and
-    throttling are told with the figures, and energy per image.
+    FP32, FP16 and INT8 take turns in one run, on random images. On a Jetson, the power mode, clocks, temperatures,
+    throttling and the energy per image are shown, too.
     """
     from edgeres.bench.contenders import BenchOptions
     from edgeres.bench.session import bench
@@ -97,7 +116,7 @@ def _show(found: Json) -> None:
     print_table(
         ("", "Throughput", *(f"{c} ms" for c in columns)), rows, right=("Throughput", *(f"{c} ms" for c in columns))
     )
-    click.echo("\nFrom the feed to the scores, both in the CPU's memory.")
+    click.echo("\nTimes are from input to output, both in the CPU's memory.")
     _show_gpu(found["precisions"])
     for name, ratio in found["speedup"].items():
         click.echo(f"{name}: {ratio['value']:.2f}x, 95 % interval {ratio['low']:.2f} to {ratio['high']:.2f}")
@@ -112,7 +131,7 @@ def _show(found: Json) -> None:
 
 
 def _show_gpu(precisions: Json) -> None:
-    """trtexec's times of engines."""
+    """Print the times of engines by trtexec's names."""
     names = ("Latency", "Enqueue Time", "H2D Latency", "GPU Compute Time", "D2H Latency")
     rows = [
         (
@@ -134,7 +153,7 @@ def _show_board(found: Json) -> None:
         if of["energy"]:
             energy = of["energy"]
             click.echo(
-                f"{name}: {energy['per_image_mj']:.3g} mJ an image, {energy['mean_w']:.2f} W"
+                f"{name}: {energy['per_image_mj']:.3g} mJ per image, {energy['mean_w']:.2f} W"
                 f" ({energy['idle_w']:.2f} W at rest)"
             )
     after = found["board"]["after"]

@@ -28,26 +28,24 @@ from edgeres.cli.show import command_line
 @click.option(
     "--model", required=True, metavar="NAME|FILE.onnx", help="An architecture of `edgeres models`, or an ONNX file."
 )
-@click.option(
-    "--int8", is_flag=True, default=True, help="Quantize to INT8 after training (the default; says it aloud)."
-)
+@click.option("--int8", is_flag=True, default=True, help="Quantize to INT8 after training; always on.")
 @model_options
 @input_options
 @calibration_options
 @calibration_file_option
 @refine_options
-@click.option("--validation", metavar="SRC", help="Images to verify on; forms as for --calibration.")
-@click.option("--validation-size", type=click.IntRange(1), metavar="N", help="Images taken from it; all by default.")
+@click.option("--validation", metavar="SRC", help="Images to verify on, in the forms of --calibration.")
 @click.option(
-    "--target", "targets", multiple=True, metavar="NAME", help="What to build for, of `edgeres targets`; repeatable."
+    "--validation-size", type=click.IntRange(1), metavar="N", help="Number of images taken from it; all by default."
 )
+@click.option("--target", "targets", multiple=True, metavar="NAME", help="Target from `edgeres targets`; repeatable.")
 @engine_options
 @gate_options
-@click.option("-o", "--output", type=UserPath(), metavar="DIR", help="The bundle. [default: MODEL.edgeres]")
+@click.option("-o", "--output", type=UserPath(), metavar="DIR", help="Bundle to write.  [default: MODEL.edgeres]")
 @as_json
 @click.pass_context
 def command(ctx: click.Context, /, **given: Any) -> None:
-    """Take a trained ResNet to a verified INT8 bundle.
+    """Build a verified INT8 bundle from a trained ResNet.
 
     \b
     edgeres build --model resnet18 --int8

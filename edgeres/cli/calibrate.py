@@ -12,7 +12,7 @@ from edgeres.cli.progress import progress
 from edgeres.cli.show import print_json
 from edgeres.errors import UsageError
 
-# As edgeres.quantize.exchange has them, which --help does without.
+# The same as in edgeres.quantize.exchange, which --help does not import.
 FORMATS, TENSORRT = ("trt-cache", "ort"), "10.3.0"
 
 
@@ -24,7 +24,7 @@ class Shard(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
         index, _, count = str(value).partition("/")
         if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-            self.fail(f"{value!r} is no part; write 1/8 to 8/8.", param, ctx)
+            self.fail(f"{value!r} is not a part; write 1/8 to 8/8.", param, ctx)
         return int(index), int(count)
 
 
@@ -33,8 +33,8 @@ class Shard(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
 @model_options
 @input_options
 @calibration_options
-@click.option("--shard", type=Shard(), metavar="I/N", help="Only part I of N; writes a state for --merge.")
-@click.option("--merge", is_flag=True, help="Make calibration.json of the states of all shards.")
+@click.option("--shard", type=Shard(), metavar="I/N", help="Run only part I of N, and write a state for --merge.")
+@click.option("--merge", is_flag=True, help="Make calibration.json from the states of all shards.")
 @click.option("--scheduler", metavar="tcp://HOST:8786", help="Run on the Dask cluster of this scheduler.")
 @click.option(
     "--import",
@@ -49,21 +49,21 @@ class Shard(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
     help="Write a calibration.json's ranges as a TensorRT cache, or for ONNX Runtime's quantize_static.",
 )
 @click.option(
-    "--tensorrt", default=TENSORRT, show_default=True, metavar="VERSION", help="That the exported cache is for."
+    "--tensorrt", default=TENSORRT, show_default=True, metavar="VERSION", help="Version that the exported cache is for."
 )
-@click.option("-o", "--output", required=True, type=UserPath(dir_okay=False), metavar="FILE", help="What to write.")
+@click.option("-o", "--output", required=True, type=UserPath(dir_okay=False), metavar="FILE", help="File to write.")
 @as_json
 def command(paths: tuple[str, ...], output: Path, as_json: bool, **given: Any) -> None:
-    """Measure the ranges of a model's tensors on images, once for all builds; or exchange them with other tools.
+    """Measure the ranges of a model's tensors on images, once for many builds; or exchange ranges with other tools.
 
-    MODEL is a name of `edgeres models` or an ONNX file. An interrupted run goes on when the command is given again.
+    MODEL is a name from `edgeres models` or an ONNX file. An interrupted run is resumed by the same command.
 
     \b
     edgeres calibrate resnet18 -o calibration.json
     edgeres build --model resnet18 --calibration-file calibration.json
     \b
     edgeres calibrate my.onnx --calibration train/ --shard 2/8 -o part2.npz     on each of eight machines
-    edgeres calibrate --merge part*.npz -o calibration.json                     what one run would have given
+    edgeres calibrate --merge part*.npz -o calibration.json                     the same as from one run
     edgeres calibrate my.onnx --calibration /nfs/train --scheduler tcp://head:8786 -o calibration.json
     \b
     edgeres calibrate my.onnx --import my.cache -o calibration.json
@@ -86,19 +86,21 @@ def command(paths: tuple[str, ...], output: Path, as_json: bool, **given: Any) -
 
 
 def _mode(given: dict[str, Any]) -> str:
-    """Which of the things that exclude each other is asked for."""
+    """The mode that is asked for: --merge, --export, --import, or "" for measuring."""
     asked = {"--merge": given["merge"], "--import": given["imported"], "--export": given["export"]}
     modes = [name for name, value in asked.items() if value]
     others = [name for name in ("shard", "scheduler", "calibration") if given[name]]
     if len(modes) > 1 or (modes and others):
         second = modes[1] if len(modes) > 1 else f"--{others[0]}"
-        raise UsageError("do not go together", where=f"{modes[0]} and {second}", hint="give one of them")
+        raise UsageError("exclude each other", where=f"{modes[0]} and {second}", hint="give one of them")
     return modes[0] if modes else ""
 
 
 def _single(paths: tuple[str, ...], where: str) -> str:
     if len(paths) > 1:
-        raise UsageError(f"one is needed, {len(paths)} are given", where=where, hint="only --merge takes several files")
+        raise UsageError(
+            f"takes one file, {len(paths)} are given", where=where, hint="only --merge takes several files"
+        )
     return paths[0]
 
 
@@ -123,7 +125,7 @@ def _measure(name: str, output: Path, given: dict[str, Any], shown: Any) -> dict
     )
     state = calibrate_file(_model(name, given), data, options, output, shown)
     if state.unreadable:
-        shown.say(f"left out, unreadable: {', '.join(sorted(state.unreadable))}")
+        shown.say(f"unreadable images, left out: {', '.join(sorted(state.unreadable))}")
     return _summary(state, None if given["shard"] else given["method"])
 
 
@@ -177,5 +179,5 @@ def _words(summary: dict[str, Any]) -> str:
         return f"ranges of {tensors} from {summary['source']}"
     images = f"{summary['images']:,} images"
     if summary["shard"]:
-        return f"shard {summary['shard']}, {images}; edgeres calibrate --merge puts all together"
+        return f"shard {summary['shard']}, {images}; edgeres calibrate --merge joins all shards"
     return f"{summary['method']} ranges of {tensors} from {images}"

@@ -12,14 +12,14 @@ from edgeres.cli.show import print_json
 
 @click.command("compare")
 @click.argument("builds", type=UserPath(), nargs=-1, required=True, metavar="BUNDLE|REPORT.json...")
-@click.option("--html", "page", type=UserPath(dir_okay=False), metavar="FILE", help="Write a page.")
-@click.option("--any-machine", is_flag=True, help="Compare latency with another machine's, too.")
+@click.option("--html", "page", type=UserPath(dir_okay=False), metavar="FILE", help="Write a page, too.")
+@click.option("--any-machine", is_flag=True, help="Compare latency also between different machines.")
 @as_json
 def command(builds: tuple[Path, ...], page: Path | None, any_machine: bool, as_json: bool) -> None:
-    """Tell what changed between builds, the likely cause first; each is compared with the first.
+    """Show what changed between builds, likely causes first. Each build is compared with the first one.
 
-    Options and versions, scales, Q/DQ pairs, accuracy (image by image where both saw the same images), latency,
-    sizes. A report.json of `edgeres verify -o DIR` holds everything but scales and Q/DQ pairs.
+    Compared are options and versions, scales, Q/DQ pairs, accuracy (image by image where both used the same images),
+    latency and sizes. A report.json of `edgeres verify -o DIR` has all of these but scales and Q/DQ pairs.
 
     \b
     edgeres compare accepted.edgeres resnet18.edgeres
@@ -33,7 +33,9 @@ def command(builds: tuple[Path, ...], page: Path | None, any_machine: bool, as_j
     from edgeres.report.terminal_compare import render_comparison
 
     if len(builds) < 2:
-        raise UsageError("nothing to compare it with", where=builds[0], hint="name two builds or more")
+        raise UsageError(
+            "is the only build, there is nothing to compare it with", where=builds[0], hint="give two or more builds"
+        )
     first, *others = map(read_side, builds)
     pairs = [compare_builds(first, other, any_machine=any_machine) for other in others]
     if page is not None:

@@ -25,22 +25,29 @@ COMMAND = (
 @click.argument("bundle", type=UserPath())
 @click.option("--target", default="jetson-orin-nx", show_default=True, metavar="NAME", help="A Jetson that has a DLA.")
 @click.option(
-    "--batch", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="A DLA takes this alone."
+    "--batch",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="The only batch that the DLA will take.",
 )
-@click.option("--tensorrt", default="10.3.0", show_default=True, metavar="VERSION", help="That the cache is for.")
+@click.option(
+    "--tensorrt", default="10.3.0", show_default=True, metavar="VERSION", help="Version that the cache is for."
+)
 @click.option(
     "-o", "--output", type=UserPath(file_okay=False), metavar="DIR", help="Write the graph and the cache here."
 )
 @as_json
 def command(bundle: Path, target: str, batch: int, tensorrt: str, output: Path | None, as_json: bool) -> None:
-    """Tell which layers a Jetson's DLA can take, before anything is built.
+    """Show which layers a Jetson's DLA can run, before anything is built.
 
     \b
     edgeres dla resnet50.edgeres
     edgeres dla resnet50.edgeres --target jetson-agx-orin -o dla/
 
-    Through JetPack 6 a DLA takes a float graph with a calibration cache in place of Q/DQ. Both are written with -o, and
-    trtexec builds from them on the device.
+    Up to JetPack 6 a DLA takes a float graph with a calibration cache instead of Q/DQ. -o writes both, and trtexec
+    builds the engine from them on the device.
     """
     from edgeres.files import write_file
     from edgeres.pipeline.steps import dla_model

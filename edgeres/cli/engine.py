@@ -18,13 +18,13 @@ from edgeres.cli.show import print_json
 @engine_options
 @as_json
 def command(bundle: Path, target: str | None, as_json: bool, **given: Any) -> None:
-    """Build a bundle's engine on the machine it is for, and add it to the bundle.
+    """Build a bundle's engine on the machine that will run it, and add it to the bundle.
 
     \b
     edgeres engine resnet18.edgeres
     edgeres engine resnet18.edgeres --also fp16 --builder-level 5
 
-    What the vendor's builder said is in a .log beside the engine.
+    The log of the vendor's builder is written beside the engine, as .log.
     """
     from edgeres.engine.engines import EngineChoice
     from edgeres.pipeline.steps import add_engines

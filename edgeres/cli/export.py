@@ -16,11 +16,11 @@ from edgeres.cli.show import print_json
 @click.option("--model", required=True, metavar="NAME", help="An architecture of `edgeres models`.")
 @model_options
 @click.option(
-    "-o", "--output", required=True, type=UserPath(dir_okay=False), metavar="FILE.onnx", help="The FP32 graph."
+    "-o", "--output", required=True, type=UserPath(dir_okay=False), metavar="FILE.onnx", help="FP32 graph to write."
 )
 @as_json
 def command(model: str, output: Path, as_json: bool, **given: Any) -> None:
-    """Write a model of the zoo as FP32 ONNX: batch norm folded, batch dynamic, parity with torch checked.
+    """Write a model of the zoo as FP32 ONNX, with batch norm folded and a dynamic batch, and compare it with torch.
 
     \b
     edgeres export --model resnet50 --weights my.pth -o resnet50.onnx

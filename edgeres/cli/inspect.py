@@ -27,8 +27,8 @@ _WEIGHTED = ("convolution", "matmul")
 def command(path: Path, as_json: bool) -> None:
     """Show what is quantized, with which scale, what is not, and why.
 
-    Of a graph: the quantized tensors, what stays in float, and where a Q/DQ pair brings no INT8. Of an RTX engine, on
-    any machine: its kernels, what stayed outside the convolutions, and the bytes that an inference moves.
+    For a graph: its quantized tensors, what stays in float, and where a Q/DQ pair does not lead to INT8. For an RTX
+    engine, on any machine: its kernels, those beside the convolutions, and the bytes that an inference moves.
 
     \b
     edgeres inspect resnet18.edgeres
@@ -76,7 +76,7 @@ def _engine(path: Path) -> Json:
 
 
 def _engines(bundle: Bundle) -> list[Json]:
-    """Of one that does not show its kernels, the reason."""
+    """The engines of a bundle; an engine whose kernels cannot be read has a reason instead."""
     found: list[Json] = []
     for record in bundle.manifest.engines:
         if not record.file:
@@ -105,7 +105,7 @@ def _show_graph(graph: Json) -> None:
         click.echo()
     if graph["lost"]:
         lost = ((f"{loss['op']} {loss['node']}", loss["edge"], loss["reason"]) for loss in graph["lost"])
-        print_table(("INT8 is lost in", "quantized in vain", "because"), lost)
+        print_table(("INT8 is lost in", "quantized without effect", "because"), lost)
         click.echo()
     for finding in graph["refused"]:
         click.echo(f"TensorRT refuses: {finding}")
@@ -131,7 +131,7 @@ def _show_engine(engine: Json) -> None:
     _show_kernels("outside them", [k for k in engine["kernels"] if k["kind"] not in _WEIGHTED])
     if engine["lost"]:
         lost = ((loss["node"], ", ".join(loss["layers"])) for loss in engine["lost"])
-        print_table(("INT8 is lost in", "since these dequantize before it"), lost)
+        print_table(("INT8 is lost in", "because these dequantize before it"), lost)
         click.echo()
 
 
@@ -151,7 +151,7 @@ def _show_kernels(title: str, kernels: Sequence[Json]) -> None:
 
 
 def _type(tensors: Sequence[str]) -> str:
-    """Of a kernel's first tensor: of a convolution's image, its output."""
+    """Type of a kernel's first tensor, which is a convolution's image or its output."""
     return tensors[0].split()[0] if tensors else "constants"
 
 

@@ -11,7 +11,7 @@ from edgeres.cli.show import print_json, print_table
 @click.command("models")
 @as_json
 def command(as_json: bool) -> None:
-    """List architectures and the weights that --weights takes by name.
+    """List architectures and the weights that --weights accepts by name.
 
     \b
     edgeres models

@@ -38,14 +38,14 @@ class UserPath(click.Path):
         return super().convert(str(Path(value).expanduser()), param, ctx)
 
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, and nothing else.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print only the result, as JSON on stdout.")
 
 model_options = _all(
     click.option(
         "--weights", metavar="TAG|FILE|URL", help="Weights: a tag of `edgeres models`, a file, a URL, or random."
     ),
     click.option(
-        "--num-classes", type=click.IntRange(1), help="Classes of random weights; checkpoints say it themselves."
+        "--num-classes", type=click.IntRange(1), help="Number of classes, for random weights; a checkpoint has its own."
     ),
 )
 
@@ -54,7 +54,7 @@ input_options = _all(
         "--labels",
         type=UserPath(dir_okay=False),
         metavar="FILE",
-        help="Class names, one a line, in the order of the outputs.",
+        help="Class names, one per line, in the order of the outputs.",
     ),
     click.option("--mean", type=float, nargs=3, metavar="R G B", help="Input = (pixel * S - mean) / std."),
     click.option("--std", type=float, nargs=3, metavar="R G B", help="See --mean; the default is ImageNet's."),
@@ -63,19 +63,19 @@ input_options = _all(
     click.option(
         "--channel-order",
         type=click.Choice(["RGB", "BGR"]),
-        help="Of the network's input; --mean and --std stay R G B.",
+        help="Order of the network's input channels; --mean and --std stay in the order R G B.",
     ),
 )
 
 calibration_options = _all(
-    click.option("--calibration", metavar="SRC", help=f"Images to choose ranges on. {SRC}."),
+    click.option("--calibration", metavar="SRC", help=f"Images for calibration. {SRC}."),
     click.option(
         "--calibration-size",
         type=click.IntRange(1),
         default=512,
         show_default=True,
         metavar="N",
-        help="Images taken from it.",
+        help="Number of images taken from it.",
     ),
     click.option(
         "--method", type=click.Choice(METHODS), default="mse", show_default=True, help="How ranges are chosen."
@@ -88,15 +88,15 @@ calibration_options = _all(
         metavar="N",
         help="Images per calibration step.",
     ),
-    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the choice of images."),
-    click.option("--skip-unreadable", is_flag=True, help="Go on without images that cannot be read; they are named."),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the choice of images."),
+    click.option("--skip-unreadable", is_flag=True, help="Leave out images that cannot be read, and list them."),
 )
 
 calibration_file_option = click.option(
     "--calibration-file",
     type=UserPath(dir_okay=False),
     metavar="FILE",
-    help="Take the ranges of a calibration.json, of `edgeres calibrate` or a bundle; no images are needed then.",
+    help="Use the ranges of this calibration.json, from `edgeres calibrate` or a bundle; images are not needed then.",
 )
 
 refine_options = _all(
@@ -105,28 +105,35 @@ refine_options = _all(
         type=click.Choice(EFFORTS),
         default="balanced",
         show_default=True,
-        help="fast: one calibration pass. balanced: the cost of 20 more. best: minutes.",
+        help="fast: one calibration pass. balanced: as long as 20 more passes. best: minutes.",
     ),
     click.option(
         "--residual",
         type=click.Choice(RESIDUALS),
         default="int8",
         show_default=True,
-        help="Precision of the residual stream for TensorRT; auto keeps float16 where int8 costs most.",
+        help="Precision of the residual stream for TensorRT; auto uses float16 where int8 loses most.",
     ),
     click.option(
         "--codes",
         type=click.Choice(CODES),
         default="full",
         show_default=True,
-        help="Behind a ReLU, for TensorRT: all 256 codes of int8, or half of them and no Pad ahead of convolutions.",
+        help="Codes behind a ReLU, for TensorRT: all 256 of int8, or half of them without a Pad before convolutions.",
     ),
 )
 
 engine_options = _all(
-    click.option("--also", multiple=True, type=click.Choice(["fp32", "fp16"]), help="Keep engines of this, too."),
     click.option(
-        "--max-batch", type=click.IntRange(1), default=8, show_default=True, metavar="N", help="Largest of the engines."
+        "--also", multiple=True, type=click.Choice(["fp32", "fp16"]), help="Also keep an engine of this precision."
+    ),
+    click.option(
+        "--max-batch",
+        type=click.IntRange(1),
+        default=8,
+        show_default=True,
+        metavar="N",
+        help="Largest batch of the engines.",
     ),
     click.option(
         "--opt-batch",
@@ -134,37 +141,39 @@ engine_options = _all(
         default=1,
         show_default=True,
         metavar="N",
-        help="Kernels are chosen for it.",
+        help="Batch that kernels are chosen for.",
     ),
     click.option(
         "--workspace-mb",
         type=click.IntRange(1),
         metavar="MB",
-        help="Scratch memory of one layer.  [default: a quarter of a Jetson's memory, all of others']",
+        help="Scratch memory of one layer.  [default: a quarter of a Jetson's memory, else all]",
     ),
     click.option(
         "--builder-level",
         type=click.IntRange(0, 5),
         default=3,
         show_default=True,
-        help="0: fast build. 5: fast engine.",
+        help="Builder optimization level. 0: fast build. 5: fast engine.",
     ),
-    click.option("--version-compatible", is_flag=True, help="Later versions of TensorRT load the engines, too."),
+    click.option("--version-compatible", is_flag=True, help="Build engines that later versions of TensorRT load, too."),
     click.option(
-        "--hardware-compatible", is_flag=True, help="Other GPUs from Ampere on load them, too; not on Jetsons."
+        "--hardware-compatible",
+        is_flag=True,
+        help="Build engines that other GPUs from Ampere on load, too; not on Jetsons.",
     ),
     click.option(
         "--compute-capability",
         "compute_capabilities",
         multiple=True,
         metavar="SM",
-        help="Of RTX engines, e.g. 8.9; repeatable. Without it the engine is portable.",
+        help="Build RTX engines for this GPU, e.g. 8.9; repeatable. Default: a portable engine.",
     ),
 )
 
 
 class Limit(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
-    """A number, or ``off`` for no gate."""
+    """A number, or ``off``, which disables the gate."""
 
     name = "limit"
     OFF = "off"
@@ -177,7 +186,7 @@ class Limit(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
-            self.fail(f"{value!r} is not a number, nor off.", param, ctx)
+            self.fail(f"{value!r} is neither a number nor off.", param, ctx)
         return number
 
 
@@ -187,35 +196,37 @@ def _limit(flag: str, metavar: str, text: str) -> Callable[[Command], Command]:
 
 gate_options = _all(
     _limit("--max-drop", "PP", "Gate: top-1 lost against FP32, in points.  [default: 1]"),
-    _limit("--max-class-drop", "PP", "Gate: what any class lost, if it is more than luck.  [default: 10]"),
+    _limit("--max-class-drop", "PP", "Gate: top-1 lost by any class, where it is significant.  [default: 10]"),
     _limit("--min-agreement", "%", "Gate: images that FP32 and INT8 put into the same class."),
     _limit("--min-speedup", "X", "Gate: FP32's p50 latency over INT8's."),
     _limit("--max-p99-ms", "MS", "Gate: INT8's p99 latency on this machine."),
     _limit("--max-size-mb", "MB", "Gate: size of each INT8 graph and engine."),
-    click.option("--baseline", type=UserPath(dir_okay=False), metavar="FILE", help="Compare with an accepted build."),
+    click.option("--baseline", type=UserPath(dir_okay=False), metavar="FILE", help="Accepted build to compare with."),
     _limit("--max-regression", "PP", "Gate: top-1 lost against the baseline.  [default: 0.5]"),
     _limit("--max-sqnr-loss", "DB", "Gate: logit SQNR lost against the baseline.  [default: 3]"),
     _limit("--max-slowdown", "%", "Gate: latency against the baseline, in units of FP32's.  [default: 15]"),
-    click.option("--any-machine", is_flag=True, default=None, help="Compare latency with another machine's, too."),
+    click.option("--any-machine", is_flag=True, default=None, help="Compare latency also between different machines."),
     click.option(
         "--on-unsure",
         type=click.Choice(["warn", "fail"]),
-        help="Where there are too few images to tell.  [default: warn]",
+        help="What to do where too few images leave a gate uncertain.  [default: warn]",
     ),
-    click.option("--allow", multiple=True, metavar="CHECK", help="Tell of this fault and let it through; repeatable."),
+    click.option(
+        "--allow", multiple=True, metavar="CHECK", help="Report a failure of this check without failing; repeatable."
+    ),
     click.option(
         "--thumbnails/--no-thumbnails",
         default=None,
-        help="Pictures of what INT8 gets wrong, in the report.  [default: yes]",
+        help="Show pictures of images that INT8 gets wrong in the report.  [default: yes]",
     ),
 )
 
 
 def gate_choice(given: dict[str, Any]) -> dict[str, Any]:
-    """Move what was said about gates out of ``given``; what was not said is the configuration's, or the default.
+    """Take the options on gates out of ``given``; missing ones come from the configuration, else defaults.
 
     Returns:
-        ``limits``, ``baseline``, ``any_machine``, ``thumbnails``; and what else the configuration has.
+        ``limits``, ``baseline``, ``any_machine``, ``thumbnails``, and other values of the configuration.
 
     Raises:
         UsageError: the configuration is wrong.
@@ -235,25 +246,23 @@ def gate_choice(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_calibration_file(given: dict[str, Any]) -> None:
-    """Refuse what the user said beside a file of ranges and what would have no effect.
+    """Refuse options that would have no effect with a file of ranges.
 
     Raises:
-        UsageError: a method, or refinement without images.
+        UsageError: a method is given, or refinement without images.
     """
     if given["calibration_file"] is None:
         return
     source = click.get_current_context().get_parameter_source
     said = {name for name in ("method", "effort") if source(name) is ParameterSource.COMMANDLINE}
     if "method" in said:
-        raise UsageError("the ranges in a file were chosen already", where="--method", hint="drop it")
+        raise UsageError("the ranges in the file were chosen already", where="--method", hint="leave it out")
     if "effort" in said and given["effort"] != "fast" and given["calibration"] is None:
-        raise UsageError(
-            "refinement learns from images, and none are named", where="--effort", hint="add --calibration SRC"
-        )
+        raise UsageError("refinement needs images, and none are given", where="--effort", hint="add --calibration SRC")
 
 
 def input_choice(given: dict[str, Any]) -> dict[str, Any]:
-    """Move what was said about the input out of ``given``; None means unsaid."""
+    """Take the options on the input out of ``given``; those that are None were not given."""
     names = ("mean", "std", "pixel_scale", "resize_px", "channel_order")
     said = {name: given.pop(name) for name in names}
     return {name: value for name, value in said.items() if value is not None}

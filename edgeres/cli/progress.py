@@ -1,4 +1,4 @@
-"""Progress drawn by rich on stderr; nothing but plain lines where nobody watches."""
+"""Progress on stderr: bars drawn by rich on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgeres.progress import Progress as Contract
 
 
 class Bars:
-    """Bars while tasks run, gone when they end; notes stay."""
+    """Shows a bar while a task runs; notes stay on the screen."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -39,7 +39,7 @@ class Bars:
 
 
 class Lines:
-    """Notes only: for logs and pipes."""
+    """Prints notes only, for logs and pipes."""
 
     @contextmanager
     def task(self, name: str, total: int | None) -> Iterator[Advance]:

@@ -27,13 +27,13 @@ from edgeres.cli.show import print_json
 @calibration_options
 @calibration_file_option
 @refine_options
-@click.option("--target", default="tensorrt", show_default=True, metavar="NAME", help="Of `edgeres targets`.")
+@click.option("--target", default="tensorrt", show_default=True, metavar="NAME", help="Target from `edgeres targets`.")
 @click.option(
-    "-o", "--output", required=True, type=UserPath(dir_okay=False), metavar="OUT.onnx", help="The INT8 graph."
+    "-o", "--output", required=True, type=UserPath(dir_okay=False), metavar="OUT.onnx", help="INT8 graph to write."
 )
 @as_json
 def command(model: Path, output: Path, target: str, as_json: bool, **given: Any) -> None:
-    """Quantize any ResNet-like FP32 ONNX file to INT8 with Q/DQ; no checkpoint needed.
+    """Quantize any ResNet-like FP32 ONNX file to INT8 with Q/DQ. A checkpoint is not needed.
 
     \b
     edgeres quantize my.onnx --calibration images/ --target jetson-orin-nx -o my.int8.onnx
@@ -49,7 +49,7 @@ def command(model: Path, output: Path, target: str, as_json: bool, **given: Any)
     if model.suffix.lower() != ".onnx":
         raise UsageError("is not named .onnx", where=model, hint="edgeres export writes a model of the zoo as ONNX")
     if output.resolve() == model.resolve():
-        raise UsageError("would take the place of the FP32 graph", where=output, hint="choose another -o")
+        raise UsageError("would overwrite the FP32 graph", where=output, hint="choose another -o")
     choice = ModelChoice(model, labels=given.pop("labels"), input=InputChoice(**input_choice(given)))
     data = DataChoice(given.pop("calibration"), None, given.pop("calibration_size"), None, given.pop("seed"))
     given["on_unreadable"] = "skip" if given.pop("skip_unreadable") else "fail"
@@ -63,5 +63,5 @@ def command(model: Path, output: Path, target: str, as_json: bool, **given: Any)
         images = f" from {s['images']} images" if s["images"] else ""
         click.echo(
             f"{output}: {len(done.model) / 1e6:.1f} MB for {target}, {s['activations']} activations and {s['weights']} "
-            f"weights with {s['method']} ranges{images}; edgeres inspect {output} tells the rest"
+            f"weights with {s['method']} ranges{images}; edgeres inspect {output} shows details"
         )

@@ -31,15 +31,23 @@ _ENGINE = (
 @click.argument("host")
 @click.argument("bundle", type=UserPath())
 @click.argument("verify_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- VERIFY OPTIONS]")
-@click.option("--validation", metavar="SRC", help=f"Images to verify on there; they are copied. {SRC}.")
-@click.option("--target", metavar="NAME", help="[default: what that machine can build; cpu: no engine, verify alone]")
+@click.option("--validation", metavar="SRC", help=f"Images to verify on; they are copied to the machine. {SRC}.")
+@click.option("--target", metavar="NAME", help="cpu: no engine, only verify.  [default: what that machine can build]")
 @engine_options
-@click.option("--to", "directory", default="edgeres", show_default=True, metavar="DIR", help="Where it is kept there.")
-@click.option("--edgeres", default="edgeres", show_default=True, metavar="PATH", help="How edgeres is called there.")
-@click.option("--python", metavar="PATH", help="The interpreter there that has edgeres, in place of --edgeres.")
-@click.option("--ssh", default="ssh", show_default=True, metavar="COMMAND", help='E.g. "ssh -p 2222" or "ssh -F FILE".')
-@click.option("--any-version", is_flag=True, help="Go on with another version of edgeres there.")
-@click.option("-o", "--output", type=UserPath(), metavar="DIR", help="Of the report.  [default: BUNDLE.HOST]")
+@click.option("--to", "directory", default="edgeres", show_default=True, metavar="DIR", help="Folder on that machine.")
+@click.option(
+    "--edgeres", default="edgeres", show_default=True, metavar="PATH", help="Command of edgeres on that machine."
+)
+@click.option("--python", metavar="PATH", help="Python on that machine that has edgeres, instead of --edgeres.")
+@click.option(
+    "--ssh",
+    default="ssh",
+    show_default=True,
+    metavar="COMMAND",
+    help='Command of ssh, e.g. "ssh -p 2222" or "ssh -F FILE".',
+)
+@click.option("--any-version", is_flag=True, help="Continue where that machine has another version of edgeres.")
+@click.option("-o", "--output", type=UserPath(), metavar="DIR", help="Folder of the report.  [default: BUNDLE.HOST]")
 @as_json
 @click.pass_context
 def command(ctx: click.Context, /, host: str, bundle: Path, output: Path | None, as_json: bool, **given: Any) -> None:
@@ -49,11 +57,11 @@ def command(ctx: click.Context, /, host: str, bundle: Path, output: Path | None,
     edgeres remote robot resnet50.edgeres
     edgeres remote me@10.0.0.7 resnet50.edgeres --validation data/val -- --max-drop 0.5
 
-    HOST is what ssh takes. The machine needs edgeres; keys, ports and names come from your ssh configuration. The
-    engine comes back into the bundle, the report into BUNDLE.HOST. Given again after an interruption, the command
-    goes on where it stopped; what was done is not done again.
+    HOST is a host as ssh takes it; keys, ports and names come from your ssh configuration. The machine needs edgeres.
+    The engine is copied back into the bundle, the report into BUNDLE.HOST. After an interruption the same command
+    continues where it stopped.
 
-    Options behind -- go to edgeres verify there. Exit codes are those of edgeres verify.
+    Options behind -- are passed to edgeres verify on that machine. Exit codes are those of edgeres verify.
     """
     from edgeres.data.choose import DataChoice, check_paths
     from edgeres.remote.session import RemoteChoice, build_there
@@ -61,7 +69,7 @@ def command(ctx: click.Context, /, host: str, bundle: Path, output: Path | None,
 
     check_paths(DataChoice(validation=given["validation"]))
     if given["directory"].startswith("~"):
-        raise UsageError("is relative to the home there as it is", where="--to", hint="leave ~/ out")
+        raise UsageError("is relative to the home folder there anyway", where="--to", hint="leave ~/ out")
     if given["verify_options"] and given["validation"] is None:
         raise UsageError(
             "are for edgeres verify, which needs images", where="options behind --", hint="--validation SRC"
@@ -71,7 +79,7 @@ def command(ctx: click.Context, /, host: str, bundle: Path, output: Path | None,
         directory=given["directory"].rstrip("/") or "/",
         edgeres=(python, "-m", "edgeres") if python else _words("--edgeres", given["edgeres"]),
         target=given["target"],
-        engine=tuple(_said(ctx)),
+        engine=tuple(_engine_arguments(ctx)),
         verify=given["verify_options"],
         validation=given["validation"],
         any_version=given["any_version"],
@@ -90,11 +98,11 @@ def _words(option: str, text: str) -> tuple[str, ...]:
     try:
         return tuple(shlex.split(text))
     except ValueError as error:
-        raise UsageError(f"is no command: {text} ({error})", where=option) from error
+        raise UsageError(f"is not a command: {text} ({error})", where=option) from error
 
 
-def _said(ctx: click.Context) -> list[str]:
-    """What the user said about engines, as arguments again."""
+def _engine_arguments(ctx: click.Context) -> list[str]:
+    """The engine options on the command line, as arguments for the other machine."""
     words: list[str] = []
     for parameter in ctx.command.params:
         name = str(parameter.name)

@@ -1,4 +1,4 @@
-"""How commands print: JSON alone on stdout, or text for people."""
+"""Print results: JSON alone on stdout, or text."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import click
 
 
 def print_json(content: Any) -> None:
-    """One JSON document on stdout."""
+    """Print one JSON document on stdout."""
     click.echo(json.dumps(content, indent=2, allow_nan=False))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[str] = ()) -> None:
-    """A plain table, as wide as the terminal; full width where it is piped."""
+    """Print a plain table, as wide as the terminal, or 200 columns wide in a pipe."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=200)  # a pipe has no width, and folded cells cannot be searched
+        console = Console(highlight=False, width=200)  # a pipe has no width, and grep cannot find text in folded cells
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
     for name in columns:
         fold = name != columns[0] or "tensor" in name
@@ -35,5 +35,5 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right:
 
 
 def command_line() -> str:
-    """The command as it can be pasted into a shell."""
+    """This process's command, quoted for a shell."""
     return shlex.join(["edgeres", *sys.argv[1:]])

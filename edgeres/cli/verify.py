@@ -15,9 +15,11 @@ from edgeres.cli.show import command_line
 @click.command("verify")
 @click.argument("bundle", type=UserPath())
 @click.option("--validation", metavar="SRC", help=f"Images to verify on. {SRC}.")
-@click.option("--validation-size", type=click.IntRange(1), metavar="N", help="Images taken from it; all by default.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of that choice.")
-@click.option("--skip-unreadable", is_flag=True, help="Go on without images that cannot be read; they are named.")
+@click.option(
+    "--validation-size", type=click.IntRange(1), metavar="N", help="Number of images taken from it; all by default."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the choice of images.")
+@click.option("--skip-unreadable", is_flag=True, help="Leave out images that cannot be read, and list them.")
 @gate_options
 @click.option("-o", "--output", type=UserPath(file_okay=False), metavar="DIR", help="Write the report here.")
 @click.option("--scheduler", metavar="tcp://HOST:8786", help="Run the graphs on the Dask cluster of this scheduler.")
@@ -26,15 +28,15 @@ from edgeres.cli.show import command_line
 @as_json
 @click.pass_context
 def command(ctx: click.Context, /, bundle: Path, output: Path | None, as_json: bool, **given: Any) -> None:
-    """Measure a bundle against its FP32 baseline on this machine, and judge.
+    """Measure a bundle against its FP32 reference on this machine, and judge it.
 
     \b
     edgeres verify resnet18.edgeres --validation val/ --max-drop 0.5
     edgeres verify resnet18.edgeres --baseline baseline.json --junit edgeres.xml
 
-    A limit fails where the whole 95 % interval lies beyond it, and passes where all of it lies within; between
-    the two nobody can tell with so many images, and the report says how many would do. Limits can be written
-    down under [tool.edgeres] in pyproject.toml; "off" sets none.
+    A gate fails where the whole 95 % interval is beyond its limit, and passes where all of it is within. Otherwise
+    the gate is unsure, and the report says how many images would decide. Limits can also be set under [tool.edgeres]
+    in pyproject.toml; "off" disables a gate.
 
     \b
     Exit codes:
@@ -52,7 +54,7 @@ def command(ctx: click.Context, /, bundle: Path, output: Path | None, as_json: b
     from edgeres.report.terminal import render_terminal
 
     if output is not None and (output / MANIFEST).exists():
-        raise UsageError("is a bundle, whose own report stays as it was built", where=output, hint="choose another -o")
+        raise UsageError("is a bundle, and its report is not overwritten", where=output, hint="choose another -o")
     gates = gate_choice(given)
     validation = given["validation"] or gates.pop("validation", None)
     size = given["validation_size"] or gates.pop("validation_size", None)

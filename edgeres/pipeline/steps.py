@@ -96,7 +96,7 @@ def quantize_file(
     ranges = RangeChoice(options.method, weight_bits(), fp32.known, options.codes, recorded)
     refined = quantize_with_recipe(fp32.graph, [target.style], loader, ranges, options.refine, progress)
     if loader.unreadable:
-        progress.say(f"left out, unreadable: {', '.join(loader.unreadable)}")
+        progress.say(f"unreadable images, left out: {', '.join(loader.unreadable)}")
     summary = {
         "style": target.style,
         "method": options.method,
