@@ -21,7 +21,7 @@ from typing import Any
 from edgeres.bundle import FP32, Bundle
 from edgeres.data.choose import DataChoice, choose_sources
 from edgeres.data.loader import Loader
-from edgeres.graph.forms import FORMS
+from edgeres.graph.forms import FORMS, INTEGER
 from edgeres.pipeline.build import VALIDATION_BATCH
 from edgeres.records import ModelSpec
 from edgeres.runtime.ort import OrtRunner
@@ -84,7 +84,7 @@ def passes(bundle: Bundle, spec: ModelSpec) -> Iterator[tuple[str, float]]:
     )
     for name, file in {"FP32": FP32, **{f"INT8 {style}": form.file for style, form in FORMS.items()}}.items():
         if bundle.has(file):
-            runner = OrtRunner(bundle.file(file), integer=file == FORMS["cpu"].file)
+            runner = OrtRunner(bundle.file(file), integer=file == INTEGER.file)
             yield (
                 f"{name}, validation images",
                 _forward(runner, Loader(sources.validation, spec.preprocess, VALIDATION_BATCH)),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from edgeres.bundle import FP32, Bundle
 from edgeres.device.libraries import MODULES, Flavour, available
 from edgeres.errors import BundleError, EngineError, EnvironmentError_, UsageError
-from edgeres.graph.forms import FORMS
+from edgeres.graph.forms import INTEGER
 from edgeres.runtime.choose import engines_of, graph_file, open_engine
 from edgeres.runtime.memory import default_device
 from edgeres.runtime.ort import OrtRunner
@@ -132,7 +132,7 @@ def _graphs(bundle: Bundle, options: BenchOptions, stack: ExitStack) -> tuple[li
     contenders: list[Contender] = []
     reasons: dict[str, str] = {}
     for precision in dict.fromkeys(options.precisions or PRECISIONS):
-        name = FORMS["cpu"].file if precision == "int8" else FP32
+        name = INTEGER.file if precision == "int8" else FP32
         try:
             file = graph_file(bundle, name, _BUILD_FOR_CPU)
             graph: Path | bytes = _half(file) if precision == "fp16" else file

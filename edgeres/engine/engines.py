@@ -8,10 +8,10 @@ from pathlib import Path
 
 from edgeres.bundle import ENGINES, FP32, log_of
 from edgeres.device.libraries import Flavour, available
-from edgeres.device.targets import Target
+from edgeres.device.targets import Runtime, Target
 from edgeres.engine.builder import BuildRequest, BuiltEngine, Precision, build_engine
 from edgeres.engine.preflight import warnings
-from edgeres.graph.forms import FORMS
+from edgeres.graph.forms import form_for, lineage, rewritten
 from edgeres.progress import SILENT, Progress
 from edgeres.records import EngineRecord
 
@@ -126,20 +126,19 @@ def _for_target(
         yield EngineRecord(target.name, target.runtime, available(target.runtime).version or "", "int8", status), None
 
 
-def _graph(folder: Path, precision: Precision, runtime: str) -> Path | bytes:
+def _graph(folder: Path, precision: Precision, runtime: Runtime) -> Path | bytes:
+    """The graph that an engine is built from; what the bundle does not hold is written anew."""
     if precision == "fp32":
         return folder / FP32
-    if precision == "int8" and runtime != "rtx":
-        return folder / FORMS["tensorrt"].file
-    if precision == "int8" and (folder / FORMS["rtx"].file).is_file():
-        return folder / FORMS["rtx"].file
+    form = form_for(runtime)
+    if precision == "int8" and (form.made_from is None or (folder / form.file).is_file()):
+        return folder / form.file
     from edgeres.graph.half import to_fp16
     from edgeres.graph.normalize import load_onnx
 
     if precision == "fp16":
-        half: bytes = to_fp16(load_onnx(folder / FP32)).SerializeToString()
-        return half
-    from edgeres.graph.rtx import rtx_form  # the bundle was built for other targets
-
-    written: bytes = rtx_form(load_onnx(folder / FORMS["tensorrt"].file)).SerializeToString()
-    return written
+        model = to_fp16(load_onnx(folder / FP32))
+    else:  # the bundle was built for other targets
+        model = rewritten(form, load_onnx(folder / lineage(form)[-1].file))
+    content: bytes = model.SerializeToString()
+    return content

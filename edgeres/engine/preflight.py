@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from edgeres.bundle import FP32
 from edgeres.device.gpu import this_gpu
 from edgeres.device.targets import Target, this_board
-from edgeres.graph.forms import FORMS
+from edgeres.graph.forms import form_for
 
 if TYPE_CHECKING:
     import onnx
@@ -85,7 +85,7 @@ def _opsets(folder: Path, target: Target) -> Iterator[str]:
         return
     if target.tensorrt is None:  # TensorRT-RTX is installed here: its own parser tells
         return
-    for name in (FORMS["tensorrt"].file, FP32):
+    for name in (form_for(target.runtime).file, FP32):
         path = folder / name
         if not path.is_file():
             continue

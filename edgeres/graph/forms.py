@@ -1,10 +1,26 @@
-"""The graph forms of an INT8 network: each a way to write the same codes, in a file of its own."""
+"""The table of graph forms: the ways in which a bundle holds one INT8 network, each in a file of its own.
+
+A new form takes one row here and the function that writes it. The name ``tensorrt`` stands for a form here; the same
+word is the name of a style of placement, of a runtime and of a target elsewhere.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from edgeres.device.targets import Runtime
 from edgeres.records import Style
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def _for_rtx(model: onnx.ModelProto) -> onnx.ModelProto:
+    from edgeres.graph.rtx import rtx_form
+
+    return rtx_form(model)
 
 
 @dataclass(frozen=True)
@@ -15,27 +31,89 @@ class GraphForm:
         name: in manifests, reports and messages.
         file: in a bundle.
         style: where its Q/DQ pairs are placed.
-        runtime: of the targets that take it.
-        made_from: the form that it is rewritten from; None: it is written from the plan.
-        integer: whether ONNX Runtime runs it with integer kernels. Otherwise it runs with float arithmetic between
+        runtime: of the targets that run it, or engines made from it.
+        title: of that runtime, for people.
+        integer: whether ONNX Runtime runs it with integer kernels. Otherwise ONNX Runtime computes in float between
             Q/DQ pairs, as a stand-in for ``runtime``.
+        made_from: name of the form that ``rewrite`` takes; None: the quantizer writes it from the plan.
+        rewrite: writes this form.
     """
 
     name: str
     file: str
     style: Style
-    runtime: str
-    made_from: str | None = None
+    runtime: Runtime
+    title: str
     integer: bool = False
+    made_from: str | None = None
+    rewrite: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None
 
 
-# In ascending order of preference on a CPU.
 FORMS = {
     form.name: form
     for form in (
-        GraphForm("tensorrt", "model.int8.onnx", "tensorrt", runtime="tensorrt"),
-        GraphForm("rtx", "model.int8.rtx.onnx", "tensorrt", runtime="rtx", made_from="tensorrt"),
-        GraphForm("cpu", "model.int8.cpu.onnx", "cpu", runtime="onnxruntime", integer=True),
+        GraphForm("tensorrt", "model.int8.onnx", style="tensorrt", runtime="tensorrt", title="TensorRT"),
+        GraphForm(
+            "rtx",
+            "model.int8.rtx.onnx",
+            style="tensorrt",
+            runtime="rtx",
+            title="TensorRT-RTX",
+            made_from="tensorrt",
+            rewrite=_for_rtx,
+        ),
+        GraphForm("cpu", "model.int8.cpu.onnx", style="cpu", runtime="onnxruntime", title="ONNX Runtime", integer=True),
     )
 }
 GRAPH_FILES = tuple(form.file for form in FORMS.values())
+# The forms that the quantizer writes from a plan, one per style.
+PLANNED = tuple(form for form in FORMS.values() if form.made_from is None)
+# Of those: the one that ONNX Runtime runs with integer kernels, and the one that it computes in float between Q/DQ pairs.
+INTEGER = next(form for form in PLANNED if form.integer)
+FLOAT = next(form for form in PLANNED if not form.integer)
+
+
+def form_for(runtime: Runtime) -> GraphForm:
+    """The form that a runtime runs, or that its engines are built from."""
+    return next(form for form in FORMS.values() if form.runtime == runtime)
+
+
+def lineage(form: GraphForm) -> tuple[GraphForm, ...]:
+    """The form, the one that it is made from, and so on; the last is written from a plan."""
+    return (form,) if form.made_from is None else (form, *lineage(FORMS[form.made_from]))
+
+
+def rewritten(form: GraphForm, model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph in this form.
+
+    Args:
+        model: the graph as the quantizer wrote it for the form's style.
+    """
+    for step in reversed(lineage(form)):
+        model = step.rewrite(model) if step.rewrite is not None else model
+    return model
+
+
+def written(graphs: Mapping[Style, onnx.ModelProto], runtimes: Iterable[Runtime]) -> dict[str, onnx.ModelProto]:
+    """Every form that these runtimes need, and those that they are made from, by name.
+
+    Args:
+        graphs: as the quantizer wrote them, by style.
+    """
+    wanted = {form.name for runtime in runtimes for form in lineage(form_for(runtime))}
+    return {name: rewritten(form, graphs[form.style]) for name, form in FORMS.items() if name in wanted}
+
+
+def forms_in(has: Callable[[str], bool]) -> dict[str, GraphForm]:
+    """The forms whose files are there, by name.
+
+    Args:
+        has: whether a bundle has a file of this name.
+    """
+    return {name: form for name, form in FORMS.items() if has(form.file)}
+
+
+def best_on_cpu(names: Iterable[str]) -> GraphForm:
+    """Of the named forms, of which there is one at least, the one that ONNX Runtime runs best: with integer kernels."""
+    found = [FORMS[name] for name in names]
+    return next((form for form in found if form.integer), found[0])

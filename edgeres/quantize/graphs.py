@@ -14,6 +14,7 @@ from edgeres.calibrate.ranges_file import Recorded
 from edgeres.calibrate.record import Calibration, Wanted, digest
 from edgeres.data.loader import Loader
 from edgeres.errors import ModelError
+from edgeres.graph.forms import INTEGER, PLANNED
 from edgeres.graph.graph import Graph
 from edgeres.graph.lint import lint
 from edgeres.progress import SILENT, Progress
@@ -22,7 +23,7 @@ from edgeres.quantize.plan import make_plan
 from edgeres.quantize.rewrite import rewrite
 from edgeres.records import Codes, Method, QuantPlan, Style, TensorRange
 
-STYLES: tuple[Style, ...] = ("tensorrt", "cpu")
+STYLES = tuple(form.style for form in PLANNED)
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,9 @@ def quantize(
             for style in styles
         }
     graphs = {style: rewrite(model, plan) for style, plan in plans.items()}
-    if "tensorrt" in graphs:
-        _refuse_unparsable(graphs["tensorrt"])
+    for style, written in graphs.items():
+        if style != INTEGER.style:
+            _refuse_unparsable(written)
     return Quantized(graphs, plans, document, calibration.samples)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from edgeres.bundle import Bundle
 from edgeres.errors import BundleError, EngineError, EnvironmentError_, UsageError
-from edgeres.graph.forms import FORMS, GRAPH_FILES
+from edgeres.graph.forms import FLOAT, best_on_cpu, forms_in
 from edgeres.records import EngineRecord, ModelSpec
 from edgeres.runtime.engine import EngineFile, TensorRTRunner
 from edgeres.runtime.memory import default_device
@@ -58,11 +58,12 @@ def open_backend(bundle: Bundle, choice: Choice, threads: int, gpu: int) -> tupl
 def _open(bundle: Bundle, name: Choice, threads: int, gpu: int) -> Backend:
     if name == "tensorrt" or name == "rtx":
         return _open_best_engine(bundle, name, gpu)
-    if not any(map(bundle.has, GRAPH_FILES)):
+    forms = forms_in(bundle.has)
+    if not forms:
         raise BundleError("holds no INT8 graph", where=bundle.path, hint="build it again")
     if name == "cuda":
-        return OrtRunner(graph_file(bundle, FORMS["tensorrt"].file), integer=False, device="cuda", gpu=gpu)
-    form = FORMS["cpu" if bundle.has(FORMS["cpu"].file) else "tensorrt"]
+        return OrtRunner(graph_file(bundle, FLOAT.file), integer=FLOAT.integer, device="cuda", gpu=gpu)
+    form = best_on_cpu(forms)
     return OrtRunner(graph_file(bundle, form.file), threads=threads, integer=form.integer)
 
 
