@@ -1,6 +1,6 @@
 """The bundle: a directory that says what it is, what it was verified on, and what it lost.
 
-    manifest.json         schema, model, tensors, SHA-256 of every other file, environment
+    manifest.json         schema, model, tensors, SHA-256 of every other file and of itself, environment
     model.fp32.onnx       the baseline
     model.int8.onnx       Q/DQ for TensorRT             model.int8.cpu.onnx   Q/DQ for ONNX Runtime's CPU kernels
     engines/*.engine      named <runtime>-<version>-<compute capability>
@@ -23,13 +23,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgeres.documents import DocumentKind
 from edgeres.errors import BundleError, EnvironmentError_
 from edgeres.files import DISK_FULL, FREE_SPACE, abandoned, sha256, sync, write_file, write_json
 from edgeres.graph.forms import GRAPH_FILES
 from edgeres.records import EngineRecord, Manifest
 
-SCHEMA = 1
 MANIFEST = "manifest.json"
+MANIFEST_KIND = DocumentKind(Manifest, MANIFEST, "build it again", schemas=(2, 2), digest="required", error=BundleError)
 FP32 = "model.fp32.onnx"
 CALIBRATION = "calibration.json"
 REPORT, REPORT_PAGE = "report.json", "report.html"
@@ -44,30 +45,18 @@ class Bundle:
         path: the directory.
 
     Raises:
-        BundleError: it is missing, has no readable manifest, or was written by a newer edgeres.
+        BundleError: it is missing, has no valid manifest, or one in another format.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.is_dir():
             raise BundleError("no such bundle", where=path, hint="edgeres build -o DIR writes one")
-        try:
-            data = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
-            schema = int(data["schema"])
-        except FileNotFoundError:
+        if not (self.path / MANIFEST).is_file():
             raise BundleError(
                 "not a bundle: it has no manifest.json", where=path, hint="give a directory that edgeres build wrote"
-            ) from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BundleError(f"manifest.json cannot be read ({error})", where=path, hint="build it again") from error
-        if schema > SCHEMA:
-            raise BundleError(
-                f"written in format {schema}, this edgeres reads {SCHEMA}", where=path, hint="upgrade edgeres"
             )
-        try:
-            self.manifest = Manifest.from_dict(data)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BundleError(f"manifest.json is incomplete ({error})", where=path, hint="build it again") from error
+        self.manifest = MANIFEST_KIND.read(self.path / MANIFEST)
 
     def has(self, name: str) -> bool:
         return name in self.manifest.files
@@ -139,7 +128,7 @@ class Bundle:
 
     def _enter(self, engines: tuple[EngineRecord, ...], files: dict[str, str]) -> None:
         self.manifest = replace(self.manifest, engines=engines, files=files)
-        write_json(self.path / MANIFEST, self.manifest.to_dict())
+        write_json(self.path / MANIFEST, MANIFEST_KIND.content(self.manifest))
 
 
 def log_of(engine: str) -> str:
@@ -215,7 +204,7 @@ def seal(folder: Path, manifest: Manifest) -> None:
         if path.is_file() and path != folder / MANIFEST:
             files[path.relative_to(folder).as_posix()] = sha256(path)
             sync(path)
-    write_json(folder / MANIFEST, replace(manifest, files=files).to_dict())
+    write_json(folder / MANIFEST, MANIFEST_KIND.content(replace(manifest, files=files)))
 
 
 def _publish(partial: Path, target: Path) -> None:

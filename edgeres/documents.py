@@ -19,7 +19,7 @@ from functools import cache
 from itertools import accumulate, repeat
 from pathlib import Path
 from types import UnionType
-from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from edgeres.errors import EdgeresError, InputError
 
@@ -40,6 +40,26 @@ _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
+def require(met: bool, bound: str) -> None:
+    """Refuse a record whose values are out of bounds.
+
+    Raises:
+        ValueError: with the bound in words.
+    """
+    if not met:
+        raise ValueError(bound)
+
+
+def is_sha256(text: str) -> bool:
+    """Whether it is a SHA-256 in hex as hashlib writes it."""
+    return re.fullmatch("[0-9a-f]{64}", text) is not None
+
+
+def is_inside(name: str) -> bool:
+    """Whether a path with ``/`` is relative and stays inside its folder."""
+    return "\0" not in name and not {"", ".", ".."} & set(name.split("/"))
+
+
 def named(key: str) -> Mapping[str, Any]:
     """Metadata of a field that has another name on disk."""
     return {"key": key}
@@ -55,7 +75,7 @@ class DocumentKind(Generic[R]):
         hint: the next step where it is damaged or too old.
         schemas: the oldest and the newest format that is read; None: it has no ``schema``.
         kind: what it states under ``kind``; None: it has no such key.
-        digested: it holds the digest of the rest under ``digest``.
+        digest: whether ``digest`` holds that of the rest; optional: it is written, and older files lack it.
         root: what paths begin with in messages.
         error: what is raised.
     """
@@ -65,7 +85,7 @@ class DocumentKind(Generic[R]):
     hint: str
     schemas: tuple[int, int] | None = None
     kind: str | None = None
-    digested: bool = False
+    digest: Literal["none", "optional", "required"] = "none"
     root: str = "$"
     max_bytes: int = MAX_BYTES
     error: type[EdgeresError] = InputError
@@ -114,13 +134,12 @@ class DocumentKind(Generic[R]):
         """The document of a record, in plain JSON types."""
         head: Json = {} if self.schemas is None else {"schema": self.schemas[1]}
         body = {**head, **({} if self.kind is None else {"kind": self.kind}), **plain(record)}
-        return {**body, "digest": digest(body)} if self.digested else body
+        return body if self.digest == "none" else {**body, "digest": digest(body)}
 
     def _body(self, raw: Json, where: object) -> Json:
         """The document without ``schema``, ``kind`` and ``digest``, which are checked."""
-        if self.kind is not None and raw.pop("kind", None) != self.kind:
+        if self.kind is not None and raw.get("kind") != self.kind:
             raise _Fault("", f"is no {self.name}")
-        stated = raw.pop("digest", None) if self.digested else None
         if self.schemas is not None:
             schema, (oldest, newest) = raw.get("schema"), self.schemas
             if type(schema) is not int:
@@ -128,9 +147,13 @@ class DocumentKind(Generic[R]):
             if not oldest <= schema <= newest:
                 what = f"written in format {schema}, this edgeres reads {newest}"
                 raise self.error(what, where=where, hint="upgrade edgeres" if schema > newest else self.hint)
-        if self.digested and stated != digest(raw):
-            raise _Fault("", "was changed after it was written: its digest differs")
-        return raw if self.schemas is None else {key: value for key, value in raw.items() if key != "schema"}
+        rest = {key: value for key, value in raw.items() if key != "digest"}
+        if self.digest == "required" or (self.digest == "optional" and "digest" in raw):
+            if raw.get("digest") != digest(rest):
+                raise _Fault("", "was changed after it was written: its digest differs")
+            raw = rest
+        head = {"schema": self.schemas, "kind": self.kind}
+        return {key: value for key, value in raw.items() if head.get(key) is None}
 
     def _refusal(self, fault: _Fault, where: object) -> EdgeresError:
         what = f"{fault.path}: {fault.what}" if fault.path else fault.what

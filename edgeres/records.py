@@ -2,18 +2,20 @@
 
     source -> calibration -> ranges -> plan -> Q/DQ graph -> engine -> verdict
 
-A record that is written to disk has ``to_dict`` and ``from_dict``; both are plain JSON types.
+What is read from disk comes through :mod:`edgeres.documents`; ``__post_init__`` holds the bounds of its values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+
+from edgeres.documents import GROUPED, is_inside, is_sha256, plain, require
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -22,6 +24,7 @@ U8 = npt.NDArray[np.uint8]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+MAX_SIDE_PX = 1 << 16
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 ChannelOrder = Literal["RGB", "BGR"]
@@ -32,15 +35,6 @@ CODES: tuple[Codes, ...] = ("full", "half")
 Outcome = Literal["passed", "failed", "unsure"]
 Method = Literal["mse", "entropy", "percentile", "minmax"]
 METHODS: tuple[Method, ...] = get_args(Method)
-
-_R = TypeVar("_R")
-
-
-def _from_dict(cls: type[_R], data: dict[str, Any]) -> _R:
-    """Rebuild a flat record: lists become tuples again, keys of a newer version are ignored."""
-    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-    kept = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in known}
-    return cls(**kept)
 
 
 @dataclass(frozen=True)
@@ -69,12 +63,14 @@ class Preprocess:
     pixel_scale: float = 1 / 255
     layout: Layout = "NCHW"
 
+    def __post_init__(self) -> None:
+        sides = self.crop_px if self.resize_px is None else (*self.crop_px, self.resize_px)
+        require(all(1 <= side <= MAX_SIDE_PX for side in sides), f"crop_px and resize_px lie in 1 to {MAX_SIDE_PX}")
+        require(len(self.mean) == len(self.std) == 3, "mean and std have three values each")
+        require(all(value > 0 for value in (*self.std, self.pixel_scale)), "std and pixel_scale are above 0")
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-    @staticmethod
-    def from_dict(data: dict[str, Any]) -> Preprocess:
-        return _from_dict(Preprocess, data)
 
 
 @dataclass(frozen=True)
@@ -97,16 +93,15 @@ class ModelSpec:
     weights_sha256: str | None = None
     output: Literal["logits", "probabilities"] = "logits"
 
+    def __post_init__(self) -> None:
+        require(self.weights_sha256 is None or is_sha256(self.weights_sha256), "weights_sha256 has 64 hex digits")
+
     @property
     def num_classes(self) -> int:
         return len(self.labels)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-    @staticmethod
-    def from_dict(data: dict[str, Any]) -> ModelSpec:
-        return _from_dict(ModelSpec, {**data, "preprocess": Preprocess.from_dict(data["preprocess"])})
 
 
 @dataclass(frozen=True)
@@ -148,10 +143,6 @@ class TensorRange:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-    @staticmethod
-    def from_dict(data: dict[str, Any]) -> TensorRange:
-        return _from_dict(TensorRange, data)
 
 
 @dataclass(frozen=True)
@@ -242,6 +233,21 @@ class QuantPlan:
 
 
 @dataclass(frozen=True)
+class Portability:
+    """Where an engine runs besides the machine that built it.
+
+    Attributes:
+        compute_capabilities: of the GPUs it was built on or for; empty: RTX's portable default, Ampere and later.
+        version_compatible: later versions of TensorRT load it too; it brings code for the CPU to do so.
+        hardware_compatible: other GPUs from Ampere on run it too, but no Jetson.
+    """
+
+    compute_capabilities: tuple[str, ...] = ()
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+
+
+@dataclass(frozen=True)
 class EngineRecord:
     """A built engine, or the reason why there is none.
 
@@ -250,9 +256,6 @@ class EngineRecord:
         precision: of the weights and activations in the graph it was built from.
         size_bytes: 0 where it was not built.
         status: ``built, not run here``, or why it was not built and where to run what.
-        compute_capabilities: of the GPUs it was built on or for; empty: RTX's portable default, Ampere and later.
-        version_compatible: later versions of TensorRT load it too; it brings code for the CPU to do so.
-        hardware_compatible: other GPUs from Ampere on run it too, but no Jetson.
     """
 
     target: str
@@ -262,22 +265,22 @@ class EngineRecord:
     status: str
     file: str | None = None
     size_bytes: int = 0
-    compute_capabilities: tuple[str, ...] = ()
+    portability: Portability = field(default=Portability(), metadata=GROUPED)
     build_seconds: float | None = None
-    version_compatible: bool = False
-    hardware_compatible: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.file is None or is_inside(self.file), "file is a path inside the bundle")
+        require(self.size_bytes >= 0, "size_bytes is not negative")
+        require(self.build_seconds is None or self.build_seconds >= 0, "build_seconds is not negative")
 
     @property
     def key(self) -> tuple[str, ...]:
         """What a newer engine must share to take this one's place."""
-        return (self.target, self.precision, *self.compute_capabilities)
+        return (self.target, self.precision, *self.portability.compute_capabilities)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(data: dict[str, Any]) -> EngineRecord:
-        return _from_dict(EngineRecord, data)
+        found: dict[str, Any] = plain(self)
+        return found
 
 
 def percentile_nearest(seconds: F64, percent: float) -> float:
@@ -366,31 +369,39 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class TensorInfo:
+    """An input or output of a graph; None in the shape: any size."""
+
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    def __post_init__(self) -> None:
+        require(all(size is None or size >= 1 for size in self.shape), "shape has sizes of 1 or more, or null")
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a bundle holds; see :mod:`edgeres.bundle`.
 
     Attributes:
         files: SHA-256 of every other file of the bundle, by path relative to it.
-        inputs, outputs: name, dtype and shape (None: any) of the graph's tensors.
+        inputs, outputs: the graph's tensors, by name.
+        plan_digests: SHA-256 of each INT8 graph's plan, by style.
         environment: versions of what made it.
     """
 
     model: ModelSpec
-    inputs: dict[str, Any]
-    outputs: dict[str, Any]
-    files: dict[str, str]
-    plan_digests: dict[str, str]
+    inputs: Mapping[str, TensorInfo]
+    outputs: Mapping[str, TensorInfo]
+    files: Mapping[str, str]
+    plan_digests: Mapping[str, str]
     engines: tuple[EngineRecord, ...] = ()
-    environment: dict[str, str] = field(default_factory=dict)
-    schema: int = 1
+    environment: Mapping[str, str] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(data: dict[str, Any]) -> Manifest:
-        engines = tuple(EngineRecord.from_dict(e) for e in data.get("engines", ()))
-        return _from_dict(Manifest, {**data, "model": ModelSpec.from_dict(data["model"]), "engines": engines})
+    def __post_init__(self) -> None:
+        require(all(map(is_inside, self.files)), "files are named by paths inside the bundle")
+        digests = (*self.files.values(), *self.plan_digests.values())
+        require(all(map(is_sha256, digests)), "digests have 64 hex digits")
 
 
 THUMBNAIL_PX = 128  # longer side

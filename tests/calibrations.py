@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from bundles import write_images
 from engine_graphs import resnet
 
 from edgeres.calibrate.forward import with_outputs
-from edgeres.calibrate.identity import identify
+from edgeres.calibrate.identity import Identity, identify
+from edgeres.calibrate.record import CalibrationFile, TensorEntry
 from edgeres.calibrate.shards import Job
 from edgeres.cli import main
 from edgeres.data.base import Source
@@ -23,6 +25,7 @@ from edgeres.data.choose import DataChoice, choose_calibration
 from edgeres.data.loader import Loader
 from edgeres.pipeline.take import Fp32Model, ModelChoice, take
 from edgeres.quantize.graphs import wanted_by_all
+from edgeres.records import Preprocess
 
 PX, CLASSES, IMAGES, BATCH = 16, 10, 45, 8
 
@@ -43,6 +46,12 @@ def tiny(folder: Path) -> tuple[Fp32Model, Source, Job]:
     model, contract = identify(fp32.graph, "tiny"), fp32.spec.preprocess
     job = Job(model, contract, source.description, source.digest(), len(source), BATCH, wanted)
     return fp32, source, job
+
+
+def calibration(tensors: Mapping[str, TensorEntry]) -> CalibrationFile:
+    """The content of a calibration.json of some network with these tensors."""
+    model, contract = Identity("0" * 64, 1, 0.5, 1.5, "some"), Preprocess((PX, PX))
+    return CalibrationFile("mse", 8, "noise", "1" * 64, contract, model, BATCH, tensors=tensors)
 
 
 def activations(fp32: Fp32Model, source: Source, tensors: list[str]) -> dict[str, Any]:

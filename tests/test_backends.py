@@ -19,16 +19,16 @@ from PIL import Image
 from edgeres.bundle import Bundle
 from edgeres.errors import BundleError, EngineError, EnvironmentError_, InputError, UsageError
 from edgeres.graph.forms import FORMS
-from edgeres.records import U8, EngineRecord
+from edgeres.records import U8, EngineRecord, Portability
 from edgeres.runtime import Classifier, EngineFile, Frame, TensorRTRunner
 from edgeres.runtime.compatibility import RunsOn, refusal
 
 MODEL = classifier()
 RECORD = EngineRecord(
-    "tensorrt", "tensorrt", "10.3.0", "int8", "built", "engines/tensorrt.engine", 9, compute_capabilities=("8.6",)
+    "tensorrt", "tensorrt", "10.3.0", "int8", "built", "engines/tensorrt.engine", 9, portability=Portability(("8.6",))
 )
 RTX = replace(
-    RECORD, target="rtx", runtime="rtx", version="1.7.1.116", file="engines/rtx.engine", compute_capabilities=()
+    RECORD, target="rtx", runtime="rtx", version="1.7.1.116", file="engines/rtx.engine", portability=Portability()
 )
 
 
@@ -77,7 +77,7 @@ def test_the_best_backend_is_taken(gpu: Gpu, tmp_path: Path) -> None:
 
 
 def test_an_engine_for_another_gpu_is_passed_over_and_said(gpu: Gpu, tmp_path: Path) -> None:
-    path = bundle(tmp_path, {replace(RECORD, compute_capabilities=("8.7",)): plan(MODEL)})
+    path = bundle(tmp_path, {replace(RECORD, portability=Portability(("8.7",))): plan(MODEL)})
     with Classifier(path) as classify:
         assert classify.backend.endswith("CPU")
         assert "was built for SM 8.7, and this GPU (Fake GPU) is SM 8.6" in classify.passed_over[0]
@@ -87,7 +87,7 @@ def test_an_engine_for_another_gpu_is_passed_over_and_said(gpu: Gpu, tmp_path: P
 
 
 def test_of_several_engines_the_one_that_fits_runs(gpu: Gpu, tmp_path: Path) -> None:
-    other = replace(RECORD, compute_capabilities=("8.9",), file="engines/other.engine")
+    other = replace(RECORD, portability=Portability(("8.9",)), file="engines/other.engine")
     fp32 = replace(RECORD, precision="fp32", file="engines/fp32.engine")
     engines = {fp32: b"not looked at", other: plan(classifier(seed=1)), RECORD: plan(MODEL)}
     with Classifier(bundle(tmp_path, engines), backend="tensorrt") as classify:
@@ -128,7 +128,9 @@ def test_rtx_keeps_what_it_compiled(gpu: Gpu, tmp_path: Path) -> None:
         (tmp_path / "b" / "tiny.edgeres").rename(tmp_path / "old") if not (tmp_path / "old").exists() else None
 
 
-ANY_VERSION, ANY_GPU = replace(RECORD, version_compatible=True), replace(RECORD, hardware_compatible=True)
+ANY_VERSION = replace(RECORD, portability=Portability(("8.6",), version_compatible=True))
+PORTABLE = replace(RECORD, portability=Portability())
+ANY_GPU = replace(RECORD, portability=Portability(("8.6",), hardware_compatible=True))
 
 
 def of(version: str) -> EngineRecord:
@@ -153,8 +155,13 @@ THERE = RunsOn("rtx", "1.7.1.116", "RTX 4090", "8.9")
             r"TensorRT 10\.13\.3\.9 and loads in no other version, and h",
         ),
         (plan(b""), RECORD, HERE, r"built for SM 8\.6, and this GPU \(Orin\) is SM 8\.7"),
-        (plan(b""), replace(RECORD, compute_capabilities=()), HERE, None),
-        (plan(b""), replace(RECORD, compute_capabilities=()), replace(HERE, sm="7.2"), r"Ampere \(SM 8\.0\) and later"),
+        (plan(b""), replace(RECORD, portability=Portability()), HERE, None),
+        (
+            plan(b""),
+            replace(RECORD, portability=Portability()),
+            replace(HERE, sm="7.2"),
+            r"Ampere \(SM 8\.0\) and later",
+        ),
         (plan(b"", portable=True), ANY_VERSION, replace(HERE, sm="8.6"), None),
         (plan(b"", portable=True), ANY_VERSION, replace(HERE, sm="8.6", version="10.16.1.11"), None),
         (plan(b"", portable=True), ANY_VERSION, replace(HERE, sm="8.6", version="11.4.0.106"), None),
@@ -174,7 +181,7 @@ THERE = RunsOn("rtx", "1.7.1.116", "RTX 4090", "8.9")
         (plan(b"", "rtx"), RTX, replace(THERE, sm="12.0"), None),
         (plan(b"", "rtx", version="1.7.0.20"), RTX, THERE, r"TensorRT-RTX 1\.7\.0\.20 and loads in no other"),
         (plan(b"", "rtx"), RTX, replace(THERE, sm="7.5"), "Ampere"),
-        (plan(b"", "rtx"), replace(RTX, compute_capabilities=("8.6", "12.0")), THERE, r"for SM 8\.6, 12\.0"),
+        (plan(b"", "rtx"), replace(RTX, portability=Portability(("8.6", "12.0"))), THERE, r"for SM 8\.6, 12\.0"),
         (plan(b""), None, THERE, "an engine for TensorRT, not for TensorRT-RTX"),
         (plan(b"", "rtx"), RTX, HERE, "an engine for TensorRT-RTX, not for TensorRT"),
     ],
@@ -227,7 +234,7 @@ def test_code_in_an_engine_runs_only_where_a_manifest_vouches_for_it(gpu: Gpu, t
 
 
 def test_an_engine_for_this_gpu_goes_before_one_for_many(gpu: Gpu, tmp_path: Path) -> None:
-    many = replace(ANY_GPU, compute_capabilities=("8.0",), file="engines/many.engine")
+    many = replace(ANY_GPU, portability=Portability(("8.0",), hardware_compatible=True), file="engines/many.engine")
     engines = {many: plan(classifier(seed=1)), RECORD: plan(MODEL)}
     image = noise(9, 9)
     with Classifier(bundle(tmp_path / "both", engines), backend="tensorrt") as classify:
@@ -236,12 +243,6 @@ def test_an_engine_for_this_gpu_goes_before_one_for_many(gpu: Gpu, tmp_path: Pat
         np.testing.assert_array_equal(classify(image).logits, own)
     with Classifier(bundle(tmp_path / "many", {many: engines[many]}), backend="tensorrt") as classify:
         assert not np.array_equal(classify(image).logits, own)
-
-
-def test_a_record_from_before_says_nothing_of_other_machines() -> None:
-    old = {name: value for name, value in RECORD.to_dict().items() if not name.endswith("_compatible")}
-    assert EngineRecord.from_dict(old) == RECORD
-    assert EngineRecord.from_dict(ANY_GPU.to_dict()) == ANY_GPU
 
 
 def test_a_header_of_the_real_rtx(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from edgeres.device.gpu import Gpu
 from edgeres.device.libraries import Availability
 from edgeres.errors import BundleError, EngineError, EnvironmentError_, UsageError
 from edgeres.graph.forms import FORMS
-from edgeres.records import EngineRecord
+from edgeres.records import EngineRecord, Portability
 from edgeres.runtime import TensorRTRunner
 from edgeres.runtime.engine import Times
 
@@ -256,7 +256,16 @@ def with_engines(path: Path, **contents: bytes) -> Path:
     """A bundle with an engine of each precision, built on SM 8.6."""
     write_bundle(path, files={FP32: classifier(), FORMS["cpu"].file: classifier()})
     records = {
-        EngineRecord("tensorrt", "tensorrt", "10.3.0", name, "built", f"engines/{name}.engine", 3, ("8.6",)): data  # type: ignore[arg-type]
+        EngineRecord(
+            "tensorrt",
+            "tensorrt",
+            "10.3.0",
+            name,
+            "built",
+            f"engines/{name}.engine",
+            3,
+            Portability(("8.6",)),  # type: ignore[arg-type]
+        ): data
         for name, data in contents.items()
     }
     Bundle(path).add_engines(records)
@@ -330,7 +339,7 @@ def test_the_engine_that_fits_is_measured(fake: FakeGpu, tmp_path: Path) -> None
     """Not the first one of its precision, which is for another GPU; and what is lacking is said."""
     path = with_engines(tmp_path / "x.edgeres", int8=plan(classifier()))
     (own,) = Bundle(path).manifest.engines
-    Bundle(path).add_engines({replace(own, file="engines/a.engine", compute_capabilities=("8.9",)): b"for another"})
+    Bundle(path).add_engines({replace(own, file="engines/a.engine", portability=Portability(("8.9",))): b"for another"})
     found = bench(path, BenchOptions(backend="tensorrt", **QUICK))
     assert found["precisions"]["int8"]["file"] == "engines/int8.engine"
     with pytest.raises(EngineError, match="holds no fp16 engine for tensorrt; edgeres engine BUNDLE --also"):

@@ -15,8 +15,9 @@ import pytest
 from bundles import CLASSES, siblings, spec, write_bundle, write_images
 from engine_graphs import resnet
 
-from edgeres import bundle as module
+from edgeres import files as files_module
 from edgeres.bundle import MANIFEST, Bundle, new_bundle, seal
+from edgeres.documents import digest
 from edgeres.errors import BundleError, EnvironmentError_
 from edgeres.files import write_file
 from edgeres.records import EngineRecord, Manifest
@@ -59,7 +60,7 @@ def test_the_manifest_names_every_other_file_with_its_hash(tmp_path: Path) -> No
     manifest = json.loads((path / MANIFEST).read_text())
     found = {p.relative_to(path).as_posix(): p for p in path.rglob("*") if p.is_file() and p.name != MANIFEST}
     assert manifest["files"] == {name: hashlib.sha256(p.read_bytes()).hexdigest() for name, p in found.items()}
-    assert manifest["schema"] == 1
+    assert manifest["schema"] == 2
     assert Bundle(path).manifest.model == spec()
     assert Bundle(path).manifest.model.labels == CLASSES
     assert siblings(path) == set()
@@ -337,17 +338,17 @@ def test_a_file_that_the_bundle_does_not_name_is_refused(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("manifest", "words"),
     [
-        (None, "has no manifest.json"),
-        ("{", "cannot be read"),
-        ("[1]", "cannot be read"),
-        ("{}", "cannot be read"),
-        ('{"schema": "new"}', "cannot be read"),
-        ('{"schema": null}', "cannot be read"),
-        ('{"schema": 1}', "is incomplete"),
-        ('{"schema": 1, "model": []}', "is incomplete"),
-        ('{"schema": 1, "model": {"preprocess": []}}', "is incomplete"),
-        ('{"schema": 99}', "format 99, this edgeres reads 1; upgrade edgeres"),
-        (b"\xff\xfe", "cannot be read"),
+        (None, "not a bundle: it has no manifest.json; give a directory"),
+        ("{", "is no JSON (Expecting"),
+        ("[1]", "is no manifest.json; build it again"),
+        ("{}", "is no manifest.json: it states no schema"),
+        ('{"schema": "new"}', "is no manifest.json: it states no schema"),
+        ('{"schema": null}', "is no manifest.json: it states no schema"),
+        ('{"schema": 1, "model": {}}', "written in format 1, this edgeres reads 2; build it again"),
+        ('{"schema": 2}', "was changed after it was written: its digest differs; build it again"),
+        ('{"schema": 2, "schema": 2}', "$.schema: is there twice"),
+        ('{"schema": 99}', "written in format 99, this edgeres reads 2; upgrade edgeres"),
+        (b"\xff\xfe", "is no JSON ("),
     ],
 )
 def test_a_manifest_that_is_none_is_refused_in_one_line(
@@ -361,8 +362,7 @@ def test_a_manifest_that_is_none_is_refused_in_one_line(
     with pytest.raises(BundleError) as caught:
         Bundle(path)
     line = str(caught.value)
-    assert line.startswith(f"{path}: ")
-    assert words in line
+    assert line.startswith(f"{path}{'' if manifest is None else '/manifest.json'}: {words}")
     assert "\n" not in line
 
 
@@ -373,12 +373,62 @@ def test_no_directory_is_no_bundle(tmp_path: Path, make: Callable[[Path], None])
         Bundle(tmp_path / NAME)
 
 
-def test_manifests_of_a_later_minor_version_are_read(tmp_path: Path) -> None:
+def sealed(path: Path, **changes: object) -> None:
+    """Change a manifest, and its digest with it."""
+    data = {key: value for key, value in json.loads((path / MANIFEST).read_text()).items() if key != "digest"}
+    data |= changes
+    (path / MANIFEST).write_text(json.dumps({**data, "digest": digest(data)}))
+
+
+def test_a_manifest_says_when_it_was_changed(tmp_path: Path) -> None:
+    """A misspelt key would take ImageNet's mean without a word."""
     path = write_bundle(tmp_path / NAME)
-    data = json.loads((path / MANIFEST).read_text())
-    data["invented_later"] = data["model"]["invented_later"] = {"x": 1}
-    (path / MANIFEST).write_text(json.dumps(data))
-    assert Bundle(path).manifest.model == spec()
+    text = (path / MANIFEST).read_text()
+    for before, after in (('"mean"', '"maen"'), ("0.485", "0.495"), ('"NCHW"', '"NHWC"'), ('"ant"', '"aunt"')):
+        assert text.count(before) == 1
+        (path / MANIFEST).write_text(text.replace(before, after))
+        with pytest.raises(BundleError, match="was changed after it was written: its digest differs; build it again"):
+            Bundle(path)
+    (path / MANIFEST).write_text(text.replace("\n", "").replace("0.485", "4.85e-1"))
+    assert Bundle(path).manifest.model == spec()  # the same document, written otherwise
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"invented_later": 1}, "$.invented_later: is no known key"),
+        ({"files": {"../../etc/passwd": 64 * "0"}}, "$: files are named by paths inside the bundle"),
+        ({"files": {"/etc/passwd": 64 * "0"}}, "$: files are named by paths inside the bundle"),
+        ({"files": {"a\0b": 64 * "0"}}, "$: files are named by paths inside the bundle"),
+        ({"files": {"a": "0"}}, "$: digests have 64 hex digits"),
+        ({"inputs": {"x": {"dtype": "float32", "shape": [0]}}}, "$.inputs.x: shape has sizes of 1 or more"),
+        ({"engines": [{}]}, "$.engines[0].target: is missing"),
+    ],
+)
+def test_what_a_manifest_must_not_say(tmp_path: Path, changes: dict[str, object], words: str) -> None:
+    path = write_bundle(tmp_path / NAME)
+    sealed(path, **changes)
+    with pytest.raises(BundleError) as caught:
+        Bundle(path)
+    assert str(caught.value).startswith(f"{path / MANIFEST}: {words}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("std", [0.2, 0.2, 0.0], "std and pixel_scale are above 0"),
+        ("mean", [0.2, 0.2], "mean and std have three values each"),
+        ("crop_px", [0, 8], "crop_px and resize_px lie in 1 to 65536"),
+        ("crop_px", [8, 10**9], "crop_px and resize_px lie in 1 to 65536"),
+        ("resize_px", -1, "crop_px and resize_px lie in 1 to 65536"),
+    ],
+)
+def test_preprocessing_has_bounds(tmp_path: Path, key: str, value: object, words: str) -> None:
+    path = write_bundle(tmp_path / NAME)
+    model = json.loads((path / MANIFEST).read_text())["model"]
+    sealed(path, model={**model, "preprocess": {**model["preprocess"], key: value}})
+    with pytest.raises(BundleError, match=rf"manifest\.json: \$\.model\.preprocess: {words}; build it again"):
+        Bundle(path)
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,7 +441,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left") as caught:
-        patch.setattr(module, "_sync", full)
+        patch.setattr(files_module, "sync", full)
         write_file(path, b"two")
     assert caught.value.filename == str(path)
     assert path.read_bytes() == b"one"
@@ -423,7 +473,7 @@ def test_a_bundle_is_whole_wherever_the_writing_of_engines_stops(
 ) -> None:
     path = write_bundle(tmp_path / NAME, files=files("one"))
     Bundle(path).add_engines({engine("1.engine"): b"old"})
-    replace = module._replace
+    write = files_module._replace
     for step in range(1, 4):  # the manifest, the engine, the manifest
         left = step
 
@@ -432,10 +482,10 @@ def test_a_bundle_is_whole_wherever_the_writing_of_engines_stops(
             left -= 1
             if not left:
                 raise KeyboardInterrupt
-            replace(target, data)
+            write(target, data)
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(module, "_replace", stop)
+            patch.setattr(files_module, "_replace", stop)
             Bundle(path).add_engines({engine("1.engine"): f"new {step}".encode()})
         Bundle(path).check()
     Bundle(path).add_engines({engine("1.engine"): b"new"})

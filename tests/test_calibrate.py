@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from onnxruntime.quantization.calibrate import HistogramCollector
 
+from edgeres.calibrate.identity import Identity
 from edgeres.calibrate.ranges import LEVELS, Moments, choose_range, magnitudes, quantile, rounding_error
-from edgeres.calibrate.record import Calibration, Wanted, digest
+from edgeres.calibrate.record import CALIBRATION_KIND, Calibration, Wanted
 from edgeres.calibrate.sketch import MANTISSA_BITS, Histogram, Sketch
+from edgeres.errors import InputError
 from edgeres.records import METHODS, Preprocess
 
 RESOLUTION = 2.0**-MANTISSA_BITS
@@ -199,11 +201,13 @@ def test_minmax_is_exact() -> None:
     assert (chosen.low, chosen.high) == (values.min(), values.max())
 
 
-def test_calibration_document_is_plain_json_and_its_digest_ignores_key_order() -> None:
-    calibration = Calibration({"x": sketch_of(relu_like())}, 3, "three images", "00", Preprocess((8, 8)))
+def test_what_a_calibration_writes_is_read_and_its_digest_ignores_key_order() -> None:
+    calibration = Calibration({"x": sketch_of(relu_like())}, 3, "three images", "0" * 64, Preprocess((8, 8)))
     ranges = calibration.choose("mse", {"tensorrt": Wanted(symmetric=("x",))})["tensorrt"]
-    document = calibration.to_dict("mse", {"tensorrt": ranges})
-    again = json.loads(json.dumps(document))
-    assert digest(document) == digest(dict(reversed(list(again.items()))))
-    assert document["tensors"]["x"]["ranges"]["tensorrt"] == [ranges["x"].low, ranges["x"].high]
-    assert digest(document) != digest({**document, "samples": 4})
+    document = calibration.to_dict("mse", {"tensorrt": ranges}, Identity("1" * 64, 0, 0.0, 0.0), 8)
+    reversed_ = json.dumps(dict(reversed(list(document.items()))))
+    found = CALIBRATION_KIND.decode(reversed_.encode(), "here")
+    assert found.tensors["x"].ranges == {"tensorrt": (ranges["x"].low, ranges["x"].high)}
+    assert (found.samples, found.source, found.batch, found.unreadable) == (3, "three images", 8, ())
+    with pytest.raises(InputError, match="was changed after it was written"):
+        CALIBRATION_KIND.decode(json.dumps({**document, "samples": 4}).encode(), "here")

@@ -19,8 +19,8 @@ from onnx import numpy_helper
 
 import edgeres
 from edgeres.calibrate.identity import identify
-from edgeres.calibrate.ranges_file import Recorded, read_calibration
-from edgeres.calibrate.record import to_json
+from edgeres.calibrate.ranges_file import RangesFile, read_calibration
+from edgeres.calibrate.record import CALIBRATION_KIND, TensorEntry, to_json
 from edgeres.data.loader import Loader
 from edgeres.errors import InputError
 from edgeres.quantize.graphs import RangeChoice, quantize
@@ -174,10 +174,12 @@ def test_an_imported_file_has_no_images_and_says_so(
     made: Path, recorded: Path, command: Command, tmp_path: Path
 ) -> None:
     command("calibrate", "--export", "ort", recorded, "-o", tmp_path / "o.json")
-    command("calibrate", made / "tiny.onnx", "--import", tmp_path / "o.json", "-o", tmp_path / "i.json")
+    ended = command("calibrate", made / "tiny.onnx", "--import", tmp_path / "o.json", "-o", tmp_path / "i.json")
+    assert ended.code == 0, ended.err
     words = ("build", "--model", made / "tiny.onnx", "--validation", made / "images.npz", "--target", "cpu")
     bundle = tmp_path / "b.edgeres"
-    command(*words, "--max-drop", "off", "--calibration-file", tmp_path / "i.json", "-o", bundle)
+    ended = command(*words, "--max-drop", "off", "--calibration-file", tmp_path / "i.json", "-o", bundle)
+    assert ended.code == 0, ended.err
     report = json.loads((bundle / "report.json").read_text())
     assert report["calibration"] == dict.fromkeys(("method", "images", "batch_size"))
     assert "imported: o.json, ONNX Runtime's calibration" in report["reasons"]["calibration"]
@@ -227,39 +229,63 @@ def test_a_file_of_another_network_is_refused(made: Path, recorded: Path, comman
 def test_files_that_are_none_are_refused(recorded: Path) -> None:
     good = json.loads(recorded.read_text())
     name = next(iter(good["tensors"]))
+    entry = f"$.tensors.{name}"
 
     def broken(limits: Any) -> dict[str, Any]:
         return {**good, "tensors": {**good["tensors"], name: {"ranges": {"cpu": limits}}}}
 
+    def without(gone: str) -> dict[str, Any]:
+        return {key: value for key, value in good.items() if key != gone}
+
     cases = {
-        "is no calibration": [{}, [], {"schema": "2", "tensors": {}}, {"schema": 2}],
-        "written in format 3, this edgeres reads 2": [{**good, "schema": 3}],
-        "does not say which network it is of": [{**good, "schema": 1, "model": None}],
-        "is damaged": [
-            *(broken(limits) for limits in ([1.0, 2.0], [-1.0, float("inf")], [-1.0], "ab", None, [0.0, "x"])),
-            *({key: value for key, value in good.items() if key != gone} for gone in ("method", "preprocess")),
-            {**good, "tensors": []},
-            {**good, "model": {"graph": "x"}},
-        ],
+        "is no calibration.json": [{}, [], {"schema": "2", "tensors": {}}],
+        "written in format 3, this edgeres reads 2; upgrade edgeres": [{**good, "schema": 3}],
+        "written in format 1, this edgeres reads 2; edgeres calibrate makes one": [{**good, "schema": 1}],
+        "was changed after it was written: its digest differs": [{**good, "samples": 46}, {**good, "digest": None}],
+        f"{entry}: low <= 0 <= high holds for every range": [broken([1.0, 2.0]), broken([-2.0, -1.0])],
+        f"{entry}.ranges.cpu[1]: expected a finite number": [broken([-1.0, float("inf")])],
+        f"{entry}.ranges.cpu: expected array": [broken([-1.0]), broken("ab"), broken(None)],
+        f"{entry}.ranges.cpu[1]: expected float, got str": [broken([0.0, "x"])],
+        "$.method: is missing": [without("method")],
+        "$.preprocess: is missing": [without("preprocess")],
+        "$.model: expected object, got null": [{**good, "model": None}],
+        "$.model.weights: is missing": [{**good, "model": {"graph": "x"}}],
+        "$.tensors: expected object, got array": [{**good, "tensors": []}],
+        "$.method: invalid enum value 'luck'": [{**good, "method": "luck"}],
+        "$.samples: expected int, got float": [{**good, "samples": 45.0}],
+        "$: source_digest has 64 hex digits": [{**good, "source_digest": "no"}],
     }
     for words, contents in cases.items():
         for content in contents:
+            if "digest" not in words or "source" in words:
+                content = {key: value for key, value in content.items() if key != "digest"} if content else content
             recorded.write_text(json.dumps(content))
-            with pytest.raises(InputError, match=words):
+            with pytest.raises(InputError) as caught:
                 read_calibration(recorded)
+            assert str(caught.value).startswith(f"{recorded}: {words}")
     recorded.write_bytes(b"\xff\x00")
-    with pytest.raises(InputError, match="is no calibration"):
+    with pytest.raises(
+        InputError, match=r"is no JSON .*edgeres calibrate makes one, of another tool's file with --import"
+    ):
         read_calibration(recorded)
     with pytest.raises(InputError, match="cannot be read"):
         read_calibration(recorded / "x")
 
 
+def test_a_file_from_before_digests_is_read(recorded: Path) -> None:
+    content = json.loads(recorded.read_text())
+    found = read_calibration(recorded).content
+    del content["digest"]
+    recorded.write_text(json.dumps(content))
+    assert read_calibration(recorded).content == found
+    assert CALIBRATION_KIND.content(found)["tensors"] == content["tensors"]
+
+
 def test_ranges_that_are_missing_are_named(recorded: Path, made: Path) -> None:
     fp32, source, job = tiny(made)
-    content = json.loads(recorded.read_text())
-    for name in ("relu4_out", "relu7_out"):
-        del content["tensors"][name]["ranges"]["cpu"]
-    file = Recorded(recorded, content)
+    content = read_calibration(recorded).content
+    gone = {name: TensorEntry(content.tensors[name].observed, {}) for name in ("relu4_out", "relu7_out")}
+    file = RangesFile(recorded, replace(content, tensors={**content.tensors, **gone}))
     with pytest.raises(InputError, match="holds no range of relu4_out and 1 more for the cpu graph"):
         quantize(fp32.graph, ["cpu"], Loader(source, job.preprocess, 8), RangeChoice(recorded=file))
 

@@ -25,7 +25,7 @@ from engine_graphs import resnet
 from PIL import Image
 
 import edgeres
-from edgeres.bundle import FP32, MANIFEST, Bundle
+from edgeres.bundle import FP32, Bundle, seal
 from edgeres.cli import COMMANDS, main
 from edgeres.cli.progress import progress
 from edgeres.device.libraries import available
@@ -322,9 +322,8 @@ def spoil(folder: Path) -> None:
     shutil.copytree(folder / "robot.edgeres", folder / "changed.edgeres", dirs_exist_ok=True)
     (folder / "changed.edgeres" / FORMS["cpu"].file).write_bytes(b"other")
     shutil.copytree(folder / "robot.edgeres", folder / "cpu.edgeres")
-    manifest = json.loads((folder / "cpu.edgeres" / MANIFEST).read_text())
-    del manifest["files"][FORMS["tensorrt"].file]
-    (folder / "cpu.edgeres" / MANIFEST).write_text(json.dumps(manifest))
+    (folder / "cpu.edgeres" / FORMS["tensorrt"].file).unlink()
+    seal(folder / "cpu.edgeres", Bundle(folder / "cpu.edgeres").manifest)
     (folder / "hostile.pth").write_bytes(pickle.dumps({"state_dict": Hostile()}))
     (folder / "two.txt").write_text("one\ntwo\n")
 

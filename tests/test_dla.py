@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import numpy as np
 import onnx
 import pytest
 from bundles import spec, write_bundle
+from calibrations import calibration
 from click.testing import CliRunner
 from engine_graphs import constant, model, resnet
 from onnx import helper
 
 from edgeres.bundle import CALIBRATION, FP32, new_bundle, seal
+from edgeres.calibrate.identity import identify
+from edgeres.calibrate.record import CALIBRATION_KIND, TensorEntry
 from edgeres.cli.dla import CACHE, GRAPH, command
 from edgeres.device.targets import TARGETS
 from edgeres.engine.builder import BuildRequest, build_engine
@@ -221,17 +225,15 @@ def test_an_input_in_imagenets_units() -> None:
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     graph = resnet(quantized=False, width=8)
-    tensors = {n.output[0]: {"ranges": {"symmetric": [-4.0, 4.0]}} for n in graph.graph.node if n.op_type != "Flatten"}
-    calibration = {"schema": 2, "method": "mse", "samples": 8, "source": "", "source_digest": "", "batch": 8}
-    from edgeres.calibrate.identity import identify
-
+    named = [node.output[0] for node in graph.graph.node if node.op_type != "Flatten"]
+    ranges = calibration({name: TensorEntry(ranges={"symmetric": (-4.0, 4.0)}) for name in named})
     described = spec()
     preprocess = Preprocess(crop_px=(32, 32))
-    calibration |= {"model": identify(graph, described.name).to_dict(), "preprocess": preprocess.to_dict()}
+    ranges = replace(ranges, model=identify(graph, described.name), preprocess=preprocess)
     path = tmp_path / "net.edgeres"
     with new_bundle(path) as folder:
         write_file(folder / FP32, graph.SerializeToString())
-        write_json(folder / CALIBRATION, {**calibration, "tensors": tensors})
+        write_json(folder / CALIBRATION, CALIBRATION_KIND.content(ranges))
         seal(folder, Manifest(type(described)(described.name, preprocess, described.labels), {}, {}, {}, {}))
     return path
 

@@ -43,7 +43,7 @@ class Robot:
 
 ROBOT = Robot({"left": Wheel(0.5, (1, 2)), "front right": Wheel(1)}, (0.0, 2.5), Size(3, "a"), free={"x": [1, None]})
 KIND = DocumentKind(Robot, "robot.json", "build it again", schemas=(2, 3), kind="robot")
-DIGESTED = DocumentKind(Robot, "robot.json", "build it again", schemas=(2, 2), digested=True, error=WeightsError)
+DIGESTED = DocumentKind(Robot, "robot.json", "build it again", schemas=(2, 2), digest="required", error=WeightsError)
 
 
 def content(**changes: object) -> bytes:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import files
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import fake_ros
@@ -29,7 +29,7 @@ from fake_ros import MESSAGES, Ros
 from edgeres.bundle import Bundle
 from edgeres.data.preprocess import apply
 from edgeres.errors import UsageError
-from edgeres.records import F32, U8, EngineRecord, Preprocess
+from edgeres.records import F32, U8, EngineRecord, Portability, Preprocess
 from edgeres.runtime import Classifier
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
@@ -382,8 +382,8 @@ class Case:
     image: U8
     p: Preprocess
 
-    def line(self) -> bytes:
-        p = self.p
+    def line(self, **changes: Any) -> bytes:
+        p = SimpleNamespace(**{**self.p.to_dict(), **changes})
         words = [*self.image.shape[:2], *p.crop_px, -1 if p.resize_px is None else p.resize_px, p.interpolation]
         words += [*p.mean, *p.std, p.pixel_scale, int(p.channel_order == "BGR"), int(p.layout == "NHWC")]
         return " ".join(map(str, words)).encode() + b"\n" + self.image.tobytes()
@@ -443,7 +443,7 @@ def test_cpp_prepares_an_image_bit_for_bit_as_python(prepare: Callable[[bytes], 
     ids=lambda changes: next(iter(changes)),
 )
 def test_cpp_refuses_a_contract_that_it_does_not_know(prepare: Callable[[bytes], Any], changes: dict[str, Any]) -> None:
-    done = prepare(Case(noise(9, 9), replace(Preprocess((4, 4)), **changes)).line())
+    done = prepare(Case(noise(9, 9), Preprocess((4, 4))).line(**changes))
     assert (done.returncode, done.stdout) == (7, b"")
 
 
@@ -456,7 +456,7 @@ def ppm(file: Path, image: U8, comment: str = "") -> Path:
 WEIGHTS = 3 * np.random.default_rng(5).standard_normal((len(CLASSES), 3)).astype(np.float32)
 WEIGHTS[3] = WEIGHTS[1]  # two classes that always tie
 RECORD = EngineRecord(
-    "jetson-orin-nx", "tensorrt", "10.3.0", "int8", "built", "engines/a.engine", compute_capabilities=("8.7",)
+    "jetson-orin-nx", "tensorrt", "10.3.0", "int8", "built", "engines/a.engine", portability=Portability(("8.7",))
 )
 
 
@@ -516,10 +516,14 @@ def test_cpp_says_what_numpy_says(
 def test_cpp_takes_the_int8_engine_for_this_gpu(built: Program, tmp_path: Path) -> None:
     """Others are passed over: another runtime, precision or GPU, or code of its own inside."""
     others = {
-        replace(RECORD, version_compatible=True, file="engines/e.engine"): b"FAKE brings code",
+        replace(
+            RECORD, portability=Portability(("8.7",), version_compatible=True), file="engines/e.engine"
+        ): b"FAKE brings code",
         replace(RECORD, runtime="rtx", target="rtx", file="engines/b.engine"): b"FAKE rtx",
         replace(RECORD, precision="fp32", file="engines/c.engine"): b"FAKE fp32",
-        replace(RECORD, target="tensorrt", compute_capabilities=("8.6",), file="engines/d.engine"): b"FAKE other GPU",
+        replace(
+            RECORD, target="tensorrt", portability=Portability(("8.6",)), file="engines/d.engine"
+        ): b"FAKE other GPU",
     }
     image = noise(SIDE, SIDE)
     picture, path = ppm(tmp_path / "a.ppm", image), write_bundle(tmp_path / "robot.edgeres")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from calibrations import CLASSES, IMAGES, PX, Command, write_tiny
+from calibrations import CLASSES, IMAGES, PX, Command, calibration, write_tiny
 from engine_graphs import constant, model, resnet
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,7 +25,8 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.calibrate import save_tensors_data
 from onnxruntime.quantization.quant_utils import write_calibration_table
 
-from edgeres.calibrate.ranges_file import Recorded, read_calibration
+from edgeres.calibrate.ranges_file import RangesFile, read_calibration
+from edgeres.calibrate.record import TensorEntry
 from edgeres.errors import InputError
 from edgeres.graph.graph import Graph
 from edgeres.pipeline.take import ModelChoice, take
@@ -215,7 +216,7 @@ def test_the_scales_of_onnx_runtimes_qdq_file_are_read(
     expected = scales_in(quantized)
     ours = read_calibration(tmp_path / "ours.json")
     for name in RELUS:
-        low, high = ours.content["tensors"][name]["ranges"]["cpu" if activation == QuantType.QUInt8 else "symmetric"]
+        low, high = ours.content.tensors[name].ranges["cpu" if activation == QuantType.QUInt8 else "symmetric"]
         span, codes = (high - low, 255) if activation == QuantType.QUInt8 else (high, 127)
         assert np.float32(span / codes) == expected[name]
     given_ = ("--calibration-file", tmp_path / "ours.json", "-o", tmp_path / "q.onnx")
@@ -330,9 +331,10 @@ def test_ranges_of_another_network_are_refused(made: Path, tmp_path: Path, comma
 
 def test_a_record_of_a_build_exports_what_it_has() -> None:
     """Without symmetric ranges, those of the TensorRT graph: the largest magnitude counts."""
-    tensors = {"a": {"ranges": {"tensorrt": [-1.0, 2.54]}}, "b": {"ranges": {"cpu": [-5.08, 1.0]}}, "c": {"ranges": {}}}
-    recorded = Recorded(Path("x"), {"method": "mse", "samples": 1, "tensors": tensors})
+    ranges = {"a": {"tensorrt": (-1.0, 2.54)}, "b": {"cpu": (-5.08, 1.0)}, "c": {}}
+    tensors = {name: TensorEntry(ranges=of_style) for name, of_style in ranges.items()}
+    recorded = RangesFile(Path("x"), calibration(tensors))
     lines = export(recorded, "trt-cache")[0].splitlines()[1:]
     assert [line.split(": ")[0] for line in lines] == ["a", "b"]
     scales = [struct.unpack("!f", bytes.fromhex(line.split(": ")[1]))[0] for line in lines]
-    assert scales == [np.float32(0.02), symmetric_int8(recorded._range("b", [-5.08, 1.0])).scale]
+    assert scales == [np.float32(0.02), symmetric_int8(recorded.range("b", (-5.08, 1.0))).scale]

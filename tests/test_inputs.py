@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import CLASSES, SIDE, classifier, spec, write_images
+from calibrations import calibration
 
+from edgeres.calibrate.record import CALIBRATION_KIND, Observed, TensorEntry
 from edgeres.data.arrays import open_npz
 from edgeres.data.loader import Loader
 from edgeres.data.matching import match_labels
@@ -93,7 +95,10 @@ def test_right_inputs_and_labels_of_pure_luck_are_left_alone(tmp_path: Path) -> 
 def test_shares_of_zeros_come_from_the_calibration_file(tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
     assert zeros_of(path) == {}
-    observed = {"low": 0.0, "high": 1.0, "values": 200, "zeros": 50}
-    tensors = {"relu": {"observed": observed, "ranges": {}}, "imported": {"ranges": {"cpu": [0, 1]}}}
-    path.write_text(json.dumps({"tensors": tensors}))
+    tensors = {
+        "relu": TensorEntry(Observed(0.0, 1.0, 200, 50, 0.9)),
+        "free of zeros": TensorEntry(Observed(0.5, 1.0, 200, 0, 0.9)),
+        "imported": TensorEntry(ranges={"cpu": (0.0, 1.0)}),
+    }
+    path.write_text(json.dumps(CALIBRATION_KIND.content(calibration(tensors))))
     assert zeros_of(path) == {"relu": 0.25}

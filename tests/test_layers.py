@@ -141,7 +141,6 @@ KNOWN: dict[str, set[str]] = {
         "judge.document.ReportInput",
         "judge.gates.Limits",
         "pipeline.build.BuildOptions",
-        "records.EngineRecord",
         "zoo.architectures.Architecture",
     },
 }

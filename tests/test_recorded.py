@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from edgeres.calibrate.ranges_file import Recorded, read_calibration
+from edgeres.calibrate.ranges_file import RangesFile, read_calibration
 from edgeres.data.choose import DataChoice
 from edgeres.graph.graph import Graph
 from edgeres.pipeline.build import forms
@@ -19,7 +19,7 @@ from edgeres.quantize.placement import place
 FOLDER = Path(__file__).parents[1] / "calibration"
 
 
-def recorded(name: str) -> Recorded:
+def recorded(name: str) -> RangesFile:
     return read_calibration(FOLDER / f"{name}-signs.json")
 
 
@@ -37,16 +37,14 @@ def test_builds_of_the_bundled_models_take_them(name: str) -> None:
 def test_calibrating_anew_finds_the_recorded_ranges(tmp_path: Path) -> None:
     """To the width of a few bins: another processor rounds its convolutions differently."""
     file = recorded("resnet20").content
-    data = DataChoice(calibration_size=file["samples"])
-    options = CalibrateOptions(file["method"], file["batch"])
+    data = DataChoice(calibration_size=file.samples)
+    options = CalibrateOptions(file.method, file.batch)
     calibrate_file(ModelChoice("resnet20"), data, options, tmp_path / "c.json")
-    again = json.loads((tmp_path / "c.json").read_text())
-    assert {k: v for k, v in again.items() if k not in {"tensors", "model"}} == {
-        k: v for k, v in file.items() if k not in {"tensors", "model"}
-    }
-    assert again["tensors"].keys() == file["tensors"].keys()
-    for tensor, entry in file["tensors"].items():
-        assert again["tensors"][tensor]["ranges"].keys() == entry["ranges"].keys()
-        for style, limits in entry["ranges"].items():
-            found = again["tensors"][tensor]["ranges"][style]
+    again = read_calibration(tmp_path / "c.json").content
+    assert replace(again, tensors={}, model=file.model) == replace(file, tensors={})
+    assert again.tensors.keys() == file.tensors.keys()
+    for tensor, entry in file.tensors.items():
+        assert again.tensors[tensor].ranges.keys() == entry.ranges.keys()
+        for style, limits in entry.ranges.items():
+            found = again.tensors[tensor].ranges[style]
             assert found == pytest.approx(limits, rel=0.02, abs=1e-4), (tensor, style)

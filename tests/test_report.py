@@ -14,6 +14,7 @@ from importlib.resources import files
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jsonschema
 import numpy as np
@@ -29,6 +30,7 @@ from edgeres.records import (
     EngineRecord,
     Measurement,
     ModelSpec,
+    Portability,
     Preprocess,
     QuantParams,
     QuantPlan,
@@ -76,7 +78,14 @@ def plan(style: Any) -> QuantPlan:
 
 ENGINES = (
     EngineRecord(
-        "rtx", "TensorRT-RTX", "1.7.1", "int8", "built, not run here", "engines/a.engine", 14_500_000, ("8.6",)
+        "rtx",
+        "TensorRT-RTX",
+        "1.7.1",
+        "int8",
+        "built, not run here",
+        "engines/a.engine",
+        14_500_000,
+        Portability(("8.6",)),
     ),
     EngineRecord("jetson-orin", "TensorRT", "10.3", "int8", "not built: needs the GPU it will run on"),
 )
@@ -403,7 +412,7 @@ def test_the_verdict_comes_first() -> None:
 def test_no_label_becomes_markup(label: str) -> None:
     label = f"{label}</td><script>alert('&amp;')</script>"
     spec = ModelSpec(label, Preprocess((8, 8)), (label,) * len(CLASSES), weights=label)
-    engine = EngineRecord(label, label, label, "int8", label, label, 1, (label,))
+    engine = EngineRecord(label, label, label, "int8", label, quote(label, safe=""), 1, Portability((label,)))
     changes = {"model": spec, "engines": (engine,), "environment": {label: label}, "options": {label: label}}
     page = Page(render_html(build_report(given_input(command=label, **changes))))
     assert "script" not in {tag for tag, _ in page.elements}

@@ -129,7 +129,7 @@ def test_parts_that_do_not_belong_together_are_refused(parts: list[bytes], tmp_p
     cases = {
         "other images": replace(second, job=replace(first.job, source_digest="00")),
         "with other weights": replace(second, job=other_model),
-        "another --batch": replace(second, job=replace(first.job, batch=4)),
+        "another --batch": replace(second, job=replace(first.job, batch=4), samples=4),
         "1 batches are in two of the parts": first,
     }
     for words, state in cases.items():
@@ -231,7 +231,7 @@ def test_another_calibration_does_not_take_the_state(made: Path, tmp_path: Path)
         collect(job, watched(made, [], stop_after=4), keep)
     others: list[tuple[Job, tuple[int, int]]] = [
         (replace(job, source_digest="00"), (1, 1)),
-        (replace(job, model=replace(job.model, graph="00")), (1, 1)),
+        (replace(job, model=replace(job.model, graph="0" * 64)), (1, 1)),
         (job, (1, 2)),
     ]
     for other, shard in others:

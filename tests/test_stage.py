@@ -21,7 +21,7 @@ from edgeres.errors import BundleError, UsageError
 from edgeres.graph.forms import FORMS
 from edgeres.pipeline import steps
 from edgeres.pipeline.steps import add_engines
-from edgeres.records import EngineRecord
+from edgeres.records import EngineRecord, Portability
 
 ORIN = Gpu("Orin", "8.7", 8 << 30, "12.6")
 
@@ -100,7 +100,7 @@ def test_a_jetson_builds_for_itself(bundle: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def record(name: str) -> EngineRecord:
-    return EngineRecord("rtx", "rtx", "1", "int8", "built", f"engines/{name}.engine", 3, (name,))
+    return EngineRecord("rtx", "rtx", "1", "int8", "built", f"engines/{name}.engine", 3, Portability((name,)))
 
 
 def test_two_processes_that_add_engines_lose_none(bundle: Path) -> None:

@@ -619,9 +619,18 @@ def test_metadata_of_a_safetensors_file_is_heard(tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "a.safetensors", metadata)
     _, spec = load_model("resnet20", str(tmp_path / "a.safetensors"))
     assert spec.labels == ("stop", "go", "turn") and spec.preprocess == preprocess
-    save_file(STATE, tmp_path / "b.safetensors", {"labels": "stop, go, turn"})
-    with pytest.raises(WeightsError, match="its metadata cannot be read"):
-        load_model("resnet20", str(tmp_path / "b.safetensors"))
+    misspelt = {**preprocess.to_dict(), "maen": 0.5}
+    del misspelt["mean"]
+    wrong = [
+        ({"labels": "stop, go, turn"}, r"is no JSON .*; write it as JSON"),
+        ({"labels": "[1, 2, 3]"}, r"\$\.labels\[0\]: expected str, got int; write it as JSON"),
+        ({"preprocess": json.dumps(misspelt)}, r"\$\.preprocess\.mean: is missing; write it as JSON"),
+        ({"preprocess": json.dumps({**preprocess.to_dict(), "std": [0.5, 0, 0.5]})}, r"\$\.preprocess: std and pixel"),
+    ]
+    for metadata, words in wrong:
+        save_file(STATE, tmp_path / "b.safetensors", metadata)
+        with pytest.raises(WeightsError, match=rf"b\.safetensors, metadata: {words}"):
+            load_model("resnet20", str(tmp_path / "b.safetensors"))
 
 
 def test_published_weights_bring_their_labels_and_preprocessing(
@@ -645,7 +654,8 @@ def test_bundled_weights_are_the_default(monkeypatch: pytest.MonkeyPatch, tmp_pa
     labels = ["stop", "go", "turn"]
     half = {k: v.half() for k, v in STATE.items()}
     save_file(half, tmp_path / "resnet20-signs.safetensors", {"labels": json.dumps(labels)})
-    (tmp_path / "resnet20-signs.json").write_text('{"top1": 95.5}')
+    log = {"model": "resnet20", "generator": 1, "top1": 95.5, "validation_images": 20, "train_seconds": 2}
+    (tmp_path / "resnet20-signs.json").write_text(json.dumps({**log, "recipe": {}, "epochs": []}))
     network, spec = load_model("resnet20")
     assert torch.equal(network.state_dict()["conv1.weight"], half["conv1.weight"].float())
     assert (spec.weights, spec.labels, spec.preprocess.resize_px) == ("signs", tuple(labels), None)

@@ -98,7 +98,7 @@ def cluster(client: Any, job: Job, graph: bytes, recipe: Recipe) -> Backend:
     def parts(todo: I64, advance: Advance) -> Iterator[State]:
         size = task_batches(client, len(todo), job.batch)
         pieces = [todo[start : start + size] for start in range(0, len(todo), size)]
-        for packed in _merged(client, (hold(client, graph), job.to_dict(), recipe), pieces):
+        for packed in _merged(client, (hold(client, graph), job, recipe), pieces):
             part = State.unpack(packed)
             advance(len(job.positions(np.array(sorted(part.done), np.int64))))
             yield part
@@ -212,13 +212,13 @@ def images_of(recipe: Recipe) -> Source:
     return source
 
 
-def _observe(graph: bytes, job: dict[str, Any], recipe: Recipe, version: str, batches: I64) -> bytes:
+def _observe(graph: bytes, job: Job, recipe: Recipe, version: str, batches: I64) -> bytes:
     """On a worker: one part, packed."""
     check_version(version)
     import onnx
 
     loaded = onnx.load_from_string(graph)
-    return observe_batches(Job.from_dict(job), loaded, images_of(recipe), batches, _nobody).pack()
+    return observe_batches(job, loaded, images_of(recipe), batches, _nobody).pack()
 
 
 def _nobody(steps: int) -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from edgeres.documents import is_sha256, require
 
 if TYPE_CHECKING:
     import onnx
@@ -37,6 +39,10 @@ class Identity:
     weights_sum_abs: float
     name: str = ""
 
+    def __post_init__(self) -> None:
+        require(is_sha256(self.graph), "graph has 64 hex digits")
+        require(self.weights >= 0 and self.weights_sum_abs >= 0, "weights and weights_sum_abs are not negative")
+
     def matches(self, other: Identity) -> bool:
         """Whether both are one network, to the rounding of its weights."""
         return not self.difference(other)
@@ -49,19 +55,6 @@ class Identity:
         slack = TOLERANCE * max(self.weights_sum_abs, other.weights_sum_abs)
         sums = (self.weights_sum, other.weights_sum), (self.weights_sum_abs, other.weights_sum_abs)
         return "" if all(math.isclose(*pair, rel_tol=0, abs_tol=slack) for pair in sums) else f"{of} with other weights"
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(data: dict[str, Any]) -> Identity:
-        return Identity(
-            str(data["graph"]),
-            int(data["weights"]),
-            float(data["weights_sum"]),
-            float(data["weights_sum_abs"]),
-            str(data.get("name", "")),
-        )
 
 
 def identify(model: onnx.ModelProto, name: str = "") -> Identity:

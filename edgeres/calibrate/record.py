@@ -7,21 +7,23 @@ every tensor the chosen ranges by style and the summary of its histogram. It bel
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
+from edgeres.calibrate.identity import Identity
 from edgeres.calibrate.ranges import PERCENTILE, choose_range, magnitudes, quantile
 from edgeres.calibrate.sketch import Histogram, Sketch
+from edgeres.documents import OPTIONAL, DocumentKind, Json, is_sha256, named, require
 from edgeres.records import Method, Preprocess, TensorRange
 
-SCHEMA = 2
-IMPORTED = "imported"
+IMPORTED: Literal["imported"] = "imported"
+# ``symmetric`` is for what knows one scale per tensor and no zero point.
+RANGE_STYLES = ("tensorrt", "cpu", "symmetric")
 
 
 @dataclass(frozen=True)
@@ -46,16 +48,95 @@ class Wanted:
         """The ranges found, and those that are taken over from them."""
         return found | {name: replace(found[other], tensor=name) for name, other in self.like.items()}
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"symmetric": list(self.symmetric), "affine": list(self.affine), "like": dict(self.like)}
+
+# By style, one of RANGE_STYLES.
+Ranges = dict[str, dict[str, TensorRange]]
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What was seen of one tensor.
+
+    Attributes:
+        low, high: exact extremes.
+        values, zeros: how many values there were, and zeros among them.
+        abs_percentile: of the magnitudes, at :data:`PERCENTILE` per cent.
+    """
+
+    low: float
+    high: float
+    values: int
+    zeros: int
+    abs_percentile: float = field(metadata=named(f"abs_p{PERCENTILE}"))
+
+    def __post_init__(self) -> None:
+        require(self.low <= self.high, "low is at most high")
+        require(0 <= self.zeros <= self.values, "zeros lie in 0 to values")
+        require(self.abs_percentile >= 0, "the percentile of magnitudes is not negative")
 
     @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> Wanted:
-        return Wanted(tuple(data["symmetric"]), tuple(data["affine"]), dict(data["like"]))
+    def by(sketch: Sketch) -> Observed:
+        """A sketch in a few numbers."""
+        histogram = sketch.histogram()
+        percentile = quantile(magnitudes(histogram), PERCENTILE / 100)
+        return Observed(histogram.low, histogram.high, sketch.count, histogram.zeros, percentile)
 
 
-# By style: tensorrt, cpu, and symmetric for what knows one scale per tensor and no zero point.
-Ranges = dict[str, dict[str, TensorRange]]
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor of a calibration.json.
+
+    Attributes:
+        observed: None in an imported calibration, and for tensors that take over the range of another.
+        ranges: low and high by style.
+    """
+
+    observed: Observed | None = field(default=None, metadata=OPTIONAL)
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(self.ranges.keys() <= {*RANGE_STYLES}, f"styles are {', '.join(RANGE_STYLES)}")
+        require(all(low <= 0 <= high for low, high in self.ranges.values()), "low <= 0 <= high holds for every range")
+
+
+@dataclass(frozen=True)
+class CalibrationFile:
+    """The content of a calibration.json.
+
+    Attributes:
+        method: how the ranges were chosen.
+        samples: images they were measured on; 0 where they were imported.
+        source, source_digest: the images, in words and as SHA-256.
+        preprocess: what was done to them.
+        model: the graph whose tensors are named.
+        batch: images that ran at a time; None where that is not known.
+        unreadable: images that were left out, each with its cause.
+        tensors: by name.
+    """
+
+    method: Method | Literal["imported"]
+    samples: int
+    source: str
+    source_digest: str
+    preprocess: Preprocess
+    model: Identity
+    batch: int | None = field(default=None, metadata=OPTIONAL)
+    unreadable: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
+    tensors: Mapping[str, TensorEntry] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(self.samples >= 0, "samples is not negative")
+        require(is_sha256(self.source_digest), "source_digest has 64 hex digits")
+        require(self.batch is None or self.batch >= 1, "batch is 1 or more")
+
+
+CALIBRATION_KIND = DocumentKind(
+    CalibrationFile,
+    "calibration.json",
+    "edgeres calibrate makes one, of another tool's file with --import",
+    schemas=(2, 2),
+    digest="optional",
+)
 
 
 @dataclass(frozen=True)
@@ -101,67 +182,39 @@ class Calibration:
         self,
         method: Method,
         ranges: Mapping[Any, Mapping[str, TensorRange]],
-        about: Mapping[str, Any] = MappingProxyType({}),
-    ) -> dict[str, Any]:
-        """The content of calibration.json for ranges that were chosen from this calibration.
+        model: Identity,
+        batch: int,
+        unreadable: tuple[str, ...] = (),
+    ) -> Json:
+        """The content of calibration.json for ranges that were chosen from this calibration."""
+        tensors = entries(ranges, {name: Observed.by(sketch) for name, sketch in self.sketches.items()})
+        found = CalibrationFile(
+            method=method,
+            samples=self.samples,
+            source=self.source,
+            source_digest=self.source_digest,
+            preprocess=self.preprocess,
+            model=model,
+            batch=batch,
+            unreadable=unreadable,
+            tensors=tensors,
+        )
+        return CALIBRATION_KIND.content(found)
 
-        Args:
-            about: what else the head shall tell: ``model``, an ``Identity`` as a dict, and ``batch``.
-        """
-        head = {
-            "method": method,
-            "samples": self.samples,
-            "source": self.source,
-            "source_digest": self.source_digest,
-            "preprocess": self.preprocess.to_dict(),
-            **about,
-        }
-        return document(head, ranges, {name: summary(sketch) for name, sketch in self.sketches.items()})
 
-
-def document(
-    head: Mapping[str, Any],
-    ranges: Mapping[Any, Mapping[str, TensorRange]],
-    observed: Mapping[str, Mapping[str, Any]],
-) -> dict[str, Any]:
-    """The content of calibration.json.
+def entries(
+    ranges: Mapping[Any, Mapping[str, TensorRange]], observed: Mapping[str, Observed]
+) -> dict[str, TensorEntry]:
+    """The tensors of a calibration.json.
 
     Args:
-        head: method, samples, source, source_digest, preprocess, model.
         ranges: by style and tensor.
-        observed: what was seen of each tensor, from :func:`summary`; tensors of an imported calibration have none.
     """
     names = dict.fromkeys([*observed, *(name for found in ranges.values() for name in found)])
-    return {
-        "schema": SCHEMA,
-        **head,
-        "tensors": {
-            name: {
-                **({"observed": dict(observed[name])} if name in observed else {}),
-                "ranges": {
-                    style: [float(r[name].low), float(r[name].high)] for style, r in ranges.items() if name in r
-                },
-            }
-            for name in names
-        },
+    limits = {
+        name: {s: (float(r[name].low), float(r[name].high)) for s, r in ranges.items() if name in r} for name in names
     }
-
-
-def summary(sketch: Sketch) -> dict[str, float | int]:
-    """A sketch in a few numbers: exact extremes, how many values and zeros, a high percentile of the magnitude."""
-    histogram = sketch.histogram()
-    return {
-        "low": histogram.low,
-        "high": histogram.high,
-        "values": sketch.count,
-        "zeros": histogram.zeros,
-        f"abs_p{PERCENTILE}": quantile(magnitudes(histogram), PERCENTILE / 100),
-    }
-
-
-def digest(content: Mapping[str, Any]) -> str:
-    """SHA-256 of a JSON document in canonical form (sorted keys, no spaces)."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return {name: TensorEntry(observed.get(name), limits[name]) for name in names}
 
 
 def to_json(content: Mapping[str, Any]) -> str:

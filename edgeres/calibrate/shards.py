@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,11 +27,11 @@ from edgeres.calibrate.record import Calibration, Wanted
 from edgeres.calibrate.sketch import Sketch
 from edgeres.data.base import some
 from edgeres.data.loader import OnUnreadable
+from edgeres.documents import MAX_BYTES, DocumentKind, require
 from edgeres.errors import InputError, SourceError
 from edgeres.records import I64, Method, Preprocess
 
-SCHEMA = 1
-_KIND = "edgeres calibration state"
+MAX_SHARDS = 1_000_000
 _AGAIN = "edgeres calibrate --shard writes one"
 
 
@@ -58,6 +56,12 @@ class Job:
     batch: int
     wanted: Mapping[str, Wanted]
     on_unreadable: OnUnreadable = "fail"
+
+    def __post_init__(self) -> None:
+        require(0 <= self.images < 1 << 40, "images lies in 0 to 2**40")
+        require(self.batch >= 1, "batch is 1 or more")
+        likes = ({*asked.like.values()} <= {*asked.all} for asked in self.wanted.values())
+        require(all(likes), "like names tensors with a range of their own")
 
     @property
     def batches(self) -> int:
@@ -89,23 +93,29 @@ class Job:
         }
         return model or next((words for words, (ours, theirs) in pairs.items() if ours != theirs), "")
 
-    def to_dict(self) -> dict[str, Any]:
-        wanted = {style: asked.to_dict() for style, asked in self.wanted.items()}
-        return {
-            **vars(self),
-            "model": self.model.to_dict(),
-            "preprocess": self.preprocess.to_dict(),
-            "wanted": wanted,
-        }
 
-    @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> Job:
-        read = {
-            "model": Identity.from_dict(data["model"]),
-            "preprocess": Preprocess.from_dict(data["preprocess"]),
-            "wanted": {style: Wanted.from_dict(asked) for style, asked in data["wanted"].items()},
-        }
-        return Job(**{**data, **read})
+@dataclass(frozen=True)
+class _Header:
+    """What a state file says besides its arrays.
+
+    Attributes:
+        edgeres: the version that wrote it.
+        bins: sizes of a sketch's arrays, by which states of different versions are told apart.
+    """
+
+    edgeres: str
+    bins: Mapping[str, tuple[int, ...]]
+    job: Job
+    samples: int
+    unreadable: tuple[str, ...]
+    shard: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        require(self.samples >= 0, "samples is not negative")
+        require(1 <= self.shard[0] <= self.shard[1] <= MAX_SHARDS, "shard is 1/1 to N/N, and no more than a million")
+
+
+_STATE = DocumentKind(_Header, "state of a calibration", _AGAIN, schemas=(1, 1), kind="edgeres calibration state")
 
 
 @dataclass
@@ -169,31 +179,20 @@ class State:
                 where=self.job.source,
                 hint="give images that Pillow can read",
             )
-        calibration = self.calibration()
-        about: dict[str, Any] = {"model": self.job.model.to_dict(), "batch": self.job.batch}
-        if self.unreadable:
-            about["unreadable"] = sorted(self.unreadable)
-        return calibration.to_dict(method, calibration.choose(method, self.job.wanted), about)
+        job, calibration = self.job, self.calibration()
+        ranges = calibration.choose(method, job.wanted)
+        return calibration.to_dict(method, ranges, job.model, job.batch, tuple(sorted(self.unreadable)))
 
     def pack(self) -> bytes:
         """The content of a state file: an .npz with the counts of non-empty bins."""
-        header = {
-            "kind": _KIND,
-            "schema": SCHEMA,
-            "edgeres": __version__,
-            "bins": _layout(),
-            "job": self.job.to_dict(),
-            "samples": self.samples,
-            "unreadable": self.unreadable,
-            "shard": self.shard,
-        }
+        header = _Header(__version__, _layout(), self.job, self.samples, tuple(self.unreadable), self.shard)
         arrays = {
             f"{number}.{name}": values
             for number, sketch in enumerate(self.sketches.values())
             for name, values in _dissolve(sketch).items()
         }
         stream = io.BytesIO()
-        text = np.frombuffer(json.dumps(header).encode(), np.uint8)
+        text = np.frombuffer(json.dumps(_STATE.content(header)).encode(), np.uint8)
         named: dict[str, Any] = {"header": text, "done": np.array(sorted(self.done), np.int64), **arrays}
         np.savez_compressed(stream, **named)
         return stream.getvalue()
@@ -206,20 +205,38 @@ class State:
             InputError: it is something else, damaged, or of an edgeres that counts in other bins.
         """
         try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as file:
-                header = json.loads(file["header"].tobytes())
-                if header["kind"] != _KIND or header["schema"] != SCHEMA or header["bins"] != _layout():
-                    raise InputError(
-                        f"was written by edgeres {header['edgeres']}, whose states differ from those of {__version__}",
-                        where=where,
-                        hint="calibrate every shard with one version",
-                    )
-                job = Job.from_dict(header["job"])
-                sketches = {name: _rebuild(file, number) for number, name in enumerate(job.tensors)}
-                done = set(file["done"].tolist())
-        except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise InputError("is no state of a calibration, or damaged", where=where, hint=_AGAIN) from error
-        return State(job, done, sketches, header["samples"], header["unreadable"], tuple(header["shard"]))
+            file = _arrays(content)
+            header = _STATE.decode(file.pop("header").tobytes(), where)
+            if dict(header.bins) != _layout():
+                raise InputError(
+                    f"was written by edgeres {header.edgeres}, whose states differ from those of {__version__}",
+                    where=where,
+                    hint="calibrate every shard with one version",
+                )
+            done = _numbers(file.pop("done"), header.job.batches)
+            sketches = {name: _rebuild(file, number) for number, name in enumerate(header.job.tensors)}
+            require(not file, "there are other arrays")
+            images = len(header.job.positions(done))
+            require(header.samples + len(header.unreadable) == images, "samples are the images of its batches")
+        except (ValueError, KeyError) as error:
+            what = f"is no state of a calibration, or damaged ({error})"
+            raise InputError(what, where=where, hint=_AGAIN) from error
+        return State(header.job, set(done.tolist()), sketches, header.samples, [*header.unreadable], header.shard)
+
+
+def _arrays(content: bytes) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of an .npz.
+
+    Raises:
+        ValueError: it is damaged, or larger than a state.
+    """
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            large = [info.filename for info in file.zip.infolist() if info.file_size > MAX_BYTES]
+            require(not large, f"{large[:1]} is too large")
+            return dict(file)
+    except Exception as error:  # zipfile, zlib and NumPy's header parser raise whatever a damaged file makes them
+        raise ValueError(str(error)) from error
 
 
 def _dissolve(sketch: Sketch) -> dict[str, npt.NDArray[Any]]:
@@ -235,19 +252,34 @@ def _dissolve(sketch: Sketch) -> dict[str, npt.NDArray[Any]]:
     return parts
 
 
-def _rebuild(file: Mapping[str, npt.NDArray[Any]], number: int) -> Sketch:
+def _rebuild(file: dict[str, npt.NDArray[Any]], number: int) -> Sketch:
+    """A sketch from its arrays, which are taken out of ``file``."""
     sketch = Sketch()
     for name, value in vars(sketch).items():
         if isinstance(value, np.ndarray):
-            value.reshape(-1)[file[f"{number}.{name}.places"]] = file[f"{number}.{name}.values"]
+            places = _numbers(file.pop(f"{number}.{name}.places"), value.size)
+            counts = file.pop(f"{number}.{name}.values")
+            require(counts.dtype == value.dtype and counts.shape == places.shape, "values are not as many as places")
+            require(bool((counts > 0).all()), "a count is not positive")
+            value.reshape(-1)[places] = counts
         else:
-            setattr(sketch, name, type(value)(file[f"{number}.{name}"]))
+            found = file.pop(f"{number}.{name}")
+            require(found.shape == () and found.dtype == np.float64, f"{name} is not a number")
+            setattr(sketch, name, float(found))
+    finite = bool(np.isfinite([sketch.low, sketch.high]).all())
+    require(sketch.low <= sketch.high if finite else sketch.count == 0, "low and high are no range")
     return sketch
 
 
-def _layout() -> dict[str, Any]:
-    """By which states of different versions are told apart: the sizes of a sketch's arrays."""
-    return {name: list(np.shape(value)) for name, value in vars(Sketch()).items()}
+def _numbers(values: npt.NDArray[Any], end: int) -> I64:
+    """Whole numbers from 0 to below ``end``, ascending; anything else is refused."""
+    require(values.dtype == np.int64 and values.ndim == 1, "places are no list of whole numbers")
+    require(bool((np.diff(values, prepend=-1, append=end) > 0).all()), "places are out of range or order")
+    return values
+
+
+def _layout() -> dict[str, tuple[int, ...]]:
+    return {name: np.shape(value) for name, value in vars(Sketch()).items()}
 
 
 def read_state(path: Path) -> State:

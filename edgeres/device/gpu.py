@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -34,6 +35,18 @@ class Gpu:
     memory_bytes: int
     cuda: str
 
+    def __post_init__(self) -> None:
+        if self.memory_bytes < 0 or not all(re.fullmatch(r"\d{1,3}\.\d{1,3}", text) for text in (self.sm, self.cuda)):
+            raise ValueError("memory_bytes is not negative, and sm and cuda are versions")
+
+
+@dataclass(frozen=True)
+class _GpuAnswer:
+    """What the child process found: a GPU, or the reason why there is none."""
+
+    gpu: Gpu | None
+    reason: str
+
 
 def run_command(argv: Sequence[str], timeout_s: float = 10.0) -> str | None:
     """Standard output of a command; None where it is missing, fails, or does not answer in time."""
@@ -54,8 +67,16 @@ def find_gpu(run: Runner = run_command) -> tuple[Gpu | None, str]:
     answer = run([sys.executable, "-I", __file__])
     if answer is None:
         return None, "the NVIDIA driver does not answer"
-    found = json.loads(answer)
-    return (None, found["reason"]) if "reason" in found else (Gpu(**found), "")
+    from edgeres.documents import DocumentKind  # not above: the child runs this file alone
+    from edgeres.errors import InputError
+
+    try:
+        found = DocumentKind(_GpuAnswer, "answer about a GPU", "see: nvidia-smi").decode(
+            answer.encode(), "the GPU's driver"
+        )
+    except InputError as error:
+        return None, str(error)
+    return found.gpu, found.reason
 
 
 @cache
@@ -96,4 +117,5 @@ def _words(cuda: ctypes.CDLL, status: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(_ask_driver()))
+    said = _ask_driver()
+    sys.stdout.write(json.dumps({"gpu": None if "reason" in said else said, "reason": said.get("reason", "")}))

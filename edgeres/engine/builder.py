@@ -20,7 +20,7 @@ from edgeres.engine.meter import Meter
 from edgeres.engine.timing import TimingCache, timing_cache
 from edgeres.errors import EngineError, ModelError, UsageError
 from edgeres.progress import SILENT, Progress
-from edgeres.records import EngineRecord
+from edgeres.records import EngineRecord, Portability
 
 Precision = Literal["fp32", "fp16", "int8"]
 Batch = tuple[int, int, int]
@@ -149,10 +149,8 @@ class BuiltEngine:
             status=status,
             file=file,
             size_bytes=len(self.data),
-            compute_capabilities=self.compute_capabilities,
+            portability=Portability(self.compute_capabilities, self.version_compatible, self.hardware_compatible),
             build_seconds=self.build_seconds,
-            version_compatible=self.version_compatible,
-            hardware_compatible=self.hardware_compatible,
         )
 
 

@@ -469,7 +469,7 @@ def _sizes(data: ReportInput, reasons: dict[str, str]) -> Json:
 
 def _engine_name(engine: EngineRecord) -> str:
     """``rtx engine sm86``; without dots, which part the path of a figure."""
-    made_for = "".join(f" sm{capability}" for capability in engine.compute_capabilities)
+    made_for = "".join(f" sm{capability}" for capability in engine.portability.compute_capabilities)
     return f"{engine.target} engine{made_for}".replace(".", "")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeres.bundle import CALIBRATION, REPORT, Bundle
+from edgeres.calibrate.ranges_file import read_calibration
 from edgeres.errors import BundleError, InputError
 from edgeres.graph.forms import FORMS
 
@@ -103,15 +104,7 @@ def _ranges(bundle: Bundle, reasons: dict[str, str]) -> dict[str, dict[str, tupl
     if not bundle.has(CALIBRATION):
         reasons["ranges"] = f"{bundle.path} has no {CALIBRATION}"
         return None
-    path = bundle.file(CALIBRATION)
-    found: dict[str, dict[str, tuple[float, float]]] = {}
-    try:
-        for tensor, entry in json.loads(path.read_text(encoding="utf-8"))["tensors"].items():
-            for style, (low, high) in entry["ranges"].items():
-                found.setdefault(style, {})[tensor] = (float(low), float(high))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"is no calibration.json ({error})", where=path, hint="build the bundle again") from error
-    return found
+    return read_calibration(bundle.file(CALIBRATION)).limits()
 
 
 def _graphs(bundle: Bundle, reasons: dict[str, str]) -> dict[str, Codes] | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeres.bundle import CALIBRATION, FP32, LABELS, check_target, new_bundle, seal
 from edgeres.calibrate.identity import Identity, identify
-from edgeres.calibrate.ranges_file import Recorded
+from edgeres.calibrate.ranges_file import RangesFile
 from edgeres.calibrate.record import IMPORTED, to_json
 from edgeres.data.choose import DataChoice, Sources, check_paths, choose_sources, choose_validation
 from edgeres.data.loader import Loader, OnUnreadable
@@ -35,7 +35,18 @@ from edgeres.pipeline.render import artefacts, write_report
 from edgeres.pipeline.reuse import reuse
 from edgeres.pipeline.take import Fp32Model, InputChoice, ModelChoice, take, with_exact_input
 from edgeres.progress import SILENT, Progress
-from edgeres.records import CODES, METHODS, Codes, EngineRecord, Manifest, Method, ModelSpec, Preprocess, Style
+from edgeres.records import (
+    CODES,
+    METHODS,
+    Codes,
+    EngineRecord,
+    Manifest,
+    Method,
+    ModelSpec,
+    Preprocess,
+    Style,
+    TensorInfo,
+)
 from edgeres.refine.choice import EFFORTS, RESIDUALS, RefineChoice
 from edgeres.verify.measure import Graphs, VerifyPlan, verify
 
@@ -156,7 +167,7 @@ def build(model: Any, *, progress: Progress = SILENT, command: str = "", **optio
         recorded = recorded.of(forms(fp32, taken))
         if refine != o.refine:
             progress.say(f"ranges are those of {o.calibration_file}; nothing is refined without --calibration images")
-        o = replace(o, refine=refine, method=recorded.method, batch=recorded.batch or o.batch)
+        o = replace(o, refine=refine, method=recorded.method, batch=recorded.content.batch or o.batch)
     sources = _sources(o, fp32.spec, recorded)
     if "accuracy" in sources.reasons:
         progress.say(f"no gate on the drop: {sources.reasons['accuracy']}")
@@ -260,7 +271,7 @@ def _form(model: Fp32Model) -> tuple[Identity, Preprocess]:
     return identify(model.graph, model.spec.name), model.spec.preprocess
 
 
-def _sources(o: BuildOptions, spec: ModelSpec, recorded: Recorded | None) -> Sources:
+def _sources(o: BuildOptions, spec: ModelSpec, recorded: RangesFile | None) -> Sources:
     """Images to calibrate on, or what is known of those that the ranges come from; and images to validate on."""
     if recorded is None or o.data.calibration is not None:
         return choose_sources(o.data, spec)
@@ -272,7 +283,7 @@ def _calibration_record(o: BuildOptions, data: DataRecord) -> CalibrationRecord 
     return CalibrationRecord(data, o.method, o.batch) if data.images else None
 
 
-def _imported(recorded: Recorded | None) -> dict[str, str]:
+def _imported(recorded: RangesFile | None) -> dict[str, str]:
     """Why the report tells no images."""
     if recorded is None or recorded.method != IMPORTED:
         return {}
@@ -309,7 +320,7 @@ def _quantize(
     fp32: Fp32Model,
     targets: Sequence[Target],
     loader: Loader,
-    recorded: Recorded | None,
+    recorded: RangesFile | None,
     progress: Progress,
 ) -> Refined:
     from edgeres.quantize.graphs import RangeChoice
@@ -344,12 +355,12 @@ def _manifest(fp32: Fp32Model, quantized: Quantized, engines: Sequence[EngineRec
     from edgeres.quantize.plan import plan_digest
 
     crop, spec = fp32.spec.preprocess.crop_px, fp32.spec
-    shape = [None, 3, *crop] if spec.preprocess.layout == "NCHW" else [None, *crop, 3]
+    shape = (None, 3, *crop) if spec.preprocess.layout == "NCHW" else (None, *crop, 3)
     graph = fp32.graph.graph
     return Manifest(
         model=spec,
-        inputs={graph.input[0].name: {"dtype": "float32", "shape": shape}},
-        outputs={graph.output[0].name: {"dtype": "float32", "shape": [None, spec.num_classes]}},
+        inputs={graph.input[0].name: TensorInfo("float32", shape)},
+        outputs={graph.output[0].name: TensorInfo("float32", (None, spec.num_classes))},
         files={},
         plan_digests={style: plan_digest(plan) for style, plan in quantized.plans.items()},
         engines=tuple(engines),

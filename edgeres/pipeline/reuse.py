@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from edgeres.calibrate.ranges_file import Recorded, read_calibration
+from edgeres.calibrate.ranges_file import RangesFile, read_calibration
 from edgeres.data.choose import DataChoice
 from edgeres.errors import UsageError
 from edgeres.refine.choice import RefineChoice
 
 
-def reuse(path: Path | None, data: DataChoice, refine: RefineChoice) -> tuple[Recorded | None, RefineChoice]:
+def reuse(path: Path | None, data: DataChoice, refine: RefineChoice) -> tuple[RangesFile | None, RefineChoice]:
     """The ranges that the user wants instead of measuring, and the refinement that is possible with them.
 
     Refinement learns from images; without any there is none.

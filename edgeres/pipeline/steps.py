@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from edgeres.bundle import CALIBRATION, FP32, REPORT, Bundle
 from edgeres.calibrate.distributed import Recipe, cluster, connect
 from edgeres.calibrate.identity import identify
-from edgeres.calibrate.ranges_file import Recorded, read_calibration
-from edgeres.calibrate.record import IMPORTED, document, to_json
+from edgeres.calibrate.ranges_file import RangesFile, read_calibration
+from edgeres.calibrate.record import CALIBRATION_KIND, IMPORTED, CalibrationFile, entries, to_json
 from edgeres.calibrate.run import collect, here
 from edgeres.calibrate.shards import Job, State
 from edgeres.data.base import Source
@@ -196,22 +196,23 @@ def import_ranges(model: ModelChoice, path: Path, progress: Progress = SILENT) -
     from edgeres.graph.graph import Graph
     from edgeres.quantize.graphs import wanted_by_all
 
-    head = {
-        "method": IMPORTED,
-        "samples": 0,
-        "source": f"{foreign.path.name}, {foreign.form}",
-        "source_digest": foreign.sha256,
-        "preprocess": fp32.spec.preprocess.to_dict(),
-        "model": identify(fp32.graph, fp32.spec.name).to_dict(),
-    }
     ranges = fit(foreign, Graph(fp32.graph), wanted_by_all(fp32.graph))
     for style in ("tensorrt", "cpu"):
         if style not in ranges:
             progress.say(f"{path.name} does not have all ranges of the {style} graph, so it is left out")
-    return document(head, ranges, {})
+    found = CalibrationFile(
+        method=IMPORTED,
+        samples=0,
+        source=f"{foreign.path.name}, {foreign.form}",
+        source_digest=foreign.sha256,
+        preprocess=fp32.spec.preprocess,
+        model=identify(fp32.graph, fp32.spec.name),
+        tensors=entries(ranges, {}),
+    )
+    return CALIBRATION_KIND.content(found)
 
 
-def recorded_at(path: Path) -> Recorded:
+def recorded_at(path: Path) -> RangesFile:
     """The ranges of a calibration.json, or of a bundle for its FP32 graph.
 
     Raises:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from edgeres.calibrate.ranges_file import Recorded
+from edgeres.calibrate.ranges_file import RangesFile
 from edgeres.calibrate.record import IMPORTED, Ranges, Wanted
 from edgeres.errors import InputError, UsageError
 from edgeres.quantize.affine import symmetric_int8
@@ -218,7 +218,7 @@ def _range(name: str, limits: tuple[float, float], graph: Graph, *, symmetric: b
     return TensorRange(name, min(low, 0.0), max(high, 0.0), IMPORTED, 0)
 
 
-def export(recorded: Recorded, form: Format, tensorrt: str = TENSORRT) -> tuple[str, int]:
+def export(recorded: RangesFile, form: Format, tensorrt: str = TENSORRT) -> tuple[str, int]:
     """The text of another tool's file, and how many tensors are in it.
 
     Args:
@@ -232,21 +232,20 @@ def export(recorded: Recorded, form: Format, tensorrt: str = TENSORRT) -> tuple[
     return _cache(recorded, tensorrt) if form == "trt-cache" else _json(recorded)
 
 
-def _cache(recorded: Recorded, tensorrt: str) -> tuple[str, int]:
+def _cache(recorded: RangesFile, tensorrt: str) -> tuple[str, int]:
     if not re.fullmatch(r"\d+(\.\d+)*", tensorrt):
         raise UsageError(f"is no version of TensorRT: {tensorrt!r}", where="--tensorrt", hint=f"e.g. {TENSORRT}")
     major, minor, patch = (*map(int, tensorrt.split(".")), 0, 0)[:3]
     # NV_TENSORRT_VERSION: 8.6.2 is 8602, from 10 on 10.3.0 is 100300.
     version = (10000 if major >= 10 else 1000) * major + 100 * minor + patch
-    tensors = recorded.content["tensors"].values()
-    complete = any("symmetric" in entry["ranges"] for entry in tensors)
+    complete = any("symmetric" in entry.ranges for entry in recorded.content.tensors.values())
     styles = ("symmetric",) if complete else ("tensorrt", "cpu")
     scales = {name: symmetric_int8(best).scale for name, best in _best(recorded, *styles)}
     lines = [f"{name}: {struct.pack('!f', float(scale)).hex()}\n" for name, scale in scales.items()]
     return f"TRT-{version}-EntropyCalibration2\n{''.join(lines)}", len(lines)
 
 
-def _json(recorded: Recorded) -> tuple[str, int]:
+def _json(recorded: RangesFile) -> tuple[str, int]:
     def array(value: float) -> dict[str, Any]:
         return {"data": [float(np.float32(value))], "dtype": "float32", "CLS": "numpy.array"}
 
@@ -259,9 +258,9 @@ def _json(recorded: Recorded) -> tuple[str, int]:
     return json.dumps(content, indent=1) + "\n", len(data)
 
 
-def _best(recorded: Recorded, *styles: str) -> Iterator[tuple[str, TensorRange]]:
+def _best(recorded: RangesFile, *styles: str) -> Iterator[tuple[str, TensorRange]]:
     """Every tensor with its range of the first style that has one."""
-    for name, entry in recorded.content["tensors"].items():
-        limits = next((entry["ranges"][style] for style in styles if style in entry["ranges"]), None)
+    for name, entry in recorded.content.tensors.items():
+        limits = next((entry.ranges[style] for style in styles if style in entry.ranges), None)
         if limits is not None:
-            yield name, TensorRange(name, float(limits[0]), float(limits[1]), recorded.method, recorded.samples)
+            yield name, recorded.range(name, limits)

@@ -10,8 +10,8 @@ import onnx
 
 from edgeres.calibrate.forward import observe
 from edgeres.calibrate.identity import Identity, identify
-from edgeres.calibrate.ranges_file import Recorded
-from edgeres.calibrate.record import Calibration, Wanted, digest
+from edgeres.calibrate.ranges_file import RangesFile
+from edgeres.calibrate.record import Calibration, Wanted
 from edgeres.data.loader import Loader
 from edgeres.errors import ModelError
 from edgeres.graph.forms import INTEGER, PLANNED
@@ -58,7 +58,7 @@ class RangeChoice:
     weight_bits: int = 8
     known: Mapping[str, TensorRange] = field(default_factory=dict)
     codes: Codes = "full"
-    recorded: Recorded | None = None
+    recorded: RangesFile | None = None
 
 
 def quantize(
@@ -76,16 +76,15 @@ def quantize(
     graph = Graph(model)
     placements = {style: place(graph, style, choice.codes) for style in styles}
     wanted = {style: wanted_ranges(placement) for style, placement in placements.items()}
-    about = {"model": identify(model).to_dict(), "batch": loader.batch_size}
+    identity = identify(model)
     unknown = [tensor for tensor in tensors_of(wanted) if tensor not in choice.known]
-    calibration = _recorded(choice, about) or observe(model, unknown, loader, progress)
+    calibration = _recorded(choice, identity) or observe(model, unknown, loader, progress)
     with progress.task("choosing ranges", total=None):
         ranges = calibration.choose(choice.method, wanted, choice.known)
-        document = calibration.to_dict(choice.method, ranges, about)
-        source = digest(document)
+        document = calibration.to_dict(choice.method, ranges, identity, loader.batch_size)
         plans = {
             style: make_plan(
-                graph, placements[style], ranges[style], source, choice.weight_bits if style == "cpu" else 8
+                graph, placements[style], ranges[style], document["digest"], choice.weight_bits if style == "cpu" else 8
             )
             for style in styles
         }
@@ -129,10 +128,10 @@ def tensors_of(wanted: Mapping[Any, Wanted]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(tensor for asked in wanted.values() for tensor in (*asked.symmetric, *asked.affine)))
 
 
-def _recorded(choice: RangeChoice, about: Mapping[str, Any]) -> Calibration | Recorded | None:
+def _recorded(choice: RangeChoice, model: Identity) -> Calibration | RangesFile | None:
     """The recorded ranges; None where they are of another graph: equalization changes the weights."""
     recorded = choice.recorded
-    return recorded if recorded is not None and recorded.model.matches(Identity.from_dict(about["model"])) else None
+    return recorded if recorded is not None and recorded.content.model.matches(model) else None
 
 
 def _refuse_unparsable(model: onnx.ModelProto) -> None:

@@ -11,13 +11,14 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from edgeres._version import __version__
-from edgeres.bundle import ENGINES, MANIFEST, Bundle, log_of
+from edgeres.bundle import ENGINES, MANIFEST, MANIFEST_KIND, Bundle, log_of
+from edgeres.documents import OPTIONAL, DocumentKind
 from edgeres.errors import BundleError, EngineError, EnvironmentError_
 from edgeres.files import FREE_SPACE, sha256, write_json
 from edgeres.progress import SILENT, Progress
@@ -60,6 +61,42 @@ class RemoteChoice:
 
 
 @dataclass(frozen=True)
+class RemoteCheck:
+    """One line of ``edgeres doctor`` over there; see :mod:`edgeres.doctor`."""
+
+    name: str
+    ok: bool | None
+    found: str
+    next_step: str
+
+
+@dataclass(frozen=True)
+class _DoctorAnswer:
+    checks: tuple[RemoteCheck, ...]
+
+
+@dataclass(frozen=True)
+class _EngineAnswer:
+    engines: tuple[EngineRecord, ...]
+
+
+@dataclass(frozen=True)
+class _StepsDone:
+    """What was done over there: a digest of what each step was done with, "" where it was not."""
+
+    bundle: str = field(default="", metadata=OPTIONAL)
+    validation: str = field(default="", metadata=OPTIONAL)
+    engine: str = field(default="", metadata=OPTIONAL)
+    verify: str = field(default="", metadata=OPTIONAL)
+
+
+_HINT = "install the same version of edgeres there"
+_CHECKS = DocumentKind(_DoctorAnswer, "answer of edgeres doctor", _HINT, error=EnvironmentError_)
+_ENGINES = DocumentKind(_EngineAnswer, "answer of edgeres engine", _HINT, error=EnvironmentError_)
+_STATE = DocumentKind(_StepsDone, "state", "run it again", error=EnvironmentError_)
+
+
+@dataclass(frozen=True)
 class RemoteResult:
     """What came back.
 
@@ -71,7 +108,7 @@ class RemoteResult:
 
     engines: tuple[EngineRecord, ...]
     report: dict[str, Any] | None
-    checks: list[dict[str, Any]]
+    checks: tuple[RemoteCheck, ...]
 
     @property
     def passed(self) -> bool:
@@ -112,7 +149,7 @@ class _Session:
     bundle: Bundle
     choice: RemoteChoice
     progress: Progress
-    state: dict[str, str]
+    state: _StepsDone
     free_bytes: int = 1 << 62
 
     @property
@@ -142,22 +179,22 @@ class _Session:
             bundle,
             choice,
             progress,
-            _state(said.get("state", "")),
+            _state(said.get("state", "{}")),
         )
 
-    def doctor(self) -> list[dict[str, Any]]:
+    def doctor(self) -> tuple[RemoteCheck, ...]:
         """What that machine can do; refuses one that can build no engine, before anything is copied."""
-        checks: list[dict[str, Any]] = _json(self.host, self._edgeres("doctor", "--json"))
-        found = {check["name"]: check for check in checks}
-        for name in ("jetson", "gpu", "cpu"):
-            if found.get(name, {}).get("ok"):
-                self.progress.say(f"{self.host.name}: {found[name]['found']}")
-                break
+        said = _said(self.host, self._edgeres("doctor", "--json"))
+        checks = _CHECKS.decode(f'{{"checks": {said}}}'.encode(), f"{self.host.name}: edgeres doctor").checks
+        found = {check.name: check for check in checks}
+        fit = [found[name] for name in ("jetson", "gpu", "cpu") if name in found and found[name].ok]
+        if fit:
+            self.progress.say(f"{self.host.name}: {fit[0].found}")
         if self.choice.target == "cpu":
             return checks
         builds = [check for name, check in found.items() if re.fullmatch(r"build \w+ engines", name)]
-        if builds and not any(check["ok"] for check in builds):
-            steps = "; ".join(dict.fromkeys(check["next_step"] for check in builds if check["next_step"]))
+        if builds and not any(check.ok for check in builds):
+            steps = "; ".join(dict.fromkeys(check.next_step for check in builds if check.next_step))
             raise EngineError("no engine can be built there", where=self.host.name, hint=steps or "see: edgeres doctor")
         return checks
 
@@ -165,7 +202,7 @@ class _Session:
         """The bundle; its manifest last, so that what has one is whole."""
         files = [name for name in self.bundle.manifest.files if not name.startswith(f"{ENGINES}/")]
         key = _digest([[name, self.bundle.manifest.files[name]] for name in files])
-        if self.state.get("bundle") == key:
+        if self.state.bundle == key:
             self.progress.say(f"{self.host.name}: the bundle is there already")
             return
         self._room(sum((self.bundle.path / name).stat().st_size for name in files))
@@ -175,8 +212,8 @@ class _Session:
         manifest = replace(
             self.bundle.manifest, engines=(), files={name: self.bundle.manifest.files[name] for name in files}
         )
-        self._write(f"{self.there}/{MANIFEST}", json.dumps(manifest.to_dict(), indent=2) + "\n")
-        self.state = {name: value for name, value in self.state.items() if name == "validation"}
+        self._write(f"{self.there}/{MANIFEST}", json.dumps(MANIFEST_KIND.content(manifest), indent=2) + "\n")
+        self.state = _StepsDone(validation=self.state.validation)
         self._did("bundle", key)
 
     def copy_validation(self) -> str | None:
@@ -191,7 +228,7 @@ class _Session:
         stats = [p.stat() for p in paths]
         key = _digest([[name, s.st_size, s.st_mtime_ns] for name, s in zip(names, stats, strict=True)])
         to = f"{self.choice.directory}/{self.name}.validation"
-        if self.state.get("validation") == key:
+        if self.state.validation == key:
             self.progress.say(f"{self.host.name}: the images are there already")
         else:
             self._room(sum(s.st_size for s in stats))
@@ -201,37 +238,37 @@ class _Session:
             self._did("validation", key)
         return to if path.is_dir() else f"{to}/{names[0]}"
 
-    def build(self, checks: list[dict[str, Any]]) -> None:
+    def build(self, checks: Sequence[RemoteCheck]) -> None:
         """``edgeres engine`` over there, unless it was done with the same options on the same TensorRT."""
         if self.choice.target == "cpu":
             return
         target = () if self.choice.target is None else ("--target", self.choice.target)
         argv = self._edgeres("engine", self.there, *target, *self.choice.engine, "--json")
-        key = _digest([self.state["bundle"], argv, _machine(checks)])
-        if self.state.get("engine") == key:
+        key = _digest([self.state.bundle, argv, _machine(checks)])
+        if self.state.engine == key:
             self.progress.say(f"{self.host.name}: the engine is built already")
             return
         self.progress.say(f"{self.host.name}: building the engine")
-        _json(self.host, argv, self.host.watch(argv, self._tell))
+        said = _said(self.host, argv, self.host.watch(argv, self._tell))
+        _ENGINES.decode(f'{{"engines": {said}}}'.encode(), f"{self.host.name}: edgeres engine")
         self._did("engine", key)
 
-    def verify(self, validation: str | None, output: Path, checks: list[dict[str, Any]]) -> dict[str, Any] | None:
+    def verify(self, validation: str | None, output: Path, checks: Sequence[RemoteCheck]) -> dict[str, Any] | None:
         """``edgeres verify`` over there; its report, or the one that is here already."""
         if validation is None:
             return None
         argv = self._edgeres("verify", self.there, "--validation", validation, *self.choice.verify, "--json")
-        key = _digest(
-            [self.state.get(name, "") for name in ("bundle", "engine", "validation")] + [argv, _machine(checks)]
-        )
+        done = self.state
+        key = _digest([done.bundle, done.engine, done.validation, argv, _machine(checks)])
         kept = output / _REPORT
-        if self.state.get("verify") == key and kept.is_file():
+        if self.state.verify == key and kept.is_file():
             self.progress.say(f"{self.host.name}: it is verified already, see {kept}")
             known: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
             return known
         self.progress.say(f"{self.host.name}: verifying")
         from edgeres.pipeline.render import write_report
 
-        report: dict[str, Any] = _json(self.host, argv, self.host.watch(argv, self._tell), codes=(0, 1))
+        report: dict[str, Any] = json.loads(_said(self.host, argv, self.host.watch(argv, self._tell), codes=(0, 1)))
         output.mkdir(parents=True, exist_ok=True)
         write_report(output, report)
         self._did("verify", key)
@@ -239,14 +276,10 @@ class _Session:
 
     def bring_home(self, output: Path) -> tuple[EngineRecord, ...]:
         """Engines and their logs into the bundle here, that machine's manifest beside the report."""
-        text = self.host.run(["cat", f"{self.there}/{MANIFEST}"]).out
-        try:
-            data = json.loads(text)
-            engines = tuple(EngineRecord.from_dict(record) for record in data["engines"])
-            digests = {str(name): str(digest) for name, digest in data["files"].items()}
-        except (ValueError, KeyError, TypeError) as error:
-            raise BundleError(f"its manifest there cannot be read ({error})", where=self.host.name) from error
-        write_json(output / MANIFEST, data)
+        path = f"{self.there}/{MANIFEST}"
+        there = MANIFEST_KIND.decode(self.host.run(["cat", path]).out.encode(), f"{self.host.name}:{path}")
+        engines, digests = there.engines, there.files
+        write_json(output / MANIFEST, MANIFEST_KIND.content(there))
         built = [record for record in engines if record.file]
         files = {name for record in built for name in (str(record.file), log_of(str(record.file))) if name in digests}
         wanted = sorted(name for name in files if self.bundle.manifest.files.get(name) != digests[name])
@@ -254,7 +287,7 @@ class _Session:
             self._fetch(engines, wanted, digests)
         return engines
 
-    def _fetch(self, engines: Sequence[EngineRecord], wanted: list[str], digests: dict[str, str]) -> None:
+    def _fetch(self, engines: Sequence[EngineRecord], wanted: list[str], digests: Mapping[str, str]) -> None:
         self.progress.say(f"{self.host.name}: fetching {', '.join(wanted)}")
         here = self.bundle.path.resolve()
         waiting = here.with_name(f".{here.name}.fetched")  # kept where it is cut: the next run goes on
@@ -282,8 +315,8 @@ class _Session:
             raise EnvironmentError_(what, where=f"{self.host.name}:{self.choice.directory}", hint=FREE_SPACE)
 
     def _did(self, step: str, key: str) -> None:
-        self.state[step] = key
-        self._write(f"{self.choice.directory}/.{self.name}.remote", json.dumps(self.state) + "\n")
+        self.state = replace(self.state, **{step: key})
+        self._write(f"{self.choice.directory}/.{self.name}.remote", json.dumps(_STATE.content(self.state)) + "\n")
 
     def _write(self, path: str, text: str) -> None:
         """A small file over there, whole or not at all."""
@@ -306,31 +339,32 @@ def _check_version(host: Host, choice: RemoteChoice, said: str) -> None:
         raise EnvironmentError_(what, where=host.name, hint="install the same version there, or --any-version")
 
 
-def _json(host: Host, argv: Sequence[str], done: Done | None = None, codes: tuple[int, ...] = (0,)) -> Any:
-    """What a command of edgeres over there printed; its own error line where it failed."""
+def _said(host: Host, argv: Sequence[str], done: Done | None = None, codes: tuple[int, ...] = (0,)) -> str:
+    """What a command of edgeres over there printed.
+
+    Raises:
+        EnvironmentError_, EngineError: it failed; its own error line.
+    """
     done = done or host.run(argv)
     if done.code in codes:
-        try:
-            return json.loads(done.out)
-        except ValueError:
-            pass
+        return done.out
     own = [line.removeprefix("edgeres: ") for line in done.err.splitlines() if line.startswith("edgeres: ")]
     if "No space left on device" in done.err:
         raise EnvironmentError_("the disk there is full", where=host.name, hint=FREE_SPACE)
     raise EngineError(own[-1] if own else f"{shlex.join(argv)} failed ({_last(done)})", where=host.name)
 
 
-def _machine(checks: list[dict[str, Any]]) -> list[Any]:
+def _machine(checks: Sequence[RemoteCheck]) -> list[Any]:
     """What an engine depends on over there."""
-    return [[c["name"], c["found"]] for c in checks if c["name"] in ("gpu", "jetson", "tensorrt", "tensorrt_rtx")]
+    return [[c.name, c.found] for c in checks if c.name in ("gpu", "jetson", "tensorrt", "tensorrt_rtx")]
 
 
-def _state(text: str) -> dict[str, str]:
+def _state(text: str) -> _StepsDone:
+    """What was done over there; nothing where the file there cannot be read."""
     try:
-        found = json.loads(text)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+        return _STATE.decode(text.encode(), "the state there")
+    except EnvironmentError_:
+        return _StepsDone()
 
 
 def _digest(content: Any) -> str:

@@ -109,13 +109,14 @@ def open_engine(
     Raises:
         EngineError: no engine starts; the reason of the first one.
     """
+
+    def many(record: EngineRecord) -> tuple[bool, bool, bool]:
+        """An engine for many GPUs or versions runs slower than one for this GPU."""
+        found = record.portability
+        return device.sm not in found.compute_capabilities, found.version_compatible, found.hardware_compatible
+
     first = None
-    # An engine for many GPUs or versions runs slower than one for this GPU.
-    many = {
-        r: (device.sm not in r.compute_capabilities, r.version_compatible, r.hardware_compatible)
-        for r in engines_of(bundle, runtime, precision)
-    }
-    for record in sorted(many, key=many.__getitem__):
+    for record in sorted(engines_of(bundle, runtime, precision), key=many):
         assert record.file is not None
         try:
             digest = bundle.manifest.files[record.file]

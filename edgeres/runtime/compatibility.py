@@ -55,7 +55,7 @@ def refusal(header: bytes, record: EngineRecord | None, here: RunsOn) -> str | N
         return "it is no engine, or an engine file that was cut off"
     if header[:4] == b"ftrt" and here.flavour == "rtx":
         return f"it is an engine for TensorRT, not for {title}"
-    if record is not None and record.version_compatible and here.flavour == "tensorrt":
+    if record is not None and record.portability.version_compatible and here.flavour == "tensorrt":
         return _wrong_version(record, here) or _wrong_gpu(record, here)
     built_by = ".".join(map(str, header[24:28]))
     strict = (header[:4] == b"ftrt" or here.flavour == "rtx") and not any(header[4:8])
@@ -74,12 +74,12 @@ def _wrong_version(record: EngineRecord, here: RunsOn) -> str | None:
 
 
 def _wrong_gpu(record: EngineRecord, here: RunsOn) -> str | None:
-    if here.sm in record.compute_capabilities:
+    if here.sm in record.portability.compute_capabilities:
         return None
-    if record.hardware_compatible and here.sm in JETSON_SM:
+    if record.portability.hardware_compatible and here.sm in JETSON_SM:
         return f"it was built for other GPUs too, but not for Jetsons, and this GPU ({here.gpu}) is one"
-    if record.compute_capabilities and not record.hardware_compatible:
-        wanted = ", ".join(record.compute_capabilities)
+    if record.portability.compute_capabilities and not record.portability.hardware_compatible:
+        wanted = ", ".join(record.portability.compute_capabilities)
         return f"it was built for SM {wanted}, and this GPU ({here.gpu}) is SM {here.sm}"
     if tuple(int(part) for part in here.sm.split(".")) < _OLDEST_PORTABLE:
         return f"it runs on Ampere (SM 8.0) and later, and this GPU ({here.gpu}) is SM {here.sm}"

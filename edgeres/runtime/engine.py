@@ -78,7 +78,7 @@ class EngineFile:
         Raises:
             EngineError: it holds such code, but there is no digest or ``data`` does not match it.
         """
-        if self.flavour != "tensorrt" or self.record is None or not self.record.version_compatible:
+        if self.flavour != "tensorrt" or self.record is None or not self.record.portability.version_compatible:
             return False
         if self.sha256 is None:
             what = "this engine holds code for the CPU, which edgeres runs only from a bundle"

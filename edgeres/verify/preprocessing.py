@@ -9,13 +9,13 @@ Two looks, neither needs a baseline:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from edgeres.calibrate.ranges_file import read_calibration
 from edgeres.data.base import evenly_spread
 from edgeres.data.loader import Loader
 from edgeres.records import F32, IMAGENET_MEAN, IMAGENET_STD, Preprocess
@@ -134,8 +134,4 @@ class Zeros:
 
 def zeros_of(calibration: Path) -> dict[str, float]:
     """Share of zeros by tensor as calibration.json has it; empty where ranges were imported."""
-    if not calibration.is_file():
-        return {}
-    tensors = json.loads(calibration.read_text(encoding="utf-8"))["tensors"]
-    seen = {name: entry["observed"] for name, entry in tensors.items() if "observed" in entry}
-    return {name: o["zeros"] / o["values"] for name, o in seen.items() if o["zeros"] and o["values"]}
+    return read_calibration(calibration).zeros() if calibration.is_file() else {}

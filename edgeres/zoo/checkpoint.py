@@ -7,9 +7,8 @@ A checkpoint must fit exactly: every tensor is used, and an error names those th
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from safetensors import safe_open
 from torch import nn
 
 from edgeres.data.labels import imagenet_classes
+from edgeres.documents import OPTIONAL, DocumentKind
 from edgeres.errors import WeightsError
 from edgeres.files import sha256 as file_sha256
 from edgeres.progress import SILENT, Progress
@@ -76,6 +76,17 @@ class _Origin:
     known: Weights | None
 
 
+@dataclass(frozen=True)
+class _Metadata:
+    """What a checkpoint says about itself."""
+
+    labels: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
+    preprocess: Preprocess | None = field(default=None, metadata=OPTIONAL)
+
+
+_METADATA = DocumentKind(_Metadata, "metadata", "write it as JSON", error=WeightsError)
+
+
 def _locate(model: ZooModel, weights: str, progress: Progress) -> _Origin:
     words = weights
     if "://" in weights:
@@ -97,7 +108,8 @@ def _locate(model: ZooModel, weights: str, progress: Progress) -> _Origin:
 
 
 def _describe(arch: Architecture, origin: _Origin, classes: int) -> ModelSpec:
-    labels, preprocess = _metadata(origin.path)
+    stated = _metadata(origin.path)
+    labels, preprocess = stated.labels, stated.preprocess
     if origin.known:
         preprocess = origin.known.preprocess
         if origin.known.tag.startswith("imagenet"):
@@ -111,18 +123,14 @@ def _describe(arch: Architecture, origin: _Origin, classes: int) -> ModelSpec:
     )
 
 
-def _metadata(path: Path) -> tuple[tuple[str, ...], Preprocess | None]:
+def _metadata(path: Path) -> _Metadata:
     """Labels and preprocessing in the metadata of a safetensors file; other files have none."""
     if not is_safetensors(path):
-        return (), None
+        return _Metadata()
     with safe_open(path, framework="pt") as file:
         entries = file.metadata() or {}
-    try:
-        labels = tuple(str(name) for name in json.loads(entries.get("labels", "[]")))
-        preprocess = entries.get("preprocess")
-        return labels, Preprocess.from_dict(json.loads(preprocess)) if preprocess else None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise WeightsError(f"its metadata cannot be read: {error}", where=path, hint="write it as JSON") from error
+    stated = ", ".join(f'"{key}": {entries[key]}' for key in ("labels", "preprocess") if key in entries)
+    return _METADATA.decode(f"{{{stated}}}".encode(), f"{path}, metadata")
 
 
 def _unnamed(classes: int) -> tuple[str, ...]:

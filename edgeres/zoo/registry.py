@@ -8,11 +8,11 @@ pre-trained models may be subject to the terms of their training set (ImageNet: 
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgeres.documents import DocumentKind, require
 from edgeres.errors import UsageError, WeightsError
 from edgeres.files import sha256
 from edgeres.records import Preprocess, Weights
@@ -50,6 +50,25 @@ _TORCHVISION: dict[str, tuple[tuple[str, float, int], ...]] = {
     "resnext101_32x8d": (("8ba56ff5", 79.312, 256), ("110c445d", 82.834, 232)),
     "resnext101_64x4d": (("173b62eb", 83.246, 232),),
 }
+
+
+@dataclass(frozen=True)
+class _TrainingLog:
+    """What ``benchmarks/train_signs.py`` leaves beside the weights it trained; ``top1`` is in per cent."""
+
+    model: str
+    generator: int
+    top1: float
+    validation_images: int
+    train_seconds: float
+    recipe: Any
+    epochs: Any
+
+    def __post_init__(self) -> None:
+        require(0 <= self.top1 <= 100, "top1 lies in 0 to 100")
+
+
+_LOG = DocumentKind(_TrainingLog, "training log", "install edgeres again", error=WeightsError)
 
 
 @dataclass(frozen=True)
@@ -132,7 +151,7 @@ def _bundled(arch: Architecture) -> list[Weights]:
     file, log = (BUNDLED / f"{arch.name}-signs{suffix}" for suffix in (".safetensors", ".json"))
     if not (file.is_file() and log.is_file()):
         return []
-    top1 = json.loads(log.read_text(encoding="utf-8"))["top1"]
+    top1 = _LOG.read(log).top1
     preprocess = replace(arch.preprocess, resize_px=None)  # signs are rendered at the size the network takes
     return [Weights("signs", file.as_uri(), sha256(file), "Apache-2.0", top1, preprocess)]
 

@@ -9,7 +9,7 @@ using nlohmann::json;
 
 namespace {
 
-constexpr int kSchema = 1;
+constexpr int kSchema = 2;
 
 Contract contract_of(const json& said) {
     Contract contract;
