@@ -167,7 +167,7 @@ def test_the_action_fails_a_bad_one_and_says_why(work: Path) -> None:
     ("inputs", "code", "words"),
     [
         ({"bundle": "nowhere"}, 3, "no such bundle"),
-        ({"bundle": "good.edgeres", "args": "--max-drop much"}, 2, "is not a number"),
+        ({"bundle": "good.edgeres", "args": "--max-drop much"}, 2, "is neither a number nor off"),
         ({"bundle": "good.edgeres", "args": "--allow 'x; touch pwned'"}, 2, "pwned"),
     ],
 )

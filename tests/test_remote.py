@@ -293,7 +293,7 @@ def test_what_is_no_host(name: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--ssh", '"'], "--ssh: is no command"),
+        (["--ssh", '"'], "--ssh: is not a command"),
         (["--ssh", " "], "--ssh: names no command"),
         (["--ssh", "no-such-ssh -p 1"], "no such command: no-such-ssh"),
         (["--validation", "/no/where"], "/no/where: does not exist"),
