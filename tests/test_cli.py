@@ -474,6 +474,31 @@ def test_a_fault_of_ours_does_not_look_like_a_failed_gate(edge: Any, monkeypatch
     assert done.err.endswith("this is a fault of edgeres (ZeroDivisionError); please report it with the lines above\n")
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            MemoryError("Unable to allocate 9 GiB"),
+            "there is not enough memory (Unable to allocate 9 GiB); use a smaller",
+        ),
+        (MemoryError(), "there is not enough memory; use a smaller --batch"),
+        (RecursionError(), "the input is nested too deeply to be read; write it again"),
+    ],
+    ids=repr,
+)
+def test_what_is_too_large_is_one_line(
+    edge: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    def broken() -> None:
+        raise error
+
+    monkeypatch.setattr("edgeres.zoo.registry.list_models", broken)
+    done = edge("models")
+    assert (done.code, done.out) == (3, "")
+    assert done.err.startswith(f"edgeres: {words}")
+    assert len(done.err.splitlines()) == 1
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_behind_stdout_is_one_line() -> None:
     with Path("/dev/full").open("w") as full:

@@ -36,7 +36,7 @@ COMMANDS = {
     "doctor": ("doctor", "Tell what this machine can do, and what is missing."),
 }
 
-# As shells report a signal: SIGINT and SIGPIPE. A fault of our own must not look like a failed gate.
+# 128 + the signal, as shells report SIGINT and SIGPIPE; 70 (EX_SOFTWARE) is a fault of edgeres.
 INTERRUPTED, BROKEN_PIPE, FAULT = 130, 141, 70
 
 
@@ -95,24 +95,28 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         _say("interrupted; nothing is half-written")
         code = INTERRUPTED
-    except SystemExit as stop:  # how click and rich leave when the reader of our output is gone
+    except SystemExit as stop:  # click and rich raise it where the reader of our output is gone
         code = BROKEN_PIPE if stop.code == 1 else stop.code
-    except (EdgeresError, OSError) as error:
+    except (EdgeresError, OSError, MemoryError, RecursionError) as error:
         if debug:
             traceback.print_exc()
         _say(_one_line(error))
         code = error.exit_code if isinstance(error, EdgeresError) else EdgeresError.exit_code
-    except Exception as error:  # whatever is left is a fault of ours: it must not end as exit code 1, a failed gate
+    except Exception as error:  # a fault of ours; exit code 1 would say that a gate failed
         traceback.print_exc()
         _say(f"this is a fault of edgeres ({type(error).__name__}); please report it with the lines above")
         code = FAULT
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _one_line(error: EdgeresError | OSError) -> str:
+def _one_line(error: EdgeresError | OSError | MemoryError | RecursionError) -> str:
     if isinstance(error, EdgeresError):
         return str(error)
-    from edgeres.files import DISK_FULL, FREE_SPACE  # not at the top: it brings NumPy, which --help does without
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory{f' ({error})' if str(error) else ''}; use a smaller --batch or more memory"
+    if isinstance(error, RecursionError):
+        return "the input is nested too deeply to be read; write it again"
+    from edgeres.files import DISK_FULL, FREE_SPACE  # imported where it is used, so that --help starts fast
 
     where = f"{error.filename}: " if error.filename else ""
     hint = FREE_SPACE if error.errno in DISK_FULL else "check the path and its permissions"
