@@ -1,18 +1,18 @@
-"""INT8 accuracy on real data, side by side with peers: ``python benchmarks/accuracy.py --out docs/accuracy.json``.
+"""Compare INT8 accuracy on real data with other tools: ``python benchmarks/accuracy.py --out docs/accuracy.json``.
 
     network + 512 calibration images -> ONNX Runtime's quantizer, NVIDIA Model Optimizer, edgeres
         -> every graph on ONNX Runtime, its integer optimizations off and on -> JSON -> table and plot
 
-"Off" keeps float arithmetic between the Q/DQ pairs, as TensorRT computes; "on" is ONNX Runtime's default, which may
-fuse pairs into integer kernels. Peers quantize the same FP32 graph with the same inputs: symmetric int8 activations per
-tensor, int8 weights per channel. What quantizing costs is told in forward passes: its time over that of plain FP32 on
-the calibration images, measured before and after it.
+"Off" computes in float between the Q/DQ pairs, as TensorRT does. "On" is ONNX Runtime's default, which may fuse pairs
+into integer kernels. The other tools quantize the same FP32 graph with the same inputs: symmetric int8 activations per
+tensor, int8 weights per channel. The cost of quantizing is given in forward passes: its time divided by that of a plain
+FP32 pass over the calibration images, measured before and after.
 
-Model Optimizer needs an environment of its own: ``python -m venv .venv-modelopt`` and there ``pip install
-'nvidia-modelopt[onnx]'``. Where that is absent it is skipped, and said so. ``--plot`` measures nothing: it draws what
-``--out`` holds. A run replaces all figures of the networks it measures and keeps those of others.
+Model Optimizer needs its own environment: ``python -m venv .venv-modelopt`` and there ``pip install
+'nvidia-modelopt[onnx]'``. Where it is missing, it is skipped with a message. ``--plot`` measures nothing and draws the
+figures in ``--out``. A run replaces all figures of the networks that it measures and keeps the others.
 
-Further networks: an entry in MODELS of accuracy_cases.py, or ``--models FILE`` with the same fields as JSON, by name:
+To add networks, add an entry to MODELS in accuracy_cases.py, or give ``--models FILE`` with the same fields as JSON:
 ``{"mine": {"model": "resnet44", "weights": "mine.th", "calibration": "train", "validation": "test"}}``.
 """
 
@@ -56,7 +56,7 @@ MODELOPT = ROOT / ".venv-modelopt" / "bin" / "python"
 
 @dataclass(frozen=True)
 class Choice:
-    """Which of ours are measured."""
+    """The variants of edgeres that are measured."""
 
     methods: Sequence[Method]
     efforts: Sequence[Effort]
@@ -65,7 +65,7 @@ class Choice:
 
 
 def range_methods(case: Case, methods: Sequence[Method]) -> Iterator[Result]:
-    """Each on its own, nothing refined, the input quantized like any other tensor: what peers do."""
+    """Each range method without refinement, with the input quantized like other tensors, as in the other tools."""
     for method in methods:
         done = quantize(case.fp32.graph, ["tensorrt", "cpu"], case.calibration, RangeChoice(method, weight_bits()))
         yield Result(f"edgeres {method}", "edgeres", done.graphs["tensorrt"], case.validation)
@@ -73,7 +73,7 @@ def range_methods(case: Case, methods: Sequence[Method]) -> Iterator[Result]:
 
 
 def recipes(case: Case, choice: Choice) -> Iterator[Result]:
-    """The recipe by effort, residual precision and codes, on the exact input, as a build does it."""
+    """The recipe of a build, by effort, residual precision and codes, with the exact input."""
     exact = with_exact_input(case.fp32)
     calibration, validation = (_as(loader, exact.spec.preprocess) for loader in (case.calibration, case.validation))
     for effort, residual, codes in product(choice.efforts, choice.residuals, choice.codes):
@@ -92,7 +92,7 @@ def recipes(case: Case, choice: Choice) -> Iterator[Result]:
 
 
 def _from_the_start(work: Callable[[], Refined]) -> Refined:
-    """Learning goes on where an interrupted run stopped, which would pass for speed here: give it an empty cache."""
+    """Run with an empty cache: learning would resume an earlier run, and appear too fast."""
     before = os.environ.get("EDGERES_CACHE")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["EDGERES_CACHE"] = folder
@@ -134,7 +134,7 @@ def measure(case: Case, result: Result) -> dict[str, Any]:
 
 
 def measure_all(case: Case, choice: Choice, modelopt: Path) -> dict[str, Any]:
-    """Every graph of one network, in one run."""
+    """Measure all graphs of one network."""
     print(f"{case.name}: {case.validation.source.description}", flush=True)
     rows: list[dict[str, Any]] = []
     skipped: dict[str, str] = {}
@@ -170,19 +170,37 @@ def _show(row: Mapping[str, Any]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data", type=Path, default=ROOT.parent / "shared", help="what the paths of MODELS are relative to")
-    add("--out", type=Path, help="JSON file; the plot goes beside it, the table into quantization.md beside it")
-    add("--plot", action="store_true", help="draw what --out (docs/accuracy.json) holds, measure nothing")
-    add("--models", type=Path, help="JSON file of further networks by name")
+    add("--data", type=Path, default=ROOT.parent / "shared", help="folder that the paths in MODELS are relative to")
+    add("--out", type=Path, help="JSON file; the plot is written beside it, the table into quantization.md beside it")
+    add("--plot", action="store_true", help="draw the figures in --out (docs/accuracy.json), measure nothing")
+    add("--models", type=Path, help="JSON file with more networks by name")
     add("--model", action="append", help="only this one; repeatable")
     add("--method", action="append", choices=METHODS, help="only this range method; repeatable")
     add("--effort", action="append", choices=EFFORTS, help="only this one; repeatable")
-    add("--residual", action="append", choices=RESIDUALS, help="only this one; repeatable (int8 and auto)")
-    add("--codes", action="append", choices=CODES, help="of activations behind a ReLU; repeatable (full)")
-    add("--seed", type=int, help="draw calibration images evenly over the classes; the first are taken without")
-    add("--modelopt", type=Path, help=f"interpreter that has Model Optimizer (${MODELOPT_VARIABLE}, .venv-modelopt)")
-    add("--cache", type=Path, default=Path(tempfile.gettempdir()) / "edgeres-benchmark", help="keeps rendered images")
-    add("--threads", type=int, default=0, help="of ONNX Runtime when graphs are compared; 0 takes every core")
+    add("--residual", action="append", choices=RESIDUALS, help="only this one; repeatable.  [default: int8 and auto]")
+    add(
+        "--codes",
+        action="append",
+        choices=CODES,
+        help="codes of activations behind a ReLU; repeatable.  [default: full]",
+    )
+    add(
+        "--seed",
+        type=int,
+        help="draw calibration images evenly over the classes with this seed; without it, the first ones are used",
+    )
+    add(
+        "--modelopt",
+        type=Path,
+        help=f"Python that has Model Optimizer.  [default: ${MODELOPT_VARIABLE}, or .venv-modelopt]",
+    )
+    add(
+        "--cache",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "edgeres-benchmark",
+        help="folder for rendered images",
+    )
+    add("--threads", type=int, default=0, help="threads of ONNX Runtime when graphs are compared; 0: every core")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Networks with their images for :mod:`accuracy`, and what quantizing one of them costs."""
+"""Networks with their images for :mod:`accuracy`, and measuring the cost of quantization."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 
 from edgeres.data.arrays import CIFAR10_CLASSES, Arrays
-from edgeres.data.base import Source, View, subset
+from edgeres.data.base import Source, subset
 from edgeres.data.choose import DataChoice, choose_sources
 from edgeres.data.loader import Loader
 from edgeres.errors import UsageError
@@ -31,9 +31,9 @@ from edgeres.runtime.runner import Feed
 _T = TypeVar("_T")
 
 CALIBRATION_IMAGES = 512
-# What takes seconds is repeated until its median stands.
+# Short measurements are repeated for a stable median.
 _REPEATS, _REPEAT_UNTIL_S = 5, 15.0
-# Of validation inputs in one batch, in pixels: 250 images at 32 px.
+# Size of a validation batch in pixels: 250 images at 32 px.
 _BATCH_PIXELS, _LEAST_BATCH = 256_000, 16
 
 
@@ -44,9 +44,9 @@ class Subject:
     Attributes:
         model: zoo name, or an ONNX file.
         calibration, validation: as ``edgeres build`` takes them; ``signs...`` is the generated set.
-        weights: a checkpoint; None takes the bundled ones.
-        labels: class names in the order of the outputs, where the weights do not bring them.
-        default: whether it is measured where no ``--model`` is given.
+        weights: a checkpoint; None: the bundled ones.
+        labels: class names in the order of the outputs, where the weights do not have them.
+        default: whether it is measured without ``--model``.
     """
 
     model: str
@@ -67,14 +67,14 @@ _SIGNS = (f"signs:{CALIBRATION_IMAGES}@0", "signs:5000@1")
 MODELS = {
     "resnet20": _cifar10("resnet20", "resnet20-12fca82f.th"),
     "resnet32": _cifar10("resnet32", "resnet32-d509ac18.th"),
-    # At 224 px, so on demand only. Calibration and validation of signs share no image, whatever their seeds.
+    # Only on demand, because of 224 px. Calibration and validation of signs never share an image, whatever their seeds.
     "resnet18-signs": Subject("resnet18", *_SIGNS, default=False),
     "resnet20-signs": Subject("resnet20", *_SIGNS, default=False),
 }
 
 
 class Recorded:
-    """The FP32 scores of every batch, computed once, in place of the runner they came from."""
+    """A runner that replays FP32 scores of every batch, which are computed once."""
 
     def __init__(self, graph: onnx.ModelProto, images: Loader, threads: int) -> None:
         with OrtRunner(graph.SerializeToString(), threads=threads) as runner:
@@ -95,10 +95,10 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Case:
-    """One network with its images, and what FP32 says about those for validation.
+    """One network with its images, and its FP32 scores on the validation images.
 
     Attributes:
-        threads: of ONNX Runtime when graphs are compared; 0 takes every core.
+        threads: of ONNX Runtime when graphs are compared; 0: every core.
     """
 
     name: str
@@ -111,7 +111,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of quantizing, calibration included.
+    """Cost of quantizing, including calibration.
 
     Attributes:
         seconds: wall time, the median of ``runs``.
@@ -192,18 +192,18 @@ def load_case(name: str, subject: Subject, run: Conditions) -> Case:
 
 
 def _some(source: Source, seed: int | None) -> Source:
-    """The calibration images: the first, or drawn evenly over the classes."""
+    """The calibration images: the first ones, or drawn evenly over the classes."""
     if seed is not None:
         return subset(source, CALIBRATION_IMAGES, seed)
     if len(source) <= CALIBRATION_IMAGES:
         return source
     first = np.arange(CALIBRATION_IMAGES)
     description = f"the first {CALIBRATION_IMAGES} of {source.description}"
-    return View(source, first, source.labels[first], source.classes, description)
+    return source.at(first, description)
 
 
 def rendered_once(source: Source, folder: Path) -> Source:
-    """A generated set of one image size, drawn into a file in ``folder`` that later passes and runs read."""
+    """Render a generated set into a file in ``folder``, which later passes and runs read."""
     path = folder / f"{source.digest()[:16]}.npy"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -224,7 +224,7 @@ def rendered_once(source: Source, folder: Path) -> Source:
 
 
 def timed(case: Case, work: Callable[[], tuple[_T, float]], *, repeat: bool = False) -> tuple[_T, Cost]:
-    """What ``work`` makes and costs; it says its own seconds and takes turns with plain forward passes."""
+    """Result and cost of ``work``, which returns its own seconds; plain forward passes run before and after it."""
     seconds: list[float] = []
     passes = [_forward_seconds(case)]
     while not seconds or (repeat and len(seconds) < _REPEATS and sum(seconds) < _REPEAT_UNTIL_S):
@@ -236,7 +236,7 @@ def timed(case: Case, work: Callable[[], tuple[_T, float]], *, repeat: bool = Fa
 
 
 def clocked(work: Callable[[], _T]) -> Callable[[], tuple[_T, float]]:
-    """The same work, with its wall seconds."""
+    """The same function, which also returns its wall time in seconds."""
 
     def run() -> tuple[_T, float]:
         start = time.perf_counter()
@@ -247,7 +247,7 @@ def clocked(work: Callable[[], _T]) -> Callable[[], tuple[_T, float]]:
 
 
 def _forward_seconds(case: Case) -> float:
-    """One plain FP32 pass over the calibration images, reading them included, loading the graph not."""
+    """Seconds of one plain FP32 pass over the calibration images, with reading them but without loading the graph."""
     with OrtRunner(case.fp32.graph.SerializeToString()) as runner:
         start = time.perf_counter()
         for batch in case.calibration:

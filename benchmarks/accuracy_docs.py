@@ -1,4 +1,4 @@
-"""Table and plot of what :mod:`accuracy` measured, from its JSON alone.
+"""Table and plot of the JSON that :mod:`accuracy` writes.
 
 accuracy.json -> accuracy.svg beside it, and the table between two comments of quantization.md beside it
 """
@@ -18,22 +18,22 @@ PAGE = "quantization.md"
 
 NOTES = """\
 Agreement with FP32 and SQNR of the logits on ONNX Runtime. Off: float arithmetic between Q/DQ pairs, as TensorRT
-computes; on: ONNX Runtime's integer kernels. Cost: quantizing, calibration included, in plain FP32 forward passes over
-the calibration images, measured in turns, and in seconds.
+computes; on: ONNX Runtime's integer kernels. Cost: quantizing with calibration, in plain FP32 forward passes over
+the calibration images, measured alternately, and in seconds.
 """
 
 Json = Mapping[str, Any]
-# Okabe and Ito's colours, told apart by every kind of colour vision; shapes say the same again.
+# Okabe and Ito's colours, distinct for every kind of colour vision; shapes repeat the distinction.
 MARKS = {"ONNX Runtime": ("#E69F00", "s"), "Model Optimizer": ("#D55E00", "D"), "edgeres": ("#0072B2", "o")}
 OTHER = ("#000000", "^")
 METRICS = {"agreement": "agreement with FP32, %", "logit_sqnr_db": "logit SQNR, dB"}
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What a run left; no models where the file has another form.
+    """The figures of earlier runs; no models where the file has another form.
 
     Raises:
-        SystemExit: it cannot be read.
+        SystemExit: the file cannot be read.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -43,10 +43,10 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def write(path: Path) -> list[str]:
-    """Draw what ``path`` holds; says what was written, and what not and why.
+    """Write plot and table of the figures in ``path``; returns messages on what was written and what was not.
 
     Raises:
-        SystemExit: there are no figures in it.
+        SystemExit: the file holds no figures.
     """
     found = read(path)
     if not found["models"]:
@@ -58,7 +58,7 @@ def write(path: Path) -> list[str]:
 
 
 def tables(found: Json) -> str:
-    """Markdown: one table a model, each graph with ONNX Runtime's integer optimizations off and on."""
+    """Markdown: one table per model; each graph with ONNX Runtime's integer optimizations off and on."""
     lines = [line for name, model in found["models"].items() for line in _table(name, model)]
     return "\n".join([*lines, NOTES])
 
@@ -93,12 +93,12 @@ def _row(row: Json) -> str:
 
 
 def _number(value: float) -> str:
-    """Two digits after the point below ten, one below a hundred, none above."""
+    """Two decimals below 10, one below 100, none above."""
     return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
 def _draw(models: Json) -> Any:
-    """Metrics in rows, models in columns; one line a graph for TensorRT, in the order they were measured."""
+    """Metrics in rows, models in columns; one line per graph for TensorRT, in the order of measurement."""
     from matplotlib.figure import Figure
 
     graphs = list(

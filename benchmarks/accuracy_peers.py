@@ -1,4 +1,4 @@
-"""Peers on the same FP32 graph and the same calibration inputs, set up the way TensorRT takes it."""
+"""Other tools on the same FP32 graph and calibration inputs, configured for TensorRT."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from edgeres.records import F32
 ORT_METHODS = ("MinMax", "Percentile", "Entropy")
 MODELOPT_METHODS = ("max", "entropy")
 INSTALL_MODELOPT = "python -m venv .venv-modelopt && .venv-modelopt/bin/pip install 'nvidia-modelopt[onnx]'"
-# ONNX Runtime's quantizer holds every tensor of every image; beyond this much input it is given them in parts.
+# ONNX Runtime's quantizer holds every tensor of every image; for larger inputs, it gets them in parts.
 _ORT_INPUT_BYTES, _ORT_PART = 64 << 20, 64
 
 
@@ -61,7 +61,7 @@ def _quantize_static(case: Case, images: F32, method: str) -> onnx.ModelProto:
 
 
 class _Reader:
-    """Batches of images as quantize_static asks for them; it takes any class that has ``get_next``."""
+    """Batches of images for quantize_static, which accepts any class with ``get_next``."""
 
     def __init__(self, name: str, images: F32, batch: int) -> None:
         self._name, self._images, self._batch = name, images, batch
@@ -80,7 +80,7 @@ class _Reader:
 
 
 def model_optimizer(case: Case, python: Path, skipped: dict[str, str]) -> Iterator[Result]:
-    """Model Optimizer in an environment of its own; ``skipped`` takes the reason where it is absent or fails."""
+    """Model Optimizer in its own environment; where it is missing or fails, the reason is added to ``skipped``."""
     if not python.is_file():
         skipped["Model Optimizer"] = f"not installed here ({INSTALL_MODELOPT})"
         return
@@ -107,7 +107,7 @@ def _modelopt(case: Case, python: Path, method: str, versions: dict[str, str]) -
 
 
 def _cause(error: OSError | subprocess.CalledProcessError) -> str:
-    """The last line that a failed process wrote, in most cases the exception."""
+    """The last line that a failed process wrote, which mostly is the exception."""
     if isinstance(error, OSError):
         return str(error)
     lines: list[str] = error.stderr.strip().splitlines()

@@ -1,9 +1,9 @@
-"""Where a whole build spends its time: ``python benchmarks/build.py [--model resnet18] [--effort fast]``.
+"""Compare a build with its forward passes: ``python benchmarks/build.py [--model resnet18] [--effort fast]``.
 
-    edgeres build, in a process of its own  ->  its stages, and what each of them spends the time on
-    its own forward passes: FP32 over the calibration images, every graph over the validation images, loaded alike
+    edgeres build, in a process of its own  ->  seconds of its stages and of parts of them
+    forward passes alone: FP32 over the calibration images, every graph over the validation images
 
-Two builds, each followed by those passes; nothing is kept but the table.
+It runs two builds, each followed by these passes, and prints a table.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from edgeres.records import ModelSpec
 from edgeres.runtime.ort import OrtRunner
 
 CALIBRATION_BATCH = 8
-# What a build does beside its forward passes: (function, where it lives, in which stage, what it is).
+# Parts of a build beside its forward passes: (module, function, stage, title).
 PARTS = (
-    ("edgeres.pipeline.take", "take", "export", "weights, export, its check against torch"),
+    ("edgeres.pipeline.take", "take", "export", "weights, export, comparison with torch"),
     ("edgeres.calibrate.forward", "Observer.__init__", "quantize", "graph prepared for observing"),
     ("edgeres.calibrate.record", "Calibration.choose", "quantize", "search for ranges"),
     ("edgeres.quantize.graphs", "make_plan", "quantize", "plans"),
     ("edgeres.quantize.graphs", "rewrite", "quantize", "Q/DQ pairs written"),
     ("edgeres.engine.engines", "build_engine", "engines", "engines"),
     ("edgeres.verify.measure", "compare", "verify", "graphs over the validation images"),
-    ("edgeres.verify.measure", "_latency", "verify", "latency, for seconds by design"),
+    ("edgeres.verify.measure", "_latency", "verify", "latency, which takes seconds by design"),
     ("edgeres.verify.layer_noise", "dissect", "verify", "error layer by layer"),
     ("edgeres.pipeline.build", "build_report", "report", "gates and statistics"),
     ("edgeres.pipeline.build", "write_report", "report", "report written"),
@@ -44,7 +44,7 @@ PARTS = (
 
 
 def child(model: str, effort: str, output: Path) -> dict[str, Any]:
-    """Seconds of a build: imports, stages, and parts of them."""
+    """Build in this process; returns the seconds of imports, stages, and parts of them."""
     start = time.perf_counter()
     from importlib import import_module
 
@@ -76,7 +76,7 @@ def _timed(call: Callable[..., Any], parts: dict[str, float], words: str) -> Cal
 
 
 def passes(bundle: Bundle, spec: ModelSpec) -> Iterator[tuple[str, float]]:
-    """Seconds of every forward pass that a build makes, each by itself with ONNX Runtime's default threads."""
+    """Seconds of every forward pass of a build, each run alone with ONNX Runtime's default threads."""
     sources = choose_sources(DataChoice(), spec)
     yield (
         "FP32, calibration images",

@@ -1,13 +1,13 @@
-"""What calibration costs, side by side with peers: ``python benchmarks/calibration.py --out docs/calibration.json``.
+"""Compare the cost of calibration with other tools: ``python benchmarks/calibration.py --out docs/calibration.json``.
 
     ResNet-18 and -50 at 224x224, 32 to 512 images
         -> ONNX Runtime's quantizer, NVIDIA Model Optimizer, edgeres: each in a process of its own, in turns
         -> wall time in plain forward passes over the same images, peak memory -> JSON -> table and plot
 
-Every process measures the plain forward pass itself, before and after; see calibration_child.py. What would need more
-memory than is free, going by the counts before, is left out, and the estimate is said in its place. Weights are random:
-they change nothing of the work. Model Optimizer needs an environment of its own, as for accuracy.py; where it is absent
-it is skipped, and said so. ``--plot`` measures nothing: it draws what ``--out`` holds.
+Every process also measures the plain forward pass, before and after; see calibration_child.py. A run that is expected
+to need more memory than is free, by extrapolation of smaller counts, is left out, and the table shows the estimate.
+Weights are random, which does not change the work. Model Optimizer needs its own environment, as for accuracy.py; where
+it is missing, it is skipped with a message. ``--plot`` measures nothing and draws the figures in ``--out``.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ TOOLS = {
     "modelopt:entropy": "Model Optimizer entropy",
 }
 MODELS, COUNTS = ("resnet18", "resnet50"), (32, 64, 128, 256, 512)
-# Of the memory that is free, how much a peer may be expected to take.
+# Largest share of the free memory that a tool may be expected to need.
 _MEMORY_SHARE = 0.7
 
 
@@ -61,7 +61,7 @@ class Conditions:
 
 
 def measure(model: str, c: Conditions, folder: Path) -> list[dict[str, Any]]:
-    """Every tool on every count, one round after another, so that a slow spell meets all alike."""
+    """Measure all tools on all counts, round after round, so that other load affects all of them equally."""
     _export(model, folder / "fp32.onnx")
     runs: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for _ in range(c.repeats):
@@ -96,7 +96,7 @@ def _measure(
 
 
 def _expected_bytes(tool: str, count: int, runs: dict[tuple[str, int], list[dict[str, Any]]]) -> float:
-    """A line through the two largest counts that were measured."""
+    """Peak memory extrapolated linearly from the two largest counts that were measured; 0: unknown."""
     known = {
         images: max(run["peak_bytes"] for run in found)
         for (name, images), found in runs.items()
@@ -150,18 +150,18 @@ def _render(path: Path, count: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--out", type=Path, help="JSON file; the plot goes beside it, the table into calibration.md beside it")
-    add("--plot", action="store_true", help="draw what --out (docs/calibration.json) holds, measure nothing")
+    add("--out", type=Path, help="JSON file; the plot is written beside it, the table into calibration.md beside it")
+    add("--plot", action="store_true", help="draw the figures in --out (docs/calibration.json), measure nothing")
     add("--model", action="append", choices=MODELS, help="only this one; repeatable")
-    add("--images", type=int, action="append", help="only so many; repeatable (32, 64, 128, 256, 512)")
+    add("--images", type=int, action="append", help="only this number; repeatable.  [default: 32, 64, 128, 256, 512]")
     add("--tool", action="append", choices=TOOLS, help="only this one; repeatable")
-    add("--repeats", type=int, default=3, help="rounds, of which medians are told (3)")
-    add("--modelopt", type=Path, default=MODELOPT, help="interpreter that has Model Optimizer (.venv-modelopt)")
+    add("--repeats", type=int, default=3, help="number of rounds; medians are shown.  [default: 3]")
+    add("--modelopt", type=Path, default=MODELOPT, help="Python that has Model Optimizer.  [default: .venv-modelopt]")
     given = parser.parse_args()
     if given.plot:
         print("\n".join(calibration_docs.write(given.out or ROOT / "docs" / "calibration.json")))
         return
-    skipped = {} if given.modelopt.is_file() else {"Model Optimizer": f"no interpreter that has it ({given.modelopt})"}
+    skipped = {} if given.modelopt.is_file() else {"Model Optimizer": f"no Python that has it ({given.modelopt})"}
     tools = [tool for tool in given.tool or TOOLS if not (skipped and tool.startswith("modelopt"))]
     chosen = Conditions(sorted(given.images or COUNTS), tools, given.repeats, given.modelopt)
     found: dict[str, Any] = {

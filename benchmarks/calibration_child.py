@@ -1,13 +1,12 @@
-"""One calibration in a process of its own: ``python calibration_child.py TOOL FOLDER IMAGES``, a line of JSON out.
+"""Measure one calibration in its own process: ``python calibration_child.py TOOL FOLDER IMAGES`` prints a line of JSON.
 
     FOLDER/fp32.onnx, its input named ``input``, and FOLDER/images.u8, uint8 (N, 224, 224, 3)
         -> seconds, forward passes, peak memory
 
-What is timed is the whole call that takes a graph and images to a quantized graph, and within it, where the tool lets
-it be told apart, the calibration: images in, ranges out. The plain forward pass over the same images, read in the same
-way, is timed before and after it. The peak is that of the process from before the call to its end: interpreter,
-libraries and graph included. It imports nothing of edgeres unless that is the tool, so that an environment of Model
-Optimizer can run it.
+It measures the time of the whole call, from a graph and images to a quantized graph, and, where the tool allows it, the
+time of the calibration alone, from images to ranges. Before and after it, it measures a plain forward pass over the
+same images, read in the same way. The peak memory is that of the process during the call, with interpreter, libraries
+and graph. edgeres is imported only where it is the tool, so that an environment of Model Optimizer can run this script.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ INPUT = "input"
 
 
 def pixels(folder: Path, first: int, count: int) -> npt.NDArray[np.uint8]:
-    """Read, not mapped: pages of a mapped file would count as memory of whoever reads it."""
+    """Read images; a mapped file would count as memory of the process."""
     size = PX * PX * 3
     found = np.fromfile(folder / "images.u8", np.uint8, count * size, offset=first * size)
     return found.reshape(count, PX, PX, 3)
@@ -51,7 +51,7 @@ def batches(folder: Path, images: int) -> Iterator[F32]:
 
 
 class Reader:
-    """Batches as ONNX Runtime's quantizer and Model Optimizer ask for them."""
+    """Batches for ONNX Runtime's quantizer and Model Optimizer."""
 
     def __init__(self, folder: Path, images: int) -> None:
         self._folder, self._images = folder, images
@@ -73,7 +73,7 @@ class Reader:
 
 
 def forward(folder: Path, images: int) -> float:
-    """Seconds of a plain pass on ONNX Runtime with its defaults."""
+    """Seconds of a plain pass on ONNX Runtime with its default options."""
     import onnxruntime as ort
 
     session = ort.InferenceSession(str(folder / "fp32.onnx"), providers=["CPUExecutionProvider"])
@@ -85,7 +85,7 @@ def forward(folder: Path, images: int) -> float:
 
 
 def onnx_runtime(method: str, folder: Path, images: int, clock: Clock) -> None:
-    """quantize_static, its calibrator's calls timed."""
+    """Run quantize_static, and measure the calls of its calibrator."""
     from onnxruntime import quantization as q
     from onnxruntime.quantization import calibrate
 
@@ -107,7 +107,7 @@ def onnx_runtime(method: str, folder: Path, images: int, clock: Clock) -> None:
 
 
 def model_optimizer(method: str, folder: Path, images: int, clock: Clock) -> None:
-    """Its own function; what it calls ONNX Runtime's calibrators for is not told apart."""
+    """Run Model Optimizer's function; its calibration cannot be measured separately."""
     from modelopt.onnx.quantization import quantize
 
     with tempfile.TemporaryDirectory() as target:
@@ -145,7 +145,7 @@ def edgeres(styles: str, folder: Path, images: int, clock: Clock) -> None:
             return pixels(folder, index, 1)[0]
 
         def digest(self) -> str:
-            return self.description
+            return sha256(self.description.encode()).hexdigest()
 
     for owner, name in ((graphs, "observe"), (Calibration, "choose")):
         setattr(owner, name, _timed(getattr(owner, name), clock))
@@ -191,9 +191,9 @@ def main() -> None:
 
     passes = [forward(folder, images)]
     gc.collect()
-    with contextlib.suppress(OSError):  # what that pass freed must not count for what follows; glibc's function
+    with contextlib.suppress(OSError):  # memory that the pass freed must not count for the call; a function of glibc
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # reset the peak
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         start = time.perf_counter()
         work(method, folder, images, clock)

@@ -1,4 +1,4 @@
-"""Table and plot of what :mod:`calibration` measured, from its JSON alone.
+"""Table and plot of the JSON that :mod:`calibration` writes.
 
 calibration.json -> calibration.svg beside it, and the table between two comments of calibration.md beside it
 """
@@ -17,14 +17,14 @@ END = "<!-- end of calibration table -->"
 PAGE = "calibration.md"
 
 NOTES = """\
-Passes: wall time of the whole call, from graph and images to a quantized graph, over that of a plain ONNX Runtime pass
-over the same images in the same process; in brackets calibration alone, where the tool lets it be told. Memory: peak of
-the process, with interpreter, libraries and graph. Each further image: passes between the smallest and the largest
-count, without what does not grow.
+Passes: wall time of the whole call, from graph and images to a quantized graph, divided by that of a plain ONNX Runtime
+pass over the same images in the same process; in brackets calibration alone, where the tool allows to measure it.
+Memory: peak of the process, with interpreter, libraries and graph. Each further image: passes per image between the
+smallest and the largest count, without fixed costs.
 """
 
 Json = Mapping[str, Any]
-# Okabe and Ito's colours, told apart by every kind of colour vision; shapes and dashes say the same again.
+# Okabe and Ito's colours, distinct for every kind of colour vision; shapes and dashes repeat the distinction.
 LINES = {
     "edgeres, graph for TensorRT": ("#0072B2", "o", "-"),
     "edgeres, both graphs": ("#0072B2", "o", ":"),
@@ -36,10 +36,10 @@ LINES = {
 
 
 def write(path: Path) -> list[str]:
-    """Draw what ``path`` holds; says what was written, and what not and why.
+    """Write plot and table of the figures in ``path``; returns messages on what was written and what was not.
 
     Raises:
-        SystemExit: it cannot be read.
+        SystemExit: the file cannot be read.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -52,7 +52,7 @@ def write(path: Path) -> list[str]:
 
 
 def tables(found: Json) -> str:
-    """Markdown: one table a model, tools in rows, images in columns."""
+    """Markdown: one table per model, tools in rows, numbers of images in columns."""
     lines = [line for model in dict.fromkeys(row["model"] for row in found["rows"]) for line in _table(model, found)]
     skipped = [f"{tool} was skipped: {reason}.\n" for tool, reason in found["skipped"].items()]
     return "\n".join([*lines, *skipped, NOTES])
@@ -73,7 +73,7 @@ def _table(model: str, found: Json) -> Iterator[str]:
 
 
 def _slope(rows: Sequence[Json]) -> str:
-    """From the smallest count to the largest: what does not grow with the images drops out."""
+    """Passes per image between the smallest and the largest count, so that fixed costs drop out."""
     first, *_, last = rows if len(rows) > 1 else (*rows, *rows)
     more = last["forward_seconds"] - first["forward_seconds"]
     return f"{(last['seconds'] - first['seconds']) / more:.2f}" if more > 0 else ""

@@ -1,8 +1,8 @@
-"""Whether a gate cries over noise: ``python benchmarks/false_alarms.py [--runs 40]``.
+"""Count false alarms of gates and checks: ``python benchmarks/false_alarms.py [--runs 40]``.
 
-An unchanged bundle (resnet20 on generated signs) is verified again and again against its own baseline while another
-process keeps a core busy: half of the runs on the baseline's 1,000 images, half on 320 to 1,080 others, each from
-another seed. Counted is what every gate and check said; anything failed is a false alarm, and the exit code is 1.
+An unchanged bundle (resnet20 on generated signs) is verified many times against its own baseline while another process
+keeps a core busy. Half of the runs use the baseline's 1,000 images, half 320 to 1,080 others, each from another seed.
+The outcomes of all gates and checks are counted. Every failure is a false alarm and gives exit code 1.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _busy() -> None:
 
 
 def runs(bundle: Path, baseline: Path, count: int) -> Counter[tuple[str, str]]:
-    """How often each gate and check came to each outcome."""
+    """The number of outcomes of each gate and check."""
     found: Counter[tuple[str, str]] = Counter()
     for number in range(count):
         others = number % 2 == 1

@@ -1,4 +1,4 @@
-"""Two layers with INT8 input and one step between them: does the first write codes itself?"""
+"""Two layers with INT8 input and one step between them, to see whether the first layer writes codes itself."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ SCALE = 0.03
 
 @dataclass
 class Pair:
-    """A graph in the making: x (1, 64, 28, 28) -> Q -> DQ -> first -> step -> second -> y.
+    """Builds a graph: x (1, 64, 28, 28) -> Q -> DQ -> first -> step -> second -> y.
 
     Attributes:
         op: Conv, or MatMul on (784, 64).
-        channel_scales: a scale per output channel, or one.
-        dtype: of what is between the codes.
+        channel_scales: whether weights have a scale per output channel, or one scale.
+        dtype: of the tensors that are not codes.
     """
 
     op: str = "Conv"
@@ -96,7 +96,7 @@ def _clip(low: float) -> Callable[[Pair, str], str]:
     return lambda pair, x: pair.put("Clip", x, pair.dtype(low), pair.dtype(127))
 
 
-# What stands between the two layers, and what they are.
+# The step between the two layers, and the layers.
 STEPS: dict[str, tuple[Pair, Callable[[Pair, str], str]]] = {
     "Q": (Pair(), Pair.quantize),
     "Q with scale 1": (Pair(), lambda pair, x: pair.quantize(x, 1.0)),
@@ -123,7 +123,7 @@ STEPS: dict[str, tuple[Pair, Callable[[Pair, str], str]]] = {
 
 
 def endings() -> Iterator[tuple[str, str, str]]:
-    """What stands between, what the first layer writes, and the kernels between the layers."""
+    """The step, the type that the first layer writes, and the kernels between the layers."""
     for name, (pair, step) in STEPS.items():
         data = build_engine(pair.graph(step).SerializeToString(), BuildRequest("int8"), "rtx").data
         kernels = read_program(data).kernels

@@ -1,6 +1,6 @@
-"""Rewritings of a Q/DQ graph that keep its INT8 arithmetic: the same codes and sums, said to a compiler in another way.
+"""Rewritings of a Q/DQ graph that keep its INT8 arithmetic: the same codes and sums, written in another way.
 
-Each takes a model that :func:`edgeres.quantize.rewrite.rewrite` made, and gives a new one.
+Each takes a model of :func:`edgeres.quantize.rewrite.rewrite` and returns a new one.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from edgeres.graph.graph import Graph, Values
 Pass = Callable[[onnx.ModelProto], onnx.ModelProto]
 
 
-# How ReLU, Add, bias and the skip's pair are written.
+# ReLU, Add, bias, and the Q/DQ pair of the skip.
 
 
 def relu_as(op: str) -> Pass:
-    """ReLU as Max or Clip from zero on; as ``clip to the range``, up to the largest code as well."""
+    """ReLU as Max or Clip with lower limit 0; ``clip to the range`` also has the largest code as upper limit."""
 
     def apply(model: onnx.ModelProto) -> onnx.ModelProto:
         graph = Graph.copy_of(model)
@@ -57,7 +57,7 @@ def add_biases(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def own_pairs(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A Q/DQ pair of its own for every reader."""
+    """One Q/DQ pair per reader."""
     graph = Graph.copy_of(model)
     for dequantize in graph.of("DequantizeLinear"):
         quantize = graph.producer(dequantize.input[0])
@@ -115,7 +115,7 @@ def pad_codes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def border_maps(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Conv padded with zeros, and a constant map (1, channels, height, width) behind it that repairs the border."""
+    """Conv padded with zeros, and behind it a constant map (1, channels, height, width) that corrects the border."""
     graph = Graph.copy_of(model)
     sizes = {pad.name: graph.shape(pad.input[0])[2:] for pad in _borders(graph)}
     for pad in _borders(graph):
@@ -131,7 +131,7 @@ def border_maps(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _border_of(graph: Graph, conv: onnx.NodeProto, size: Sequence[int], fill: float) -> Values:
-    """What padding with zeros in place of ``fill`` leaves out: W fill on the taps outside the image."""
+    """The error of padding with zeros instead of ``fill``: W fill on the taps outside the image."""
     codes, scale = (graph.constant(name) for name in graph.writer(conv.input[1]).input[:2])
     weight = (codes * scale.reshape(-1, 1, 1, 1)).astype(np.float32)
     inside = np.full((1, weight.shape[1], *size), fill, np.float32)

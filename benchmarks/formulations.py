@@ -1,13 +1,13 @@
-"""Which way of writing the same INT8 arithmetic RTX fuses best: ``python benchmarks/formulations.py [--page FILE]``.
+"""Find the graph that RTX fuses best for the same INT8 arithmetic: ``python benchmarks/formulations.py [--page FILE]``.
 
-ResNet-18 at 224x224 is quantized once and written in many ways. Each is built into an RTX engine, without a GPU, and
-:mod:`edgeres.engine.kernels` reads from it what runs and which bytes move. Nothing is timed. Whether a formulation is
-the same arithmetic is tried on ONNX Runtime: with scales that are powers of two and biases of few bits every sum is
-exact in float32, and the logits must be those of the plain graph bit for bit.
+ResNet-18 at 224x224 is quantized once and written in many ways. Each graph is built into an RTX engine, without a GPU,
+and :mod:`edgeres.engine.kernels` reads its kernels and the bytes that they move. Nothing is timed. ONNX Runtime checks
+whether a formulation computes the same: with scales that are powers of two and biases of few bits, every sum is exact
+in float32, and the logits must equal those of the plain graph bit for bit.
 
-Beside it, two INT8 layers with one step between them, to see what a layer can write.
+A second table has two INT8 layers with one step between them, to see what a layer can write.
 
-Writes both tables between two comments of docs/formulations.md. About a minute on two cores.
+Both tables are written between two comments of docs/formulations.md. It takes about a minute on two cores.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Formulation:
 
 @dataclass(frozen=True)
 class Network:
-    """What all formulations share: the FP32 graph, its plans, images, and the logits to compare with."""
+    """The inputs of all formulations: the FP32 graph, its plans, images, and the logits to compare with."""
 
     graph: onnx.ModelProto
     plans: dict[Codes, QuantPlan]
@@ -96,7 +96,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Row:
-    """What was found; ``same`` is None where float16 makes the question moot."""
+    """The figures of one formulation; ``same`` is None where float16 rounds differently anyway."""
 
     name: str
     program: Program | None = None
@@ -107,7 +107,7 @@ class Row:
 
 
 def only(*prefixes: str) -> Planned:
-    """INT8 for the layers and Adds whose names begin so."""
+    """INT8 only for the layers and Adds whose names begin with one of these."""
 
     def apply(plan: QuantPlan, view: Graph) -> QuantPlan:
         edges = (
@@ -131,7 +131,7 @@ def per_tensor(plan: QuantPlan, view: Graph) -> QuantPlan:
 
 
 def float_skips(plan: QuantPlan, view: Graph) -> QuantPlan:
-    """Residual Adds read what is in front of the Q/DQ pair."""
+    """Residual Adds read the input of the Q/DQ pair."""
     adds = {node.name for node in view.nodes if node.op_type == "Add"}
     edges = (replace(edge, consumers=tuple(n for n in edge.consumers if n not in adds)) for edge in plan.edges)
     return replace(plan, edges=tuple(edge for edge in edges if edge.consumers))
@@ -142,7 +142,7 @@ def both(first: Planned, second: Planned) -> Planned:
 
 
 def formulations() -> Iterator[Formulation]:
-    """The variations of the question, each by itself and those that help together."""
+    """The formulations: each variation alone, and combinations of those that help."""
     half, factor = half_between, channel_factor
     yield Formulation("a scale per channel, float32 between")
     yield Formulation("the same, float16 between", (half,))
@@ -224,7 +224,7 @@ def measure(network: Network, formulation: Formulation) -> Row:
 
 
 def is_same(network: Network, formulation: Formulation) -> bool:
-    """Bit for bit the logits of the affine graph, zero points and all, if every number is a short binary fraction."""
+    """Whether the logits equal those of the affine graph bit for bit, if all numbers are short binary fractions."""
     graph = onnx.ModelProto()
     graph.CopyFrom(network.graph)
     for tensor in graph.graph.initializer:
@@ -236,7 +236,7 @@ def is_same(network: Network, formulation: Formulation) -> bool:
     written = rewrite(graph, plan)
     for change in formulation.passes:
         written = change(written)
-    plain = rewrite(graph, replace(plan, style="cpu"))  # zero points stay what they are
+    plain = rewrite(graph, replace(plan, style="cpu"))  # keeps the zero points
     images = network.images[:8]
     return np.array_equal(run(plain, images), run(written, images))
 

@@ -1,20 +1,20 @@
-"""INT8 against FP16 and FP32 on an NVIDIA GPU: ``python benchmarks/gpu.py [--output gpu.json]``.
+"""Compare INT8 with FP16 and FP32 on an NVIDIA GPU: ``python benchmarks/gpu.py [--output gpu.json]``.
 
-    prepare   graphs, images, and what ONNX Runtime says to them       torch, onnx        any machine
-    measure   engines of these graphs: build, accuracy, latency        edgeres, vendor    the GPU's machine
+    prepare   graphs, images, and ONNX Runtime's scores                torch, onnx        any machine
+    measure   engines of these graphs: build, accuracy, latency        edgeres, vendor    the machine with the GPU
 
-Both in one go where everything is installed; else ``--prepare DIR`` on one machine and ``--cases DIR`` on the other,
-which needs ``pip install 'edgeres[cuda]'`` with tensorrt or tensorrt-rtx and nothing else.
+Where everything is installed, one command does both. Otherwise give ``--prepare DIR`` on one machine and ``--cases
+DIR`` on the other, which only needs ``pip install 'edgeres[cuda]'`` and tensorrt or tensorrt-rtx.
 
-For TensorRT and TensorRT-RTX, whichever is there, and every formulation of ResNet-18 and -50 at 224x224:
+For TensorRT and TensorRT-RTX, where installed, and every formulation of ResNet-18 and -50 at 224x224, it measures
 
-- whether it runs on this GPU at all; tried also where the vendor's list says no
-- build time and size; of RTX engines kernels and bytes too, which need no GPU
-- accuracy of the engine itself: agreement and SQNR with ONNX Runtime on the same graph, its oracle, and with FP32
-- latency by trtexec's method, all engines by turns in one run, random input: host to host, and trtexec's own figures
-  by events on the GPU
+- whether the engine runs on this GPU, also where the vendor does not list the GPU
+- build time and size; for RTX engines also kernels and bytes, which need no GPU
+- accuracy of the engine: agreement and SQNR against ONNX Runtime on the same graph, and against FP32
+- latency by trtexec's method, with random input and all engines taking turns in one run: from host to host, and
+  trtexec's times by events on the GPU
 
-Without a GPU it says so in one line, writes what RTX engines tell without one, and exits 3.
+Without a GPU it prints one line, writes the figures of RTX engines that need none, and exits with 3.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ from edgeres.verify.statistics import Sqnr, proportion_percent
 
 MODELS = ("resnet18", "resnet50:random")
 CALIBRATION_IMAGES, IMAGES, CLASSES = 128, 64, 16
-SEED = 0  # of the input that is timed
+SEED = 0  # of the random input
 INDEX = "cases.json"
 FLAVOURS: tuple[Flavour, ...] = ("tensorrt", "rtx")
-# Each engine's precision, and what its graph is.
+# Precision of each engine, and a description of its graph.
 FORMULATIONS: dict[str, tuple[Precision, str]] = {
     "fp32": ("fp32", "the float graph"),
     "fp16": ("fp16", "its weights and activations in float16"),
@@ -68,13 +68,13 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """One model's graphs and what to hold engines against.
+    """One model's graphs, and scores to compare engines with.
 
     Attributes:
         graphs: ONNX files by formulation.
-        inputs: float32 (N, 3, h, w), prepared.
+        inputs: float32 (N, 3, h, w), preprocessed.
         labels: int64 (N,), -1 where unlabelled.
-        oracle: ONNX Runtime's scores by formulation, float32 (N, classes).
+        scores: ONNX Runtime's scores by formulation, float32 (N, classes).
     """
 
     name: str
@@ -82,12 +82,12 @@ class Case:
     graphs: Mapping[str, Path]
     inputs: F32
     labels: I64
-    oracle: Mapping[str, F32]
+    scores: Mapping[str, F32]
 
 
 @dataclass
 class Row:
-    """One engine: what was found, and why the rest was not."""
+    """The figures of one engine, and the reasons for missing ones."""
 
     built: BuiltEngine | None = None
     program: Json | None = None
@@ -137,11 +137,11 @@ def _prepare(folder: Path, choice: str) -> Json:
     (batch,) = Loader(sources.validation, fp32.spec.preprocess, IMAGES)
     graphs = dict(_graphs(fp32, Loader(sources.calibration, fp32.spec.preprocess, 8)))
     folder.mkdir(parents=True, exist_ok=True)
-    oracle = {}
+    scores = {}
     for formulation, content in graphs.items():
         write_file(folder / f"{formulation}.onnx", content)
-        oracle[formulation] = as_written(content, batch.inputs)
-    arrays: dict[str, Any] = {"inputs": batch.inputs, "labels": batch.labels, **oracle}
+        scores[formulation] = as_written(content, batch.inputs)
+    arrays: dict[str, Any] = {"inputs": batch.inputs, "labels": batch.labels, **scores}
     np.savez_compressed(folder / "data.npz", **arrays)
     return {"weights": fp32.spec.weights, "formulations": list(graphs)}
 
@@ -174,10 +174,10 @@ def as_written(graph: bytes, inputs: F32) -> F32:
 
 
 def read_cases(folder: Path) -> list[Case]:
-    """What :func:`prepare` wrote.
+    """Read the cases of :func:`prepare`.
 
     Raises:
-        InputError: it is not there, or incomplete.
+        InputError: they are missing or incomplete.
     """
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))["models"]
@@ -189,18 +189,18 @@ def read_cases(folder: Path) -> list[Case]:
 
 def _read(folder: Path, name: str, entry: Json) -> Case:
     with np.load(folder / "data.npz") as data:
-        oracle = {formulation: data[formulation] for formulation in entry["formulations"]}
+        scores = {formulation: data[formulation] for formulation in entry["formulations"]}
         graphs = {formulation: folder / f"{formulation}.onnx" for formulation in entry["formulations"]}
-        return Case(name, entry["weights"], graphs, data["inputs"], data["labels"], oracle)
+        return Case(name, entry["weights"], graphs, data["inputs"], data["labels"], scores)
 
 
 # --- measure ---------------------------------------------------------------------------------------------------------
 
 
 def benchmark(cases: Sequence[Case], batch: int, plan: LatencyPlan) -> Iterator[Json]:
-    """Everything that this machine can tell, plain JSON types; again whenever a runtime has begun or ended.
+    """Measure everything; yields the document so far, plain JSON types, whenever a runtime begins or ends.
 
-    A runtime that takes the process down, as one may on a GPU that it does not know, is seen in what was told last.
+    If a runtime crashes the process, as it may on a GPU that it does not know, the last document shows which one.
     """
     gpu, reason = this_gpu()
     document: Json = {
@@ -266,7 +266,7 @@ def build(path: Path, flavour: Flavour, formulation: str, batch: int) -> Row:
 
 
 def run(rows: Mapping[str, Row], case: Case, flavour: Flavour, batch: int, plan: LatencyPlan) -> None:
-    """Load every engine, compare it with its oracle, then time all of them by turns, twice: from outside and inside."""
+    """Load all engines, compare them with ONNX Runtime, then measure latency in turns, by the clock and by events."""
     with ExitStack() as stack:
         runners: dict[str, TensorRTRunner] = {}
         for name, row in rows.items():
@@ -290,7 +290,7 @@ def run(rows: Mapping[str, Row], case: Case, flavour: Flavour, batch: int, plan:
 
 
 def times(rows: Mapping[str, Row], runners: Mapping[str, TensorRTRunner], inputs: F32, plan: LatencyPlan) -> None:
-    """From host to host, and with events around copies and kernels."""
+    """Measure from host to host, and by events between copies and kernels."""
 
     def feed(runner: Runner) -> Feed:
         return {runner.input_name: inputs}
@@ -306,8 +306,8 @@ def times(rows: Mapping[str, Row], runners: Mapping[str, TensorRTRunner], inputs
 
 
 def accuracy(runner: Runner, case: Case, formulation: str, batch: int) -> Json:
-    """The engine beside the oracle on its graph, and beside FP32; top-1 where images are labelled."""
-    # Batches of the engine's size: the last one is filled up with images that are not counted.
+    """Compare the engine with ONNX Runtime on its graph, and with FP32; top-1 where images are labelled."""
+    # All batches have the engine's size; the last one is filled with images that are not counted.
     count = len(case.inputs)
     padded = np.resize(np.arange(count), -(-count // batch) * batch)
     parts = [
@@ -320,8 +320,8 @@ def accuracy(runner: Runner, case: Case, formulation: str, batch: int) -> Json:
     return {
         "images": count,
         "top1": 100 * right / int(labelled.sum()) if labelled.any() else None,
-        "oracle": likeness(case.oracle[formulation], scores),
-        "fp32": likeness(case.oracle["fp32"], scores),
+        "onnx_runtime": likeness(case.scores[formulation], scores),
+        "fp32": likeness(case.scores["fp32"], scores),
     }
 
 
@@ -339,7 +339,7 @@ def likeness(reference: F32, scores: F32) -> Json:
 
 
 def speedups(rows: Mapping[str, Row]) -> Json:
-    """Ratios of medians above 1 where the second is faster, with 95 % intervals, of all pairs that were measured."""
+    """Ratios of median latencies of all pairs, with 95 % intervals; above 1 where the second is faster."""
     measured = {name: row.measured for name, row in rows.items() if row.measured is not None}
     names = list(measured)
     return {
@@ -353,7 +353,7 @@ def speedups(rows: Mapping[str, Row]) -> Json:
 
 
 def lines(document: Json) -> Iterator[str]:
-    """The document for people."""
+    """The document as text."""
     for flavour, found in document["runtimes"].items():
         if found["version"] is None:
             yield f"{flavour}: {found['said']}"
@@ -385,16 +385,16 @@ def _cells(engine: Json) -> Iterator[str]:
     if engine["trtexec"] is not None:
         yield f"GPU p50 {engine['trtexec']['GPU Compute Time']['median_ms']:.3f} ms"
     if engine["accuracy"] is not None:
-        yield f"{engine['accuracy']['oracle']['agreement']['value']:.1f} % as ORT"
+        yield f"{engine['accuracy']['onnx_runtime']['agreement']['value']:.1f} % as ORT"
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME[:WEIGHTS]")
-    parser.add_argument("--prepare", type=Path, metavar="DIR", help="write the cases there, and no more")
-    parser.add_argument("--cases", type=Path, metavar="DIR", help="measure the cases that were written there")
+    parser.add_argument("--prepare", type=Path, metavar="DIR", help="only write the cases to this folder")
+    parser.add_argument("--cases", type=Path, metavar="DIR", help="measure the cases in this folder")
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each engine, at least")
+    parser.add_argument("--seconds", type=float, default=3.0, help="measured time of each engine, at least")
     parser.add_argument("--output", type=Path, default=Path("gpu.json"))
     choice = parser.parse_args(argv)
     if choice.batch < 1 or not 0 < choice.seconds < float("inf"):

@@ -1,9 +1,9 @@
-"""NVIDIA Model Optimizer on one graph, in the environment that has it: ``python modelopt_peer.py FOLDER METHOD``.
+"""Run NVIDIA Model Optimizer on one graph, in its own environment: ``python modelopt_peer.py FOLDER METHOD``.
 
     FOLDER/fp32.onnx, FOLDER/images.npz (``images``, float32 (N, ...))  ->  FOLDER/int8.onnx, FOLDER/peer.json
 
 METHOD is ``max`` or ``entropy``. ``peer.json`` holds the seconds of the call alone, without imports, and the versions.
-It imports nothing of edgeres: :mod:`accuracy` runs it with the interpreter of an environment of its own.
+It does not import edgeres, because :mod:`accuracy` runs it with the Python of another environment.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 
 def versions() -> dict[str, str]:
-    """Of what decides the result; ONNX Runtime comes under either name."""
+    """Versions of the packages that decide the result; ONNX Runtime has two names."""
     found = {}
     for package in ("nvidia-modelopt", "onnx", "onnxruntime", "onnxruntime-gpu"):
         try:

@@ -1,4 +1,4 @@
-"""Tables between two comments of a page, and plots that come out byte for byte the same."""
+"""Write tables between two comments of a page, and plots that are reproducible byte for byte."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgeres.files import write_file
 
 
 def put(page: Path, begin: str, end: str, content: str) -> str:
-    """Replace what stands between two comments; says so, or why not."""
+    """Replace the text between two comments; returns a message on what was done, or why not."""
     text = page.read_text(encoding="utf-8") if page.is_file() else ""
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         return f"no table written: {page} has no two lines {begin} and {end}"
@@ -20,17 +20,17 @@ def put(page: Path, begin: str, end: str, content: str) -> str:
 
 
 def link(words: str, plot: Path) -> str:
-    """Markdown of a plot beside the page; nothing where it was not drawn."""
+    """Markdown of a plot beside the page; "" where it was not drawn."""
     return f"![{words}]({plot.name})\n\n" if plot.is_file() else ""
 
 
 def save_plot(path: Path, draw: Callable[[], Any]) -> str:
-    """Write the figure that ``draw`` makes; says so, or why not."""
+    """Write the figure of ``draw``; returns a message on what was done, or why not."""
     try:
         import matplotlib
     except ImportError:
         return f"no plot written: {path} needs matplotlib (pip install matplotlib)"
-    # Nothing of a date or a random id in the file: the same figures give the same bytes.
+    # No date and no random id, so that the same figures give the same bytes.
     style: Any = {
         "svg.hashsalt": "edgeres",
         "svg.fonttype": "none",

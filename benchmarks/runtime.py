@@ -1,13 +1,13 @@
-"""What embedding costs: ``python benchmarks/runtime.py BUNDLE [--json]``, on ONNX Runtime's CPU provider.
+"""Measure the overhead of the runtime on ONNX Runtime's CPU provider: ``python benchmarks/runtime.py BUNDLE [--json]``.
 
-- import: ``import edgeres.runtime`` in new processes, NumPy included
-- overhead: a classifier's call less its preprocessing, against the bare session, by turns in one run
-- preprocessing: a 1280x720 camera frame to the network's input on one core, against Pillow doing all of it, by turns,
-  for the bundle's contract and for ImageNet's (256 on the shorter side, 224 of it); compared bit for bit
-- steady memory: many inferences from four threads; every answer is compared with one thread's, bit for bit
+- import: ``import edgeres.runtime`` in new processes, with NumPy
+- overhead: a classifier's call without preprocessing, compared with the bare session in alternating calls
+- preprocessing: a 1280x720 camera frame to the network's input on one core, compared with Pillow's complete resize in
+  alternating calls, for the bundle's preprocessing and for ImageNet's (shorter side 256, crop 224); bits are compared
+- steady memory: many inferences from four threads; every result is compared with one thread's, bit for bit
 
-Times are medians of the calling thread's own CPU time: all work is in that thread, and what other programs take does
-not count, though the caches that they spoil do. On an idle machine it is the time on the clock.
+Times are medians of the calling thread's CPU time, since all work is in that thread. Time of other programs does not
+count, but their use of the caches has an effect. On an idle machine it equals wall time.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from edgeres.runtime import Classifier, Frame
 FRAME_PX = (720, 1280)
 PROCESSES = 15
 THREADS = 4
-SAMPLES = 50  # of the resident memory
+SAMPLES = 50  # samples of the resident memory
 
 Work = Callable[[], Any]
 
 
 def by_turns(works: dict[str, Work], rounds: int) -> dict[str, F32]:
-    """CPU seconds of each call; every round runs each once, in an order that changes."""
+    """CPU seconds of each call; every round runs each function once, in random order."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     order = np.random.default_rng(0)
     for work in works.values():
@@ -62,14 +62,14 @@ def median_ms(seconds: F32) -> float:
 
 
 def interval(values: F32, seed: int = 0) -> tuple[float, float]:
-    """95 % of a median, from 1,000 resamplings."""
+    """95 % interval of a median, from 1,000 resamplings."""
     rng = np.random.default_rng(seed)
     medians = [np.median(rng.choice(values, len(values))) for _ in range(1000)]
     return float(np.percentile(medians, 2.5)), float(np.percentile(medians, 97.5))
 
 
 def import_time() -> dict[str, float]:
-    """Seconds in processes of their own: all, and NumPy alone."""
+    """Import seconds in new processes: edgeres.runtime, and NumPy alone."""
 
     def median(module: str) -> float:
         code = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
@@ -111,7 +111,7 @@ def overhead(path: Path, rounds: int) -> dict[str, Any]:
 
 
 def whole(image: U8, p: Preprocess) -> F32:
-    """The contract by Pillow's calls alone, all of every pass computed."""
+    """The preprocessing by Pillow's calls, with both passes computed completely."""
     height, width = image.shape[:2]
     size = p.crop_px
     if p.resize_px is not None:
@@ -126,7 +126,7 @@ def whole(image: U8, p: Preprocess) -> F32:
 
 
 def preprocessing(p: Preprocess, rounds: int) -> dict[str, Any]:
-    """Milliseconds by format of the frame; ``pillow`` starts from RGB."""
+    """Milliseconds by format of the frame; ``pillow`` has RGB as input."""
     image = np.random.default_rng(0).integers(0, 256, (*FRAME_PX, 3), np.uint8)
     fourth = np.zeros((*FRAME_PX, 1), np.uint8)
     bgr = np.ascontiguousarray(image[..., ::-1])
@@ -143,7 +143,7 @@ def preprocessing(p: Preprocess, rounds: int) -> dict[str, Any]:
     for name in ("rgb8", "bgr8", "bgra8"):
         assert apply(frames[name].rgb(), p).tobytes() == expected.tobytes(), name
     works: dict[str, Work] = {"pillow": lambda: whole(image, p)}
-    room = np.empty_like(expected)  # as a classifier keeps it for each thread
+    room = np.empty_like(expected)  # kept between calls, as in a classifier
     works |= {name: lambda frame=frame: apply(frame.rgb(), p, room) for name, frame in frames.items()}
     with one_core():
         seconds = by_turns(works, rounds)
@@ -157,7 +157,7 @@ def preprocessing(p: Preprocess, rounds: int) -> dict[str, Any]:
 
 
 class one_core:
-    """This process on one core for a while, where the system can."""
+    """Keeps this process on one core, where the system supports it."""
 
     def __enter__(self) -> None:
         self.before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
@@ -175,7 +175,7 @@ def resident_bytes() -> int:
 
 
 def steady(path: Path, inferences: int) -> dict[str, Any]:
-    """Inferences from four threads with frames of their own; memory by inference, over the second half."""
+    """Inferences from four threads with different frames; the growth of memory per inference in the second half."""
     images = [np.random.default_rng(seed).integers(0, 256, (240, 320, 3), np.uint8) for seed in range(16)]
     samples: list[tuple[int, int]] = []
     done, wrong, lock = 0, 0, threading.Lock()

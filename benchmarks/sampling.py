@@ -1,9 +1,9 @@
-"""What sampling large tensors does to ranges: ``python benchmarks/sampling.py [--images 256]``.
+"""Measure how sampling of large tensors changes ranges: ``python benchmarks/sampling.py [--images 256]``.
 
-One pass of the bundled ResNet-18 over generated signs at 224x224; every tensor is counted whole, as edgeres counts it,
-and whole on half of the batches, for scale: what other images would have given. For each method the table says
-how far the ranges of both graphs are from those of the whole count, and what that adds to the tensor's rounding and
-clipping error, which the whole count gives.
+In one pass of the bundled ResNet-18 over generated signs at 224x224, every tensor is counted completely, sampled as
+edgeres does, and counted completely on half of the batches, which shows for comparison how much other images change.
+For each method the table shows the difference of the ranges of both graphs to those of the complete count, and the
+increase of the tensor's rounding and clipping error.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BATCH = 8
 
 
 def count(model: Fp32Model, tensors: list[str], images: int) -> dict[str, Sketches]:
-    """By way of counting, the sketches of every tensor."""
+    """The sketches of every tensor, by way of counting."""
     whole, half = ({name: Sketch() for name in tensors} for _ in range(2))
     loader = Loader(Signs("calibration", images, model.spec.preprocess.crop_px[0]), model.spec.preprocess, BATCH)
     with Taps(model.graph, tensors) as taps, Observer(model.graph, tensors) as observer:
@@ -38,15 +38,15 @@ def count(model: Fp32Model, tensors: list[str], images: int) -> dict[str, Sketch
             observer.add(batch.inputs)
             for name, values in taps.infer(batch.inputs).items():
                 whole[name].add(values)
-                if number % 4 in (1, 2):  # classes come in turn, eight a batch: this half holds all of them
+                if number % 4 in (1, 2):  # classes take turns, eight per batch, so this half holds all of them
                     half[name].add(values)
-        return {"whole": whole, "as edgeres counts": observer.sketches(), "half of the images": half}
+        return {"whole": whole, "sampled, as edgeres does": observer.sketches(), "half of the images": half}
 
 
 def compare(
     wanted: Mapping[str, bool], method: Method, whole: Sketches, other: Sketches
 ) -> Iterator[tuple[float, float]]:
-    """For each range: how far it is from the whole count's, and what it adds to the error; relative."""
+    """For each range, relative to the complete count: its difference, and the increase of the error."""
     for tensor, symmetric in wanted.items():
         everything = whole[tensor].histogram()
         best, found = (
@@ -62,7 +62,7 @@ def _width(chosen: TensorRange) -> float:
 
 
 def _error(histogram: Histogram, chosen: TensorRange, symmetric: bool) -> float:
-    """Of 255 codes around zero, or 256 from low to high."""
+    """Rounding and clipping error with 255 codes around zero, or 256 codes from low to high."""
     scale = chosen.amax / 127 if symmetric else _width(chosen) / 255
     low, codes = (-127, 255) if symmetric else (round(chosen.low / scale), 256)
     return float(rounding_error(Moments.of(histogram), np.array([scale]), np.array([low]), codes)[0])

@@ -1,11 +1,11 @@
 """Train the bundled weights: ``python benchmarks/train_signs.py resnet18`` (or ``resnet20``).
 
-Images are rendered once for each phase and kept in memory; no image is seen in two phases, so rendering is the
-augmentation. resnet18 learns at low resolutions and finishes at 224 px, where its batch norm statistics settle.
-Writes ``edgeres/zoo/weights/NAME-signs.safetensors`` (fp16) and ``NAME-signs.json`` (recipe, log, top-1).
+Images are rendered for each phase and kept in memory. No image is in two phases, so no other augmentation is needed.
+resnet18 learns at low resolutions and finishes at 224 px, where its batch norm statistics settle. The script writes
+``edgeres/zoo/weights/NAME-signs.safetensors`` (fp16) and ``NAME-signs.json`` (recipe, log, top-1).
 
-Two processes of one thread each train on halves of the images and average their gradients. On a machine that does other
-work as well this is several times faster than two threads of one process, which wait for each other in every layer.
+Two processes of one thread each train on halves of the images and average their gradients. On a machine with other load
+this is several times faster than two threads of one process, which wait for each other in every layer.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ VALIDATION_IMAGES = 2000
 class Phase:
     """Some epochs over ``images`` fresh images of ``px`` squared; ``images`` and ``batch`` count over all processes.
 
-    The learning rate rises for ``warm_up`` steps and falls from ``lr`` to ``lr_end``; momentum starts anew.
+    The learning rate rises for ``warm_up`` steps and falls from ``lr`` to ``lr_end``; momentum starts at 0.
     """
 
     px: int
@@ -103,7 +103,7 @@ def optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
 
 
 def train_phase(model: nn.Module, phase: Phase, recipe: Recipe, first: int) -> list[dict[str, float]]:
-    """Train on images ``first`` onwards; one entry of the log per epoch."""
+    """Train on images from ``first`` on; returns one entry of the log per epoch."""
     images, labels = rendered("train", recipe.seed, first, phase.images, phase.px)
     generator = torch.Generator().manual_seed(recipe.seed + first + dist.get_rank())
     batch = phase.batch // PROCESSES
@@ -135,7 +135,7 @@ def train_phase(model: nn.Module, phase: Phase, recipe: Recipe, first: int) -> l
 
 @torch.inference_mode()
 def top1(model: nn.Module, px: int) -> float:
-    """Per cent of the validation images that are named right, in float32."""
+    """Top-1 in per cent of the validation images, in float32."""
     model.eval()
     images, labels = rendered("validation", 0, 0, VALIDATION_IMAGES, px)
     batches = zip(images.split(50), labels.split(50), strict=True)
@@ -145,7 +145,7 @@ def top1(model: nn.Module, px: int) -> float:
 
 
 def as_stored(model: nn.Module) -> dict[str, Tensor]:
-    """The state in fp16, which the model then computes with."""
+    """Round the model's state to fp16, and return it."""
     half = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     model.load_state_dict(half)
     return {k: v.contiguous() for k, v in half.items()}
@@ -153,11 +153,11 @@ def as_stored(model: nn.Module) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Job:
-    """What every process is told.
+    """The arguments of every process.
 
     Attributes:
-        resume: go on after the last phase that an interrupted run finished; the result is the same.
-        meeting: a file through which the processes find each other.
+        resume: whether to continue after the last phase that an interrupted run finished; the result is the same.
+        meeting: a file by which the processes find each other.
     """
 
     name: str
@@ -171,7 +171,7 @@ class Job:
 
 
 def train_phases(model: nn.Module, recipe: Recipe, job: Job) -> tuple[list[dict[str, float]], int]:
-    """All phases, or those that are left; returns the log and the seconds they took."""
+    """Train all phases, or the remaining ones; returns the log and the seconds they took."""
     done = torch.load(job.checkpoint, weights_only=True) if job.resume else {"log": [], "seconds": 0, "phases": 0}
     log, seconds = done["log"], done["seconds"]
     if job.resume:
@@ -192,7 +192,7 @@ def train_phases(model: nn.Module, recipe: Recipe, job: Job) -> tuple[list[dict[
 
 
 def train(rank: int, job: Job) -> None:
-    """One of the processes; the first writes the results."""
+    """Train in one of the processes; the first one writes the results."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{job.meeting}", rank=rank, world_size=PROCESSES)
     recipe = RECIPES[job.name]
@@ -226,7 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=RECIPES)
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="directory for the weights and the log")
-    parser.add_argument("--resume", action="store_true", help="go on after the last phase of an interrupted run")
+    parser.add_argument("--resume", action="store_true", help="continue after the last phase of an interrupted run")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         job = Job(args.name, args.out, args.resume, f"{folder}/meeting")

@@ -42,12 +42,12 @@ def scores(model: bytes, inputs: F32 = INPUTS) -> F32:
     return found
 
 
-def write_cases(folder: Path, graphs: Mapping[str, bytes], oracle: Mapping[str, F32] | None = None) -> Path:
+def write_cases(folder: Path, graphs: Mapping[str, bytes], reference: Mapping[str, F32] | None = None) -> Path:
     """What ``--prepare`` writes, of a model of this size."""
     (folder / "tiny").mkdir(parents=True)
     for name, graph in graphs.items():
         (folder / "tiny" / f"{name}.onnx").write_bytes(graph)
-    told = {name: scores(graph) for name, graph in graphs.items()} | dict(oracle or {})
+    told = {name: scores(graph) for name, graph in graphs.items()} | dict(reference or {})
     np.savez(folder / "tiny" / "data.npz", inputs=INPUTS, labels=LABELS, **told)
     index = {"models": {"tiny": {"weights": "made up", "formulations": list(graphs)}}}
     (folder / "cases.json").write_text(json.dumps(index))
@@ -150,8 +150,8 @@ def test_every_engine_is_compared_and_timed(gpu: fake_gpu.Gpu, gpu_script: Any, 
         for name, engine in engines.items():
             said = scores(GRAPHS[name])
             assert engine["accuracy"]["images"] == COUNT
-            assert engine["accuracy"]["oracle"]["agreement"]["value"] == 100
-            assert engine["accuracy"]["oracle"]["largest_difference"] < 1e-5
+            assert engine["accuracy"]["onnx_runtime"]["agreement"]["value"] == 100
+            assert engine["accuracy"]["onnx_runtime"]["largest_difference"] < 1e-5
             assert engine["accuracy"]["fp32"]["agreement"]["value"] == pytest.approx(agreement(reference, said))
             assert engine["accuracy"]["top1"] == pytest.approx(100 * np.mean(said.argmax(axis=1) == LABELS))
             for title, ms in {
@@ -170,16 +170,18 @@ def test_every_engine_is_compared_and_timed(gpu: fake_gpu.Gpu, gpu_script: Any, 
             assert 0 < ratio["low"] <= ratio["value"] <= ratio["high"]
 
 
-def test_an_engine_that_answers_otherwise_than_its_oracle_is_seen(
+def test_an_engine_that_answers_otherwise_than_onnx_runtime_is_seen(
     gpu: fake_gpu.Gpu, gpu_script: Any, tmp_path: Path
 ) -> None:
-    oracle = scores(classifier(seed=2))
-    cases = write_cases(tmp_path / "cases", GRAPHS, {"int8": oracle})
+    reference = scores(classifier(seed=2))
+    cases = write_cases(tmp_path / "cases", GRAPHS, {"int8": reference})
     _, document = measure(gpu_script, cases, tmp_path / "gpu.json")
-    found = document["runtimes"]["tensorrt"]["models"]["tiny"]["engines"]["int8"]["accuracy"]["oracle"]
+    found = document["runtimes"]["tensorrt"]["models"]["tiny"]["engines"]["int8"]["accuracy"]["onnx_runtime"]
     said = scores(GRAPHS["int8"])
-    assert found["agreement"]["value"] == pytest.approx(agreement(oracle, said)) and found["agreement"]["value"] < 100
-    assert found["sqnr_db"] == pytest.approx(sqnr(oracle, said), abs=1e-3)
+    assert (
+        found["agreement"]["value"] == pytest.approx(agreement(reference, said)) and found["agreement"]["value"] < 100
+    )
+    assert found["sqnr_db"] == pytest.approx(sqnr(reference, said), abs=1e-3)
 
 
 def test_one_refused_engine_leaves_the_others(
@@ -209,7 +211,7 @@ def test_an_engine_that_fails_while_it_is_timed_keeps_what_was_found(
     engine = document["runtimes"]["tensorrt"]["models"]["tiny"]["engines"]["int8"]
     assert code == 3 and document["runtimes"]["tensorrt"]["runs"] is False
     assert document["runtimes"]["tensorrt"]["said"] == engine["reasons"]["latency"]
-    assert engine["accuracy"]["oracle"]["agreement"]["value"] == 100 and engine["host_to_host"] is None
+    assert engine["accuracy"]["onnx_runtime"]["agreement"]["value"] == 100 and engine["host_to_host"] is None
 
 
 def test_a_runtime_that_does_not_run_is_named_with_the_reason(
@@ -272,7 +274,7 @@ def test_cases_hold_each_formulation_and_what_onnx_runtime_says(
         # A second opinion on the same numbers; what is rounded to float16 or to codes may fall to the other side.
         session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         said = session.run(None, {session.get_inputs()[0].name: case.inputs})[0]
-        assert sqnr(said, case.oracle[name] + np.float32(1e-6)) > (100 if name == "fp32" else 20), name
+        assert sqnr(said, case.scores[name] + np.float32(1e-6)) > (100 if name == "fp32" else 20), name
     assert case.labels.shape == (4,) and (case.labels >= 0).all()
 
 
