@@ -40,7 +40,7 @@ from edgeres.device.cpu import has_vnni
 from edgeres.device.environment import environment
 from edgeres.errors import EdgeresError
 from edgeres.files import write_json
-from edgeres.pipeline.build import weight_bits
+from edgeres.pipeline.options import weight_bits
 from edgeres.pipeline.take import with_exact_input
 from edgeres.quantize.graphs import RangeChoice, quantize
 from edgeres.records import CODES, METHODS, Codes, Method, Preprocess
@@ -117,16 +117,16 @@ def measure(case: Case, result: Result) -> dict[str, Any]:
         OrtRunner(graph, threads=threads) as on,
     ):
         found = compare(reference, {"off": off, "on": on}, result.images, case.fp32.spec)
-    accuracy = found.accuracy(found.reference)
+    accuracy = found.accuracy("fp32")
     assert accuracy is not None
     row: dict[str, Any] = {"graph": result.name, "by": result.by, "style": result.style, "fp32_top1": accuracy.top1}
     for name in ("off", "on"):
-        drop, same = found.drop_pp(name), found.agreement(name)
+        drop, same = found.table.drop_pp(name), found.table.agreement(name)
         assert drop is not None
         row[name] = {
             "agreement": same.value,
             "agreement_ci95": [same.low, same.high],
-            "logit_sqnr_db": found.candidates[name].sqnr_db,
+            "logit_sqnr_db": found.scored[name].sqnr_db,
             "drop_pp": drop.value,
             "drop_pp_ci95": [drop.low, drop.high],
         }

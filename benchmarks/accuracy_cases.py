@@ -22,7 +22,7 @@ from edgeres.data.base import Source, subset
 from edgeres.data.choose import DataChoice, choose_sources
 from edgeres.data.loader import Loader
 from edgeres.errors import UsageError
-from edgeres.pipeline.build import BuildOptions
+from edgeres.pipeline.options import RangeOptions
 from edgeres.pipeline.take import Fp32Model, ModelChoice, take
 from edgeres.records import Style
 from edgeres.runtime.ort import OrtRunner
@@ -188,7 +188,7 @@ def load_case(name: str, subject: Subject, run: Conditions) -> Case:
     )
     images = Loader(validation, pre, batch)
     recorded = Recorded(fp32.graph, images, run.threads)
-    return Case(name, fp32, Loader(calibration, pre, BuildOptions.batch), images, recorded, run.threads)
+    return Case(name, fp32, Loader(calibration, pre, RangeOptions.batch), images, recorded, run.threads)
 
 
 def _some(source: Source, seed: int | None) -> Source:

@@ -22,7 +22,7 @@ from edgeres.bundle import FP32, Bundle
 from edgeres.data.choose import DataChoice, choose_sources
 from edgeres.data.loader import Loader
 from edgeres.graph.forms import FORMS, INTEGER
-from edgeres.pipeline.build import VALIDATION_BATCH
+from edgeres.pipeline.verify import VALIDATION_BATCH
 from edgeres.records import ModelSpec
 from edgeres.runtime.ort import OrtRunner
 

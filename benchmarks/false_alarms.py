@@ -16,9 +16,11 @@ from pathlib import Path
 
 from edgeres.data.choose import DataChoice
 from edgeres.files import write_json
+from edgeres.judge.asked import GateChoice
 from edgeres.judge.gates import Limits
 from edgeres.pipeline.build import build
-from edgeres.pipeline.steps import VerifyOptions, accept_baseline, verify_bundle
+from edgeres.pipeline.options import VerifyOptions
+from edgeres.pipeline.verify import accept_baseline, verify_bundle
 
 LIMITS = Limits(max_drop=1.0, min_agreement=97.0, min_speedup=1.3, max_p99_ms=5.0, max_size_mb=20.0)
 
@@ -37,7 +39,9 @@ def runs(bundle: Path, baseline: Path, count: int) -> Counter[tuple[str, str]]:
         load = multiprocessing.get_context("spawn").Process(target=_busy, daemon=True)
         load.start()
         try:
-            report = verify_bundle(bundle, DataChoice(validation=images), VerifyOptions(LIMITS, baseline))
+            report = verify_bundle(
+                bundle, DataChoice(validation=images), VerifyOptions(GateChoice(LIMITS, baseline=baseline))
+            )
         finally:
             load.kill()
         told = {verdict["title"]: verdict["outcome"] for verdict in report["verdicts"]}

@@ -45,7 +45,7 @@ from edgeres.files import write_file
 from edgeres.progress import SILENT
 from edgeres.records import F32, I64, Measurement
 from edgeres.runtime import EngineFile, Feed, Runner, TensorRTRunner
-from edgeres.verify.latency import LatencyPlan, measure, noise, speedup
+from edgeres.verify.latency import LatencyPlan, measure_latency, noise, speedup
 from edgeres.verify.statistics import Sqnr, proportion_percent
 
 MODELS = ("resnet18", "resnet50:random")
@@ -295,7 +295,7 @@ def times(rows: Mapping[str, Row], runners: Mapping[str, TensorRTRunner], inputs
     def feed(runner: Runner) -> Feed:
         return {runner.input_name: inputs}
 
-    for name, measured in measure(runners, feed, plan).items():
+    for name, measured in measure_latency(runners, feed, plan).items():
         rows[name].measured = measured
     contenders = [Contender(name, "", runner, runner) for name, runner in runners.items()]
     options = BenchOptions(

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 from edgeres._version import __version__
 
 if TYPE_CHECKING:
-    from edgeres.pipeline.build import BuildOptions, BuildResult, build
+    from edgeres.pipeline.build import BuildResult, build
+    from edgeres.pipeline.options import BuildOptions
     from edgeres.runtime import Classifier, load
 
 _WHERE = {
     "build": "edgeres.pipeline.build",
-    "BuildOptions": "edgeres.pipeline.build",
+    "BuildOptions": "edgeres.pipeline.options",
     "BuildResult": "edgeres.pipeline.build",
     "Classifier": "edgeres.runtime",
     "load": "edgeres.runtime",

@@ -7,6 +7,7 @@ import json
 import math
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from judged import compared, judged
 
+from edgeres.data.record import DataRecord
 from edgeres.errors import InputError
 from edgeres.judge.baseline import Baseline, accept, read_baseline
-from edgeres.judge.codec import pack, unpack
-from edgeres.judge.document import DataRecord, ReportInput, build_report
 from edgeres.judge.gates import Limits
 from edgeres.records import Measurement, ModelSpec, Preprocess
-from edgeres.verify.accuracy import Answers, Comparison
+from edgeres.verify.accuracy import Comparison
 from edgeres.verify.classes import ALPHA_PAIRED, paired_falls, unpaired_falls
+from edgeres.verify.codec import pack, unpack
 
 CLASSES = 8
 NAMES = tuple(f"thing {i}" for i in range(CLASSES))
@@ -39,10 +41,8 @@ def comparison(n: int = 800, seed: int = 0, sqnr: float = 30.0) -> Comparison:
         return np.where(rng.random(n) < share, rng.integers(0, CLASSES, n), answers)
 
     fp32 = wrong(labels, 0.05)
-    top5 = np.ones(n, bool)
-    cpu = Answers("ORT", wrong(fp32, 0.01), top5, sqnr, (sqnr - 0.3, sqnr + 0.3))
-    names = {i: f"{i}.png" for i in range(n)}
-    return Comparison(labels, CLASSES, Answers("ORT", fp32, top5), {"cpu": cpu}, names)
+    cpu = {"cpu": (sqnr, (sqnr - 0.3, sqnr + 0.3))}
+    return compared(labels, CLASSES, {"fp32": fp32, "cpu": wrong(fp32, 0.01)}, sqnr=cpu)
 
 
 def latency(slower: float = 1.0, seed: int = 0) -> dict[str, Measurement]:
@@ -54,7 +54,7 @@ def latency(slower: float = 1.0, seed: int = 0) -> dict[str, Measurement]:
     return {"fp32": taken(30.0, 3), "int8": taken(10.0 * slower, 10)}
 
 
-def report(found: Comparison | None = None, images: str = "ab" * 32, **changes: Any) -> dict[str, Any]:
+def report(found: Comparison | None = None, digest: str = "ab" * 32, **changes: Any) -> dict[str, Any]:
     c = found or comparison()
     baseline = changes.pop("baseline", None)
     given: dict[str, Any] = {
@@ -64,14 +64,14 @@ def report(found: Comparison | None = None, images: str = "ab" * 32, **changes: 
         "environment": HERE,
         "model": ModelSpec("net", Preprocess((8, 8)), NAMES, "own"),
         "headline": "cpu",
-        "gates": Limits(**changes.pop("limits", {})).gates(baseline=baseline is not None),
-        "validation": DataRecord("images", images, c.images),
+        "limits": Limits(**changes.pop("limits", {})),
+        "images": DataRecord("images", digest, c.images),
         "comparison": c,
         "latency": latency(),
         "baseline": baseline,
         "files": {"model.int8.cpu.onnx": "0" * 64},
     }
-    return build_report(ReportInput(**(given | changes)))
+    return judged(**(given | changes))
 
 
 @pytest.fixture
@@ -168,8 +168,9 @@ def test_an_unchanged_bundle_has_lost_nothing(accepted: Any) -> None:
 def test_lost_images_are_counted_one_by_one(accepted: Any) -> None:
     base = comparison()
     worse = comparison()
-    right = np.flatnonzero(worse.right(worse.candidates["cpu"]))[:40]
-    worse.candidates["cpu"].predicted[right] = (worse.labels[right] + 1) % CLASSES
+    table = worse.table
+    right = np.flatnonzero(table.right("cpu"))[:40]
+    table.answers["cpu"][right] = (table.labels[right] + 1) % CLASSES
     found = report(worse, baseline=accepted(report(base)))
     section = found["baseline"]["graphs"]["cpu"]
     assert (section["lost"], section["gained"], section["total"]) == (40, 0, 800)
@@ -181,8 +182,8 @@ def test_lost_images_are_counted_one_by_one(accepted: Any) -> None:
 
 def test_a_class_that_collapses_is_named_though_top1_holds(accepted: Any) -> None:
     worse = comparison()
-    right = np.flatnonzero((worse.labels == 5) & worse.right(worse.candidates["cpu"]))
-    worse.candidates["cpu"].predicted[right[:25]] = 6
+    right = np.flatnonzero((worse.table.labels == 5) & worse.table.right("cpu"))
+    worse.table.answers["cpu"][right[:25]] = 6
     found = report(worse, baseline=accepted(), limits={"max_drop": 10.0, "max_regression": 10.0})
     told = verdicts(found)
     assert (told["drop_pp"], told["regression_pp"]) == ("passed", "passed")
@@ -192,9 +193,9 @@ def test_a_class_that_collapses_is_named_though_top1_holds(accepted: Any) -> Non
 
 def test_a_worse_fp32_is_told_apart_from_worse_quantization(accepted: Any) -> None:
     worse = comparison()
-    right = np.flatnonzero(worse.right(worse.reference))[:60]
-    for answers in (worse.reference, worse.candidates["cpu"]):
-        answers.predicted[right] = (worse.labels[right] + 1) % CLASSES
+    right = np.flatnonzero(worse.table.right("fp32"))[:60]
+    for answers in worse.table.answers.values():
+        answers[right] = (worse.table.labels[right] + 1) % CLASSES
     told = verdicts(report(worse, baseline=accepted(), limits={"max_drop": 3.0}))
     assert told["drop_pp"] == "passed"
     assert told["fp32_regression_pp"] == "failed"
@@ -249,8 +250,9 @@ def test_other_images_are_compared_by_what_int8_loses_in_each(accepted: Any) -> 
 
 def test_the_same_digest_with_other_labels_is_not_the_same_images(accepted: Any) -> None:
     moved = comparison()
-    moved.labels[:2] = moved.labels[1::-1]
-    moved.labels[0] = (moved.labels[0] + 1) % CLASSES
+    labels = moved.table.labels
+    labels[:2] = labels[1::-1]
+    labels[0] = (labels[0] + 1) % CLASSES
     assert report(moved, baseline=accepted())["baseline"]["same_images"] is False
 
 
@@ -266,11 +268,11 @@ def test_other_images_of_an_unchanged_network_raise_no_alarm() -> None:
 
 def test_a_class_without_images_is_missed(accepted: Any) -> None:
     fewer = comparison(600, seed=6)
-    fewer.labels[fewer.labels == 3] = 2
+    fewer.table.labels[fewer.table.labels == 3] = 2
     section = report(fewer, "cd" * 32, baseline=accepted())["baseline"]
     assert [row["name"] for row in section["missing_classes"]] == ["thing 3"]
     few = comparison(12, seed=7)
-    few.labels[few.labels == 3] = 2
+    few.table.labels[few.table.labels == 3] = 2
     assert report(few, "cd" * 32, baseline=accepted())["baseline"]["missing_classes"] == []  # of 12 it may be chance
 
 
@@ -283,7 +285,9 @@ def test_other_classes_cannot_be_compared(accepted: Any) -> None:
 
 def test_a_new_graph_has_no_baseline(accepted: Any) -> None:
     found = comparison()
-    found.candidates["tensorrt"] = found.candidates["cpu"]
+    scored = {**found.scored, "tensorrt": found.scored["cpu"]}
+    table = replace(found.table, answers={**found.table.answers, "tensorrt": found.table.answers["cpu"]})
+    found = replace(found, table=table, scored=scored)
     told = report(found, baseline=accepted())
     assert reasons(told)["regression_pp"] == "cannot tell: the baseline has no tensorrt graph"
     assert told["passed"] is True
@@ -320,4 +324,4 @@ def test_a_report_without_answers_cannot_be_accepted(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="older edgeres"):
         accept({"accuracy": {}}, tmp_path)
     with pytest.raises(InputError, match="compares nothing"):
-        accept(report(comparison=None, validation=None), tmp_path)
+        accept(report(comparison=None, images=None), tmp_path)

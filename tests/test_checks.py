@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from judged import compared
 
 from edgeres.data.base import Source
 from edgeres.data.loader import Loader
 from edgeres.data.pixels import Pixels, PixelTally, sample_pixels
 from edgeres.judge.checks import CHECKS, Evidence, check
 from edgeres.records import EngineRecord, Preprocess
-from edgeres.verify.accuracy import Answers, Comparison
-from edgeres.verify.layer_noise import Anatomy, RangeFit
+from edgeres.verify.accuracy import Comparison
+from edgeres.verify.layer_noise import LayerNoise, RangeFit
 
 NAMES = ("ant", "bee", "cow", "dog", "elk", "fox")
 
@@ -24,8 +26,7 @@ def comparison(answers: dict[int, int] | None = None, share: float = 0.9, each: 
     said = labels.copy()
     for label, answer in (answers or {}).items():
         said[np.flatnonzero(labels == label)[: round(share * each)]] = answer
-    top5 = np.ones(len(labels), bool)
-    return Comparison(labels, len(NAMES), Answers("ORT", said, top5), {"cpu": Answers("ORT", said, top5)}, {})
+    return compared(labels, len(NAMES), {"fp32": said, "cpu": said}, names={})
 
 
 def found(name: str, **evidence: Any) -> tuple[str, str]:
@@ -145,8 +146,7 @@ def _seen(source: Source) -> Pixels:
 
 
 def _with_pixels(pixels: Pixels) -> Comparison:
-    c = comparison()
-    return Comparison(c.labels, c.num_classes, c.reference, c.candidates, {}, {}, pixels)
+    return replace(comparison(), pixels=pixels)
 
 
 def test_calibration_in_bgr_is_named() -> None:
@@ -177,19 +177,19 @@ def test_chance_is_not_bgr() -> None:
 
 
 def test_weights_with_one_scale_are_named() -> None:
-    inside = {"cpu": Anatomy(16, weights=20), "tensorrt": Anatomy(16, per_tensor=("conv1", "fc"), weights=20)}
-    outcome, reason = found("weights", anatomy=inside)
+    inside = {"cpu": LayerNoise(16, weights=20), "tensorrt": LayerNoise(16, per_tensor=("conv1", "fc"), weights=20)}
+    outcome, reason = found("weights", layer_noise=inside)
     assert (outcome, "2 of 20 layers of the tensorrt graph" in reason) == ("failed", True)
-    assert found("weights", anatomy={"cpu": Anatomy(16, weights=20)})[0] == "passed"
-    assert found("weights", not_dissected="it needs onnx") == ("unsure", "it needs onnx")
+    assert found("weights", layer_noise={"cpu": LayerNoise(16, weights=20)})[0] == "passed"
+    assert found("weights", no_layer_noise="it needs onnx") == ("unsure", "it needs onnx")
 
 
 def test_a_scale_that_does_not_fit_is_named() -> None:
     fits = (RangeFit("relu1", 0.95, 31.0), RangeFit("relu2", 0.1, 3.0))
-    outcome, reason = found("ranges", anatomy={"cpu": Anatomy(16, ranges=fits)})
+    outcome, reason = found("ranges", layer_noise={"cpu": LayerNoise(16, ranges=fits)})
     assert outcome == "failed"
     assert "the scale of relu2 in the cpu graph does not fit (3.0 dB): its codes cover 10 %" in reason
-    outcome, reason = found("ranges", anatomy={"cpu": Anatomy(16, ranges=fits[:1])})
+    outcome, reason = found("ranges", layer_noise={"cpu": LayerNoise(16, ranges=fits[:1])})
     assert (outcome, "31.0 dB in the cpu graph" in reason) == ("passed", True)
 
 

@@ -31,7 +31,7 @@ from edgeres.bundle import REPORT, Bundle, seal
 from edgeres.cli import cli
 from edgeres.files import write_json
 from edgeres.graph.forms import FORMS
-from edgeres.pipeline.steps import accept_baseline
+from edgeres.pipeline.verify import accept_baseline
 from edgeres.verify import measure
 
 ROOT = Path(__file__).parents[1]

@@ -26,12 +26,12 @@ from edgeres.cli import cli
 from edgeres.errors import EdgeresError, InputError
 from edgeres.files import write_json
 from edgeres.graph.forms import FORMS
-from edgeres.judge.codec import pack, unpack
 from edgeres.judge.differences import compare_builds
 from edgeres.judge.sides import read_side
 from edgeres.report.html_compare import render_comparisons
 from edgeres.report.terminal_compare import render_comparison
 from edgeres.verify import measure
+from edgeres.verify.codec import pack, unpack
 
 PX, CLASSES = 16, 10
 TARGETS = ("cpu", "jetson-orin-nx")

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
-from edgeres.cli.config import limits_from, read_config
+from edgeres.cli.config import gates_from, read_config
 from edgeres.cli.options import gate_choice, gate_options
 from edgeres.errors import UsageError
 
@@ -46,9 +46,10 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     found = read_config(inner)  # from a directory upwards
     assert found["baseline"] == tmp_path / "ci" / "baseline.json"  # relative to the file, not to where one stands
     assert (found["validation"], found["validation_size"], found["any_machine"]) == (str(tmp_path / "val"), 200, True)
-    limits = limits_from(found)
+    gates = gates_from(found)
+    limits = gates.limits
     assert (limits.max_drop, limits.max_class_drop, limits.min_agreement) == (0.5, None, 99)
-    assert (limits.on_unsure, limits.allow) == ("fail", ("weights", "engines"))
+    assert (gates.on_unsure, gates.allow) == ("fail", ("weights", "engines"))
     assert limits.max_regression == 0.5  # what is not set keeps its default
 
 
@@ -107,8 +108,8 @@ def test_options_come_before_the_file(
     @click.command()
     @gate_options
     def command(**given: object) -> None:
-        limits = gate_choice(given)["limits"]
-        assert (limits.max_drop, limits.max_slowdown, limits.on_unsure) == (drop, slowdown, on_unsure)
+        gates = gate_choice(given)["gates"]
+        assert (gates.limits.max_drop, gates.limits.max_slowdown, gates.on_unsure) == (drop, slowdown, on_unsure)
         assert given == {}
 
     command.main(words, standalone_mode=False)

@@ -26,13 +26,16 @@ from edgeres.data.choose import DataChoice, choose_validation
 from edgeres.data.loader import Loader
 from edgeres.errors import EnvironmentError_, SourceError
 from edgeres.pipeline.build import build
-from edgeres.pipeline.steps import CalibrateOptions, VerifyOptions, calibrate_file, verify_bundle
+from edgeres.pipeline.calibrate import CalibrateOptions, calibrate_file
+from edgeres.pipeline.options import VerifyOptions
 from edgeres.pipeline.take import ModelChoice, take
+from edgeres.pipeline.verify import verify_bundle
 from edgeres.progress import Advance
 from edgeres.quantize.graphs import RangeChoice, quantize
 from edgeres.runtime.ort import OrtRunner
 from edgeres.verify import measure
 from edgeres.verify.accuracy import compare
+from edgeres.verify.candidates import Candidate, Candidates
 from edgeres.verify.distributed import compare_on
 
 IMAGES = 203
@@ -108,14 +111,17 @@ def test_a_comparison_on_a_cluster_is_the_same_to_the_last_bit(made: Path, worke
         OrtRunner(graphs["cpu"]) as cpu,
     ):
         alone = compare(reference, {"tensorrt": tensorrt, "cpu": cpu}, loader, fp32.spec)
-    together = compare_on(workers.scheduler_address, graphs, fp32.spec, data, loader)
-    assert np.array_equal(together.labels, alone.labels)
+    named = {
+        name: Candidate(lambda threads, path=path: OrtRunner(path), path, integer=name != "tensorrt")
+        for name, path in graphs.items()
+    }
+    candidates = Candidates(named.pop("fp32"), named, "cpu", OrtRunner)
+    together = compare_on(workers.scheduler_address, candidates, fp32.spec, data, loader)
+    assert np.array_equal(together.table.labels, alone.table.labels)
     assert (together.names, together.indices, together.pixels) == (alone.names, alone.indices, alone.pixels)
-    for name in ("tensorrt", "cpu"):
-        ours, theirs = together.candidates[name], alone.candidates[name]
-        assert np.array_equal(ours.predicted, theirs.predicted)
-        assert np.array_equal(ours.in_top5, theirs.in_top5)
-        assert (ours.sqnr_db, ours.sqnr_db_ci95, ours.runner) == (theirs.sqnr_db, theirs.sqnr_db_ci95, theirs.runner)
+    for name in ("fp32", "tensorrt", "cpu"):
+        assert np.array_equal(together.table.answers[name], alone.table.answers[name])
+        assert together.scored[name] == alone.scored[name]
     assert together.images == IMAGES
 
 

@@ -13,7 +13,8 @@ import pytest
 from edgeres.data.choose import DataChoice
 from edgeres.graph.lint import lint
 from edgeres.graph.normalize import normalize
-from edgeres.pipeline.steps import QuantizeOptions, quantize_file
+from edgeres.pipeline.options import QuantizeOptions, RangeOptions
+from edgeres.pipeline.quantize import quantize_file
 from edgeres.pipeline.take import ModelChoice
 from edgeres.records import CODES
 from edgeres.refine.choice import RefineChoice
@@ -58,7 +59,7 @@ def test_half_codes_leave_padding_to_the_convolutions(tmp_path: Path) -> None:
         done = quantize_file(
             ModelChoice(tmp_path / "model.onnx"),
             DataChoice(str(tmp_path / "images.npz"), None, 8, None, 0),
-            QuantizeOptions(refine=RefineChoice("fast"), codes=codes),
+            QuantizeOptions(refine=RefineChoice("fast"), ranges=RangeOptions(codes=codes)),
         )
         graph = onnx.load_from_string(done.model).graph
         pads[codes] = sum(node.op_type == "Pad" for node in graph.node)

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeres.errors import UsageError
-from edgeres.judge.gates import METRICS, Limits, gate, judge, round_up
+from edgeres.judge.asked import GateChoice
+from edgeres.judge.gates import METRICS, Limits, gate, judge_gates, round_up
 from edgeres.records import Gate
 from edgeres.verify.statistics import images_for_drop, images_for_share, paired_drop_pp, proportion_percent
 
@@ -43,7 +44,7 @@ def figures(**drops: float | None) -> dict[str, Any]:
     ],
 )
 def test_where_the_limit_lies_decides(metric: str, limit: float, outcome: str) -> None:
-    (verdict,) = judge([gate(metric, limit)], figures(cpu=0.5))
+    (verdict,) = judge_gates([gate(metric, limit)], figures(cpu=0.5))
     assert verdict.outcome == outcome
     assert verdict.observed == {"drop_pp": 0.5, "speedup": 3.0, "size_mb": 20.0}[metric]
 
@@ -52,35 +53,35 @@ def test_where_the_limit_lies_decides(metric: str, limit: float, outcome: str) -
 @given(st.floats(-5, 5), st.floats(-5, 5), st.floats(0, 3))
 def test_a_stricter_limit_never_gives_a_better_outcome(value: float, limit: float, stricter: float) -> None:
     order = ("passed", "unsure", "failed")
-    loose, tight = (judge([gate("drop_pp", at)], figures(cpu=value))[0] for at in (limit, limit - stricter))
+    loose, tight = (judge_gates([gate("drop_pp", at)], figures(cpu=value))[0] for at in (limit, limit - stricter))
     assert order.index(tight.outcome) >= order.index(loose.outcome)
 
 
 def test_every_graph_has_to_pass_and_the_worst_is_named() -> None:
-    (verdict,) = judge([gate("drop_pp", 0.4)], figures(cpu=0.1, tensorrt=1.5))
+    (verdict,) = judge_gates([gate("drop_pp", 0.4)], figures(cpu=0.1, tensorrt=1.5))
     assert verdict.outcome == "failed"
     expected = "1.5 pp (95 % interval 0.5 to 2.5) of the tensorrt graph, the worst of 2; the limit is at most 0.4 pp"
     assert verdict.reason == expected
-    (size,) = judge([gate("size_mb", 15.0)], figures())
+    (size,) = judge_gates([gate("size_mb", 15.0)], figures())
     assert "20 MB of the rtx engine, the worst of 2" in size.reason
 
 
 @pytest.mark.parametrize("given", [figures(cpu=0.1, tensorrt=None), figures()])
 def test_a_figure_that_was_not_measured_fails(given: dict[str, Any]) -> None:
-    (verdict,) = judge([gate("drop_pp", 1.0)], given)
+    (verdict,) = judge_gates([gate("drop_pp", 1.0)], given)
     assert (verdict.observed, verdict.outcome, verdict.reason) == (None, "failed", "not measured: no labels")
 
 
 def test_a_baseline_that_cannot_be_compared_with_is_no_failure() -> None:
     reasons = {"baseline.slowdown_percent": "another machine"}
     given = {**figures(cpu=0.0), "baseline": {"slowdown_percent": None}, "reasons": reasons}
-    (verdict,) = judge([gate("slowdown_percent", 15.0)], given)
+    (verdict,) = judge_gates([gate("slowdown_percent", 15.0)], given)
     assert (verdict.observed, verdict.outcome) == (None, "unsure")
     assert verdict.reason == "cannot tell: another machine"
 
 
 def test_a_missing_reason_is_said_too() -> None:
-    (verdict,) = judge([gate("speedup", 1.0)], {"accuracy": {"graphs": {}}, "latency": {"speedup": None}})
+    (verdict,) = judge_gates([gate("speedup", 1.0)], {"accuracy": {"graphs": {}}, "latency": {"speedup": None}})
     assert verdict.reason == "not measured: no reason was recorded"
 
 
@@ -89,7 +90,7 @@ def test_a_missing_reason_is_said_too() -> None:
 )
 def test_a_p99_that_a_neighbour_made_is_no_failure(noise: list[str], p50: float, outcome: str) -> None:
     latency = {"int8": {"p99_ms": 8.0, "p99_ms_ci95": [7.0, 9.0], "p50_ms": p50}, "noise": noise}
-    (verdict,) = judge([gate("p99_ms", 5.0)], {"latency": latency})
+    (verdict,) = judge_gates([gate("p99_ms", 5.0)], {"latency": latency})
     assert verdict.outcome == outcome
     assert ("cannot tell: busy" in verdict.reason) is (outcome == "unsure")
 
@@ -101,7 +102,7 @@ def test_an_unsure_drop_says_how_many_images_would_do() -> None:
     drop = paired_drop_pp(3, 1, 200)
     group = {"drop_pp": drop.value, "drop_pp_ci95": [drop.low, drop.high], "lost": 3, "gained": 1, "total": 200}
     given = {"accuracy": {"graphs": {"cpu": group}, "images": 200}}
-    (verdict,) = judge([gate("drop_pp", 3.0)], given)
+    (verdict,) = judge_gates([gate("drop_pp", 3.0)], given)
     assert verdict.outcome == "unsure"
     assert verdict.images_needed == images_for_drop(3, 1, 200, 3.0)
     assert verdict.images_needed is not None
@@ -189,7 +190,7 @@ def _classes(*falling: dict[str, Any], largest: int = 62) -> dict[str, Any]:
     ],
 )
 def test_a_class_is_named_where_it_fell_far_and_by_more_than_luck(falling: list[Any], outcome: str) -> None:
-    (verdict,) = judge([gate("class_drop_pp", 10.0)], _classes(*falling))
+    (verdict,) = judge_gates([gate("class_drop_pp", 10.0)], _classes(*falling))
     assert verdict.outcome == outcome
     if falling:
         assert "exit from" in verdict.reason
@@ -197,13 +198,13 @@ def test_a_class_is_named_where_it_fell_far_and_by_more_than_luck(falling: list[
 
 
 def test_too_few_images_for_any_class_are_told() -> None:
-    (verdict,) = judge([gate("class_drop_pp", 10.0)], _classes(_row("exit", 9, 0, 9, 0.05), largest=9))
+    (verdict,) = judge_gates([gate("class_drop_pp", 10.0)], _classes(_row("exit", 9, 0, 9, 0.05), largest=9))
     assert verdict.outcome == "unsure"
     assert "cannot tell with 9 images a class at most; with 10" in verdict.reason
 
 
 def test_classes_without_labels_are_not_measured() -> None:
-    (verdict,) = judge([gate("class_drop_pp", 10.0)], figures(cpu=None))
+    (verdict,) = judge_gates([gate("class_drop_pp", 10.0)], figures(cpu=None))
     assert (verdict.outcome, verdict.reason) == ("failed", "not measured: no labels")
 
 
@@ -228,8 +229,6 @@ def test_limits_become_gates() -> None:
     [
         ({"max_drop": math.nan}, "not a limit for drop_pp"),
         ({"max_slowdown": math.inf}, "not a limit for slowdown_percent"),
-        ({"on_unsure": "panic"}, "no such on_unsure: 'panic'; one of warn, fail"),
-        ({"allow": ("wieghts",)}, "no check 'wieghts' to allow; choose one of labels"),
     ],
 )
 def test_limits_refuse_what_no_run_could_mean(options: dict[str, Any], words: str) -> None:
@@ -237,3 +236,15 @@ def test_limits_refuse_what_no_run_could_mean(options: dict[str, Any], words: st
         Limits(**options)
     with pytest.raises(UsageError, match="no metric 'top-1'"):
         gate("top-1", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"on_unsure": "panic"}, "no such on_unsure: 'panic'; one of warn, fail"),
+        ({"allow": ("wieghts",)}, "no check 'wieghts' to allow; choose one of labels"),
+    ],
+)
+def test_a_choice_of_gates_refuses_words_that_do_not_exist(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        GateChoice(**options)

@@ -27,7 +27,7 @@ from edgeres.errors import ModelError
 from edgeres.graph.graph import Graph
 from edgeres.graph.lint import lint
 from edgeres.graph.normalize import BATCH, Canonical, load_onnx, normalize
-from edgeres.pipeline.build import weight_bits
+from edgeres.pipeline.options import weight_bits
 from edgeres.quantize.graphs import Quantized, RangeChoice, quantize
 from edgeres.records import Preprocess
 from edgeres.runtime.ort import OrtRunner

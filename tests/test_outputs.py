@@ -11,10 +11,10 @@ import junitparser
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from judged import judged
 from markdown_it import MarkdownIt
-from test_report import CLASSES, VARIANTS, given_input
+from test_report import CLASSES, VARIANTS, described
 
-from edgeres.judge.document import build_report
 from edgeres.pipeline.render import write_junit, write_markdown
 from edgeres.records import ModelSpec, Preprocess
 from edgeres.report.junit import render_junit
@@ -26,7 +26,7 @@ SUITE = {"name", "timestamp", "time", "tests", "failures", "errors", "skipped"}
 
 @pytest.fixture(params=VARIANTS)
 def report(request: pytest.FixtureRequest) -> dict[str, Any]:
-    return build_report(given_input(**VARIANTS[request.param]))
+    return judged(**described(**VARIANTS[request.param]))
 
 
 # ---- JUnit ----------------------------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ def test_junit_counts_what_it_holds(report: dict[str, Any]) -> None:
 
 
 def test_an_allowed_fault_is_skipped_and_told() -> None:
-    report = build_report(given_input())
+    report = judged(**described())
     report["checks"][0] |= {"outcome": "failed", "allowed": True, "reason": "labels look swapped"}
     root = ElementTree.fromstring(render_junit(report).encode())
     skipped = root.find(".//testcase[@classname='edgeres.checks']/skipped")
@@ -82,7 +82,7 @@ def test_an_allowed_fault_is_skipped_and_told() -> None:
 @given(st.text(min_size=1))
 @settings(deadline=None, max_examples=40)
 def test_no_text_breaks_the_xml(text: str) -> None:
-    report = build_report(given_input(command=text.encode(errors="replace").decode()))
+    report = judged(**described(command=text.encode(errors="replace").decode()))
     report["verdicts"][0]["reason"] = text
     root = ElementTree.fromstring(render_junit(report).encode())
     found = root.find(".//testcase")
@@ -118,7 +118,7 @@ def test_markdown_says_the_verdict_and_every_gate(report: dict[str, Any], tmp_pa
 
 
 def test_markdown_names_faults_first() -> None:
-    report = build_report(given_input(**VARIANTS["failed"]))
+    report = judged(**described(**VARIANTS["failed"]))
     weights = next(check for check in report["checks"] if check["title"] == "scales of weights")
     weights |= {"outcome": "failed", "reason": "one scale for all"}
     text = render_markdown(report)
@@ -130,7 +130,7 @@ def test_markdown_names_faults_first() -> None:
 def test_no_label_becomes_markdown(label: str) -> None:
     label = f"{label}|*a*<b>[x](http://y)`c`@someone"
     spec = ModelSpec(label, Preprocess((8, 8)), (label,) * len(CLASSES), weights=label)
-    rendered = _html(build_report(given_input(model=spec)))
+    rendered = _html(judged(**described(model=spec)))
     assert not re.search(r"<(b|em|strong|a|code)[ >]", rendered.replace("<strong>speedup</strong>", ""))
     assert "@someone" not in rendered
     assert {len(row) for row in _rows(rendered)} <= {2, 3, 4, 5}

@@ -10,8 +10,8 @@ import pytest
 from edgeres.calibrate.ranges_file import RangesFile, read_calibration
 from edgeres.data.choose import DataChoice
 from edgeres.graph.graph import Graph
-from edgeres.pipeline.build import forms
-from edgeres.pipeline.steps import CalibrateOptions, calibrate_file
+from edgeres.pipeline.calibrate import CalibrateOptions, calibrate_file
+from edgeres.pipeline.network import input_variants
 from edgeres.pipeline.take import ModelChoice, take, with_exact_input
 from edgeres.quantize.graphs import STYLES, wanted_ranges
 from edgeres.quantize.placement import place
@@ -28,7 +28,7 @@ def test_builds_of_the_bundled_models_take_them(name: str) -> None:
     """Whatever the graph takes: normalized images as exported, bytes as built, bytes out of normalized images."""
     taken = take(ModelChoice(name))
     for form in (taken, with_exact_input(taken), with_exact_input(taken, "normalized")):
-        ranges = recorded(name).of(forms(form, taken))
+        ranges = recorded(name).of(input_variants(form, taken))
         wanted = {style: wanted_ranges(place(Graph(form.graph), style)) for style in STYLES}
         found = ranges.choose("mse", wanted, form.known)
         assert all(found[style].keys() >= set(asked.all) for style, asked in wanted.items())

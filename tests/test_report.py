@@ -21,10 +21,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from judged import NO_LIMITS, ORT, compared, judged, limits
 from rich.console import Console
 
-from edgeres.judge.document import CalibrationRecord, DataRecord, ReportInput, build_report, to_json
-from edgeres.judge.gates import Limits, gate
+from edgeres.data.record import CalibrationRecord, DataRecord
+from edgeres.judge.document import to_json
 from edgeres.records import (
     Edge,
     EngineRecord,
@@ -41,12 +42,11 @@ from edgeres.report import charts
 from edgeres.report.html import render_html
 from edgeres.report.terminal import render_terminal
 from edgeres.report.text import megabytes, significant
-from edgeres.verify.accuracy import Answers, Comparison
-from edgeres.verify.layer_noise import Anatomy, Layer, RangeFit
+from edgeres.verify.accuracy import Comparison
+from edgeres.verify.layer_noise import LayerNoise, RangeFit, TensorNoise
 
 SCHEMA = json.loads(files("edgeres.report").joinpath("schema.json").read_text(encoding="utf-8"))
 CLASSES = ("stop", "yield", "no entry", "exit", "forklift", "hard hat", "first aid")
-ORT = "ONNX Runtime 1.32.0 CPU"
 
 
 def comparison(labels: list[int] | None = None, classes: int = len(CLASSES)) -> Comparison:
@@ -59,10 +59,9 @@ def comparison(labels: list[int] | None = None, classes: int = len(CLASSES)) -> 
     cpu[[20, 30, 40]] = (cpu[[20, 30, 40]] + 1) % classes
     cpu[0] = truth[0]
     tensorrt[50:55] = (tensorrt[50:55] + 1) % classes
-    top5 = given >= 0
-    candidates = {"cpu": Answers(ORT, cpu, top5, 29.3), "tensorrt": Answers(ORT, tensorrt, top5, math.inf)}
+    sqnr = {"cpu": (29.3,), "tensorrt": (math.inf,)}
     names = {i: f"exit/{i:03d}.png" for i in range(200)}
-    return Comparison(given, classes, Answers(ORT, fp32, top5), candidates, names)
+    return compared(given, classes, {"fp32": fp32, "cpu": cpu, "tensorrt": tensorrt}, sqnr=sqnr, names=names)
 
 
 def measurement(ms: float, seed: int, block: int) -> Measurement:
@@ -91,7 +90,7 @@ ENGINES = (
 )
 
 
-def given_input(**changes: Any) -> ReportInput:
+def described(**changes: Any) -> dict[str, Any]:
     data: dict[str, Any] = {
         "created": "2026-01-02T03:04:05+00:00",
         "command": "edgeres build --model resnet18",
@@ -99,8 +98,8 @@ def given_input(**changes: Any) -> ReportInput:
         "environment": {"python": "3.11.2"},
         "model": ModelSpec("resnet18", Preprocess((224, 224), 256), CLASSES, "signs", "0f" * 32),
         "headline": "cpu",
-        "gates": (gate("drop_pp", 6.0), gate("speedup", 2.0)),
-        "validation": DataRecord("signs:200@0: 200 images, 7 classes", "cd" * 32, 200),
+        "limits": limits(max_drop=6.0, min_speedup=2.0),
+        "images": DataRecord("signs:200@0: 200 images, 7 classes", "cd" * 32, 200),
         "calibration": CalibrationRecord(DataRecord("signs:64@0: 64 images", "ef" * 32, 64), "mse", 32),
         "plans": {"cpu": plan("cpu"), "tensorrt": plan("tensorrt")},
         "comparison": comparison(),
@@ -109,17 +108,17 @@ def given_input(**changes: Any) -> ReportInput:
         "engines": ENGINES,
         "timings": {"export": 6.1},
     }
-    return ReportInput(**(data | changes))
+    return data | changes
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "complete": {},
-    "failed": {"gates": (gate("drop_pp", 0.0),)},
-    "unsure": {"gates": (gate("drop_pp", 3.0),)},
-    "unsure, to fail": {"gates": (gate("drop_pp", 3.0),), "limits": Limits(on_unsure="fail")},
-    "no gates": {"gates": ()},
+    "failed": {"limits": limits(max_drop=0.0)},
+    "unsure": {"limits": limits(max_drop=3.0)},
+    "unsure, to fail": {"limits": limits(max_drop=3.0), "on_unsure": "fail"},
+    "no gates": {"limits": NO_LIMITS},
     "no latency": {"latency": None, "reasons": {"latency": "skipped by --no-latency"}},
-    "nothing compared": {"comparison": None, "validation": None, "sizes": {}, "engines": (), "latency": None},
+    "nothing compared": {"comparison": None, "images": None, "sizes": {}, "engines": (), "latency": None},
     "no labels": {"comparison": comparison([-1] * 200)},
     "some labels": {"comparison": comparison([-1] * 100 + [3] * 100)},
     "five classes": {
@@ -128,13 +127,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "identical": {"headline": "tensorrt"},
     "not quantized": {"plans": {}, "calibration": None, "command": ""},
-    "unreadable": {"validation": DataRecord("folder: 3 images", "0" * 64, 2, ("cat/\udcff.jpg (truncated)",))},
+    "unreadable": {"images": DataRecord("folder: 3 images", "0" * 64, 2, ("cat/\udcff.jpg (truncated)",))},
 }
 
 
 @pytest.fixture(params=VARIANTS, scope="module")
 def report(request: pytest.FixtureRequest) -> dict[str, Any]:
-    return build_report(given_input(**VARIANTS[request.param]))
+    return judged(**described(**VARIANTS[request.param]))
 
 
 def shown(report: dict[str, Any], **console: Any) -> str:
@@ -154,7 +153,7 @@ def test_every_report_keeps_the_schema(report: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("path", ["x", "accuracy.x", "accuracy.int8.x", "accuracy.graphs.cpu.x", "latency.fp32.x"])
 def test_the_schema_refuses_what_it_does_not_know(path: str) -> None:
-    report = build_report(given_input())
+    report = judged(**described())
     *parents, last = path.split(".")
     group = report
     for key in parents:
@@ -179,7 +178,7 @@ def test_every_null_figure_has_its_reason(report: dict[str, Any]) -> None:
 
 
 def test_figures_of_the_contract() -> None:
-    report = build_report(given_input())
+    report = judged(**described())
     accuracy, latency = report["accuracy"], report["latency"]
     assert accuracy["fp32"] | {"top1_ci95": 0} == {
         "top1": 95.0,
@@ -195,14 +194,14 @@ def test_figures_of_the_contract() -> None:
     assert accuracy["drop_pp_ci95"][0] < 1.0 < accuracy["drop_pp_ci95"][1]
     assert accuracy["graphs"]["cpu"]["drop_pp"] == accuracy["drop_pp"]
     assert accuracy["graphs"]["tensorrt"]["drop_pp"] == 2.5
-    assert accuracy["graphs"]["tensorrt"]["note"] == f"graph for TensorRT, measured on {ORT} as its oracle"
+    assert accuracy["graphs"]["tensorrt"]["note"] == f"graph for TensorRT, computed on {ORT} as a stand-in"
     assert accuracy["graphs"]["cpu"]["note"] == ""
     lost = accuracy["graphs"]["cpu"]["lost_images"]
     assert lost[0] == {"image": "exit/020.png", "label": 6, "reference": 6, "candidate": 0}
     assert sum(row["total"] for row in accuracy["per_class"]) == 200
     assert sum(row["int8"] for row in accuracy["per_class"]) == 188
 
-    for name, m in given_input().latency.items():  # type: ignore[union-attr]
+    for name, m in described()["latency"].items():
         for percent in (50, 90, 99):
             assert latency[name][f"p{percent}_ms"] == 1e3 * percentile_nearest(m.seconds, percent)
         assert latency[name]["throughput_ips"] == pytest.approx(len(m.seconds) / m.seconds.sum())
@@ -224,21 +223,21 @@ def test_figures_of_the_contract() -> None:
 
 
 def test_what_was_not_measured_is_null_and_fails_its_gate() -> None:
-    report = build_report(given_input(**VARIANTS["no latency"]))
+    report = judged(**described(**VARIANTS["no latency"]))
     assert report["latency"]["int8"]["p50_ms"] is None
     assert report["verdicts"][1]["reason"] == "not measured: skipped by --no-latency"
     assert (report["verdicts"][1]["passed"], report["passed"]) == (False, False)
 
 
 def test_top5_is_null_up_to_five_classes() -> None:
-    report = build_report(given_input(**VARIANTS["five classes"]))
+    report = judged(**described(**VARIANTS["five classes"]))
     assert report["accuracy"]["int8"]["top5"] is None
     assert report["reasons"]["accuracy.int8.top5"] == "top-5 says nothing about 5 classes"
     assert report["accuracy"]["int8"]["top1"] is not None
 
 
 def test_an_infinite_ratio_is_null() -> None:
-    report = build_report(given_input(headline="tensorrt"))
+    report = judged(**described(headline="tensorrt"))
     assert report["accuracy"]["logit_sqnr_db"] is None
     assert "accuracy.logit_sqnr_db" in report["reasons"]
 
@@ -248,7 +247,7 @@ def test_a_slow_outlier_falls_into_the_last_bin() -> None:
     fp32.seconds[7] = 5.0
     int8 = measurement(10.0, 1, 10)
     int8.seconds[:] = 0.01
-    histogram = build_report(given_input(latency={"fp32": fp32, "int8": int8}))["latency"]["histogram"]
+    histogram = judged(**described(latency={"fp32": fp32, "int8": int8}))["latency"]["histogram"]
     end = 4.4e3 * np.median(fp32.seconds)  # its 99th percentile is the outlier's
     assert histogram["bin_ms"] * len(histogram["fp32"]) == pytest.approx(end)
     assert sum(histogram["fp32"]) == 60
@@ -271,7 +270,7 @@ def test_the_terminal_shows_every_report_in_80_columns(report: dict[str, Any]) -
 
 
 def test_the_terminal_shows_the_figures() -> None:
-    text = " ".join(shown(build_report(given_input())).split())
+    text = " ".join(shown(judged(**described())).split())
     for words in (
         "resnet18 (signs) to INT8, mse ranges from 64 images",
         "FP32 95.00 % 100.00 %",
@@ -287,13 +286,13 @@ def test_the_terminal_shows_the_figures() -> None:
 
 
 def test_the_terminal_has_colours_where_it_can_and_takes_no_markup() -> None:
-    assert "\x1b[" in shown(build_report(given_input()), force_terminal=True)
+    assert "\x1b[" in shown(judged(**described()), force_terminal=True)
     odd = ModelSpec("[red]net[/]", Preprocess((8, 8)), CLASSES)
-    assert "[red]net[/]" in shown(build_report(given_input(model=odd)))
+    assert "[red]net[/]" in shown(judged(**described(model=odd)))
 
 
 def test_reasons_stand_where_figures_are_missing() -> None:
-    text = " ".join(shown(build_report(given_input(**VARIANTS["no latency"]))).split())
+    text = " ".join(shown(judged(**described(**VARIANTS["no latency"]))).split())
     assert "speedup not measured: skipped by --no-latency" in text
 
 
@@ -362,20 +361,24 @@ def test_every_page_is_whole_and_alone(report: dict[str, Any]) -> None:
 
 
 def test_a_page_comes_from_the_document_alone() -> None:
-    report = build_report(given_input())
+    report = judged(**described())
     text = render_html(report)
     assert render_html(json.loads(to_json(report))) == text
     # A chart for each: drop, classes, latency; and one more where somebody looked inside
     assert len([chart for chart in Page(text).all("div") if chart.get("role") == "img"]) == 3
-    layers = (Layer("relu1", "conv1", False, 30.0), Layer("add1", "add1", True, 28.0), Layer("fc", "fc", False, None))
-    inside = Anatomy(16, layers, (RangeFit("relu1", 0.9, 31.0),), (), 3)
-    text = render_html(build_report(given_input(anatomy={"cpu": inside, "tensorrt": inside})))
+    layers = (
+        TensorNoise("relu1", "conv1", False, 30.0),
+        TensorNoise("add1", "add1", True, 28.0),
+        TensorNoise("fc", "fc", False, None),
+    )
+    inside = LayerNoise(16, layers, (RangeFit("relu1", 0.9, 31.0),), (), 3)
+    text = render_html(judged(**described(layer_noise={"cpu": inside, "tensorrt": inside})))
     (chart,) = [chart for chart in Page(text).all("div") if "residual stream" in (chart.get("aria-label") or "")]
     assert "cpu graph from 28.0 to 28.0 dB" in str(chart["aria-label"])
 
 
 def test_without_matplotlib_the_page_has_every_figure_but_no_chart(monkeypatch: pytest.MonkeyPatch) -> None:
-    report = build_report(given_input())
+    report = judged(**described())
     monkeypatch.setattr(charts, "missing", lambda: "pip install")
     monkeypatch.setattr("edgeres.report.html.missing", lambda: "pip install")
     page = Page(render_html(report))
@@ -387,7 +390,7 @@ def test_without_matplotlib_the_page_has_every_figure_but_no_chart(monkeypatch: 
 
 def test_pictures_stand_with_both_answers() -> None:
     jpeg = base64.b64encode(b"a picture").decode()
-    page = Page(render_html(build_report(given_input(thumbnails={"exit/020.png": jpeg}))))
+    page = Page(render_html(judged(**described(thumbnails={"exit/020.png": jpeg}))))
     (picture,) = page.all("img")
     assert picture["src"] == f"data:image/jpeg;base64,{jpeg}"
     assert picture["alt"] == "exit/020.png: FP32 says first aid, INT8 says stop"
@@ -401,7 +404,7 @@ def test_the_verdict_comes_first() -> None:
         "no gates": ("No gate was set", " open"),
     }
     for name, (word, kind) in cases.items():
-        page = Page(render_html(build_report(given_input(**VARIANTS[name]))))
+        page = Page(render_html(judged(**described(**VARIANTS[name]))))
         assert page.all("section")[0]["class"] == f"banner{kind}"
         headings = [text for text in page.texts if text in (word, "Accuracy")]
         assert headings[0] == word
@@ -414,7 +417,7 @@ def test_no_label_becomes_markup(label: str) -> None:
     spec = ModelSpec(label, Preprocess((8, 8)), (label,) * len(CLASSES), weights=label)
     engine = EngineRecord(label, label, label, "int8", label, quote(label, safe=""), 1, Portability((label,)))
     changes = {"model": spec, "engines": (engine,), "environment": {label: label}, "options": {label: label}}
-    page = Page(render_html(build_report(given_input(command=label, **changes))))
+    page = Page(render_html(judged(**described(command=label, **changes))))
     assert "script" not in {tag for tag, _ in page.elements}
     assert page.texts.count(label) >= 8
 
@@ -423,7 +426,7 @@ def test_two_remarks_of_one_name_both_show() -> None:
     shaky = {name: measurement(10.0, 0, 3) for name in ("fp32", "int8")}
     for m in shaky.values():
         m.seconds[5] = 1.0
-    report = build_report(given_input(latency=shaky))
+    report = judged(**described(latency=shaky))
     for text in (" ".join(shown(report).split()), " ".join(Page(render_html(report)).texts)):
         assert "FP32: coefficient of variation" in text
         assert "INT8: coefficient of variation" in text
@@ -433,16 +436,9 @@ def test_a_long_list_folds_and_says_how_much_it_leaves_out() -> None:
     classes = 40
     truth = np.arange(4000) % classes
     wrong = (truth + (np.arange(4000) % 80 < 30)) % classes  # 30 classes lose half of their images
-    top5 = np.ones(4000, bool)
-    found = Comparison(
-        truth,
-        classes,
-        Answers(ORT, truth, top5),
-        {"cpu": Answers(ORT, wrong, top5, 20.0)},
-        {i: f"{i}.png" for i in range(4000)},
-    )
+    found = compared(truth, classes, {"fp32": truth, "cpu": wrong}, sqnr={"cpu": (20.0,)})
     spec = ModelSpec("net", Preprocess((8, 8)), tuple(f"class {i}" for i in range(classes)))
-    text = render_html(build_report(given_input(comparison=found, model=spec)))
+    text = render_html(judged(**described(comparison=found, model=spec)))
     assert "1,500 images that INT8 gets wrong and FP32 right" in text
     assert "1,400 more are listed in report.json." in text
     assert "20 more classes" in text
@@ -476,7 +472,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_the_page_fits_a_phone_in_a_browser(tmp_path: Path) -> None:
     """Laid out 320 and 390 px wide, with every fold open, nothing sticks out, and dark is dark."""
-    page = render_html(build_report(given_input())).replace("<details>", "<details open>")
+    page = render_html(judged(**described())).replace("<details>", "<details open>")
     frames = "".join(
         f'<iframe width="{px}" style="color-scheme:{theme}" srcdoc="{html.escape(page)}"></iframe>'
         for px, theme in ((320, "light"), (390, "dark"))

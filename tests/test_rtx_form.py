@@ -25,7 +25,7 @@ from edgeres.graph.lint import lint
 from edgeres.graph.normalize import normalize
 from edgeres.graph.rtx import channel_factor, rtx_form
 from edgeres.pipeline.build import build
-from edgeres.pipeline.steps import add_engines
+from edgeres.pipeline.engines import add_engines
 from edgeres.quantize.rewrite import rewrite
 from edgeres.records import HalfEdge, QuantPlan
 from edgeres.verify import measure

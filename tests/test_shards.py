@@ -252,12 +252,12 @@ def test_the_command_leaves_its_state_and_takes_it_up(
     output, state = tmp_path / "c.json", tmp_path / ".c.json.state"
     images = ("--calibration", made / "images.npz", "--method", METHOD)
     words = ("calibrate", made / "tiny.onnx", *images, "-o", output)
-    monkeypatch.setattr("edgeres.pipeline.steps.here", lambda *of: watched_as(*of, stop_after=2))
+    monkeypatch.setattr("edgeres.pipeline.calibrate.here", lambda *of: watched_as(*of, stop_after=2))
     ended = command(*words)
     assert ended.code == 130
     assert "16 images are through; the same command goes on from there" in ended.err
     assert (state.is_file(), output.exists()) == (True, False)
-    monkeypatch.setattr("edgeres.pipeline.steps.here", lambda *of: watched_as(*of, stop_after=None))
+    monkeypatch.setattr("edgeres.pipeline.calibrate.here", lambda *of: watched_as(*of, stop_after=None))
     ended = command(*words)
     assert "going on after 16 images" in ended.err
     assert (state.exists(), output.is_file()) == (False, True)

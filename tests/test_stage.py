@@ -19,8 +19,8 @@ from edgeres.engine.engines import EngineChoice, Engines, build_engines
 from edgeres.engine.timing import TimingCache, driver, timing_cache
 from edgeres.errors import BundleError, UsageError
 from edgeres.graph.forms import FORMS
-from edgeres.pipeline import steps
-from edgeres.pipeline.steps import add_engines
+from edgeres.pipeline import engines as steps
+from edgeres.pipeline.engines import add_engines
 from edgeres.records import EngineRecord, Portability
 
 ORIN = Gpu("Orin", "8.7", 8 << 30, "12.6")

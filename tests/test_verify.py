@@ -30,7 +30,7 @@ from edgeres.runtime.ort import OrtRunner
 from edgeres.verify import latency as latency_module
 from edgeres.verify import statistics
 from edgeres.verify.accuracy import compare
-from edgeres.verify.latency import LatencyPlan, drift_percent, measure, noise, speedup, variation_percent
+from edgeres.verify.latency import LatencyPlan, drift_percent, measure_latency, noise, speedup, variation_percent
 from edgeres.verify.statistics import (
     Z95,
     Estimate,
@@ -316,24 +316,29 @@ def test_compare_against_a_plain_loop(n: int, classes: int, batch: int, seed: in
     found = compare(Table(fp32), {"cpu": Table(int8)}, Loader(source, PIXEL, batch), spec(classes))
 
     known = [i for i in range(n) if labels[i] >= 0]
-    for answers, scores in ((found.reference, fp32), (found.candidates["cpu"], int8)):
+    table = found.table
+    for name, scores in (("fp32", fp32), ("cpu", int8)):
         hits = [i for i in known if _top(scores[i], 1)[0] == labels[i]]
-        if accuracy := found.accuracy(answers):
+        if accuracy := found.accuracy(name):
             top5 = sum(labels[i] in _top(scores[i], 5) for i in known)
             assert (accuracy.correct, accuracy.correct_top5, accuracy.total) == (len(hits), top5, len(known))
         else:
             assert not known
-        assert found.per_class(answers).tolist() == [sum(labels[i] == c for i in hits) for c in range(classes)]
+        assert table.hits(name).tolist() == [sum(labels[i] == c for i in hits) for c in range(classes)]
     same = sum(_top(fp32[i], 1) == _top(int8[i], 1) for i in range(n))
-    assert found.agreement("cpu").value == pytest.approx(100 * same / n)
+    assert found.table.agreement("cpu").value == pytest.approx(100 * same / n)
     right = [(_top(fp32[i], 1)[0] == labels[i], _top(int8[i], 1)[0] == labels[i]) for i in range(n)]
-    assert [d.image for d in found.lost("cpu")] == [f"image {i}" for i in range(n) if right[i] == (True, False)]
-    assert [d.image for d in found.gained("cpu")] == [f"image {i}" for i in range(n) if right[i] == (False, True)]
-    for d in found.lost("cpu"):
+    assert [d.image for d in found.listed("cpu", table.lost("cpu"))] == [
+        f"image {i}" for i in range(n) if right[i] == (True, False)
+    ]
+    assert [d.image for d in found.listed("cpu", table.gained("cpu"))] == [
+        f"image {i}" for i in range(n) if right[i] == (False, True)
+    ]
+    for d in found.listed("cpu", table.lost("cpu")):
         assert (d.label, d.reference) == (d.reference, d.label)
         assert d.candidate != d.label
-    if drop := found.drop_pp("cpu"):
-        lost_less_gained = len(found.lost("cpu")) - len(found.gained("cpu"))
+    if drop := table.drop_pp("cpu"):
+        lost_less_gained = int(table.lost("cpu").sum()) - int(table.gained("cpu").sum())
         assert drop.value == pytest.approx(100 * lost_less_gained / len(known))
 
 
@@ -350,23 +355,23 @@ def test_sqnr_of_probabilities_is_that_of_centred_logits() -> None:
     found = compare(*runners, Loader(Images([0] * 20), PIXEL, 6), spec(7, "probabilities"))
     s, t = (x - x.mean(1, keepdims=True) for x in (logits, moved))
     expected = 10 * math.log10((s**2).sum() / ((s - t) ** 2).sum())
-    assert found.candidates["cpu"].sqnr_db == pytest.approx(expected, abs=1e-3)
+    assert found.scored["cpu"].sqnr_db == pytest.approx(expected, abs=1e-3)
 
 
 def test_a_probability_of_zero_is_clipped() -> None:
     p = np.array([[1.0, 0.0, 0.0]], np.float32)
     found = compare(Table(p), {"cpu": Table(p)}, Loader(Images([0]), PIXEL, 1), spec(3, "probabilities"))
-    assert found.candidates["cpu"].sqnr_db == math.inf
+    assert found.scored["cpu"].sqnr_db == math.inf
 
 
 def test_unlabelled_images_have_agreement_and_no_accuracy() -> None:
     scores = np.eye(3, dtype=np.float32)
     loader = Loader(Images([-1, -1, -1]), PIXEL, 2)
     found = compare(Table(scores), {"cpu": Table(scores[[0, 1, 1]])}, loader, spec(3))
-    assert found.accuracy(found.reference) is None
-    assert found.drop_pp("cpu") is None
-    assert found.agreement("cpu").value == pytest.approx(200 / 3)
-    assert found.lost("cpu") == []
+    assert found.accuracy("fp32") is None
+    assert found.table.drop_pp("cpu") is None
+    assert found.table.agreement("cpu").value == pytest.approx(200 / 3)
+    assert not found.table.lost("cpu").any()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -415,9 +420,9 @@ def test_compare_runs_graphs_on_onnx_runtime(tmp_path: Any) -> None:
     pixels = rng.integers(0, 256, (40, 1, 1, 3), dtype=np.uint8)
     source.image = lambda index: pixels[index]  # type: ignore[method-assign]
     found = compare(runners["fp32"], {"cpu": runners["int8"]}, Loader(source, PIXEL, 16), spec(6))
-    for answers, w in ((found.reference, weights["fp32"]), (found.candidates["cpu"], weights["int8"])):
-        assert answers.predicted.tolist() == (pixels[:, 0, 0].astype(np.float32) @ w.T).argmax(1).tolist()
-        assert answers.runner.startswith("ONNX Runtime")
+    for name, w in (("fp32", weights["fp32"]), ("cpu", weights["int8"])):
+        assert found.table.answers[name].tolist() == (pixels[:, 0, 0].astype(np.float32) @ w.T).argmax(1).tolist()
+        assert found.scored[name].runner.startswith("ONNX Runtime")
 
 
 # ------------------------------------------------------------------------------------------------------------- latency
@@ -451,7 +456,7 @@ def _measured(monkeypatch: pytest.MonkeyPatch, plan: LatencyPlan, **seconds: Any
     clock, diary = Clock(), []
     monkeypatch.setattr(latency_module, "perf_counter", clock)
     runners = {name: Timed(name, clock, diary, taken) for name, taken in seconds.items()}
-    return measure(runners, lambda runner: {runner.input_name: np.zeros((2, 3))}, plan), diary
+    return measure_latency(runners, lambda runner: {runner.input_name: np.zeros((2, 3))}, plan), diary
 
 
 def test_runners_take_turns_and_reach_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -511,7 +516,9 @@ def test_progress_and_the_collector_are_left_as_found(monkeypatch: pytest.Monkey
 
     clock, meter = Clock(), Meter()
     monkeypatch.setattr(latency_module, "perf_counter", clock)
-    measure({"a": Timed("a", clock, [], lambda n: 0.07)}, lambda r: {"input": np.zeros(1)}, LatencyPlan("s"), meter)
+    measure_latency(
+        {"a": Timed("a", clock, [], lambda n: 0.07)}, lambda r: {"input": np.zeros(1)}, LatencyPlan("s"), meter
+    )
     assert sum(meter.steps) == meter.total == 3000
     assert gc.isenabled()
 
@@ -519,7 +526,7 @@ def test_progress_and_the_collector_are_left_as_found(monkeypatch: pytest.Monkey
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        measure({"a": Timed("a", clock, [], fail)}, lambda r: {"input": np.zeros(1)}, LatencyPlan("s"))
+        measure_latency({"a": Timed("a", clock, [], fail)}, lambda r: {"input": np.zeros(1)}, LatencyPlan("s"))
     assert gc.isenabled()
 
 
@@ -544,11 +551,11 @@ def test_graphs_that_run_side_by_side_answer_the_same_in_the_same_order(tmp_path
     runners = [OrtRunner(bundles.classifier(seed=seed), threads=1) for seed in range(3)]
     graphs = dict(zip(("cpu", "tensorrt"), runners[1:], strict=True))
     one, many = (compare(runners[0], graphs, loader, bundles.spec(), workers=at_a_time) for at_a_time in (1, workers))
-    assert np.array_equal(one.labels, many.labels)
-    assert np.array_equal(one.reference.predicted, many.reference.predicted)
-    for name in graphs:
-        assert np.array_equal(one.candidates[name].predicted, many.candidates[name].predicted)
-        assert one.candidates[name].sqnr_db == many.candidates[name].sqnr_db
+    assert np.array_equal(one.table.labels, many.table.labels)
+    assert list(one.table.answers) == list(many.table.answers) == ["fp32", *graphs]
+    for name in one.table.answers:
+        assert np.array_equal(one.table.answers[name], many.table.answers[name])
+        assert one.scored[name] == many.scored[name]
     assert one.names == many.names
     with pytest.raises(ModelError, match="the graph has 6 outputs for 7 labels"):
         compare(runners[0], graphs, loader, replace(bundles.spec(), labels=(*bundles.CLASSES, "gnu")), workers=workers)

@@ -25,7 +25,7 @@ from edgeres.device.environment import environment
 from edgeres.device.gpu import this_gpu
 from edgeres.progress import SILENT, Progress
 from edgeres.records import F64, Measurement, percentile_nearest
-from edgeres.verify.latency import LatencyPlan, measure, noise, speedup
+from edgeres.verify.latency import LatencyPlan, measure_latency, noise, speedup
 
 if TYPE_CHECKING:
     from edgeres.runtime.runner import Feed, Runner
@@ -79,7 +79,7 @@ def bench(path: Path, options: BenchOptions, progress: Progress = SILENT, board:
         contenders, reasons = open_contenders(bundle, options, stack)
         feed = _feed(bundle, options)
         before = board.look()
-        measured = measure(
+        measured = measure_latency(
             {contender.name: contender.runner for contender in contenders}, feed, _plan(contenders, options), progress
         )
         timed = time_engines(contenders, feed, options, progress)

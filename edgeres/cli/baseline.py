@@ -53,7 +53,7 @@ def command(
 
 def _accept(builds: tuple[Path, ...], output: Path, baseline: Path | None, as_json: bool) -> None:
     from edgeres.files import write_json
-    from edgeres.pipeline.steps import accept_baseline
+    from edgeres.pipeline.verify import accept_baseline
 
     if len(builds) != 1:
         raise UsageError(f"one build is needed, {len(builds)} are given", where="baseline accept")
@@ -75,16 +75,16 @@ def _check(builds: tuple[Path, ...], output: Path | None, baseline: Path | None,
     from dataclasses import asdict
 
     from edgeres.bundle import Bundle
-    from edgeres.cli.config import limits_from, read_config
+    from edgeres.cli.config import gates_from, read_config
     from edgeres.judge.baseline import read_baseline
     from edgeres.judge.consistency import consistency
 
     if output is not None:
         raise UsageError("is for accept; check writes nothing", where="-o", hint="leave it out")
     values = read_config()
-    limits = limits_from(values)
-    accepted = read_baseline(baseline or values.get("baseline") or Path(FILE))
-    found = consistency(accepted, limits, map(Bundle, builds))
+    gates = gates_from(values)
+    accepted = read_baseline(baseline or gates.baseline or Path(FILE))
+    found = consistency(accepted, gates.limits, map(Bundle, builds))
     if as_json:
         print_json([asdict(check) for check in found])
     else:

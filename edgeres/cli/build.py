@@ -66,7 +66,8 @@ def command(ctx: click.Context, /, **given: Any) -> None:
         command=command_line(),
         on_unreadable="skip" if given.pop("skip_unreadable") else "fail",
         **input_choice(given),
-        **{name: gates[name] for name in ("limits", "baseline", "any_machine", "thumbnails")},
+        gates=gates["gates"],
+        thumbnails=gates["thumbnails"],
         **given,
     )
     if quiet:

@@ -113,7 +113,7 @@ def _model(name: str, given: dict[str, Any]) -> Any:
 
 def _measure(name: str, output: Path, given: dict[str, Any], shown: Any) -> dict[str, Any]:
     from edgeres.data.choose import DataChoice
-    from edgeres.pipeline.steps import CalibrateOptions, calibrate_file
+    from edgeres.pipeline.calibrate import CalibrateOptions, calibrate_file
 
     data = DataChoice(given["calibration"], None, given["calibration_size"], None, given["seed"])
     options = CalibrateOptions(
@@ -153,7 +153,7 @@ def _merge(paths: list[Path], output: Path, method: Any) -> dict[str, Any]:
 def _import(name: str, output: Path, given: dict[str, Any], shown: Any) -> dict[str, Any]:
     from edgeres.calibrate.record import to_json
     from edgeres.files import write_file
-    from edgeres.pipeline.steps import import_ranges
+    from edgeres.pipeline.calibrate import import_ranges
 
     content = import_ranges(_model(name, given), given["imported"], shown)
     write_file(output, to_json(content).encode())
@@ -162,7 +162,7 @@ def _import(name: str, output: Path, given: dict[str, Any], shown: Any) -> dict[
 
 def _export(path: str, output: Path, given: dict[str, Any]) -> dict[str, Any]:
     from edgeres.files import write_file
-    from edgeres.pipeline.steps import recorded_at
+    from edgeres.pipeline.calibrate import recorded_at
     from edgeres.quantize.exchange import export
 
     recorded = recorded_at(Path(path).expanduser())

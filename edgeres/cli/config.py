@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeres.errors import UsageError
+from edgeres.judge.asked import GateChoice
 from edgeres.judge.gates import LIMITS, Limits
 
 if sys.version_info >= (3, 11):
@@ -57,10 +58,11 @@ def read_config(start: Path | None = None) -> dict[str, Any]:
     return {}
 
 
-def limits_from(values: dict[str, Any]) -> Limits:
-    """The limits among the values, the others at their defaults."""
-    own = {f.name: values[f.name] for f in fields(Limits) if f.name in values}
-    return Limits(**{**own, "allow": tuple(own.get("allow", ()))})
+def gates_from(values: dict[str, Any]) -> GateChoice:
+    """How to judge, of the values; what they do not have is at its default."""
+    limits = Limits(**{name: values[name] for name in LIMITS if name in values})
+    own = {f.name: values[f.name] for f in fields(GateChoice) if f.name in values}
+    return GateChoice(**{**own, "limits": limits, "allow": tuple(own.get("allow", ()))})
 
 
 def _table(path: Path) -> dict[str, Any] | None:

@@ -50,7 +50,7 @@ def command(bundle: Path, target: str, batch: int, tensorrt: str, output: Path |
     builds the engine from them on the device.
     """
     from edgeres.files import write_file
-    from edgeres.pipeline.steps import dla_model
+    from edgeres.pipeline.engines import dla_model
 
     found = dla_model(bundle, target, batch, tensorrt)
     if output is not None:

@@ -27,7 +27,7 @@ def command(bundle: Path, target: str | None, as_json: bool, **given: Any) -> No
     The log of the vendor's builder is written beside the engine, as .log.
     """
     from edgeres.engine.engines import EngineChoice
-    from edgeres.pipeline.steps import add_engines
+    from edgeres.pipeline.engines import add_engines
 
     records = add_engines(bundle, target, EngineChoice(**given), progress(quiet=as_json))
     if as_json:

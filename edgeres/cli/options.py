@@ -226,12 +226,12 @@ def gate_choice(given: dict[str, Any]) -> dict[str, Any]:
     """Take the options on gates out of ``given``; missing ones come from the configuration, else defaults.
 
     Returns:
-        ``limits``, ``baseline``, ``any_machine``, ``thumbnails``, and other values of the configuration.
+        ``gates``, ``thumbnails``, and the images that the configuration names.
 
     Raises:
         UsageError: the configuration is wrong.
     """
-    from edgeres.cli.config import limits_from, read_config
+    from edgeres.cli.config import gates_from, read_config
     from edgeres.judge.gates import LIMITS
 
     values = read_config()
@@ -240,9 +240,7 @@ def gate_choice(given: dict[str, Any]) -> dict[str, Any]:
         if said not in (None, ()):
             values[name] = None if said == Limit.OFF else said
     chosen: dict[str, Any] = {name: values[name] for name in ("validation", "validation_size") if name in values}
-    chosen |= {"baseline": values.get("baseline"), "any_machine": values.get("any_machine", False)}
-    chosen["thumbnails"] = values.get("thumbnails", True)
-    return {**chosen, "limits": limits_from(values)}
+    return {**chosen, "thumbnails": values.get("thumbnails", True), "gates": gates_from(values)}
 
 
 def check_calibration_file(given: dict[str, Any]) -> None:

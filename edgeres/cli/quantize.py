@@ -41,7 +41,8 @@ def command(model: Path, output: Path, target: str, as_json: bool, **given: Any)
     from edgeres.data.choose import DataChoice
     from edgeres.errors import UsageError
     from edgeres.files import write_file
-    from edgeres.pipeline.steps import QuantizeOptions, quantize_file
+    from edgeres.pipeline.options import QuantizeOptions, RangeOptions
+    from edgeres.pipeline.quantize import quantize_file
     from edgeres.pipeline.take import InputChoice, ModelChoice
     from edgeres.refine.choice import RefineChoice
 
@@ -54,7 +55,7 @@ def command(model: Path, output: Path, target: str, as_json: bool, **given: Any)
     data = DataChoice(given.pop("calibration"), None, given.pop("calibration_size"), None, given.pop("seed"))
     given["on_unreadable"] = "skip" if given.pop("skip_unreadable") else "fail"
     refine = RefineChoice(given.pop("effort"), given.pop("residual"))
-    done = quantize_file(choice, data, QuantizeOptions(target, refine, **given), progress(quiet=as_json))
+    done = quantize_file(choice, data, QuantizeOptions(target, RangeOptions(**given), refine), progress(quiet=as_json))
     write_file(output, done.model)
     if as_json:
         print_json({"file": str(output), "bytes": len(done.model), **done.summary})

@@ -49,8 +49,9 @@ def command(ctx: click.Context, /, bundle: Path, output: Path | None, as_json: b
     from edgeres.data.choose import DataChoice
     from edgeres.errors import UsageError
     from edgeres.judge.document import to_json
+    from edgeres.pipeline.options import VerifyOptions
     from edgeres.pipeline.render import write_junit, write_markdown, write_report
-    from edgeres.pipeline.steps import VerifyOptions, verify_bundle
+    from edgeres.pipeline.verify import verify_bundle
     from edgeres.report.terminal import render_terminal
 
     if output is not None and (output / MANIFEST).exists():
@@ -59,9 +60,7 @@ def command(ctx: click.Context, /, bundle: Path, output: Path | None, as_json: b
     validation = given["validation"] or gates.pop("validation", None)
     size = given["validation_size"] or gates.pop("validation_size", None)
     options = VerifyOptions(
-        limits=gates["limits"],
-        baseline=gates["baseline"],
-        any_machine=gates["any_machine"],
+        gates=gates["gates"],
         on_unreadable="skip" if given["skip_unreadable"] else "fail",
         scheduler=given["scheduler"],
         thumbnails=gates["thumbnails"],

@@ -46,6 +46,14 @@ class Sources:
         """Whether the same images calibrate and validate, which makes INT8 look better than it is."""
         return self.calibration.digest() == self.validation.digest()
 
+    @property
+    def warnings(self) -> list[str]:
+        """What the user should know before anything is computed."""
+        told = [f"no gate on the drop: {self.reasons['accuracy']}"] if "accuracy" in self.reasons else []
+        if self.overlap:
+            told.append("calibration and validation are the same images, which flatters INT8")
+        return told
+
 
 def check_paths(choice: DataChoice) -> None:
     """Check the paths before a model is loaded.

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgeres._version import __version__
 from edgeres.errors import InputError
-from edgeres.judge.codec import unpack
-from edgeres.records import I64
-
-Json = dict[str, Any]
+from edgeres.judge.document import Json
+from edgeres.judge.standing import Standing, standing_of
 
 SCHEMA = 1
 KIND = "edgeres baseline"
@@ -37,6 +33,10 @@ class Baseline:
     where: str
     document: Mapping[str, Any]
     any_machine: bool = False
+
+    @property
+    def standing(self) -> Standing:
+        return standing_of(self.document, "the baseline")
 
 
 def accept(report: Mapping[str, Any], where: str | Path) -> Json:
@@ -113,31 +113,9 @@ def _check(document: Mapping[str, Any]) -> None:
         document[part]
     for part in _LATENCY:
         document["latency"][part]
-    then = Then.of(document)
+    table = standing_of(document, "the baseline").table
     for name, graph in document["accuracy"]["graphs"].items():
         for part in _GRAPH:
             graph[part]
-        then.answers[name]
-    then.answers["fp32"]
-    if any(len(answers) != len(then.labels) for answers in then.answers.values()):
-        raise KeyError("accuracy.answers")
-
-
-@dataclass(frozen=True)
-class Then:
-    """What a baseline answered, unpacked: int64 (N,) each."""
-
-    labels: I64
-    answers: Mapping[str, I64] = field(default_factory=dict)
-
-    @staticmethod
-    def of(document: Mapping[str, Any]) -> Then:
-        packed = document["accuracy"]["answers"]
-        return Then(unpack(packed["labels"]), {name: unpack(packed[name]) for name in packed if name != "labels"})
-
-    def hits(self, name: str, classes: int) -> I64:
-        right = (self.answers[name] == self.labels) & (self.labels >= 0) & (self.labels < classes)
-        return np.bincount(self.labels[right], minlength=classes)
-
-    def sizes(self, classes: int) -> I64:
-        return np.bincount(self.labels[(self.labels >= 0) & (self.labels < classes)], minlength=classes)
+        if table is None or name not in table.answers:
+            raise KeyError(f"accuracy.answers.{name}")

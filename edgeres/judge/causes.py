@@ -8,8 +8,8 @@ from dataclasses import fields
 from typing import Any
 
 from edgeres.engine.engines import EngineChoice
+from edgeres.judge.document import Json
 
-Json = dict[str, Any]
 Changed = Mapping[str, tuple[Any, Any]]
 
 # Options that choose which engines are built or how images are read; they change no code of a graph by themselves.

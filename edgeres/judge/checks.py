@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from edgeres.data.pixels import Pixels
+from edgeres.graph.forms import FORMS
 from edgeres.records import EngineRecord, Outcome
 from edgeres.verify.accuracy import Comparison
-from edgeres.verify.layer_noise import Anatomy
+from edgeres.verify.answers import REFERENCE
+from edgeres.verify.layer_noise import LayerNoise
 
 LEAST_IMAGES = 5  # of a class, before the majority of its answers says anything
 CERTAIN, LIKELY = 4.0, 2.0  # standard errors: two means that are certainly different, and that may be the same
@@ -50,7 +52,7 @@ class Evidence:
     Attributes:
         labels: class names.
         calibration: what the calibration images look like.
-        anatomy: by graph; ``not_dissected`` says why there is none.
+        layer_noise: by graph; ``no_layer_noise`` says why there is none.
         baseline: the section of the report.
         engines: of the manifest.
         files: SHA-256 by path, now; ``files_then`` when the bundle was built, and in the baseline.
@@ -59,8 +61,8 @@ class Evidence:
     labels: tuple[str, ...]
     comparison: Comparison | None = None
     calibration: Pixels | None = None
-    anatomy: Mapping[str, Anatomy] = field(default_factory=dict)
-    not_dissected: str = "nobody looked inside in this run"
+    layer_noise: Mapping[str, LayerNoise] = field(default_factory=dict)
+    no_layer_noise: str = "noise was not measured layer by layer in this run"
     baseline: Mapping[str, Any] | None = None
     engines: Sequence[EngineRecord] = ()
     files: Mapping[str, str] = field(default_factory=dict)
@@ -78,11 +80,11 @@ Found = tuple[Outcome, str]
 def _labels(e: Evidence) -> Found:
     """Classes whose images FP32 calls by each other's names: the network is right, and the labels are not."""
     c = e.comparison
-    if c is None or not c.labelled:
+    if c is None or not c.table.labelled:
         return "unsure", "there are no labels"
-    mostly = {}
-    for label in np.flatnonzero(c.class_sizes >= LEAST_IMAGES).tolist():
-        answers = np.bincount(c.reference.predicted[c.labels == label], minlength=c.num_classes)
+    table, mostly = c.table, {}
+    for label in np.flatnonzero(table.class_sizes >= LEAST_IMAGES).tolist():
+        answers = np.bincount(table.answers[REFERENCE][table.labels == label], minlength=table.num_classes)
         if 2 * answers.max() > answers.sum():
             mostly[label] = int(answers.argmax())
     wrong = {label: answer for label, answer in mostly.items() if answer != label}
@@ -138,7 +140,7 @@ def _calibration(e: Evidence) -> Found:
     """Red and blue exchanged: the means of calibration fit validation's only with the channels turned round."""
     then, now = e.calibration, e.comparison.pixels if e.comparison else None
     if then is None or now is None:
-        return "unsure", "nobody recorded what the calibration images look like"
+        return "unsure", "what the calibration images look like was not recorded"
     error = math.hypot(then.error, now.error) or 1e-9
     straight, turned = (then.red_minus_blue - sign * now.red_minus_blue for sign in (1, -1))
     told = f"red minus blue is {then.red_minus_blue:.1f} there and {now.red_minus_blue:.1f} in validation"
@@ -156,7 +158,7 @@ def _preprocessing(e: Evidence) -> Found:
             "failed",
             f"{told} {better.way} (p = {better.p:.1g}): mean, std, scale or channel order are not those of training",
         )
-    zeros = [one for graph in e.anatomy.values() for one in graph.zeros]
+    zeros = [one for graph in e.layer_noise.values() for one in graph.zeros]
     worst = max(zeros, key=lambda one: one.apart, default=None)
     if worst is not None and worst.apart > ZEROS_APART:
         share = (
@@ -181,9 +183,9 @@ def _is_input(what: str) -> bool:
 
 
 def _weights(e: Evidence) -> Found:
-    if not e.anatomy:
-        return "unsure", e.not_dissected
-    for name, graph in e.anatomy.items():
+    if not e.layer_noise:
+        return "unsure", e.no_layer_noise
+    for name, graph in e.layer_noise.items():
         if graph.per_tensor:
             some = ", ".join(graph.per_tensor[:3])
             share = f"{len(graph.per_tensor)} of {graph.weights}"
@@ -192,9 +194,9 @@ def _weights(e: Evidence) -> Found:
 
 
 def _ranges(e: Evidence) -> Found:
-    if not e.anatomy:
-        return "unsure", e.not_dissected
-    fits = [(fit, name) for name, graph in e.anatomy.items() for fit in graph.ranges]
+    if not e.layer_noise:
+        return "unsure", e.no_layer_noise
+    fits = [(fit, name) for name, graph in e.layer_noise.items() for fit in graph.ranges]
     poor = sorted((pair for pair in fits if pair[0].own_db < LEAST_OWN_DB), key=lambda pair: pair[0].own_db)
     if poor:
         fit, name = poor[0]
@@ -209,8 +211,6 @@ def _ranges(e: Evidence) -> Found:
 
 def _engines(e: Evidence) -> Found:
     """An engine that is older than its graph: the same bytes as when the graph was another."""
-    from edgeres.graph.forms import FORMS
-
     built = [engine for engine in e.engines if engine.file]
     graph = e.files.get(FORMS["tensorrt"].file)
     for then in e.files_then:

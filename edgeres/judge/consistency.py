@@ -10,10 +10,9 @@ from collections.abc import Iterable, Mapping
 from edgeres.bundle import Bundle
 from edgeres.judge.baseline import Baseline
 from edgeres.judge.checks import Check
-from edgeres.judge.gates import METRICS, Limits, judge
+from edgeres.judge.gates import METRICS, Limits, judge_gates
+from edgeres.made import artefacts_of
 from edgeres.records import Outcome
-
-_KINDS = (".onnx", ".engine")
 
 
 def consistency(baseline: Baseline, limits: Limits, bundles: Iterable[Bundle]) -> list[Check]:
@@ -45,7 +44,7 @@ def _limits(baseline: Baseline, limits: Limits) -> Check:
     wanted = [gate for gate in limits.gates() if METRICS[gate.metric].path]
     beyond = [
         f"{METRICS[verdict.gate.metric].title} {verdict.reason}"
-        for verdict in judge(wanted, figures)
+        for verdict in judge_gates(wanted, figures)
         if verdict.observed is not None and verdict.outcome == "failed"
     ]
     if beyond:
@@ -57,7 +56,7 @@ def _limits(baseline: Baseline, limits: Limits) -> Check:
 def _same_build(baseline: Baseline, bundle: Bundle) -> Check:
     title = f"baseline of {bundle.path}"
     then: Mapping[str, str] = baseline.document["files"]
-    now = {name: digest for name, digest in bundle.manifest.files.items() if name.endswith(_KINDS)}
+    now = artefacts_of(bundle.manifest.files)
     shared = [name for name in now if name in then]
     other = [name for name in shared if now[name] != then[name]] + [name for name in then if name not in now]
     if not shared or other:

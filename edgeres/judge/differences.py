@@ -9,18 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from edgeres.errors import InputError
-from edgeres.judge.baseline import Baseline, accept
 from edgeres.judge.causes import causes
-from edgeres.judge.codec import pack, unpack
-from edgeres.judge.regression import Run, crowded, hold_against
-from edgeres.judge.sides import Json, Side
-from edgeres.records import I64
-from edgeres.verify.accuracy import Answers, Comparison
+from edgeres.judge.document import Json, Section
+from edgeres.judge.regression import crowded, regression
+from edgeres.judge.sides import Side
+from edgeres.judge.standing import Standing, standing_of
+from edgeres.verify.answers import REFERENCE
 from edgeres.verify.statistics import proportion_percent
 
 SCHEMA = 1
@@ -37,21 +33,26 @@ def compare_builds(before: Side, after: Side, *, any_machine: bool = False) -> J
     Raises:
         InputError: a report is damaged.
     """
-    reasons: dict[str, str] = {}
     try:
-        since = _since(before, after, any_machine, reasons)
+        first, second = standing_of(before.report, "the first"), standing_of(after.report, "the second")
+        regressed = regression(first, second, any_machine=any_machine)
+        since, scales, placements = regressed.content, _scales(before, after), _placements(before, after)
         found: Json = {
             "before": _head(before),
             "after": _head(after),
             "same_images": since["same_images"],
             "changed": since["changed"],
             "files": _files(before.files, after.files),
-            "scales": _scales(before, after, reasons),
-            "placements": _placements(before, after, reasons),
-            "accuracy": _accuracy(before.report, after.report, since),
+            "scales": scales.content or None,
+            "placements": placements.content if not placements.reasons else None,
+            "accuracy": _accuracy(before.report, after.report, since, _same_answers(first, second, since)),
             "latency": _latency(before.report, after.report, since),
             "sizes": _sizes(before.report["sizes"], after.report["sizes"]),
-            "reasons": {path.removeprefix("baseline."): _by_name(why) for path, why in reasons.items()},
+            "reasons": {
+                **{name or "baseline": why for name, why in regressed.reasons.items()},
+                **scales.reasons_below("scales"),
+                **placements.reasons_below("placements"),
+            },
         }
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         where = f"{before.name} or {after.name}"
@@ -70,50 +71,6 @@ def _head(side: Side) -> Json:
         "validation": validation["description"] if validation else None,
         "images": report["accuracy"]["images"],
     }
-
-
-def _by_name(why: str) -> str:
-    """Words that were made for a baseline, for a build with a name."""
-    return why.replace("the baseline was", "the first was").replace("the baseline", "the first")
-
-
-def _since(before: Side, after: Side, any_machine: bool, reasons: dict[str, str]) -> Json:
-    """The section ``baseline`` that a report of ``after`` would have with ``before`` accepted."""
-    old = before.report
-    if old["accuracy"]["answers"] is None:
-        nothing = dict.fromkeys(("labels", "fp32"), pack(np.zeros(0, np.int64)))
-        old = {**old, "accuracy": {**old["accuracy"], "graphs": {}, "answers": nothing}}
-    new = after.report
-    validation = new["data"]["validation"]
-    run = Run(
-        _comparison(new),
-        validation["sha256"] if validation else None,
-        tuple(new["model"]["labels"]),
-        new["latency"],
-        new["environment"],
-        new["facts"],
-    )
-    since = hold_against(Baseline(before.name, accept(old, before.name), any_machine), run, reasons)
-    assert since is not None
-    return since
-
-
-def _comparison(report: Json) -> Comparison | None:
-    """The answers of a report; names of images are not kept for all of them."""
-    accuracy = report["accuracy"]
-    packed = accuracy["answers"]
-    if packed is None:
-        return None
-    labels = unpack(packed["labels"])
-    nowhere = np.zeros(len(labels), np.bool_)
-
-    def answers(name: str, graph: Mapping[str, Any]) -> Answers:
-        sqnr, limits = graph.get("logit_sqnr_db"), graph.get("logit_sqnr_db_ci95")
-        return Answers(str(graph["runner"]), unpack(packed[name]), nowhere, sqnr, tuple(limits) if limits else None)
-
-    graphs = {name: answers(name, graph) for name, graph in accuracy["graphs"].items()}
-    names = dict.fromkeys(range(len(labels)), "")
-    return Comparison(labels, report["model"]["num_classes"], answers("fp32", accuracy["fp32"]), graphs, names)
 
 
 def _files(before: Mapping[str, str], after: Mapping[str, str]) -> Json:
@@ -143,14 +100,14 @@ def _widths(side: Side, style: str, *, graphs: bool) -> _Widths | None:
     return _Widths("calibration.json", {name: high - low for name, (low, high) in ranges.items()}) if ranges else None
 
 
-def _scales(before: Side, after: Side, reasons: dict[str, str]) -> Json | None:
+def _scales(before: Side, after: Side) -> Section:
     """By graph, every tensor that is quantized in both, the largest change first."""
     graphs = before.graphs is not None and after.graphs is not None
-    found = {}
+    found, reasons = {}, {}
     for style in _styles(before, after):
         old, new = _widths(before, style, graphs=graphs), _widths(after, style, graphs=graphs)
         if not old or not new:
-            reasons[f"scales.{style}"] = f"{(before if not old else after).name} has no {style} graph"
+            reasons[style] = f"{(before if not old else after).name} has no {style} graph"
             continue
         pairs = [(name, old.tensors[name], new.tensors[name]) for name in new.tensors if name in old.tensors]
         rows = [{"tensor": name, "before": a, "after": b, "ratio": b / a} for name, a, b in pairs if a > 0 and b > 0]
@@ -158,15 +115,14 @@ def _scales(before: Side, after: Side, reasons: dict[str, str]) -> Json | None:
         changed = sum(abs(math.log(row["ratio"])) > math.log1p(TOLD_PERCENT / 100) for row in rows)  # type: ignore[arg-type]
         found[style] = {"of": new.of, "tensors": len(rows), "changed": changed, "rows": rows}
     if not found:
-        reasons.setdefault("scales", _why("ranges" if not graphs else "graphs", before, after))
-    return found or None
+        reasons[""] = _why("ranges" if not graphs else "graphs", before, after)
+    return Section(found, reasons)
 
 
-def _placements(before: Side, after: Side, reasons: dict[str, str]) -> Json | None:
+def _placements(before: Side, after: Side) -> Section:
     """By graph, the tensors that gained or lost their Q/DQ pair, and what is newly left in float."""
     if before.graphs is None or after.graphs is None:
-        reasons["placements"] = _why("graphs", before, after)
-        return None
+        return Section({}, {"": _why("graphs", before, after)})
     found = {}
     for style in (style for style in after.graphs if style in before.graphs):
         old, new = before.graphs[style], after.graphs[style]
@@ -178,7 +134,7 @@ def _placements(before: Side, after: Side, reasons: dict[str, str]) -> Json | No
                 {"what": what, "reason": reason} for what, reason in new.skipped.items() if what not in old.skipped
             ],
         }
-    return found
+    return Section(found)
 
 
 def _styles(before: Side, after: Side) -> Iterable[str]:
@@ -193,7 +149,7 @@ def _why(part: str, before: Side, after: Side) -> str:
     return next(told, "the two have no graph in common")
 
 
-def _accuracy(before: Json, after: Json, since: Json) -> Json:
+def _accuracy(before: Json, after: Json, since: Json, same: Mapping[str, Json]) -> Json:
     old, new = before["accuracy"], after["accuracy"]
     lost = ("drop_pp", "drop_pp_ci95", "lost", "gained", "total")
     fp32 = since["fp32"] or dict.fromkeys(lost)
@@ -206,7 +162,7 @@ def _accuracy(before: Json, after: Json, since: Json) -> Json:
             **{f"since_{key}": row[key] for key in lost},
             "sqnr_loss_db": row["sqnr_loss_db"],
             "sqnr_loss_db_ci95": row["sqnr_loss_db_ci95"],
-            **_same_answers(old, new, name, since["same_images"]),
+            **same.get(name, _NOT_THE_SAME),
             "fallen_classes": _fallen(row["classes"]),
         }
     return {
@@ -215,7 +171,7 @@ def _accuracy(before: Json, after: Json, since: Json) -> Json:
             "before": _figures(old["fp32"]),
             "after": _figures(new["fp32"]),
             **{f"since_{key}": fp32[key] for key in lost},
-            **_same_answers(old, new, "fp32", since["same_images"]),
+            **same.get(REFERENCE, _NOT_THE_SAME),
         },
         "graphs": graphs,
         "missing_classes": [row["name"] for row in since["missing_classes"]],
@@ -229,13 +185,18 @@ def _figures(row: Json) -> Json:
     return {key: row.get(key) for key in _FIGURES}
 
 
-def _same_answers(old: Json, new: Json, name: str, same_images: bool) -> Json:
-    """How many images both builds put into the same class, with Wilson's interval; None on other images."""
-    if not same_images:
-        return {"same_answers": None, "same_answers_ci95": None}
-    pair: tuple[I64, I64] = (unpack(old["answers"][name]), unpack(new["answers"][name]))
-    share = proportion_percent(int((pair[0] == pair[1]).sum()), len(pair[1]))
-    return {"same_answers": share.value, "same_answers_ci95": [share.low, share.high]}
+_NOT_THE_SAME: Json = {"same_answers": None, "same_answers_ci95": None}
+
+
+def _same_answers(before: Standing, after: Standing, since: Json) -> dict[str, Json]:
+    """By candidate, how many images both builds put into the same class, with Wilson's interval; {} on other images."""
+    if not since["same_images"] or before.table is None or after.table is None:
+        return {}
+    old, new, found = before.table.answers, after.table.answers, {}
+    for name in (name for name in new if name in old):
+        share = proportion_percent(int((old[name] == new[name]).sum()), len(new[name]))
+        found[name] = {"same_answers": share.value, "same_answers_ci95": [share.low, share.high]}
+    return found
 
 
 def _fallen(classes: Json | None) -> list[Json]:

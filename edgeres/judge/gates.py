@@ -13,17 +13,15 @@ A figure that was measured on a sample has an interval, and a limit lies beside 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from edgeres.errors import UsageError
-from edgeres.judge.checks import CHECKS
+from edgeres.judge.document import expand, look_up, why_missing
 from edgeres.records import Gate, Outcome, Verdict
 from edgeres.verify.statistics import images_for_drop, images_for_share
-
-OnUnsure = Literal["warn", "fail"]
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """What a user limits; None sets no gate. Units: percentage points, per cent, ratios, milliseconds, MB, dB.
+    """The limits of a run; None sets no gate. Units: percentage points, per cent, ratios, milliseconds, MB, dB.
 
     Attributes:
         max_drop: top-1 lost against FP32.
@@ -108,8 +106,6 @@ class Limits:
         max_regression: top-1 lost against the baseline, by INT8 and by FP32 itself.
         max_sqnr_loss: logit SQNR lost against the baseline.
         max_slowdown: INT8's latency against the baseline's, each as a share of FP32's in its own run.
-        on_unsure: whether a gate that cannot be decided fails the run.
-        allow: names of :mod:`edgeres.judge.checks` whose findings are told and let through.
     """
 
     max_drop: float | None = 1.0
@@ -121,24 +117,17 @@ class Limits:
     max_regression: float | None = 0.5
     max_sqnr_loss: float | None = 3.0
     max_slowdown: float | None = 15.0
-    on_unsure: OnUnsure = "warn"
-    allow: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuses what no run could mean.
+        """Refuse what is no number.
 
         Raises:
-            UsageError: a limit is not a number, or a word is none of those there are.
+            UsageError: a limit is not finite.
         """
         for metric in METRICS.values():
             limit = getattr(self, metric.option)
             if limit is not None:
                 gate(metric.name, limit)
-        if self.on_unsure not in get_args(OnUnsure):
-            raise UsageError(f"no such on_unsure: {self.on_unsure!r}", hint=f"one of {', '.join(get_args(OnUnsure))}")
-        for name in self.allow:
-            if name not in CHECKS:
-                raise UsageError(f"there is no check {name!r} to allow", hint=f"choose one of {', '.join(CHECKS)}")
 
     def gates(self, *, baseline: bool = False, labels: bool = True) -> tuple[Gate, ...]:
         """The gates that are set.
@@ -156,7 +145,7 @@ class Limits:
         return tuple(gate(name, limit) for name, limit in limits if limit is not None)
 
 
-LIMITS = tuple(f.name for f in fields(Limits) if f.name not in {"on_unsure", "allow"})
+LIMITS = tuple(f.name for f in fields(Limits))
 
 
 def gate(metric: str, limit: float) -> Gate:
@@ -172,7 +161,7 @@ def gate(metric: str, limit: float) -> Gate:
     return Gate(metric, float(limit), METRICS[metric].unit)
 
 
-def judge(gates: Iterable[Gate], figures: Mapping[str, Any]) -> list[Verdict]:
+def judge_gates(gates: Iterable[Gate], figures: Mapping[str, Any]) -> list[Verdict]:
     """Hold each gate against the figures and their intervals.
 
     A figure that was not measured fails its gate, with the reason why it was not; a baseline that cannot be compared
@@ -185,7 +174,7 @@ def judge(gates: Iterable[Gate], figures: Mapping[str, Any]) -> list[Verdict]:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Reading:
     """A figure at one path, in the gate's unit."""
 
     path: str
@@ -201,7 +190,7 @@ def _judge(gate: Gate, figures: Mapping[str, Any]) -> Verdict:
     missing = [path for path in found if look_up(path, figures) is None]
     if missing or not found:
         return _unmeasured(gate, missing[0] if missing else metric.path, figures)
-    seen = [_see(metric, gate.limit, path, figures) for path in found]
+    seen = [_read(metric, gate.limit, path, figures) for path in found]
     outcome = _worst_outcome(one.outcome for one in seen)
     sign = 1 if metric.bound == "ceiling" else -1
     worst = max((one for one in seen if one.outcome == outcome), key=lambda one: sign * one.value)
@@ -220,14 +209,14 @@ def _judge(gate: Gate, figures: Mapping[str, Any]) -> Verdict:
     return Verdict(gate, worst.value, outcome, reason, needed)
 
 
-def _see(metric: Metric, limit: float, path: str, figures: Mapping[str, Any]) -> _Seen:
+def _read(metric: Metric, limit: float, path: str, figures: Mapping[str, Any]) -> _Reading:
     value = metric.scale * float(look_up(path, figures))
     low, high = look_up(f"{path}_ci95", figures) or (None, None)
     ends = {metric.meets(end, limit) for end in (value if low is None else low, value if high is None else high)}
     outcome: Outcome = "unsure" if len(ends) > 1 else "passed" if ends == {True} else "failed"
     if outcome == "failed" and metric.name == "p99_ms" and _disturbed(limit, figures):
         outcome = "unsure"
-    return _Seen(path, value, low, high, outcome)
+    return _Reading(path, value, low, high, outcome)
 
 
 def _disturbed(limit: float, figures: Mapping[str, Any]) -> bool:
@@ -308,32 +297,7 @@ def _class_words(row: Mapping[str, Any], graph: str) -> str:
     return f"{row['name']} from {was} to {now} right in the {graph} graph (p = {row['p_holm']:.2g} over all classes)"
 
 
-def expand(path: str, figures: Mapping[str, Any]) -> Iterator[str]:
-    """The paths that a path with a ``*`` stands for; a path without one stands for itself."""
-    head, star, tail = path.partition(".*")
-    if not star:
-        yield path
-        return
-    yield from (f"{head}.{key}{tail}" for key in look_up(head, figures) or {})
-
-
 def _starred(pattern: str, path: str) -> str:
     """What stands in a path where the pattern has its star."""
     head, _, tail = pattern.partition("*")
     return path[len(head) : len(path) - len(tail)] if fnmatchcase(path, pattern) else path
-
-
-def look_up(path: str, figures: Mapping[str, Any]) -> Any:
-    """The value at a dotted path; None where it was not measured or does not exist."""
-    value: Any = figures
-    for key in path.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
-
-
-def why_missing(path: str, figures: Mapping[str, Any]) -> str:
-    """Why a figure is null: the reason given for it, or for the nearest group it belongs to."""
-    reasons: Mapping[str, str] = figures.get("reasons", {})
-    keys = path.replace(".*", "").split(".")
-    prefixes = (".".join(keys[:n]) for n in range(len(keys), 0, -1))
-    return next((reasons[p] for p in prefixes if p in reasons), "no reason was recorded")

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from edgeres.judge.baseline import Baseline, Then
-from edgeres.verify.accuracy import Comparison
+from edgeres.judge.document import Json, Section
+from edgeres.judge.standing import Standing
+from edgeres.verify.answers import REFERENCE, AnswerTable
 from edgeres.verify.classes import ALPHA_OTHERS, ClassFalls, paired_falls, unpaired_falls
 from edgeres.verify.statistics import Z95, Z999, Estimate, difference, holm, paired_drop_pp, proportion_percent, ratio
-
-Json = dict[str, Any]
 
 # Relative standard deviation of a speedup from run to run, beyond what blocks within a run show: other neighbours
 # leave other caches. Measured, see docs/verification.md. A run is crowded where the mean latency is so much longer than
@@ -33,97 +31,84 @@ _DROP = ("drop_pp", "drop_pp_ci95", "lost", "gained", "total")
 
 
 @dataclass(frozen=True)
-class Run:
-    """What is held against a baseline.
-
-    Attributes:
-        validation: SHA-256 of what identifies the images.
-        labels: class names in the order of the outputs.
-        latency, environment, facts: as in the report.
-    """
-
-    comparison: Comparison | None
-    validation: str | None
-    labels: tuple[str, ...]
-    latency: Mapping[str, Any]
-    environment: Mapping[str, str]
-    facts: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
 class _Pair:
-    """Then and now.
+    """The answers of both sides, which both have labels for the same classes.
 
     Attributes:
+        names: of the classes.
         same_images: whether answers can be compared image by image.
-        comparable: whether there are labels on both sides, of equally many classes.
     """
 
-    document: Mapping[str, Any]
-    then: Then
-    run: Run
+    before: AnswerTable
+    now: AnswerTable
+    names: tuple[str, ...]
     same_images: bool
-    comparable: bool
 
 
-def hold_against(baseline: Baseline | None, run: Run, reasons: dict[str, str]) -> Json | None:
-    """The section ``baseline`` of a report; what cannot be compared is null, with its reason in ``reasons``."""
-    if baseline is None:
-        return None
-    document, then, comparison = baseline.document, Then.of(baseline.document), run.comparison
-    same_images = _same_images(document, then, run)
-    pair = _Pair(document, then, run, same_images, _comparable(document, then, run, reasons))
+def regression(before: Standing, now: Standing, *, any_machine: bool = False) -> Section:
+    """What ``now`` lost against ``before``; what cannot be compared is null, with its reason.
+
+    Args:
+        any_machine: compare latency with that of another machine, too.
+    """
+    reasons: dict[str, str] = {}
+    same_images = _same_images(before, now)
     if not same_images:
-        told = (document["validation"] or {}).get("description", "others")
-        reasons["baseline.same_images"] = f"the baseline was measured on other images: {told}"
-    return {
-        "file": baseline.where,
-        "accepted": document["accepted"],
-        "same_images": same_images,
-        "interval_percent": 95.0 if same_images else 99.9,
-        "fp32": _fp32(pair) if pair.comparable else None,
-        "graphs": {name: _graph(name, pair, reasons) for name in comparison.candidates} if comparison else {},
-        "missing_classes": _missing_classes(pair) if pair.comparable else [],
-        **_slowdown(baseline, run, reasons),
-        "changed": changes(document, run),
-    }
+        told = before.images.description if before.images else "others"
+        reasons["same_images"] = f"{before.called} was measured on other images: {told}"
+    why = _not_comparable(before, now)
+    pair = None
+    if why:
+        reasons[""] = why
+    elif before.table and now.table and now.class_names:
+        # A table that was read back may not know how many classes there are.
+        pair = _Pair(replace(before.table, num_classes=now.table.num_classes), now.table, now.class_names, same_images)
+    graphs = {name: _graph(name, before, now, pair) for name in (now.table.candidates if now.table else ())}
+    slowdown = _slowdown(before, now, any_machine)
+    for name, graph in graphs.items():
+        reasons |= graph.reasons_below(f"graphs.{name}")
+    return Section(
+        {
+            "same_images": same_images,
+            "interval_percent": 95.0 if same_images else 99.9,
+            "fp32": _fp32(pair) if pair else None,
+            "graphs": {name: graph.content for name, graph in graphs.items()},
+            "missing_classes": _missing_classes(pair) if pair else [],
+            **slowdown.content,
+            "changed": changes(before, now),
+        },
+        reasons | dict(slowdown.reasons),
+    )
 
 
-def _comparable(document: Mapping[str, Any], then: Then, run: Run, reasons: dict[str, str]) -> bool:
-    if run.comparison is None or not run.comparison.labelled or not (then.labels >= 0).any():
-        reasons.setdefault("baseline", "there are no labels on both sides")
+def _not_comparable(before: Standing, now: Standing) -> str | None:
+    """Why there is no drop of accuracy between the two."""
+    if not (now.table and now.table.labelled and before.table and before.table.labelled):
+        return "there are no labels on both sides"
+    known, names = before.class_names, now.class_names or ()
+    if known is not None and len(known) != len(names):
+        return f"{before.called} has {len(known)} classes, this model {len(names)}"
+    return None
+
+
+def _same_images(before: Standing, now: Standing) -> bool:
+    if before.images is None or now.images is None or before.table is None or now.table is None:
         return False
-    before = len(document["facts"].get("labels", run.labels))
-    if before != len(run.labels):
-        reasons["baseline"] = f"the baseline has {before} classes, this model {len(run.labels)}"
-        return False
-    return True
-
-
-def _same_images(document: Mapping[str, Any], then: Then, run: Run) -> bool:
-    if run.comparison is None or run.validation is None or document["validation"] is None:
-        return False
-    same = run.validation == document["validation"]["sha256"]
-    return same and np.array_equal(then.labels, run.comparison.labels)
+    return before.images.sha256 == now.images.sha256 and np.array_equal(before.table.labels, now.table.labels)
 
 
 def _fp32(pair: _Pair) -> Json:
     """FP32's top-1 lost: model, preprocessing or data have changed, not the quantization."""
-    assert pair.run.comparison is not None
-    comparison, then = pair.run.comparison, pair.then
-    now = comparison.right(comparison.reference)
-    known = then.labels >= 0
-    before = (then.answers["fp32"] == then.labels) & known
     if pair.same_images:
-        return _paired(before, now, int(known.sum()))
+        return _paired(pair, REFERENCE)
     shares = (
-        proportion_percent(int(before.sum()), int(known.sum()), Z999),
-        proportion_percent(int(now.sum()), comparison.labelled, Z999),
+        proportion_percent(int(table.right(REFERENCE).sum()), table.labelled, Z999) for table in (pair.before, pair.now)
     )
     return _drop(difference(*shares))
 
 
-def _paired(before: npt.NDArray[np.bool_], now: npt.NDArray[np.bool_], total: int) -> Json:
+def _paired(pair: _Pair, name: str) -> Json:
+    before, now, total = pair.before.right(name), pair.now.right(name), pair.now.labelled
     lost, gained = int((before & ~now).sum()), int((now & ~before).sum())
     return _drop(paired_drop_pp(lost, gained, total)) | {"lost": lost, "gained": gained, "total": total}
 
@@ -132,94 +117,66 @@ def _drop(drop: Estimate) -> Json:
     return dict.fromkeys(_DROP) | {"drop_pp": drop.value, "drop_pp_ci95": [drop.low, drop.high]}
 
 
-def _graph(name: str, pair: _Pair, reasons: dict[str, str]) -> Json:
-    path = f"baseline.graphs.{name}"
+def _graph(name: str, before: Standing, now: Standing, pair: _Pair | None) -> Section:
     graph: Json = dict.fromkeys((*_DROP, "classes", "sqnr_loss_db", "sqnr_loss_db_ci95"))
-    if name not in pair.document["accuracy"]["graphs"]:
-        reasons[path] = f"the baseline has no {name} graph"
-        return graph
-    loss = _sqnr_loss(name, pair)
-    if loss is None:
-        reasons[f"{path}.sqnr_loss_db"] = "one of the two logit SQNR is not finite"
-    else:
+    if before.table is None or name not in before.table.candidates:
+        return Section(graph, {"": f"{before.called} has no {name} graph"})
+    reasons = {}
+    if name in before.sqnr and name in now.sqnr:
+        # The two intervals are taken as independent, which on the same images is on the safe side.
+        loss = difference(before.sqnr[name], now.sqnr[name])
         graph |= {"sqnr_loss_db": loss.value, "sqnr_loss_db_ci95": [loss.low, loss.high]}
-    if pair.comparable:
-        graph |= _int8(name, pair) | {"classes": _falls(name, pair).to_dict(pair.run.labels)}
-    return graph
+    else:
+        reasons["sqnr_loss_db"] = "one of the two logit SQNR is not finite"
+    if pair:
+        graph |= _int8(name, pair) | {"classes": _falls(name, pair).to_dict(pair.names)}
+    return Section(graph, reasons)
 
 
 def _int8(name: str, pair: _Pair) -> Json:
-    assert pair.run.comparison is not None
-    comparison, then = pair.run.comparison, pair.then
-    now = comparison.right(comparison.candidates[name])
     if pair.same_images:
-        before = (then.answers[name] == then.labels) & (then.labels >= 0)
-        return _paired(before, now, comparison.labelled)
-    old = pair.document["accuracy"]["graphs"][name]
-    drops = (
-        paired_drop_pp(len(comparison.lost(name)), len(comparison.gained(name)), comparison.labelled, Z999),
-        paired_drop_pp(old["lost"], old["gained"], old["total"], Z999),
-    )
-    return _drop(difference(*drops))
+        return _paired(pair, name)
+    now, before = (table.drop_pp(name, Z999) for table in (pair.now, pair.before))
+    assert now is not None and before is not None  # both sides have labels
+    return _drop(difference(now, before))
 
 
 def _falls(name: str, pair: _Pair) -> ClassFalls:
-    assert pair.run.comparison is not None
-    comparison, then = pair.run.comparison, pair.then
-    answers = comparison.candidates[name]
+    before, now = pair.before, pair.now
     if pair.same_images:
-        before = (then.answers[name] == then.labels) & (then.labels >= 0)
-        return paired_falls(then.labels, before, comparison.right(answers), comparison.num_classes)
-    classes = comparison.num_classes
-    now = comparison.per_class(answers), comparison.class_sizes
-    return unpaired_falls(then.hits(name, classes), then.sizes(classes), *now)
-
-
-def _sqnr_loss(name: str, pair: _Pair) -> Estimate | None:
-    """Decibels lost; the two intervals are taken as independent, which on the same images is on the safe side."""
-    assert pair.run.comparison is not None
-    old, new = pair.document["accuracy"]["graphs"][name], pair.run.comparison.candidates[name]
-    if old["logit_sqnr_db"] is None or new.sqnr_db is None or not math.isfinite(new.sqnr_db):
-        return None
-    before = Estimate(old["logit_sqnr_db"], *(old["logit_sqnr_db_ci95"] or [old["logit_sqnr_db"]] * 2))
-    return difference(before, Estimate(new.sqnr_db, *(new.sqnr_db_ci95 or (new.sqnr_db, new.sqnr_db))))
+        return paired_falls(now.labels, before.right(name), now.right(name), now.num_classes)
+    return unpaired_falls(before.hits(name), before.class_sizes, now.hits(name), now.class_sizes)
 
 
 def _missing_classes(pair: _Pair) -> list[Json]:
-    """Classes that the baseline's images had and these lack, where chance is out of the question."""
-    assert pair.run.comparison is not None
-    comparison, before = pair.run.comparison, pair.then.sizes(pair.run.comparison.num_classes)
+    """Classes that the images of before had and these lack, where chance is out of the question."""
+    before, now = pair.before.class_sizes, pair.now.class_sizes
     had = np.flatnonzero(before).tolist()
-    chances = [float((1 - before[c] / before.sum()) ** comparison.labelled) for c in had]
-    now = comparison.class_sizes
+    chances = [float((1 - before[c] / before.sum()) ** pair.now.labelled) for c in had]
     return [
-        {"class": c, "name": pair.run.labels[c], "before": int(before[c])}
+        {"class": c, "name": pair.names[c], "before": int(before[c])}
         for c, p in zip(had, holm(chances), strict=True)
         if now[c] == 0 and p < ALPHA_OTHERS
     ]
 
 
-def _slowdown(baseline: Baseline, run: Run, reasons: dict[str, str]) -> Json:
+def _slowdown(before: Standing, now: Standing, any_machine: bool) -> Section:
     """How much longer INT8 takes, in units of FP32 on the same machine in the same run."""
-    old, now = baseline.document["latency"], run.latency
-    nothing: Json = {"slowdown_percent": None, "slowdown_percent_ci95": None}
-    machine = [baseline.document["environment"].get(key) for key in _MACHINE]
-    here = [run.environment.get(key) for key in _MACHINE]
+    machine, here = ([side.environment.get(key) for key in _MACHINE] for side in (before, now))
     why = None
-    if now["speedup"] is None:
+    if now.latency["speedup"] is None:
         why = "latency was not measured in this run"
-    elif old["speedup"] is None:
-        why = "the baseline holds no latency"
-    elif old["scope"] != now["scope"]:
-        why = f"the baseline's latency is {old['scope']}, this one {now['scope']}"
-    elif machine != here and not baseline.any_machine:
-        why = f"the baseline was timed on another machine ({machine[0]}); --any-machine compares all the same"
+    elif before.latency["speedup"] is None:
+        why = f"{before.called} holds no latency"
+    elif before.latency["scope"] != now.latency["scope"]:
+        why = f"{before.called}'s latency is {before.latency['scope']}, this one {now.latency['scope']}"
+    elif machine != here and not any_machine:
+        why = f"{before.called} was timed on another machine ({machine[0]}); --any-machine compares all the same"
     if why:
-        reasons["baseline.slowdown_percent"] = why
-        return nothing
-    slower = ratio(*(_from_run_to_run(m) for m in (old, now)))
+        return Section({"slowdown_percent": None, "slowdown_percent_ci95": None}, {"slowdown_percent": why})
+    slower = ratio(*(_from_run_to_run(side.latency) for side in (before, now)))
     percents = [100 * (limit - 1) for limit in (slower.value, slower.low, slower.high)]
-    return {"slowdown_percent": percents[0], "slowdown_percent_ci95": percents[1:]}
+    return Section({"slowdown_percent": percents[0], "slowdown_percent_ci95": percents[1:]})
 
 
 def _from_run_to_run(measured: Mapping[str, Any]) -> Estimate:
@@ -241,15 +198,16 @@ def _mean_ms(measured: Mapping[str, Any], name: str) -> float:
     return mean
 
 
-def changes(document: Mapping[str, Any], run: Run) -> list[Json]:
-    """What was made differently: facts of the build and versions of this run, as (what, before, after)."""
-    before = {**document["facts"], **{f"version of {name}": v for name, v in document["environment"].items()}}
-    after = {**run.facts, **{f"version of {name}": v for name, v in run.environment.items()}}
-    if document["validation"] is not None and run.validation is not None:
-        before["validation images"], after["validation images"] = document["validation"]["sha256"], run.validation
-    names = dict.fromkeys((*before, *after))
+def changes(before: Standing, now: Standing) -> list[Json]:
+    """What was made or measured differently: facts of the build and versions of the run, as (what, before, after)."""
+    old, new = (
+        {**side.facts, **{f"version of {name}": v for name, v in side.environment.items()}} for side in (before, now)
+    )
+    if before.images is not None and now.images is not None:
+        old["validation images"], new["validation images"] = before.images.sha256, now.images.sha256
+    names = dict.fromkeys((*old, *new))
     return [
-        {"what": name, "before": before.get(name), "after": after.get(name)}
+        {"what": name, "before": old.get(name), "after": new.get(name)}
         for name in names
-        if before.get(name) != after.get(name)
+        if old.get(name) != new.get(name)
     ]

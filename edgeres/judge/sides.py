@@ -7,14 +7,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from edgeres.bundle import CALIBRATION, REPORT, Bundle
 from edgeres.calibrate.ranges_file import read_calibration
 from edgeres.errors import BundleError, InputError
 from edgeres.graph.forms import FORMS
-
-Json = dict[str, Any]
+from edgeres.judge.document import Json
+from edgeres.made import artefacts_of
 
 # What is read of a report, and so must be there.
 _PARTS = ("model", "outcome", "accuracy", "latency", "sizes", "data", "environment", "facts", "files", "created")
@@ -81,7 +80,7 @@ def read_side(path: Path) -> Side:
         raise BundleError("has no report.json, so there are no figures to compare", where=path, hint="build it again")
     reasons: dict[str, str] = {}
     ranges, graphs = _ranges(bundle, reasons), _graphs(bundle, reasons)
-    files = {name: digest for name, digest in bundle.manifest.files.items() if name.endswith((".onnx", ".engine"))}
+    files = artefacts_of(bundle.manifest.files)
     return Side(str(path), _report(bundle.file(REPORT), path), files, ranges, graphs, reasons)
 
 

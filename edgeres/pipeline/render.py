@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgeres.bundle import REPORT, REPORT_PAGE
-from edgeres.files import sha256, write_file
+from edgeres.files import write_file
 from edgeres.judge.document import Json, to_json
 from edgeres.report.html import render_html
 from edgeres.report.junit import render_junit
 from edgeres.report.markdown import render_markdown
-
-ARTEFACTS = (".onnx", ".engine")
 
 
 def write_report(folder: Path, report: Json) -> None:
@@ -32,9 +30,3 @@ def write_junit(path: Path, report: Json) -> None:
 def write_markdown(path: Path, report: Json) -> None:
     """Write a summary as Markdown; complete or not at all."""
     write_file(path, render_markdown(report).encode())
-
-
-def artefacts(folder: Path) -> dict[str, str]:
-    """SHA-256 of the graphs and engines in a bundle's directory, by path."""
-    found = sorted(path for path in folder.rglob("*") if path.suffix in ARTEFACTS)
-    return {path.relative_to(folder).as_posix(): sha256(path) for path in found}

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from edgeres.judge.gates import why_missing
-from edgeres.judge.sides import Json
+from edgeres.judge.document import Json, why_missing
 from edgeres.report.text import NOT_MEASURED, interval, megabytes, percent, points, significant, times
 
 SHORT = 64

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from edgeres.judge.gates import why_missing
+from edgeres.judge.document import why_missing
 from edgeres.report.charts import depth_chart, latency_chart, missing
 from edgeres.report.html_accuracy import SHOWN_ROWS, accuracy_section
 from edgeres.report.markup import Html, el, join, more, prose, section, table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeres.judge.gates import why_missing
+from edgeres.judge.document import why_missing
 from edgeres.report.charts import class_chart, interval_chart
 from edgeres.report.markup import Html, el, join, more, prose, section, table
 from edgeres.report.text import NOT_MEASURED, Report, decibels, interval, percent, points, unreadable

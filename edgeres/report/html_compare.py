@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgeres.judge.gates import why_missing
-from edgeres.judge.sides import Json
+from edgeres.judge.document import Json, why_missing
 from edgeres.report.compare_text import changed, graphs, ratio, scale, since, size, title, with_interval
 from edgeres.report.html_accuracy import SHOWN_ROWS
 from edgeres.report.markup import Html, el, join, more, prose, section, table

@@ -8,8 +8,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from edgeres.judge.gates import why_missing
-from edgeres.judge.sides import Json
+from edgeres.judge.document import Json, why_missing
 from edgeres.report.compare_text import changed, graphs, ratio, scale, since, size, title, with_interval
 from edgeres.report.text import NOT_MEASURED
 

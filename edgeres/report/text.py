@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeres.judge.gates import look_up, why_missing
+from edgeres.judge.document import look_up, why_missing
 
 Report = dict[str, Any]
 

@@ -3,64 +3,48 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from edgeres.data.base import Source
+from edgeres.data.loader import Batch, Loader
 from edgeres.data.pixels import Pixels, PixelTally
 from edgeres.errors import ModelError, SourceError
 from edgeres.progress import SILENT, Progress
 from edgeres.records import F32, I64, Accuracy, ModelSpec
-from edgeres.verify.classes import ClassFalls, paired_falls
-from edgeres.verify.statistics import Estimate, Sqnr, paired_drop_pp, proportion_percent
-
-if TYPE_CHECKING:
-    from edgeres.data.base import Source
-    from edgeres.data.loader import Batch, Loader
-    from edgeres.runtime.runner import Runner
+from edgeres.runtime.runner import Runner
+from edgeres.verify.answers import REFERENCE, AnswerTable, Mask
+from edgeres.verify.statistics import Sqnr
 
 TOP_K = 5
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What one graph said about every image.
+class Scored:
+    """What the scores of one candidate give besides the answers.
 
     Attributes:
         runner: the backend that ran it.
-        predicted: int64 (N,), the class with the highest score; the first of equals.
-        in_top5: bool (N,), whether the label is among the five highest; False where there is no label.
+        in_top5: labelled images whose label is among the five highest scores.
         sqnr_db: of its logits against the reference's; None for the reference itself, inf where they are equal.
         sqnr_db_ci95: its limits over the choice of images; None where there are none.
     """
 
     runner: str
-    predicted: I64
-    in_top5: npt.NDArray[np.bool_]
+    in_top5: int
     sqnr_db: float | None = None
     sqnr_db_ci95: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Disagreement:
-    """An image that one graph gets right and the other wrong: the classes by index."""
+    """An image that one candidate gets right and the other wrong: the classes by index."""
 
     image: str
     label: int
-    reference: int
-    candidate: int
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """How many images of class ``label`` the reference and the candidate put into class ``answer``."""
-
-    label: int
-    answer: int
     reference: int
     candidate: int
 
@@ -84,126 +68,67 @@ class BetterInput:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Raw answers; every figure is derived from them.
+    """FP32 against its candidates on the same images.
 
     Attributes:
-        labels: int64 (N,), -1 where unlabelled.
-        num_classes: outputs of the network.
-        names: of the images about which any candidate differs from the reference, by position in ``labels``.
+        table: the answers.
+        scored: by candidate, the reference included.
+        names: of the images that a candidate answers differently from the reference, by position in the table.
         indices: of those images in the source.
-        pixels: what the images look like on average; None where nobody looked.
+        pixels: what the images look like on average; None where that was not measured.
         better_input: another way to prepare images with which FP32 is right far more often; None where none was found.
     """
 
-    labels: I64
-    num_classes: int
-    reference: Answers
-    candidates: dict[str, Answers]
-    names: dict[int, str]
-    indices: dict[int, int] = field(default_factory=dict)
+    table: AnswerTable
+    scored: Mapping[str, Scored]
+    names: Mapping[int, str]
+    indices: Mapping[int, int] = field(default_factory=dict)
     pixels: Pixels | None = None
     better_input: BetterInput | None = None
 
     @property
     def images(self) -> int:
-        return len(self.labels)
+        return self.table.images
 
-    @property
-    def labelled(self) -> int:
-        return int((self.labels >= 0).sum())
-
-    def accuracy(self, answers: Answers) -> Accuracy | None:
+    def accuracy(self, name: str) -> Accuracy | None:
         """Over the labelled images; None where there are none."""
-        if not self.labelled:
+        table = self.table
+        if not table.labelled:
             return None
-        return Accuracy(int(self.right(answers).sum()), int(answers.in_top5.sum()), self.labelled)
+        return Accuracy(int(table.right(name).sum()), self.scored[name].in_top5, table.labelled)
 
-    def per_class(self, answers: Answers) -> I64:
-        """Hits by class, int64 (num_classes,)."""
-        return np.bincount(self.labels[self.right(answers)], minlength=self.num_classes)
-
-    @property
-    def class_sizes(self) -> I64:
-        """Labelled images by class, int64 (num_classes,)."""
-        return np.bincount(self.labels[self.labels >= 0], minlength=self.num_classes)
-
-    def drop_pp(self, candidate: str) -> Estimate | None:
-        """Top-1 lost against the reference in percentage points; None where there are no labels."""
-        if not self.labelled:
-            return None
-        return paired_drop_pp(len(self.lost(candidate)), len(self.gained(candidate)), self.labelled)
-
-    def agreement(self, candidate: str) -> Estimate:
-        """Share of all images, labelled or not, that candidate and reference put into the same class, in per cent."""
-        same = int((self.candidates[candidate].predicted == self.reference.predicted).sum())
-        return proportion_percent(same, self.images)
-
-    def lost(self, candidate: str) -> list[Disagreement]:
-        """The images the reference gets right and the candidate wrong."""
-        answers = self.candidates[candidate]
-        return self._listed(answers, self.right(self.reference) & ~self.right(answers))
-
-    def gained(self, candidate: str) -> list[Disagreement]:
-        """The images the reference gets wrong and the candidate right."""
-        answers = self.candidates[candidate]
-        return self._listed(answers, self.right(answers) & ~self.right(self.reference))
-
-    def falls(self, candidate: str) -> ClassFalls | None:
-        """Classes that the candidate answers worse than the reference; None where there are no labels."""
-        if not self.labelled:
-            return None
-        before, after = self.right(self.reference), self.right(self.candidates[candidate])
-        return paired_falls(self.labels, before, after, self.num_classes)
-
-    def confusions(self, candidate: str) -> list[Confusion]:
-        """The wrong answers that the candidate gives more or less often than the reference, largest change first."""
-        pairs = (
-            self.labels[known] * self.num_classes + answers.predicted[known]
-            for known in (self.labels >= 0,)
-            for answers in (self.reference, self.candidates[candidate])
-        )
-        before, after = (dict(zip(*map(list, np.unique(p, return_counts=True)), strict=True)) for p in pairs)
-        changed = [pair for pair in before.keys() | after.keys() if before.get(pair, 0) != after.get(pair, 0)]
-        found = [
-            Confusion(*divmod(int(pair), self.num_classes), int(before.get(pair, 0)), int(after.get(pair, 0)))
-            for pair in changed
-        ]
-        wrong = [c for c in found if c.label != c.answer]
-        return sorted(wrong, key=lambda c: (-abs(c.candidate - c.reference), c.label, c.answer))
-
-    def right(self, answers: Answers) -> npt.NDArray[np.bool_]:
-        """Which images are answered right, bool (N,); never those without a label."""
-        right: npt.NDArray[np.bool_] = answers.predicted == self.labels
-        return right
-
-    def _listed(self, answers: Answers, chosen: npt.NDArray[np.bool_]) -> list[Disagreement]:
+    def listed(self, candidate: str, chosen: Mask) -> list[Disagreement]:
+        """The chosen images, bool (N,), with what was answered."""
+        labels, reference, answers = self.table.labels, self.table.answers[REFERENCE], self.table.answers[candidate]
         return [
-            Disagreement(
-                self.names[i], int(self.labels[i]), int(self.reference.predicted[i]), int(answers.predicted[i])
-            )
+            Disagreement(self.names[i], int(labels[i]), int(reference[i]), int(answers[i]))
             for i in np.flatnonzero(chosen).tolist()
         ]
 
 
-class _Tally:
-    """Answers of one graph, batch by batch; memory grows by some 25 bytes an image."""
+class _Column:
+    """Answers of one candidate, batch by batch; memory grows by some 16 bytes an image."""
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
         self._predicted: list[I64] = []
-        self._in_top5: list[npt.NDArray[np.bool_]] = []
+        self._in_top5 = 0
         self._sqnr = Sqnr()
 
     def add(self, scores: F32, labels: I64) -> None:
         self._predicted.append(scores.argmax(axis=1))
-        self._in_top5.append((labels >= 0) & (_rank(scores, labels) < TOP_K))
+        self._in_top5 += int(((labels >= 0) & (_rank(scores, labels) < TOP_K)).sum())
 
     def add_noise(self, reference: F32, scores: F32) -> None:
         self._sqnr.add(reference, scores)
 
-    def answers(self, *, is_reference: bool) -> Answers:
-        said = (self.runner.name, np.concatenate(self._predicted), np.concatenate(self._in_top5))
-        return Answers(*said) if is_reference else Answers(*said, self._sqnr.decibels, self._sqnr.interval)
+    @property
+    def answers(self) -> I64:
+        return np.concatenate(self._predicted)
+
+    def scored(self, *, is_reference: bool) -> Scored:
+        told = (self.runner.name, self._in_top5)
+        return Scored(*told) if is_reference else Scored(*told, self._sqnr.decibels, self._sqnr.interval)
 
 
 def compare(
@@ -232,8 +157,8 @@ def compare(
         SourceError: there is no image, or a label is outside the network's classes.
     """
     source = loader.source
-    tallies = {name: _Tally(runner) for name, runner in candidates.items()}
-    first = _Tally(reference)
+    tallies = {name: _Column(runner) for name, runner in candidates.items()}
+    first = _Column(reference)
     pixels = PixelTally(loader.preprocess)
     labels: list[I64] = []
     positions: list[I64] = []
@@ -251,13 +176,16 @@ def compare(
             advance(len(batch.labels))
     if not labels:
         raise SourceError("there is no image to compare on", where=source.description)
-    answers = {name: tally.answers(is_reference=False) for name, tally in tallies.items()}
-    base = first.answers(is_reference=True)
-    indices = np.concatenate(positions)
-    differing = np.flatnonzero(np.any([a.predicted != base.predicted for a in answers.values()], axis=0)).tolist()
+    columns = {REFERENCE: first, **tallies}
+    table = AnswerTable(
+        np.concatenate(labels), spec.num_classes, {name: column.answers for name, column in columns.items()}
+    )
+    scored = {name: column.scored(is_reference=column is first) for name, column in columns.items()}
+    indices, base = np.concatenate(positions), table.answers[REFERENCE]
+    differing = np.flatnonzero(np.any([answers != base for answers in table.answers.values()], axis=0)).tolist()
     where = {i: int(indices[i]) for i in differing}
     names = {i: source.name(index) for i, index in where.items()}
-    return Comparison(np.concatenate(labels), spec.num_classes, base, answers, names, where, pixels.pixels)
+    return Comparison(table, scored, names, where, pixels.pixels)
 
 
 def _scored(

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -27,20 +26,20 @@ from edgeres.calibrate.distributed import (
     in_order,
     task_batches,
 )
+from edgeres.data.base import View
 from edgeres.data.choose import DataChoice
 from edgeres.data.loader import Batch, Loader, OnUnreadable
 from edgeres.errors import SourceError
 from edgeres.progress import SILENT, Progress
 from edgeres.records import F32, I64, ModelSpec, Preprocess
-from edgeres.runtime.ort import OrtRunner
 from edgeres.runtime.runner import Feed, Runner
 from edgeres.verify.accuracy import Comparison, compare
-
-_REFERENCE = "fp32"
+from edgeres.verify.answers import REFERENCE
+from edgeres.verify.candidates import Candidates, OpenGraph
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _BatchScores:
     """What a worker found on one batch: scores by graph, and images in the shape (B, 3, 1, 1) of the contract."""
 
     scores: Mapping[str, F32]
@@ -53,14 +52,14 @@ class _Seen:
 class _Piece:
     """What a worker found on some batches."""
 
-    batches: tuple[_Seen, ...]
+    batches: tuple[_BatchScores, ...]
     unreadable: tuple[str, ...]
     backend: str
 
 
 def compare_on(
     address: str,
-    graphs: Mapping[str, Path],
+    candidates: Candidates,
     spec: ModelSpec,
     data: DataChoice,
     loader: Loader,
@@ -69,7 +68,7 @@ def compare_on(
     """As :func:`edgeres.verify.accuracy.compare`, with the graphs run by the workers of a scheduler.
 
     Args:
-        graphs: files by name, ``fp32`` the reference and the others by style.
+        candidates: graphs; their files are sent to the workers.
         data: the user's words, by which workers open what ``loader`` has.
         loader: of the validation images, here.
 
@@ -78,12 +77,21 @@ def compare_on(
         SourceError: workers do not see the same images; else as ``compare``.
     """
     with connect(address) as client:
-        recipe = Recipe(data, spec, loader.source.digest(), "validation").absolute()
-        remote = _Remote(loader, client, recipe, {name: path.read_bytes() for name, path in graphs.items()})
+        named = {REFERENCE: candidates.reference, **candidates.others}
+        graphs = {name: one.graph.read_bytes() for name, one in named.items() if one.graph is not None}
+        work = _Work(
+            {name: named[name].integer for name in graphs},
+            candidates.open_graph,
+            loader.preprocess,
+            loader.batch_size,
+            loader.on_unreadable,
+            Recipe(data, spec, loader.source.digest(), "validation").absolute(),
+        )
+        remote = _Remote(loader, client, work, graphs)
         replays = {name: _Replay() for name in graphs}
         remote.replays = replays
-        runners: dict[str, Runner] = {name: replay for name, replay in replays.items() if name != _REFERENCE}
-        comparison = compare(replays[_REFERENCE], runners, remote, spec, progress)
+        runners: dict[str, Runner] = {name: replay for name, replay in replays.items() if name != REFERENCE}
+        comparison = compare(replays[REFERENCE], runners, remote, spec, progress)
         loader.unreadable[:] = remote.unreadable
         return comparison
 
@@ -112,9 +120,9 @@ class _Remote(Loader):
 
     replays: Mapping[str, _Replay]
 
-    def __init__(self, loader: Loader, client: Any, recipe: Recipe, graphs: Mapping[str, bytes]) -> None:
+    def __init__(self, loader: Loader, client: Any, work: _Work, graphs: Mapping[str, bytes]) -> None:
         super().__init__(loader.source, loader.preprocess, loader.batch_size, loader.on_unreadable)
-        self._client, self._recipe, self._graphs = client, recipe, graphs
+        self._client, self._work, self._graphs = client, work, graphs
 
     def __iter__(self) -> Iterator[Batch]:
         self.unreadable.clear()
@@ -122,14 +130,13 @@ class _Remote(Loader):
         size = self.batch_size * task_batches(client, -(-count // self.batch_size), self.batch_size)
         pieces = [np.arange(start, min(start + size, count), dtype=np.int64) for start in range(0, count, size)]
         held = [hold(client, graph) for graph in self._graphs.values()]
-        how = (tuple(self._graphs), self.preprocess, self.batch_size, self.on_unreadable, self._recipe)
-        for piece in in_order(client, _run, (held, how), pieces):
+        for piece in in_order(client, _run, (held, self._work), pieces):
             self.unreadable.extend(piece.unreadable)
-            for seen in piece.batches:
+            for found in piece.batches:
                 for name, replay in self.replays.items():
-                    replay.name, replay.scores = piece.backend, seen.scores[name]
+                    replay.name, replay.scores = piece.backend, found.scores[name]
                 # A mean over one pixel is that pixel, so whoever averages finds the images' own means.
-                yield Batch(seen.means, seen.labels, seen.indices)
+                yield Batch(found.means, found.labels, found.indices)
 
 
 def _readable(loader: Loader) -> Iterator[Batch]:
@@ -141,21 +148,36 @@ def _readable(loader: Loader) -> Iterator[Batch]:
             raise
 
 
-_How = tuple[tuple[str, ...], Preprocess, int, OnUnreadable, Recipe]
+@dataclass(frozen=True)
+class _Work:
+    """What every worker needs besides graphs and positions.
+
+    Attributes:
+        integer: by graph, in the order in which they are given, whether it runs with integer kernels.
+        open_graph: makes a runner of a graph.
+        recipe: opens the images.
+    """
+
+    integer: Mapping[str, bool]
+    open_graph: OpenGraph
+    preprocess: Preprocess
+    batch_size: int
+    on_unreadable: OnUnreadable
+    recipe: Recipe
 
 
-def _run(graphs: list[bytes], how: _How, version: str, positions: I64) -> _Piece:
-    """On a worker: every graph on some images."""
+def _run(graphs: list[bytes], work: _Work, version: str, positions: I64) -> _Piece:
+    """Run every graph on some images; this is called on a worker."""
     check_version(version)
-    names, preprocess, batch_size, on_unreadable, recipe = how
-    source = images_of(recipe)
-    loader = Loader(source.at(positions), preprocess, batch_size, on_unreadable)
-    axes = (2, 3) if preprocess.layout == "NCHW" else (1, 2)
+    source = images_of(work.recipe)
+    view = View(source, positions, source.labels[positions], source.classes, source.description)
+    loader = Loader(view, work.preprocess, work.batch_size, work.on_unreadable)
+    axes = (2, 3) if work.preprocess.layout == "NCHW" else (1, 2)
     found = []
     with ExitStack() as stack:
         runners = {
-            name: stack.enter_context(OrtRunner(graph, integer=name in {_REFERENCE, "cpu"}))
-            for name, graph in zip(names, graphs, strict=True)
+            name: stack.enter_context(work.open_graph(graph, integer=integer))
+            for (name, integer), graph in zip(work.integer.items(), graphs, strict=True)
         }
         for batch in _readable(loader):
             scores = {
@@ -163,6 +185,6 @@ def _run(graphs: list[bytes], how: _How, version: str, positions: I64) -> _Piece
                 for name, runner in runners.items()
             }
             means = batch.inputs.mean(axis=axes, dtype=np.float64, keepdims=True)
-            found.append(_Seen(scores, means, batch.labels, positions[batch.indices]))
-        backend = runners[_REFERENCE].name
+            found.append(_BatchScores(scores, means, batch.labels, positions[batch.indices]))
+        backend = runners[REFERENCE].name
     return _Piece(tuple(found), tuple(loader.unreadable), backend)

@@ -12,16 +12,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgeres.progress import SILENT, Progress
 from edgeres.records import F64, Measurement, percentile_nearest
+from edgeres.runtime.runner import Feed, Runner
 from edgeres.verify.statistics import Estimate, block_bootstrap, ratio_of_medians
-
-if TYPE_CHECKING:
-    from edgeres.runtime.runner import Feed, Runner
 
 # trtexec warns at 2.5 % for a GPU's own compute time; a host that schedules other processes is never that quiet.
 MAX_VARIATION_PERCENT = 10.0
@@ -48,7 +45,7 @@ class LatencyPlan:
     block_seconds: float = 0.1
 
 
-class _Lane:
+class _TimedRunner:
     """One runner on its feed, with what was recorded of it."""
 
     def __init__(self, runner: Runner, feed: Feed) -> None:
@@ -89,7 +86,7 @@ class _Lane:
         return Measurement(seconds, batch, plan.scope, self.runner.name, self.warmup_seconds, self.block)
 
 
-def measure(
+def measure_latency(
     runners: Mapping[str, Runner],
     feed_for: Callable[[Runner], Feed],
     plan: LatencyPlan,
@@ -103,24 +100,24 @@ def measure(
     Returns:
         One measurement for each runner, with equally many blocks; block ``i`` of all of them was taken in one turn.
     """
-    lanes = {name: _Lane(runner, feed_for(runner)) for name, runner in runners.items()}
-    turn = list(lanes.values())
+    timed = {name: _TimedRunner(runner, feed_for(runner)) for name, runner in runners.items()}
+    turn = list(timed.values())
     with progress.task("measuring latency", total=round(1e3 * plan.min_seconds)) as advance, _no_collection():
-        for lane in turn:
-            lane.warm_up(plan)
+        for runner in turn:
+            runner.warm_up(plan)
         shown = 0
-        while not all(lane.is_done(plan) for lane in turn):
-            for lane in turn:
-                lane.take_turn()
+        while not all(runner.is_done(plan) for runner in turn):
+            for runner in turn:
+                runner.take_turn()
             turn.reverse()
-            reached = round(1e3 * min(plan.min_seconds, *(lane.total for lane in turn)))
+            reached = round(1e3 * min(plan.min_seconds, *(runner.total for runner in turn)))
             advance(reached - shown)
             shown = reached
-    return {name: lane.measurement(plan) for name, lane in lanes.items()}
+    return {name: runner.measurement(plan) for name, runner in timed.items()}
 
 
 def speedup(reference: Measurement, candidate: Measurement) -> Estimate:
-    """Ratio of the medians, above 1 where the candidate is faster; both come from one :func:`measure`."""
+    """Ratio of the medians, above 1 where the candidate is faster; both come from one :func:`measure_latency`."""
     return ratio_of_medians(_blocks(reference), _blocks(candidate))
 
 

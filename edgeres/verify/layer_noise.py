@@ -14,7 +14,6 @@ import importlib.util
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +23,7 @@ from edgeres.data.base import evenly_spread
 from edgeres.data.loader import Loader
 from edgeres.progress import SILENT, Progress
 from edgeres.records import F32, F64
-from edgeres.runtime.ort import OrtRunner
-from edgeres.verify.preprocessing import Zeros
+from edgeres.verify.candidates import Candidates, OpenGraph
 
 if TYPE_CHECKING:
     from edgeres.graph.graph import Graph
@@ -36,7 +34,7 @@ _INSERTED = frozenset({"QuantizeLinear", "DequantizeLinear", "Pad", "Cast", "Add
 
 
 @dataclass(frozen=True)
-class Layer:
+class TensorNoise:
     """One tensor on the way through the network.
 
     Attributes:
@@ -67,7 +65,20 @@ class RangeFit:
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class Zeros:
+    """Share of exact zeros in a tensor, on the calibration images and on those at hand."""
+
+    tensor: str
+    calibration: float
+    validation: float
+
+    @property
+    def apart(self) -> float:
+        return abs(self.calibration - self.validation)
+
+
+@dataclass(frozen=True)
+class LayerNoise:
     """One INT8 graph from the inside.
 
     Attributes:
@@ -79,7 +90,7 @@ class Anatomy:
     """
 
     images: int
-    layers: tuple[Layer, ...] = ()
+    layers: tuple[TensorNoise, ...] = ()
     ranges: tuple[RangeFit, ...] = ()
     per_tensor: tuple[str, ...] = ()
     weights: int = 0
@@ -92,42 +103,52 @@ class Anatomy:
 
 
 def missing() -> str | None:
-    """Why this machine cannot look inside; None where it can."""
+    """Why noise cannot be measured layer by layer on this machine; None where it can."""
     return None if importlib.util.find_spec("onnx") else "it needs onnx; pip install 'edgeres[export]'"
 
 
-def dissect(
-    fp32: Path,
-    candidates: Mapping[str, Path],
+def layer_noise(
+    candidates: Candidates,
     loader: Loader,
     progress: Progress = SILENT,
     zeros: Mapping[str, float] = MappingProxyType({}),
-) -> dict[str, Anatomy]:
-    """Look inside every INT8 graph of a bundle, with float arithmetic between Q/DQ pairs.
+) -> dict[str, LayerNoise]:
+    """Measure every candidate that asks for it, with float arithmetic between Q/DQ pairs.
 
     Args:
-        fp32: the reference.
-        candidates: INT8 graphs by name, with the same node names.
+        candidates: graphs of one network, with the same node names.
         loader: of the validation images; :data:`IMAGES` of them are used, evenly spread.
-        zeros: share of zeros by tensor of the FP32 graph, as calibration saw it.
+        zeros: share of zeros by tensor of the FP32 graph on the calibration images.
     """
     from edgeres.graph.graph import Graph
     from edgeres.graph.normalize import load_onnx
 
-    reference = Graph(load_onnx(fp32))
+    assert candidates.reference.graph is not None
+    reference = Graph(load_onnx(candidates.reference.graph))
     source = loader.source
     view = source.at(evenly_spread(len(source), IMAGES))
     few = Loader(view, loader.preprocess, _BATCH, on_unreadable="skip")
     found = {}
-    for name, path in candidates.items():
-        anatomy, now = _dissect(reference, Graph(load_onnx(path)), few, progress)
+    for name, candidate in candidates.others.items():
+        if candidate.graph is None or not candidate.layers:
+            continue
+        both = _Both(reference, Graph(load_onnx(candidate.graph)))
+        noise, now = _measure(both, candidates.open_graph, few, progress)
         known = (Zeros(tensor, zeros[tensor], share) for tensor, share in now.items() if tensor in zeros)
-        found[name] = replace(anatomy, zeros=tuple(known))
+        found[name] = replace(noise, zeros=tuple(known))
     return found
 
 
+@dataclass(frozen=True)
+class _Both:
+    """The FP32 graph, and the INT8 graph that was made from it."""
+
+    reference: Graph
+    candidate: Graph
+
+
 @dataclass
-class _Pair:
+class _ChannelFit:
     """Sums over a tensor in both graphs, per channel: enough to fit a factor and an offset."""
 
     count: int = 0
@@ -151,7 +172,7 @@ class _Pair:
 
 
 @dataclass
-class _Range:
+class _CodeRange:
     """What goes into one QuantizeLinear against what its codes stand for."""
 
     low: float
@@ -189,23 +210,24 @@ class _Place:
     theirs: str
 
 
-def _dissect(
-    reference: Graph, candidate: Graph, loader: Loader, progress: Progress
-) -> tuple[Anatomy, dict[str, float]]:
-    """The INT8 graph, and the share of zeros in the tensors of the FP32 graph that were looked at."""
+def _measure(
+    both: _Both, open_graph: OpenGraph, loader: Loader, progress: Progress
+) -> tuple[LayerNoise, dict[str, float]]:
+    """The noise of the INT8 graph, and the share of zeros in the tensors of the FP32 graph that were compared."""
     from edgeres.calibrate.forward import with_outputs
 
+    reference, candidate = both.reference, both.candidate
     places = list(_places(reference, candidate))
     ranges = dict(_ranges(candidate))
-    pairs = [_Pair() for _ in places]
+    pairs = [_ChannelFit() for _ in places]
     ours = with_outputs(reference.model, [place.tensor for place in places])
     theirs = dict.fromkeys((*(place.theirs for place in places), *ranges))
     taps = with_outputs(candidate.model, [name for name in theirs if name != candidate.input])
     seen = 0
     zeros = dict.fromkeys((place.tensor for place in places), 0.0)
     with (
-        OrtRunner(ours) as first,
-        OrtRunner(taps, integer=False) as second,
+        open_graph(ours) as first,
+        open_graph(taps, integer=False) as second,
         progress.task("looking inside", total=len(loader.source)) as advance,
     ):
         for batch in loader:
@@ -219,12 +241,12 @@ def _dissect(
                 fit.add(found[tensor])
             seen += len(batch.inputs)
             advance(len(batch.inputs))
-    layers = (Layer(p.tensor, p.node, p.stream, pair.sqnr_db) for p, pair in zip(places, pairs, strict=True))
+    layers = (TensorNoise(p.tensor, p.node, p.stream, pair.sqnr_db) for p, pair in zip(places, pairs, strict=True))
     fits = (fit.fit(tensor) for tensor, fit in ranges.items())
     weights = list(_weights(candidate))
     shared = tuple(node for node, scales, channels in weights if scales == 1 < channels)
-    anatomy = Anatomy(seen, tuple(layers), tuple(fits), shared, len(weights))
-    return anatomy, {tensor: share / max(seen, 1) for tensor, share in zeros.items()}
+    noise = LayerNoise(seen, tuple(layers), tuple(fits), shared, len(weights))
+    return noise, {tensor: share / max(seen, 1) for tensor, share in zeros.items()}
 
 
 def _places(reference: Graph, candidate: Graph) -> Iterator[_Place]:
@@ -269,7 +291,7 @@ def _before_codes(candidate: Graph, tensor: str, own: set[str]) -> str:
     return found
 
 
-def _ranges(candidate: Graph) -> Iterator[tuple[str, _Range]]:
+def _ranges(candidate: Graph) -> Iterator[tuple[str, _CodeRange]]:
     """Every activation that is quantized, once; a border that repeats another's codes is left out."""
     for node in candidate.nodes:
         if node.op_type != "QuantizeLinear" or not candidate.is_constant(node.input[1]):
@@ -281,7 +303,7 @@ def _ranges(candidate: Graph) -> Iterator[tuple[str, _Range]]:
         scale = float(candidate.constant(node.input[1]).flat[0])
         zero: Any = candidate.constant(node.input[2]) if len(node.input) > 2 else np.zeros((), np.uint8)
         limits, point = np.iinfo(zero.dtype), int(zero.flat[0])
-        yield node.input[0], _Range(scale * (limits.min - point), scale * (limits.max - point), scale)
+        yield node.input[0], _CodeRange(scale * (limits.min - point), scale * (limits.max - point), scale)
 
 
 def _weights(candidate: Graph) -> Iterator[tuple[str, int, int]]:

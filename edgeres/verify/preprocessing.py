@@ -10,17 +10,16 @@ Two looks, neither needs a baseline:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from edgeres.calibrate.ranges_file import read_calibration
-from edgeres.data.base import evenly_spread
+from edgeres.data.base import View
 from edgeres.data.loader import Loader
 from edgeres.records import F32, IMAGENET_MEAN, IMAGENET_STD, Preprocess
-from edgeres.runtime.ort import OrtRunner
+from edgeres.runtime.runner import Runner
 from edgeres.verify.accuracy import BetterInput, Comparison
+from edgeres.verify.answers import REFERENCE
+from edgeres.verify.candidates import Candidate
 from edgeres.verify.statistics import sign_tail
 
 FIRST, ALL = 32, 128  # images: on the first every way is tried, on all those that did not fall behind
@@ -39,25 +38,26 @@ _WAYS: Mapping[str, tuple[Channels, Channels]] = {
 Change = Callable[[F32], F32]  # of bytes as floats, (B, h, w, 3) in the order of the contract
 
 
-def better_input(fp32: Path, loader: Loader, comparison: Comparison) -> BetterInput | None:
+def better_input(reference: Candidate, loader: Loader, comparison: Comparison) -> BetterInput | None:
     """Try the other ways; None where none is better, or where so few answers are wrong that none could be.
 
     A graph may hold its own mean and std (that of a bundle takes bytes), so each way is a guess at both: what the
     build was told, and what it should have been. A wrong guess makes nothing better.
     """
-    if not comparison.labelled:
+    table = comparison.table
+    if not table.labelled:
         return None
     ways = dict(_changes(loader.preprocess))
-    wrong = 1 - comparison.right(comparison.reference).sum() / comparison.labelled
+    wrong = 1 - table.right(REFERENCE).sum() / table.labelled
     if sign_tail(round(wrong * ALL), 0) * len(ways) > LEVEL:
         return None
     source = loader.source
     known = np.flatnonzero(source.labels >= 0)
-    chosen = known[evenly_spread(len(known), ALL)]
-    images = source.at(np.random.default_rng(0).permutation(chosen))
-    loader = Loader(images, loader.preprocess, _BATCH, on_unreadable="skip")
-    batches = [(batch.inputs, batch.labels) for batch in loader]
-    with OrtRunner(fp32) as runner:
+    chosen = known[np.unique(np.linspace(0, len(known) - 1, ALL).astype(np.int64))]
+    chosen = np.random.default_rng(0).permutation(chosen)
+    view = View(source, chosen, source.labels[chosen], source.classes, source.description)
+    batches = [(batch.inputs, batch.labels) for batch in Loader(view, loader.preprocess, _BATCH, on_unreadable="skip")]
+    with reference.open(0) as runner:
         trial = _Trial(runner, batches, loader.preprocess)
         return trial.best(ways)
 
@@ -65,7 +65,7 @@ def better_input(fp32: Path, loader: Loader, comparison: Comparison) -> BetterIn
 class _Trial:
     """FP32 on the same images, prepared this way and that."""
 
-    def __init__(self, runner: OrtRunner, batches: list[tuple[F32, np.ndarray]], contract: Preprocess) -> None:
+    def __init__(self, runner: Runner, batches: list[tuple[F32, np.ndarray]], contract: Preprocess) -> None:
         self._runner, self._contract = runner, contract
         few = -(-FIRST // _BATCH)
         self._parts = (batches[:few], batches[few:])
@@ -117,21 +117,3 @@ def _changes(contract: Preprocess) -> Iterator[tuple[str, Change]]:
 
 def _affine(factor: np.ndarray, offset: np.ndarray) -> Change:
     return lambda pixels: pixels * factor.astype(np.float32) + offset.astype(np.float32)
-
-
-@dataclass(frozen=True)
-class Zeros:
-    """Share of exact zeros in a tensor, on the calibration images and on those at hand."""
-
-    tensor: str
-    calibration: float
-    validation: float
-
-    @property
-    def apart(self) -> float:
-        return abs(self.calibration - self.validation)
-
-
-def zeros_of(calibration: Path) -> dict[str, float]:
-    """Share of zeros by tensor as calibration.json has it; empty where ranges were imported."""
-    return read_calibration(calibration).zeros() if calibration.is_file() else {}

@@ -12,8 +12,9 @@ MOST = 24
 
 def thumbnails(source: Source, comparison: Comparison, headline: str) -> dict[str, str]:
     """JPEG files in base64 by the image's name, at most :data:`MOST`; those of the headline's graph come first."""
-    order = sorted(comparison.candidates, key=lambda name: name != headline)
-    lost = dict.fromkeys(image.image for name in order for image in comparison.lost(name))
+    table = comparison.table
+    order = sorted(table.candidates, key=lambda name: name != headline)
+    lost = dict.fromkeys(image.image for name in order for image in comparison.listed(name, table.lost(name)))
     index = {name: comparison.indices[i] for i, name in comparison.names.items() if i in comparison.indices}
     found: dict[str, str] = {}
     for name in [name for name in lost if name in index][:MOST]:

@@ -18,8 +18,9 @@ from edgeres.data.loader import Loader
 from edgeres.graph.normalize import normalize
 from edgeres.quantize.graphs import RangeChoice, quantize
 from edgeres.records import Preprocess
-from edgeres.verify import layer_noise
-from edgeres.verify.layer_noise import Anatomy, dissect
+from edgeres.runtime.ort import OrtRunner
+from edgeres.verify.candidates import Candidate, Candidates
+from edgeres.verify.layer_noise import LayerNoise, layer_noise, missing
 
 PX = 16
 CONTRACT = Preprocess((PX, PX), mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -37,10 +38,15 @@ def graphs() -> dict[str, onnx.ModelProto]:
     return {"fp32": fp32, **{str(style): graph for style, graph in done.graphs.items()}}
 
 
-def inside(folder: Path, fp32: onnx.ModelProto, candidate: onnx.ModelProto) -> Anatomy:
+def inside(folder: Path, fp32: onnx.ModelProto, candidate: onnx.ModelProto) -> LayerNoise:
     onnx.save(fp32, folder / "fp32.onnx")
     onnx.save(candidate, folder / "int8.onnx")
-    return dissect(folder / "fp32.onnx", {"it": folder / "int8.onnx"}, loader())["it"]
+
+    def of(name: str) -> Candidate:
+        return Candidate(lambda threads: OrtRunner(folder / name), folder / name, layers=True)
+
+    found = layer_noise(Candidates(of("fp32.onnx"), {"it": of("int8.onnx")}, "it", OrtRunner), loader())
+    return found["it"]
 
 
 def run(model: onnx.ModelProto, tensors: list[str], images: Any) -> dict[str, Any]:
@@ -156,6 +162,6 @@ def test_one_scale_for_all_channels_is_seen(graphs: dict[str, Any], tmp_path: Pa
 
 
 def test_a_machine_without_onnx_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert layer_noise.missing() is None
+    assert missing() is None
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "it needs onnx" in str(layer_noise.missing())
+    assert "it needs onnx" in str(missing())

@@ -17,10 +17,12 @@ from edgeres.data.arrays import open_npz
 from edgeres.data.loader import Loader
 from edgeres.data.matching import match_labels
 from edgeres.data.preprocess import apply
+from edgeres.pipeline.verify import zeros_in
 from edgeres.records import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from edgeres.runtime.ort import OrtRunner
 from edgeres.verify.accuracy import compare
-from edgeres.verify.preprocessing import _changes, _with, better_input, zeros_of
+from edgeres.verify.candidates import Candidate
+from edgeres.verify.preprocessing import _changes, _with, better_input
 
 HALF, NONE, ONE = (0.5, 0.5, 0.5), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 WAYS = {
@@ -77,7 +79,7 @@ def made(folder: Path, seed: int, truth: Preprocess | None, told: Preprocess) ->
     loader = Loader(match_labels(open_npz(file, "validation"), CLASSES), told, 16)
     model = replace(spec(), preprocess=told)
     with OrtRunner(graph) as runner:
-        return better_input(graph, loader, compare(runner, {}, loader, model))
+        return better_input(Candidate(lambda threads: OrtRunner(graph)), loader, compare(runner, {}, loader, model))
 
 
 def test_the_way_that_made_the_labels_is_named(tmp_path: Path) -> None:
@@ -94,11 +96,11 @@ def test_right_inputs_and_labels_of_pure_luck_are_left_alone(tmp_path: Path) -> 
 
 def test_shares_of_zeros_come_from_the_calibration_file(tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
-    assert zeros_of(path) == {}
+    assert zeros_in(path) == {}
     tensors = {
         "relu": TensorEntry(Observed(0.0, 1.0, 200, 50, 0.9)),
         "free of zeros": TensorEntry(Observed(0.5, 1.0, 200, 0, 0.9)),
         "imported": TensorEntry(ranges={"cpu": (0.0, 1.0)}),
     }
     path.write_text(json.dumps(CALIBRATION_KIND.content(calibration(tensors))))
-    assert zeros_of(path) == {"relu": 0.25}
+    assert zeros_in(path) == {"relu": 0.25}

@@ -1,0 +1,143 @@
+"""From what was asked, made and measured to the finished report document: figures, gates, checks and the verdict.
+
+Nothing here reads an image, a graph or a file.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from edgeres._version import __version__
+from edgeres.judge.asked import Asked, GateChoice
+from edgeres.judge.checks import Check, Evidence, check
+from edgeres.judge.document import SCHEMA, Json, Section, to_json
+from edgeres.judge.gates import METRICS, judge_gates
+from edgeres.judge.regression import regression
+from edgeres.judge.sections import (
+    accuracy_section,
+    calibration_section,
+    data_section,
+    export_section,
+    latency_section,
+    layer_noise_summary,
+    plan_summary,
+    sizes_section,
+)
+from edgeres.judge.standing import Images, Standing, finite_sqnr
+from edgeres.made import Made
+from edgeres.records import Verdict
+from edgeres.verify.measure import Measured
+
+
+def judge(asked: Asked, made: Made, measured: Measured) -> Json:
+    """The content of report.json: plain JSON types, no NaN, no infinity."""
+    facts: Json = json.loads(json.dumps(made.facts))  # lists for tuples, as the facts of a baseline are
+    making = made.making
+    sections = {
+        "accuracy": accuracy_section(measured, made),
+        "latency": latency_section(measured.latency),
+        "sizes": sizes_section(made, measured.headline),
+        "export": export_section(making),
+        "data": data_section(making, measured),
+        "calibration": calibration_section(making),
+    }
+    baseline = _baseline(asked, _standing(made, measured, sections["latency"].content, facts))
+    sections["baseline"] = baseline
+    found = {name: why for path, section in sections.items() for name, why in section.reasons_below(path).items()}
+    reasons = found | dict(making.reasons if making else {}) | dict(measured.reasons)
+    figures: Json = {name: section.content for name, section in sections.items()} | {"reasons": reasons}
+    if asked.baseline is None:
+        figures["baseline"] = None
+    gates = asked.gates.limits.gates(baseline=asked.baseline is not None, labels="accuracy" not in measured.reasons)
+    verdicts = [_verdict(verdict, asked.gates) for verdict in judge_gates(gates, figures)]
+    checks = [_check(one, asked.gates) for one in check(_evidence(asked, made, measured, figures["baseline"]))]
+    report = {
+        "schema": SCHEMA,
+        "edgeres": __version__,
+        "created": measured.created,
+        **_outcome(verdicts, checks, asked.gates),
+        "verdicts": verdicts,
+        "checks": checks,
+        "model": made.model.to_dict() | {"num_classes": made.model.num_classes},
+        **figures,
+        "quantization": {style: plan_summary(plan) for style, plan in making.plans.items()} if making else {},
+        "refinement": [dict(step) for step in making.refinement] if making else [],
+        "residual": [dict(cost) for cost in making.residual] if making else [],
+        "anatomy": {name: layer_noise_summary(noise) for name, noise in (measured.layer_noise or {}).items()},
+        "engines": [engine.to_dict() for engine in made.engines],
+        "files": dict(made.files),
+        "facts": facts,
+        "thumbnails": dict(measured.thumbnails),
+        "timings_seconds": {**making.timings, "verify": measured.seconds} if making else {},
+        "environment": dict(measured.environment),
+        "command": asked.command,
+        "options": dict(asked.options),
+    }
+    # As read from disk: lists for tuples, and file names that are no UTF-8 with their odd bytes as "?"
+    plain: Json = json.loads(to_json(report).encode(errors="replace"))
+    return plain
+
+
+def _standing(made: Made, measured: Measured, latency: Json, facts: Json) -> Standing:
+    images, comparison = measured.images, measured.comparison
+    return Standing(
+        "this run",
+        Images(images.description, images.sha256) if images else None,
+        comparison.table if comparison else None,
+        finite_sqnr(comparison),
+        made.model.labels,
+        latency,
+        measured.environment,
+        facts,
+    )
+
+
+def _baseline(asked: Asked, now: Standing) -> Section:
+    accepted = asked.baseline
+    if accepted is None:
+        return Section({}, {"": "no baseline was given"})
+    since = regression(accepted.standing, now, any_machine=accepted.any_machine)
+    head = {"file": accepted.where, "accepted": accepted.document["accepted"]}
+    return Section(head | since.content, since.reasons)
+
+
+def _outcome(verdicts: list[Json], checks: list[Json], gates: GateChoice) -> Json:
+    """``passed`` decides the exit code, ``outcome`` tells whether anything is open."""
+    outcomes = {verdict["outcome"] for verdict in verdicts}
+    failed = "failed" in outcomes or any(found["outcome"] == "failed" and not found["allowed"] for found in checks)
+    unsure = "unsure" in outcomes
+    return {
+        "passed": not failed and not (unsure and gates.on_unsure == "fail"),
+        "outcome": "failed" if failed else "unsure" if unsure else "passed",
+        "on_unsure": gates.on_unsure,
+    }
+
+
+def _verdict(verdict: Verdict, gates: GateChoice) -> Json:
+    metric = METRICS[verdict.gate.metric]
+    return verdict.to_dict() | {
+        "passed": verdict.outcome == "passed" or (verdict.outcome == "unsure" and gates.on_unsure == "warn"),
+        "title": metric.title,
+        "bound": metric.bound,
+        "rule": metric.words(verdict.gate.limit),
+    }
+
+
+def _check(found: Check, gates: GateChoice) -> Json:
+    return asdict(found) | {"allowed": found.name in gates.allow}
+
+
+def _evidence(asked: Asked, made: Made, measured: Measured, baseline: Json | None) -> Evidence:
+    accepted = asked.baseline.document["files"] if asked.baseline else None
+    return Evidence(
+        labels=made.model.labels,
+        comparison=measured.comparison,
+        calibration=made.calibration_pixels,
+        layer_noise=measured.layer_noise or {},
+        no_layer_noise=measured.reasons.get("anatomy", "noise was not measured layer by layer in this run"),
+        baseline=baseline,
+        engines=made.engines,
+        files=made.files,
+        files_then=[files for files in (made.files_when_built, accepted) if files],
+    )

@@ -1,0 +1,258 @@
+"""The sections of a report: what was measured as plain JSON, and for every figure that is missing the reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+
+import numpy as np
+
+from edgeres.graph.forms import FORMS
+from edgeres.judge.document import Json, Section
+from edgeres.made import Made, Making
+from edgeres.records import F64, EngineRecord, Measurement, QuantPlan
+from edgeres.verify.accuracy import TOP_K, Comparison
+from edgeres.verify.answers import REFERENCE
+from edgeres.verify.latency import drift_percent, noise, percentile_ms, speedup, variation_percent
+from edgeres.verify.layer_noise import LayerNoise
+from edgeres.verify.measure import Measured
+from edgeres.verify.statistics import Estimate, mcnemar_mid_p, proportion_percent
+
+HISTOGRAM_BINS = 80
+CONFUSIONS = 50
+
+_HITS = ("top1", "top1_ci95", "top5", "correct", "total", "runner")
+_PAIRED = (
+    "drop_pp",
+    "drop_pp_ci95",
+    "lost",
+    "gained",
+    "mcnemar_p",
+    "agreement",
+    "agreement_ci95",
+    "logit_sqnr_db",
+    "logit_sqnr_db_ci95",
+)
+_TIMES = (
+    "p50_ms",
+    "p90_ms",
+    "p99_ms",
+    "p99_ms_ci95",
+    "throughput_ips",
+    "iterations",
+    "variation_percent",
+    "drift_percent",
+)
+
+
+def accuracy_section(measured: Measured, made: Made) -> Section:
+    """Top-1 and top-5 of each candidate, and what each loses against FP32."""
+    comparison, headline = measured.comparison, measured.headline
+    if comparison is None:
+        empty = dict.fromkeys(_HITS)
+        nothing: Json = {"graph": None, "fp32": empty, "int8": empty, **dict.fromkeys(_PAIRED)}
+        more: Json = {"images": 0, "per_class": None, "graphs": {}, "answers": None}
+        return Section(nothing | more, {"": "nothing was compared in this run"})
+    parts = {"fp32": _hits(comparison, REFERENCE), "int8": _hits(comparison, headline)}
+    graphs = {name: _graph(comparison, name, made) for name in comparison.table.candidates}
+    paired = _paired(comparison, headline)
+    reasons = dict(paired.reasons)
+    for path, part in {**parts, **{f"graphs.{name}": graph for name, graph in graphs.items()}}.items():
+        reasons |= part.reasons_below(path)
+    if not comparison.table.labelled:
+        reasons[""] = "the validation source has no labels"
+    content = {
+        "graph": headline,
+        **{name: part.content for name, part in parts.items()},
+        **paired.content,
+        "images": comparison.images,
+        "per_class": _per_class(comparison, headline),
+        "graphs": {name: graph.content for name, graph in graphs.items()},
+        "answers": comparison.table.pack(),
+    }
+    return Section(content, reasons)
+
+
+def _hits(comparison: Comparison, name: str) -> Section:
+    accuracy, runner = comparison.accuracy(name), comparison.scored[name].runner
+    if accuracy is None:
+        return Section(dict.fromkeys(_HITS) | {"runner": runner})
+    classes = comparison.table.num_classes
+    few_classes = classes <= TOP_K
+    content = {
+        "top1": accuracy.top1,
+        "top1_ci95": _ci(proportion_percent(accuracy.correct, accuracy.total)),
+        "top5": None if few_classes else accuracy.top5,
+        "correct": accuracy.correct,
+        "total": accuracy.total,
+        "runner": runner,
+    }
+    return Section(content, {"top5": f"top-5 says nothing about {classes} classes"} if few_classes else {})
+
+
+def _paired(comparison: Comparison, name: str) -> Section:
+    table, scored = comparison.table, comparison.scored[name]
+    lost, gained = int(table.lost(name).sum()), int(table.gained(name).sum())
+    drop, agreement = table.drop_pp(name), table.agreement(name)
+    sqnr, limits = scored.sqnr_db, scored.sqnr_db_ci95
+    reasons = {}
+    if sqnr is None or not math.isfinite(sqnr):
+        reasons["logit_sqnr_db"] = "no finite ratio: the logits equal those of FP32, or FP32's are all zero"
+        sqnr = limits = None
+    if limits is None:
+        reasons["logit_sqnr_db_ci95"] = "one image, or no finite ratio"
+    content = {
+        "drop_pp": drop.value if drop else None,
+        "drop_pp_ci95": _ci(drop) if drop else None,
+        "lost": lost if drop else None,
+        "gained": gained if drop else None,
+        "mcnemar_p": mcnemar_mid_p(lost, gained) if drop else None,
+        "agreement": agreement.value,
+        "agreement_ci95": _ci(agreement),
+        "logit_sqnr_db": sqnr,
+        "logit_sqnr_db_ci95": list(limits) if limits else None,
+    }
+    return Section(content, reasons)
+
+
+def _graph(comparison: Comparison, name: str, made: Made) -> Section:
+    table, runner = comparison.table, comparison.scored[name].runner
+    hits, paired, falls = _hits(comparison, name), _paired(comparison, name), table.falls(name)
+    form = FORMS.get(name)
+    stands_in_for = form.title if form and not form.integer and "TensorRT" not in runner else None
+    content = {
+        **hits.content,
+        **paired.content,
+        "images": comparison.images,
+        "same": table.same(name),
+        "classes": falls.to_dict(made.model.labels) if falls else None,
+        "confusions": [asdict(confusion) for confusion in table.confusions(name)[:CONFUSIONS]],
+        "note": f"graph for {stands_in_for}, computed on {runner} as a stand-in" if stands_in_for else "",
+        "lost_images": [asdict(image) for image in comparison.listed(name, table.lost(name))],
+        "gained_images": [asdict(image) for image in comparison.listed(name, table.gained(name))],
+    }
+    return Section(content, {**hits.reasons, **paired.reasons})
+
+
+def _per_class(comparison: Comparison, headline: str) -> list[Json] | None:
+    table = comparison.table
+    if not table.labelled:
+        return None
+    columns = (table.class_sizes, table.hits(REFERENCE), table.hits(headline))
+    rows = enumerate(zip(*(column.tolist() for column in columns), strict=True))
+    return [{"class": i, "total": n, "fp32": fp32, "int8": int8} for i, (n, fp32, int8) in rows if n]
+
+
+def latency_section(measured: Mapping[str, Measurement] | None) -> Section:
+    """FP32 and INT8 as they were timed in one run."""
+    if measured is None:
+        head = ("backend", "scope", "batch", "warmup_seconds", "speedup", "speedup_ci95", "histogram")
+        times: Json = {"fp32": dict.fromkeys(_TIMES), "int8": dict.fromkeys(_TIMES), "noise": []}
+        return Section({**dict.fromkeys(head), **times}, {"": "latency was not measured in this run"})
+    fp32, int8 = measured["fp32"], measured["int8"]
+    ratio = speedup(fp32, int8)
+    content = {
+        "backend": int8.backend,
+        "scope": int8.scope,
+        "batch": int8.batch,
+        "warmup_seconds": int8.warmup_seconds,
+        "fp32": _times(fp32),
+        "int8": _times(int8),
+        "speedup": ratio.value,
+        "speedup_ci95": _ci(ratio),
+        "noise": [f"{name}: {what}" for name, m in (("FP32", fp32), ("INT8", int8)) for what in noise(m)],
+        "histogram": _histogram(fp32.seconds, int8.seconds),
+    }
+    return Section(content)
+
+
+def _times(m: Measurement) -> Json:
+    p99 = percentile_ms(m, 99)
+    spread = variation_percent(m), drift_percent(m)
+    values = (m.p(50), m.p(90), p99.value, _ci(p99), m.throughput_ips, len(m.seconds), *spread)
+    return dict(zip(_TIMES, values, strict=True))
+
+
+def _histogram(fp32: F64, int8: F64) -> Json:
+    """Counts in bins of equal width from zero, the same for both; the last bin also holds all that took longer.
+
+    On a machine that others use, the 99th percentile may be theirs: no more than four medians are drawn.
+    """
+    top = 1.1e3 * max(min(np.percentile(seconds, 99), 4 * np.median(seconds)) for seconds in (fp32, int8))
+    width = top / HISTOGRAM_BINS
+
+    def counts(seconds: F64) -> list[int]:
+        bins = np.minimum(1e3 * seconds / width, HISTOGRAM_BINS - 1).astype(np.int64)
+        found: list[int] = np.bincount(bins, minlength=HISTOGRAM_BINS).tolist()
+        return found
+
+    return {"bin_ms": float(width), "fp32": counts(fp32), "int8": counts(int8)}
+
+
+def sizes_section(made: Made, headline: str) -> Section:
+    """Bytes of graphs and engines."""
+    fp32, int8 = made.sizes.get("fp32"), made.sizes.get(headline)
+    candidates = {name: size for name, size in made.sizes.items() if name != "fp32"}
+    engines = {_engine_name(e): e.size_bytes for e in made.engines if e.precision == "int8" and e.file}
+    deployed = {**{f"{name} graph": size for name, size in candidates.items()}, **engines}
+    each = {f"int8_{name}_bytes": size for name, size in candidates.items()}
+    content = {"fp32_bytes": fp32, "int8_bytes": int8, **each, "deployed_bytes": deployed}
+    missing = fp32 is None or int8 is None
+    return Section(content, {"": "this graph was not written in this run"} if missing else {})
+
+
+def export_section(making: Making | None) -> Section:
+    """How close the FP32 graph is to where it came from."""
+    if making is None:
+        return Section(dict.fromkeys(("max_error", "notes")), {"": "nothing was exported in this run"})
+    return Section(dict(making.export))
+
+
+def data_section(making: Making | None, measured: Measured) -> Section:
+    """The images that were used."""
+    calibration = making.calibration.data if making and making.calibration else None
+    found = {"validation": measured.images, "calibration": calibration}
+    missing = {"validation": "no validation source was given", "calibration": "nothing was calibrated in this run"}
+    reasons = {role: missing[role] for role, record in found.items() if record is None}
+    for role, record in found.items():
+        if record and record.pixels is None:
+            reasons[f"{role}.pixels"] = "the mean of the images was not measured"
+    return Section({role: asdict(record) if record else None for role, record in found.items()}, reasons)
+
+
+def calibration_section(making: Making | None) -> Section:
+    """How ranges were found."""
+    record = making.calibration if making else None
+    if record is None:
+        nothing = dict.fromkeys(("method", "images", "batch_size"))
+        return Section(nothing, {"": "nothing was calibrated in this run"})
+    return Section({"method": record.method, "images": record.data.images, "batch_size": record.batch_size})
+
+
+def plan_summary(plan: QuantPlan) -> Json:
+    """What a plan quantizes and what it leaves in floating point."""
+    return {
+        "activations": len(plan.edges),
+        "weights": len(plan.weights),
+        "skipped": [asdict(skipped) for skipped in plan.skipped],
+        "calibration_digest": plan.calibration_digest,
+    }
+
+
+def layer_noise_summary(noise: LayerNoise) -> Json:
+    """The noise in one graph, layer by layer."""
+    plain = noise.to_dict()
+    for fit in plain["ranges"]:  # a tensor that was zero on every image has no ratio
+        fit["own_db"] = fit["own_db"] if math.isfinite(fit["own_db"]) else None
+    return plain
+
+
+def _engine_name(engine: EngineRecord) -> str:
+    """``rtx engine sm86``; without dots, which part the path of a figure."""
+    made_for = "".join(f" sm{capability}" for capability in engine.portability.compute_capabilities)
+    return f"{engine.target} engine{made_for}".replace(".", "")
+
+
+def _ci(estimate: Estimate) -> list[float]:
+    return [estimate.low, estimate.high]

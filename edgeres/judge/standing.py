@@ -1,0 +1,83 @@
+"""A build as another one is compared with it: measured now, accepted as the baseline, or read back from a report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgeres.judge.document import Json
+from edgeres.verify.accuracy import Comparison
+from edgeres.verify.answers import AnswerTable
+from edgeres.verify.statistics import Estimate
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images that a build was measured on."""
+
+    description: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One side of a comparison.
+
+    Attributes:
+        called: how messages name it, e.g. ``the baseline``.
+        images: None where nothing was compared.
+        table: None where nothing was compared.
+        sqnr: finite logit SQNR in dB by candidate.
+        class_names: in the order of the outputs; None where they are not known.
+        latency: the section ``latency`` of a report.
+        environment: versions and machine of the measurement.
+        facts: how the build was made.
+    """
+
+    called: str
+    images: Images | None
+    table: AnswerTable | None
+    sqnr: Mapping[str, Estimate]
+    class_names: tuple[str, ...] | None
+    latency: Json
+    environment: Mapping[str, str]
+    facts: Mapping[str, Any]
+
+
+def finite_sqnr(comparison: Comparison | None) -> dict[str, Estimate]:
+    """Logit SQNR of the candidates in dB; those that are infinite or undefined are left out."""
+    found = {}
+    for name, scored in comparison.scored.items() if comparison else ():
+        if scored.sqnr_db is not None and math.isfinite(scored.sqnr_db):
+            found[name] = Estimate(scored.sqnr_db, *(scored.sqnr_db_ci95 or (scored.sqnr_db, scored.sqnr_db)))
+    return found
+
+
+def standing_of(document: Mapping[str, Any], called: str) -> Standing:
+    """The standing in a report's document, or in a baseline's.
+
+    Raises:
+        InputError: the answers are damaged.
+    """
+    accuracy, facts = document["accuracy"], document["facts"]
+    validation = document["validation"] if "validation" in document else document["data"]["validation"]
+    named = document.get("model", facts).get("labels")
+    names = None if named is None else tuple(named)
+    sqnr = {
+        name: Estimate(value, *(graph["logit_sqnr_db_ci95"] or (value, value)))
+        for name, graph in accuracy["graphs"].items()
+        if (value := graph["logit_sqnr_db"]) is not None
+    }
+    packed = accuracy["answers"]
+    return Standing(
+        called,
+        Images(validation["description"], validation["sha256"]) if validation else None,
+        AnswerTable.unpack(packed, len(names) if names else 0) if packed else None,
+        sqnr,
+        names,
+        document["latency"],
+        document["environment"],
+        facts,
+    )

@@ -1,0 +1,128 @@
+"""Ranges in a file of their own: measured, in shards or on a cluster, imported from other tools, read back."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeres.bundle import CALIBRATION, FP32, Bundle
+from edgeres.calibrate.distributed import Recipe, cluster, connect
+from edgeres.calibrate.identity import identify
+from edgeres.calibrate.ranges_file import RangesFile, read_calibration
+from edgeres.calibrate.record import CALIBRATION_KIND, IMPORTED, CalibrationFile, entries, to_json
+from edgeres.calibrate.run import collect, here
+from edgeres.calibrate.shards import Job, State
+from edgeres.data.base import Source
+from edgeres.data.choose import DataChoice, check_paths, choose_calibration
+from edgeres.data.loader import OnUnreadable
+from edgeres.files import write_file
+from edgeres.pipeline.take import Fp32Model, ModelChoice, take
+from edgeres.progress import SILENT, Progress
+from edgeres.quantize.exchange import fit, read_foreign
+from edgeres.records import Method
+
+
+@dataclass(frozen=True)
+class CalibrateOptions:
+    """What ``edgeres calibrate`` can be told besides model and images.
+
+    Attributes:
+        shard: index, from 1, and count; None calibrates on all images.
+        scheduler: address of a Dask scheduler, to run there.
+    """
+
+    method: Method = "mse"
+    batch: int = 8
+    on_unreadable: OnUnreadable = "fail"
+    shard: tuple[int, int] | None = None
+    scheduler: str | None = None
+
+
+def calibrate_file(
+    model: ModelChoice, data: DataChoice, options: CalibrateOptions, output: Path, progress: Progress = SILENT
+) -> State:
+    """Run calibration images through a model, and write calibration.json, or a shard's state.
+
+    An interrupted run leaves its state beside the output, and the same call goes on from it.
+
+    Raises:
+        EdgeresError: in one line, what prevents it.
+    """
+    check_paths(data)
+    with ExitStack() as stack:
+        client = None if options.scheduler is None else stack.enter_context(connect(options.scheduler))
+        fp32 = take(model, progress)
+        source = choose_calibration(data, fp32.spec)
+        job = _job(fp32, source, options)
+        keep = output.with_name(f".{output.name}.state")
+        if client is None:
+            backend = here(job, fp32.graph, source)
+        else:
+            backend = cluster(client, job, fp32.graph.SerializeToString(), Recipe(data, fp32.spec, job.source_digest))
+        state = collect(job, backend, keep, options.shard or (1, 1), progress=progress)
+    if options.shard is None:
+        write_file(output, to_json(state.document(options.method)).encode())
+    else:
+        write_file(output, state.pack())
+    keep.unlink(missing_ok=True)
+    return state
+
+
+def _job(fp32: Fp32Model, source: Source, options: CalibrateOptions) -> Job:
+    from edgeres.quantize.graphs import wanted_by_all, with_scores
+
+    return Job(
+        model=identify(fp32.graph, fp32.spec.name),
+        preprocess=fp32.spec.preprocess,
+        source=source.description,
+        source_digest=source.digest(),
+        images=len(source),
+        batch=options.batch,
+        wanted=with_scores(wanted_by_all(fp32.graph), fp32.graph),
+        on_unreadable=options.on_unreadable,
+    )
+
+
+def import_ranges(model: ModelChoice, path: Path, progress: Progress = SILENT) -> dict[str, Any]:
+    """The content of a calibration.json with the ranges that another tool found for the same model.
+
+    Raises:
+        EdgeresError: in one line, what prevents it.
+    """
+    foreign = read_foreign(path)
+    fp32 = take(model, progress)
+    from edgeres.graph.graph import Graph
+    from edgeres.quantize.graphs import wanted_by_all
+
+    ranges = fit(foreign, Graph(fp32.graph), wanted_by_all(fp32.graph))
+    for style in ("tensorrt", "cpu"):
+        if style not in ranges:
+            progress.say(f"{path.name} does not have all ranges of the {style} graph, so it is left out")
+    found = CalibrationFile(
+        method=IMPORTED,
+        samples=0,
+        source=f"{foreign.path.name}, {foreign.form}",
+        source_digest=foreign.sha256,
+        preprocess=fp32.spec.preprocess,
+        model=identify(fp32.graph, fp32.spec.name),
+        tensors=entries(ranges, {}),
+    )
+    return CALIBRATION_KIND.content(found)
+
+
+def recorded_at(path: Path) -> RangesFile:
+    """The ranges of a calibration.json, or of a bundle for its FP32 graph.
+
+    Raises:
+        BundleError: the bundle is incomplete. InputError: the file is no calibration.json, or of an equalized network.
+    """
+    if not path.is_dir():
+        return read_calibration(path)
+    bundle = Bundle(path)
+    recorded = read_calibration(bundle.file(CALIBRATION))
+    from edgeres.graph.normalize import load_onnx
+
+    graph = load_onnx(bundle.file(FP32))
+    return recorded.of([(identify(graph, bundle.manifest.model.name), bundle.manifest.model.preprocess)])

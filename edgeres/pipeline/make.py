@@ -1,0 +1,188 @@
+"""From a network and images to the files of a bundle: quantize, write graphs, build engines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeres.bundle import CALIBRATION, FP32, LABELS
+from edgeres.calibrate.record import IMPORTED, to_json
+from edgeres.data.choose import DataChoice, Sources, choose_sources, choose_validation
+from edgeres.data.loader import Loader
+from edgeres.data.pixels import sample_pixels
+from edgeres.data.record import CalibrationRecord, DataRecord
+from edgeres.device.environment import environment
+from edgeres.device.libraries import MODULES, available
+from edgeres.device.targets import Target, get_target
+from edgeres.engine.engines import EngineChoice, Engines, build_engines
+from edgeres.files import write_file
+from edgeres.graph.forms import FORMS, written
+from edgeres.made import Made, Making, artefacts, graph_sizes
+from edgeres.pipeline.network import Network, quantize_network
+from edgeres.pipeline.take import Fp32Model
+from edgeres.progress import SILENT, Progress
+from edgeres.records import EngineRecord, Manifest, ModelSpec, Style, TensorInfo
+
+if TYPE_CHECKING:
+    from edgeres.quantize.graphs import Quantized
+    from edgeres.refine.recipe import Refined
+
+
+@dataclass
+class Stopwatch:
+    """Wall seconds by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class MakeChoice:
+    """What is made of a network.
+
+    Attributes:
+        facts: the options that decide how it is made, for the record.
+    """
+
+    targets: tuple[Target, ...]
+    engines: EngineChoice
+    facts: Mapping[str, Any]
+
+
+def make(
+    folder: Path, network: Network, loader: Loader, choice: MakeChoice, watch: Stopwatch, progress: Progress = SILENT
+) -> tuple[Made, Manifest]:
+    """Fill a directory with graphs, ranges, labels and engines.
+
+    Args:
+        loader: of the calibration images.
+
+    Returns:
+        The record, and the manifest that the directory is to be sealed with.
+
+    Raises:
+        EdgeresError: in one line, what prevents it.
+    """
+    fp32, source = network.fp32, loader.source
+    with watch.stage("quantize"):
+        styles: list[Style] = list(dict.fromkeys(target.style for target in choice.targets))
+        refined = quantize_network(network, styles, loader, progress)
+        quantized = refined.quantized
+        pixels = sample_pixels(source, fp32.spec.preprocess) if len(source) else None
+        _write_graphs(folder, fp32, quantized, choice.targets)
+    with watch.stage("engines"):
+        engines = build_engines(folder, choice.targets, choice.engines, progress)
+        _write_engines(folder, engines)
+    images = DataRecord.of(loader, quantized.images, pixels)
+    made_from = CalibrationRecord(images, network.ranges.method, network.ranges.batch) if images.images else None
+    making = Making(
+        export={"max_error": fp32.max_error, "notes": list(fp32.notes)},
+        calibration=made_from,
+        plans={str(style): plan for style, plan in quantized.plans.items()},
+        refinement=tuple(step.to_dict() for step in refined.steps),
+        residual=tuple(cost.to_dict() for cost in refined.skips),
+        timings=watch.seconds,
+        reasons=_reasons(network, refined),
+    )
+    made = Made(
+        folder=folder,
+        model=fp32.spec,
+        engines=tuple(engines),
+        files=artefacts(folder),
+        sizes=graph_sizes(folder),
+        facts=facts_of(fp32.spec, choice.facts, making, environment()),
+        calibration_pixels=pixels if made_from else None,
+        making=making,
+    )
+    return made, _manifest(fp32, quantized, made.engines)
+
+
+def choose_targets(names: Sequence[str]) -> tuple[Target, ...]:
+    """The named targets; by default the CPU and every TensorRT that can build on this machine."""
+    names = (names,) if isinstance(names, str) else names
+    if names:
+        return tuple(get_target(name) for name in dict.fromkeys(names))
+    found = [flavour for flavour in MODULES if available(flavour).can_build]
+    return tuple(get_target(name) for name in ("cpu", *found))
+
+
+def choose_images(network: Network, data: DataChoice) -> Sources:
+    """Images to calibrate on, or what is known of those that recorded ranges come from; and images to validate on."""
+    recorded, spec = network.recorded, network.fp32.spec
+    if recorded is None or data.calibration is not None:
+        return choose_sources(data, spec)
+    validation, reasons = choose_validation(data, spec)
+    return Sources(recorded.images(), validation, reasons)
+
+
+def _reasons(network: Network, refined: Refined) -> dict[str, str]:
+    """Why the report tells no calibration images, or no refinement."""
+    reasons = {"refinement": refined.note} if refined.note else {}
+    recorded = network.recorded
+    if recorded is not None and recorded.method == IMPORTED:
+        why = f"ranges were imported: {recorded.images().description}"
+        reasons |= dict.fromkeys(("calibration", "data.calibration"), why)
+    return reasons
+
+
+def facts_of(
+    spec: ModelSpec, options: Mapping[str, Any], making: Making, environment: Mapping[str, str]
+) -> dict[str, Any]:
+    """How a bundle was made, flat, for comparing builds by name."""
+    facts: dict[str, Any] = {
+        "model": spec.name,
+        "weights": spec.weights,
+        "weights sha256": spec.weights_sha256,
+        "labels": list(spec.labels),
+        **{f"preprocessing {key}": value for key, value in spec.preprocess.to_dict().items()},
+        **{f"option {key}": value for key, value in options.items()},
+    }
+    if making.calibration is not None:
+        facts["calibration images"] = making.calibration.data.sha256
+        facts["calibration source"] = making.calibration.data.description
+    for style, plan in making.plans.items():
+        facts[f"{style} graph, quantized activations"] = len(plan.edges)
+        facts[f"{style} graph, left in float"] = len(plan.skipped)
+    return facts | {f"built with {name}": version for name, version in environment.items()}
+
+
+def _write_graphs(folder: Path, fp32: Fp32Model, quantized: Quantized, targets: Sequence[Target]) -> None:
+    write_file(folder / FP32, fp32.graph.SerializeToString())
+    for name, graph in written(quantized.graphs, [target.runtime for target in targets]).items():
+        write_file(folder / FORMS[name].file, graph.SerializeToString())
+    write_file(folder / CALIBRATION, to_json(quantized.calibration).encode())
+    write_file(folder / LABELS, "".join(f"{label}\n" for label in fp32.spec.labels).encode())
+
+
+def _write_engines(folder: Path, engines: Engines) -> None:
+    for record, data in engines.items():
+        if record.file and data:
+            write_file(folder / record.file, data)
+    for name, log in engines.logs.items():
+        write_file(folder / name, log)
+
+
+def _manifest(fp32: Fp32Model, quantized: Quantized, engines: Sequence[EngineRecord]) -> Manifest:
+    from edgeres.quantize.plan import plan_digest
+
+    crop, spec = fp32.spec.preprocess.crop_px, fp32.spec
+    shape = (None, 3, *crop) if spec.preprocess.layout == "NCHW" else (None, *crop, 3)
+    graph = fp32.graph.graph
+    return Manifest(
+        model=spec,
+        inputs={graph.input[0].name: TensorInfo("float32", shape)},
+        outputs={graph.output[0].name: TensorInfo("float32", (None, spec.num_classes))},
+        files={},
+        plan_digests={style: plan_digest(plan) for style, plan in quantized.plans.items()},
+        engines=tuple(engines),
+        environment=environment(),
+    )

@@ -1,0 +1,96 @@
+"""The first doors: a network as it will be quantized, with ranges that it brings; then its Q/DQ graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from edgeres.calibrate.identity import Identity, identify
+from edgeres.calibrate.ranges_file import RangesFile
+from edgeres.data.choose import DataChoice, check_paths
+from edgeres.data.loader import Loader
+from edgeres.pipeline.options import RangeOptions, weight_bits
+from edgeres.pipeline.reuse import reuse
+from edgeres.pipeline.take import Fp32Model, ModelChoice, take, with_exact_input
+from edgeres.progress import SILENT, Progress
+from edgeres.records import Preprocess, Style
+from edgeres.refine.choice import RefineChoice
+
+if TYPE_CHECKING:
+    from edgeres.refine.recipe import Refined
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network, and how it will be quantized.
+
+    Attributes:
+        recorded: ranges from a file, for this network; None: they are measured.
+        ranges, refine: as asked for, with what ``recorded`` decides.
+    """
+
+    fp32: Fp32Model
+    recorded: RangesFile | None
+    ranges: RangeOptions
+    refine: RefineChoice
+
+
+@dataclass(frozen=True)
+class NetworkChoice:
+    """What decides which network is quantized, and how."""
+
+    model: ModelChoice
+    data: DataChoice
+    ranges: RangeOptions
+    refine: RefineChoice
+
+
+def take_network(
+    choice: NetworkChoice, interface: Literal["bytes", "normalized"] = "bytes", progress: Progress = SILENT
+) -> Network:
+    """Take the model, and find the recorded ranges that belong to it.
+
+    Args:
+        interface: ``normalized`` keeps the graph's input as it is.
+
+    Raises:
+        EdgeresError: in one line, what prevents it.
+    """
+    check_paths(choice.data)
+    recorded, refine = reuse(choice.ranges.calibration_file, choice.data, choice.refine)
+    taken = take(choice.model, progress)
+    fp32 = with_exact_input(taken, interface)
+    ranges = choice.ranges
+    if recorded is not None:
+        recorded = recorded.of(input_variants(fp32, taken))
+        if refine != choice.refine:
+            progress.say(f"ranges are those of {recorded.path}; nothing is refined without --calibration images")
+        ranges = replace(ranges, method=recorded.method, batch=recorded.content.batch or ranges.batch)
+    return Network(fp32, recorded, ranges, refine)
+
+
+def quantize_network(network: Network, styles: Sequence[Style], loader: Loader, progress: Progress = SILENT) -> Refined:
+    """Q/DQ graphs of a network, one per style, refined as asked.
+
+    Raises:
+        SourceError: calibration images cannot be read. ModelError: a tensor is not finite.
+    """
+    from edgeres.quantize.graphs import RangeChoice
+    from edgeres.refine.recipe import quantize_with_recipe
+
+    fp32, ranges = network.fp32, network.ranges
+    choice = RangeChoice(ranges.method, weight_bits(), fp32.known, ranges.codes, network.recorded)
+    return quantize_with_recipe(fp32.graph, styles, loader, choice, network.refine, progress)
+
+
+def input_variants(used: Fp32Model, taken: Fp32Model) -> Iterator[tuple[Identity, Preprocess]]:
+    """The variants of a network's input that ranges may have been recorded for; the first is ``used``."""
+    yield _identity(used)
+    yield _identity(taken)
+    yield _identity(with_exact_input(taken, "bytes"))
+    yield _identity(with_exact_input(taken, "normalized"))
+
+
+def _identity(model: Fp32Model) -> tuple[Identity, Preprocess]:
+    return identify(model.graph, model.spec.name), model.spec.preprocess

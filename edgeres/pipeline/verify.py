@@ -1,0 +1,76 @@
+"""Measure a bundle and judge it: the later doors, for a build and for a bundle that is there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from edgeres.bundle import CALIBRATION, Bundle
+from edgeres.calibrate.ranges_file import read_calibration
+from edgeres.data.choose import DataChoice, choose_validation
+from edgeres.data.loader import Loader
+from edgeres.errors import InputError
+from edgeres.judge.asked import Asked
+from edgeres.judge.baseline import accept
+from edgeres.judge.document import Json
+from edgeres.judge.judge import judge
+from edgeres.made import Made, read_made
+from edgeres.pipeline.candidates import candidates_in
+from edgeres.pipeline.options import VerifyOptions, flat, plain
+from edgeres.progress import SILENT, Progress
+from edgeres.verify.measure import Measured, MeasurePlan, Validation, measure
+
+VALIDATION_BATCH = 16
+
+
+def measure_bundle(made: Made, images: Validation, plan: MeasurePlan, progress: Progress = SILENT) -> Measured:
+    """Measure every candidate of a bundle that runs on this machine.
+
+    Raises:
+        SourceError: images cannot be read, or labels do not fit.
+        ModelError: a graph cannot be loaded, or gives outputs that are not finite.
+    """
+    plan = replace(plan, zeros=zeros_in(made.folder / CALIBRATION))
+    return measure(candidates_in(made.folder), made.model, images, progress, plan)
+
+
+def verify_bundle(path: Path, data: DataChoice, options: VerifyOptions, progress: Progress = SILENT) -> Json:
+    """Measure a bundle again on this machine; the bundle is not changed.
+
+    Returns:
+        The content of a report.json.
+
+    Raises:
+        BundleError: a file is missing or was changed.
+        InputError: the baseline cannot be read.
+        SourceError, UsageError: the validation images cannot be used.
+    """
+    baseline = options.gates.read_baseline()
+    made = read_made(Bundle(path))
+    source, reasons = choose_validation(data, made.model)
+    loader = Loader(source, made.model.preprocess, VALIDATION_BATCH, options.on_unreadable)
+    plan = MeasurePlan(options.scheduler, options.thumbnails)
+    measured = measure_bundle(made, Validation(loader, data, reasons), plan, progress)
+    told = {name: value for name, value in flat(options).items() if name != "command"}
+    asked = Asked(options.command, plain({"bundle": path, **vars(data), **told}), options.gates, baseline)
+    return judge(asked, made, measured)
+
+
+def zeros_in(calibration: Path) -> dict[str, float]:
+    """Share of zeros by tensor as calibration.json has it; empty where ranges were imported."""
+    return read_calibration(calibration).zeros() if calibration.is_file() else {}
+
+
+def accept_baseline(path: Path) -> Json:
+    """The content of a baseline.json: of a bundle as it was built, or of a report.json of a verification.
+
+    Raises:
+        BundleError, InputError: neither can be read, or it is from an older edgeres.
+    """
+    if path.is_dir() or not path.exists():
+        return accept(Bundle(path).report(), path)
+    try:
+        return accept(json.loads(path.read_text(encoding="utf-8")), path)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError("not a report of edgeres", where=path, hint="give a bundle, or a report.json") from error

@@ -1,0 +1,147 @@
+"""The table of answers: which class each candidate gave every image.
+
+A live run, an accepted baseline and a report that was read back all hold one; every figure that compares answers image
+by image is derived from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeres.errors import InputError
+from edgeres.records import I64
+from edgeres.verify.classes import ClassFalls, paired_falls
+from edgeres.verify.codec import pack, unpack
+from edgeres.verify.statistics import Estimate, paired_drop_pp, proportion_percent
+
+REFERENCE = "fp32"
+_LABELS = "labels"
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How many images of class ``label`` the reference and the candidate put into class ``answer``."""
+
+    label: int
+    answer: int
+    reference: int
+    candidate: int
+
+
+@dataclass(frozen=True)
+class AnswerTable:
+    """Labels, and one column of answers per candidate.
+
+    Attributes:
+        labels: int64 (N,), -1 where an image has no label.
+        num_classes: outputs of the network.
+        answers: int64 (N,) by candidate; those of the FP32 reference are under :data:`REFERENCE`.
+    """
+
+    labels: I64
+    num_classes: int
+    answers: Mapping[str, I64]
+
+    @staticmethod
+    def unpack(packed: Mapping[str, str], num_classes: int) -> AnswerTable:
+        """A table from the strings that :meth:`pack` wrote.
+
+        Raises:
+            InputError: a column is damaged, has another length, or there is no reference.
+        """
+        columns = {name: unpack(text) for name, text in packed.items()}
+        labels = columns.pop(_LABELS, None)
+        if labels is None or REFERENCE not in columns:
+            raise InputError(f"answers need the columns {_LABELS} and {REFERENCE}")
+        for name, column in columns.items():
+            if len(column) != len(labels):
+                raise InputError(f"there are {len(column):,} answers of {name} for {len(labels):,} labels")
+        return AnswerTable(labels, num_classes, columns)
+
+    def pack(self) -> dict[str, str]:
+        """Every column as a string for a JSON document."""
+        return {_LABELS: pack(self.labels), **{name: pack(column) for name, column in self.answers.items()}}
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """Names of the columns besides the reference's."""
+        return tuple(name for name in self.answers if name != REFERENCE)
+
+    @property
+    def images(self) -> int:
+        return len(self.labels)
+
+    @property
+    def labelled(self) -> int:
+        """How many images have a label."""
+        return int((self.labels >= 0).sum())
+
+    @property
+    def class_sizes(self) -> I64:
+        """Labelled images by class, int64 (num_classes,); labels beyond the classes are left out."""
+        return self._by_class(self.labels >= 0)
+
+    def right(self, name: str) -> Mask:
+        """Which images are answered right, bool (N,); never those without a label."""
+        right: Mask = (self.answers[name] == self.labels) & (self.labels >= 0)
+        return right
+
+    def hits(self, name: str) -> I64:
+        """Right answers by class, int64 (num_classes,)."""
+        return self._by_class(self.right(name))
+
+    def lost(self, candidate: str) -> Mask:
+        """The images that the reference gets right and the candidate wrong, bool (N,)."""
+        return self.right(REFERENCE) & ~self.right(candidate)
+
+    def gained(self, candidate: str) -> Mask:
+        """The images that the reference gets wrong and the candidate right, bool (N,)."""
+        return self.right(candidate) & ~self.right(REFERENCE)
+
+    def same(self, candidate: str) -> int:
+        """How many images, labelled or not, the candidate puts into the reference's class."""
+        return int((self.answers[candidate] == self.answers[REFERENCE]).sum())
+
+    def drop_pp(self, candidate: str, z: float | None = None) -> Estimate | None:
+        """Top-1 lost against the reference in percentage points; None where there are no labels.
+
+        Args:
+            z: of the interval, in standard errors; None: 95 %.
+        """
+        if not self.labelled:
+            return None
+        counts = int(self.lost(candidate).sum()), int(self.gained(candidate).sum()), self.labelled
+        return paired_drop_pp(*counts) if z is None else paired_drop_pp(*counts, z)
+
+    def agreement(self, candidate: str) -> Estimate:
+        """Share of all images that candidate and reference put into the same class, in per cent."""
+        return proportion_percent(self.same(candidate), self.images)
+
+    def falls(self, candidate: str) -> ClassFalls | None:
+        """Classes that the candidate answers worse than the reference; None where there are no labels."""
+        if not self.labelled:
+            return None
+        return paired_falls(self.labels, self.right(REFERENCE), self.right(candidate), self.num_classes)
+
+    def confusions(self, candidate: str) -> list[Confusion]:
+        """The wrong answers that the candidate gives more or less often than the reference, largest change first."""
+        known = self.labels >= 0
+        pairs = (self.labels[known] * self.num_classes + self.answers[name][known] for name in (REFERENCE, candidate))
+        before, after = (dict(zip(*map(list, np.unique(p, return_counts=True)), strict=True)) for p in pairs)
+        changed = [pair for pair in before.keys() | after.keys() if before.get(pair, 0) != after.get(pair, 0)]
+        found = [
+            Confusion(*divmod(int(pair), self.num_classes), int(before.get(pair, 0)), int(after.get(pair, 0)))
+            for pair in changed
+        ]
+        wrong = [c for c in found if c.label != c.answer]
+        return sorted(wrong, key=lambda c: (-abs(c.candidate - c.reference), c.label, c.answer))
+
+    def _by_class(self, chosen: Mask) -> I64:
+        inside = chosen & (self.labels < self.num_classes)
+        return np.bincount(self.labels[inside], minlength=self.num_classes)
