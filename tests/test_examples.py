@@ -298,7 +298,7 @@ def test_a_live_camera_is_released_and_counted(
     assert found and int(found[1]) + int(found[2]) == 3 and int(found[1]) >= 1
     assert capture.released
     assert camera.main([str(path), "0", "--headless", "--backend", "cpu"]) == 3  # it is at its end now
-    assert "not one image came" in capsys.readouterr().err
+    assert "no image was received" in capsys.readouterr().err
 
 
 def test_every_image_of_a_video_is_classified(

@@ -1,4 +1,4 @@
-"""A camera's images through a bundle, with OpenCV: label, score and images per second.
+"""Classify a camera's images with OpenCV: print label, score and images per second.
 
     python3 camera.py resnet18.edgeres                          the first camera
     python3 camera.py resnet18.edgeres video.mp4 --headless     a file: every image, in order
@@ -6,8 +6,8 @@
     python3 camera.py resnet18.edgeres "nvarguscamerasrc ! video/x-raw(memory:NVMM),width=1280,height=720 ! nvvidconv \\
         ! video/x-raw,format=BGRx ! videoconvert ! video/x-raw,format=BGR ! appsink drop=true max-buffers=1"
 
-A camera does not wait: a thread reads all the time, and who is ready next gets the newest image. What came between is
-dropped and counted. GStreamer pipelines need an OpenCV that was built with it, as JetPack's is; the one of pip is not.
+A thread reads all images of a camera, and the classifier gets the newest one when it is ready. Images in between are
+dropped and counted. GStreamer pipelines need an OpenCV that was built with GStreamer, as JetPack's is; pip's is not.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def open_camera(source: str) -> Any:
         camera = cv2.VideoCapture(source)
     if not camera.isOpened():
         camera.release()
-        hint = "this OpenCV may lack GStreamer" if "!" in source else "is it there, and not in use?"
+        hint = "this OpenCV may lack GStreamer" if "!" in source else "check that it exists and is not in use"
         raise InputError("OpenCV cannot open this source", where=source, hint=hint)
     return camera
 
 
 class Newest:
-    """Iterates over a camera's images, always the newest; others are dropped. Ends where the camera does."""
+    """Iterates over a camera's images, always the newest one; others are dropped. It ends when the camera ends."""
 
     def __init__(self, camera: Any) -> None:
         self.dropped = 0
@@ -94,14 +94,14 @@ def every(camera: Any) -> Iterator[Any]:
 
 
 def frame_of(image: Any) -> Frame:
-    """OpenCV's array for the classifier, which reads it in place."""
+    """OpenCV's array as a Frame, which the classifier reads in place."""
     if image.ndim == 3 and image.shape[2] == 1:
         image = image[..., 0]
     return Frame(image, FORMATS[1 if image.ndim == 2 else image.shape[2]])
 
 
 def show(image: Any, line: str) -> bool:
-    """The image in a window with a line of text; False once the user wants to leave (q, Esc).
+    """Show the image with a line of text; returns False when the user quits (q, Esc).
 
     Raises:
         EnvironmentError_: there is no screen, or this OpenCV has no windows.
@@ -111,7 +111,7 @@ def show(image: Any, line: str) -> bool:
         cv2.imshow("edgeres", image)
         return cv2.waitKey(1) & 0xFF not in (ord("q"), 27)
     except cv2.error as error:
-        raise EnvironmentError_("OpenCV shows no window here", hint="go without: --headless") from error
+        raise EnvironmentError_("OpenCV cannot show a window here", hint="use --headless") from error
 
 
 def line_of(prediction: Prediction, per_second: float) -> str:
@@ -119,7 +119,7 @@ def line_of(prediction: Prediction, per_second: float) -> str:
 
 
 def run(classify: Classifier, images: Iterator[Any] | Newest, *, headless: bool) -> int:
-    """Classify until the images end; returns how many there were."""
+    """Classify until the images end; returns their number."""
     count, started = 0, time.monotonic()
     for image in images:
         prediction = classify(frame_of(image))
@@ -161,7 +161,7 @@ def watch(classify: Classifier, source: str, *, headless: bool) -> int:
             newest.close()
         camera.release()
     if not count:
-        raise InputError("not one image came", where=source)
+        raise InputError("no image was received", where=source)
     sys.stdout.write(f"{count} images, {newest.dropped if newest else 0} dropped\n")
     return 0
 

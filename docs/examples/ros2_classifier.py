@@ -4,18 +4,18 @@
 
 Parameters:
     bundle     directory of the bundle
-    topic      of the images; the answers go to ``classification``
+    topic      topic of the images; answers are published to ``classification``
     backend    auto, tensorrt, rtx, cuda or cpu
-    top_k      how many classes a message names
-    min_score  classes below this probability are left out; a message with none of them is sent all the same
-    threads    of the CPU, 0: every core
+    top_k      number of classes in a message
+    min_score  classes below this probability are left out; a message without classes is sent, too
+    threads    threads on the CPU; 0: every core
 
-Only the newest image waits while one is classified: the subscription keeps one message and is best effort, so a slow
-moment costs frames and never adds delay. The answer carries the image's header, by which a message_filters
-synchronizer finds the two that belong together.
+While an image is classified, only the newest one waits: the subscription is best effort and keeps one message, so slow
+inferences drop images but add no delay. The answer has the image's header, so that a message_filters synchronizer can
+match both.
 
-The image callback has a callback group of its own that runs it once at a time. Under the multithreaded executor a
-timer or service that you add in another group goes on meanwhile; ONNX Runtime and TensorRT release the GIL.
+The image callback has its own callback group, which runs it one at a time. With the multithreaded executor, a timer or
+service in another group runs meanwhile; ONNX Runtime and TensorRT release the GIL.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SECONDS_BETWEEN_COMPLAINTS = 5.0
 
 
 class ClassifierNode(Node):
-    """Subscribes images, publishes what is on them.
+    """Subscribes to images and publishes their classes.
 
     Raises:
         EdgeresError: the bundle cannot be run here.
@@ -61,11 +61,11 @@ class ClassifierNode(Node):
         )
 
     def on_image(self, image: Any) -> None:
-        # encoding, step and padding are the message's own: nothing is copied before the resize
+        # the Frame uses the message's encoding, step and padding: nothing is copied before the resize
         frame = Frame(image.data, image.encoding, image.height, image.width, image.step)
         try:
             prediction = self.classify(frame)
-        except EdgeresError as error:  # one bad image, or another encoding, does not end the node
+        except EdgeresError as error:  # a bad image or an unknown encoding does not end the node
             self.get_logger().error(str(error), throttle_duration_sec=SECONDS_BETWEEN_COMPLAINTS)
             return
         answer = Classification()

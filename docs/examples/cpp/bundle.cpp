@@ -29,7 +29,7 @@ std::vector<EngineEntry> engines_of(const json& said, const std::filesystem::pat
     std::vector<EngineEntry> engines;
     for (const json& entry : said) {
         const bool wanted = entry.at("runtime") == "tensorrt" && entry.at("precision") == "int8";
-        // A version-compatible engine brings code for the CPU, which only a checked hash would make trustworthy.
+        // A version-compatible engine holds code for the CPU, and this program does not check its hash.
         if (!wanted || entry.at("file").is_null() || entry.value("version_compatible", false)) continue;
         engines.push_back({folder / entry.at("file").get<std::string>(), entry.at("size_bytes").get<std::uintmax_t>(),
                            entry.at("compute_capabilities").get<std::vector<std::string>>()});
@@ -46,7 +46,7 @@ Bundle read_bundle(const std::filesystem::path& folder) {
     try {
         const json manifest = json::parse(stream);
         if (manifest.at("schema").get<int>() != kSchema)
-            throw std::runtime_error(file.string() + ": of another schema than this program reads");
+            throw std::runtime_error(file.string() + ": has another schema than this program reads");
         const json& model = manifest.at("model");
         return {contract_of(model.at("preprocess")), model.at("labels").get<std::vector<std::string>>(),
                 model.at("output").get<std::string>() == "probabilities", engines_of(manifest.at("engines"), folder)};

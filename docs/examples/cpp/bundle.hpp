@@ -1,4 +1,4 @@
-// What a bundle's manifest.json says that a program needs.
+// The parts of a bundle's manifest.json that a program needs.
 #pragma once
 
 #include <filesystem>
@@ -20,9 +20,9 @@ struct Bundle {
     std::vector<EngineEntry> engines;  // TensorRT's, INT8
 };
 
-// Throws std::runtime_error where the manifest is missing, damaged, or of another schema.
+// Throws std::runtime_error where the manifest is missing, damaged, or has another schema.
 Bundle read_bundle(const std::filesystem::path& folder);
 
-// The engine for a GPU of this compute capability, e.g. "8.7". Its size is compared with the manifest's, its hash is
-// not: `edgeres verify` does that. Throws std::runtime_error where there is none, with what to run.
+// The engine for a GPU of this compute capability, e.g. "8.7". Its size is compared with the manifest's, but not its
+// hash; `edgeres verify` checks that. Throws std::runtime_error where there is no engine, with the command to run.
 std::filesystem::path engine_for(const Bundle& bundle, const std::string& compute_capability);

@@ -31,7 +31,7 @@ std::string compute_capability() {
 void Engine::Logger::log(Severity severity, const char* message) noexcept {
     try {
         if (severity <= Severity::kERROR) last_error = message;
-    } catch (...) {  // no memory left for words
+    } catch (...) {  // no memory for a message
     }
 }
 

@@ -1,4 +1,4 @@
-// A TensorRT engine (10.3 to 11.x) that takes one image at a time. Frees everything it holds, whenever it fails.
+// Runs a TensorRT engine (10.3 to 11.x) on one image at a time. It frees all resources, also after an error.
 #pragma once
 
 #include <NvInfer.h>
@@ -16,13 +16,13 @@ std::string compute_capability();
 
 class Engine {
   public:
-    // Throws std::runtime_error with TensorRT's own words where the engine cannot be loaded here.
+    // Throws std::runtime_error with TensorRT's message where the engine cannot be loaded.
     explicit Engine(const std::filesystem::path& file);
 
     std::size_t inputs() const { return input_.count; }
     std::size_t outputs() const { return output_.count; }
 
-    // One image, `inputs()` values in; `outputs()` scores out. One thread at a time.
+    // Takes one image of `inputs()` values, returns `outputs()` scores. One thread at a time.
     std::vector<float> infer(const std::vector<float>& image);
 
   private:

@@ -5,6 +5,6 @@
 
 #include "preprocess.hpp"
 
-// Throws std::runtime_error where the file cannot be read or is something else.
+// Throws std::runtime_error where the file cannot be read or has another format.
 Image read_ppm(const std::filesystem::path& file);
 Image read_raw(const std::filesystem::path& file, Size size);

@@ -1,6 +1,6 @@
-// A bundle's TensorRT engine on one image:  classify BUNDLE IMAGE.ppm   or   classify BUNDLE FRAME.rgb WIDTHxHEIGHT
+// Run a bundle's TensorRT engine on one image:  classify BUNDLE IMAGE.ppm   or   classify BUNDLE FRAME.rgb WIDTHxHEIGHT
 //
-// Prints the five best classes, best first. Exit codes: 0, 2 wrong usage, 3 the input or this machine prevents it.
+// It prints the five best classes, best first. Exit codes: 0; 2 wrong usage; 3 the input or this machine prevents it.
 
 #include <cstdio>
 #include <exception>

@@ -6,17 +6,18 @@
 
 namespace {
 
-// A resize as Pillow does it: width, then height, each output a weighted sum of a few inputs, weights in fixed point,
-// rounded to a byte after each side. https://github.com/python-pillow/Pillow/blob/main/src/libImaging/Resample.c
+// Resize as in Pillow: first the width, then the height. Each output is a weighted sum of a few inputs, with weights in
+// fixed point, rounded to a byte after each side.
+// https://github.com/python-pillow/Pillow/blob/main/src/libImaging/Resample.c
 constexpr int kWeightBits = 22;
 constexpr double kPi = 3.14159265358979323846;
 
 struct Range {
     int first = 0;
-    int last = 0;  // not in it
+    int last = 0;  // not included
 };
 
-// The inputs of one output, from `first` on.
+// The weights of the inputs of one output, from `first` on.
 struct Taps {
     int first = 0;
     std::vector<std::int32_t> weights;
@@ -71,12 +72,12 @@ Taps taps_of(int have, double ratio, int output, const Filter& filter) {
     return taps;
 }
 
-// One side from `have` to `want` pixels; only the outputs that are kept.
+// Resize one side from `have` to `want` pixels; only outputs that are kept are computed.
 std::vector<Taps> side(int have, int want, Range keep, const std::string& interpolation) {
     std::vector<Taps> all;
     const double ratio = static_cast<double>(have) / want;
     const bool copies = have == want || interpolation == "nearest";
-    double at = ratio * 0.5;  // summed up, as Pillow does for nearest
+    double at = ratio * 0.5;  // accumulated, as Pillow does for nearest
     for (int output = 0; output < keep.last; ++output, at += ratio) {
         if (output < keep.first) continue;
         if (copies)
@@ -96,7 +97,7 @@ Range reach(const std::vector<Taps>& taps) {
     return range;
 }
 
-// One axis of (outer, have, inner) bytes resampled, to (outer, taps, inner).
+// Resample one axis of (outer, have, inner) bytes, to (outer, taps, inner).
 std::vector<std::uint8_t> resample(const std::uint8_t* in, std::size_t outer, std::size_t have, std::size_t inner,
                                    const std::vector<Taps>& taps) {
     std::vector<std::uint8_t> out(outer * taps.size() * inner);
@@ -114,7 +115,7 @@ std::vector<std::uint8_t> resample(const std::uint8_t* in, std::size_t outer, st
     return out;
 }
 
-// Size after the resize: just covering the crop scaled by resize_px / its shorter side; truncated as torchvision does.
+// Size after the resize: it just covers the crop scaled by resize_px / its shorter side; truncated as in torchvision.
 Size resized(Size have, const Contract& contract) {
     if (!contract.resize_px) return contract.crop_px;
     const std::int64_t shorter = std::min(contract.crop_px.height, contract.crop_px.width);
@@ -125,7 +126,7 @@ Size resized(Size have, const Contract& contract) {
     return {static_cast<int>(width * have.height / have.width), static_cast<int>(width)};
 }
 
-// Where the crop starts: half to even; minus the padding where the crop is larger.
+// Start of the crop, halves rounded to even; negative where the crop is larger and needs padding.
 int offset(int have, int crop) {
     if (have < crop) return -((crop - have) / 2);
     const int half = (have - crop) / 2;

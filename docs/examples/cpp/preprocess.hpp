@@ -1,4 +1,4 @@
-// From an RGB image to the network's input, bit for bit what edgeres.data.preprocess computes.
+// From an RGB image to the network's input, with the same bits as edgeres.data.preprocess.
 #pragma once
 
 #include <array>
@@ -12,7 +12,7 @@ struct Size {
     int width = 0;
 };
 
-// RGB, rows without gaps.
+// RGB; rows have no gaps between them.
 struct Image {
     Size size;
     std::vector<std::uint8_t> pixels;
@@ -30,5 +30,5 @@ struct Contract {
     bool nhwc = false;
 };
 
-// Values in the order of the network's layout. Throws std::invalid_argument where the image or the contract is unsound.
+// Values in the order of the network's layout. Throws std::invalid_argument for an invalid image or preprocessing.
 std::vector<float> preprocess(const Image& image, const Contract& contract);

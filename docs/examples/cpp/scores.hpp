@@ -1,4 +1,4 @@
-// From logits to the best classes, as edgeres.runtime.Prediction says them.
+// From logits to the best classes, as in edgeres.runtime.Prediction.
 #pragma once
 
 #include <algorithm>
@@ -16,7 +16,7 @@ inline std::vector<float> softmax(std::vector<float> logits) {
     return logits;
 }
 
-// Indices, best first; the first of equals comes first.
+// Indices, best first; equal scores keep their order.
 inline std::vector<std::size_t> best(const std::vector<float>& scores, std::size_t count) {
     std::vector<std::size_t> order(scores.size());
     std::iota(order.begin(), order.end(), std::size_t{0});
