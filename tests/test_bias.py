@@ -16,7 +16,7 @@ from edgeres.quantize.placement import place
 from edgeres.quantize.plan import make_plan
 from edgeres.records import Style, TensorRange
 from edgeres.refine.bias import correct_bias
-from edgeres.refine.candidate import Draft, logits
+from edgeres.refine.candidate import CandidatePlan, logits
 from edgeres.runtime.ort import OrtRunner
 
 NAMES = ("option A", "bottleneck", "mxnet v2, opset 7", "groups", "Clip")
@@ -29,7 +29,7 @@ def values(model: onnx.ModelProto, tensors: list[str]) -> dict[str, np.ndarray]:
         return runner.infer({runner.input_name: IMAGES}) | {runner.input_name: IMAGES}
 
 
-def make_draft(model: onnx.ModelProto, style: Style) -> Draft:
+def make_candidate(model: onnx.ModelProto, style: Style) -> CandidatePlan:
     view = Graph(model)
     placement = place(view, style)
     found = values(model, list(placement.observed))
@@ -38,7 +38,7 @@ def make_draft(model: onnx.ModelProto, style: Style) -> Draft:
         sketch = Sketch()
         sketch.add(found[name])
         ranges[name] = choose_range(name, sketch.histogram(), "mse", len(IMAGES), symmetric=style == "tensorrt")
-    return Draft(model, make_plan(view, placement, ranges, "test"))
+    return CandidatePlan(model, make_plan(view, placement, ranges, "test"))
 
 
 def mean_shift(model: onnx.ModelProto, fp32: onnx.ModelProto, tensors: list[str]) -> float:
@@ -55,18 +55,18 @@ def mean_shift(model: onnx.ModelProto, fp32: onnx.ModelProto, tensors: list[str]
 def test_means_behind_every_add_and_of_the_scores_are_those_of_fp32(name: str, style: Style) -> None:
     model = normalize(foreign_graphs.FOREIGN[name]()).model
     view = Graph(model)
-    draft = make_draft(model, style)
-    corrected = correct_bias(draft, model, IMAGES)
+    candidate = make_candidate(model, style)
+    corrected = correct_bias(candidate, model, IMAGES)
     watched = [node.output[0] for node in view.nodes if view.is_residual_add(node)] + [view.output]
-    before = mean_shift(draft.quantized(), model, watched)
+    before = mean_shift(candidate.quantized(), model, watched)
     after = mean_shift(corrected.quantized(), model, watched)
     assert after < 1e-3 and after < before / 2
-    assert [edge.params.scale for edge in corrected.plan.edges] == [edge.params.scale for edge in draft.plan.edges]
+    assert [edge.params.scale for edge in corrected.plan.edges] == [edge.params.scale for edge in candidate.plan.edges]
 
 
 def test_int32_codes_are_those_of_the_float_bias() -> None:
-    draft = make_draft(normalize(foreign_graphs.option_a()).model, "cpu")
-    corrected = correct_bias(draft, draft.graph, IMAGES)
+    candidate = make_candidate(normalize(foreign_graphs.option_a()).model, "cpu")
+    corrected = correct_bias(candidate, candidate.graph, IMAGES)
     view = Graph(corrected.graph)
     biases = [edge for edge in corrected.plan.weights if edge.params.dtype == "int32"]
     assert len(biases) == sum(node.op_type in {"Conv", "Gemm"} for node in view.nodes)
@@ -83,17 +83,17 @@ def test_layers_without_bias_or_with_a_shared_one_get_their_own(style: Style) ->
     for _ in range(2):
         x = w.op("Relu", w.op("Conv", x, w.random(8, 8, 3, 3, std=0.2), shared, pads=[1] * 4))
     model = normalize(w.model(w.head(x, 8))).model
-    draft = make_draft(model, style)
-    corrected = correct_bias(draft, model, IMAGES)
+    candidate = make_candidate(model, style)
+    corrected = correct_bias(candidate, model, IMAGES)
     layers = [node for node in corrected.graph.graph.node if node.op_type in {"Conv", "Gemm"}]
     assert len({node.input[2] for node in layers}) == len(layers) == 4
     expected = logits(model, IMAGES)
-    error, error_before = (logits(d.quantized(), IMAGES) - expected for d in (corrected, draft))
+    error, error_before = (logits(d.quantized(), IMAGES) - expected for d in (corrected, candidate))
     assert np.abs(error.mean(axis=0)).max() < 1e-4 < np.abs(error_before.mean(axis=0)).max()
 
 
 def test_the_graph_given_is_not_changed() -> None:
-    draft = make_draft(normalize(foreign_graphs.option_a()).model, "tensorrt")
-    before = draft.graph.SerializeToString()
-    correct_bias(draft, draft.graph, IMAGES)
-    assert draft.graph.SerializeToString() == before
+    candidate = make_candidate(normalize(foreign_graphs.option_a()).model, "tensorrt")
+    before = candidate.graph.SerializeToString()
+    correct_bias(candidate, candidate.graph, IMAGES)
+    assert candidate.graph.SerializeToString() == before

@@ -15,7 +15,7 @@ from edgeres.calibrate.forward import with_outputs
 from edgeres.graph.graph import Graph
 from edgeres.graph.normalize import normalize
 from edgeres.pipeline.take import ModelChoice, take
-from edgeres.refine.channel_groups import PINNED, find_ties, scaled
+from edgeres.refine.channel_groups import PINNED, find_channel_groups, scaled
 from edgeres.refine.equalize import equalize
 from edgeres.refine.sensitivity import STEPS, rounding_tables, sensitivities, shapes
 from edgeres.refine.sensitivity import _count as count
@@ -44,19 +44,19 @@ def random_factors(size: int, seed: int) -> np.ndarray:
 @pytest.mark.parametrize("name", foreign_graphs.FOREIGN)
 def test_any_factors_keep_the_function(name: str) -> None:
     model = normalize(foreign_graphs.FOREIGN[name]()).model
-    ties = find_ties(model)
+    groups = find_channel_groups(Graph(model))
     # Where every activation is of a kind that does not commute, there is nothing to scale.
-    assert (ties.size > 1) == (name not in {"Clip", "HardSwish", "Silu", "Elu"})
-    changed = scaled(model, ties, random_factors(ties.size, 0))
+    assert (groups.size > 1) == (name not in {"Clip", "HardSwish", "Silu", "Elu"})
+    changed = scaled(model, groups, random_factors(groups.size, 0))
     assert_same_function(model, changed, foreign_graphs.PX)
-    assert (changed.graph.initializer != model.graph.initializer) == (ties.size > 1)
+    assert (changed.graph.initializer != model.graph.initializer) == (groups.size > 1)
 
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet20v2"])
 def test_zoo_networks_keep_their_function(name: str) -> None:
     model = take(ModelChoice(name, weights="random")).graph
-    ties = find_ties(model)
-    assert_same_function(model, scaled(model, ties, random_factors(ties.size, 1)), 32)
+    groups = find_channel_groups(Graph(model))
+    assert_same_function(model, scaled(model, groups, random_factors(groups.size, 1)), 32)
 
 
 @settings(deadline=None, max_examples=15)
@@ -74,31 +74,32 @@ def test_random_networks_keep_their_function(widths: list[int], seed: int, group
         x = w.op("Relu", x) if rng.integers(2) else x
         channels = width
     model = normalize(w.model(w.head(x, channels))).model
-    ties = find_ties(model)
-    assert_same_function(model, scaled(model, ties, random_factors(ties.size, seed)), foreign_graphs.PX)
+    groups = find_channel_groups(Graph(model))
+    assert_same_function(model, scaled(model, groups, random_factors(groups.size, seed)), foreign_graphs.PX)
 
 
 def test_one_factor_per_channel_runs_along_the_stream() -> None:
     model = take(ModelChoice("resnet20", weights="random")).graph
-    ties, view = find_ties(model), Graph(model)
+    view = Graph(model)
+    groups = find_channel_groups(view)
     adds = [node for node in view.nodes if view.is_residual_add(node)]
     for add in adds:
-        left, right, out = (ties.channels[name] for name in (*add.input, add.output[0]))
+        left, right, out = (groups.channels[name] for name in (*add.input, add.output[0]))
         assert np.array_equal(left, right) and np.array_equal(left, out)
-    stages = [ties.channels[add.output[0]] for add in adds[::3]]
+    stages = [groups.channels[add.output[0]] for add in adds[::3]]
     # Option A pads channels on both sides: the middle of the next stage is the stage before.
     assert np.array_equal(stages[1][8:24], stages[0]) and np.array_equal(stages[2][16:48], stages[1])
     # 64 stream channels in all, 16 + 3 * (16 + 32 + 64) inside blocks less the stem that is the stream, and PINNED.
-    assert ties.size == 64 + 3 * (16 + 32 + 64) + 1
+    assert groups.size == 64 + 3 * (16 + 32 + 64) + 1
 
 
 def test_what_does_not_commute_is_pinned() -> None:
     for name in ("Clip", "HardSwish", "Silu", "Elu"):
         model = normalize(foreign_graphs.FOREIGN[name]()).model
-        ties = find_ties(model)
+        groups = find_channel_groups(Graph(model))
         activations = [n.input[0] for n in model.graph.node if n.op_type in {name, "Sigmoid", "HardSigmoid"}]
         assert activations
-        assert all(not ties.channels[tensor].any() for tensor in activations if tensor in ties.channels)
+        assert all(not groups.channels[tensor].any() for tensor in activations if tensor in groups.channels)
 
 
 def test_rounding_tables_against_codes_written_out() -> None:
@@ -119,7 +120,7 @@ def test_sensitivities_are_the_noise_gain_of_a_linear_layer() -> None:
     w = foreign_graphs.Writer()
     model = normalize(w.model(w.head(w.conv("data", (3, 6)), 6))).model
     inner = model.graph.node[0].output[0]
-    h = sensitivities(Graph(model), shapes(model, np.zeros((1, 3, 32, 32), np.float32)), {}).tensors[inner]
+    h = sensitivities(Graph(model), shapes(Graph(model), np.zeros((1, 3, 32, 32), np.float32)), {}).tensors[inner]
     head = onnx.ModelProto()
     head.CopyFrom(model)
     del head.graph.node[0], head.graph.input[0]
@@ -141,7 +142,9 @@ def test_a_convolution_and_a_relu_pass_variance_back() -> None:
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2, 4, 4]) for name in "xz"]
     graph = helper.make_graph(nodes, "g", values[:1], values[1:], [numpy_helper.from_array(weight, "w")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    h = sensitivities(Graph(model), shapes(model, np.zeros((1, 2, 4, 4), np.float32)), {"z": np.array([1.0, 0.5])})
+    h = sensitivities(
+        Graph(model), shapes(Graph(model), np.zeros((1, 2, 4, 4), np.float32)), {"z": np.array([1.0, 0.5])}
+    )
     assert h.tensors["y"] == pytest.approx([1.0, 0.5])
     assert h.tensors["x"] == pytest.approx([9 + 0.5 * 16, 0.5])
 
@@ -150,11 +153,11 @@ def test_channels_of_unequal_size_end_up_with_like_ranges() -> None:
     """Two layers whose channels differ by powers of ten, all equally useful to the reader: the factors undo it."""
     w = foreign_graphs.Writer()
     model = normalize(w.model(w.head(w.op("Relu", w.conv(w.op("Relu", w.conv("data", (3, 8))), (8, 8))), 8))).model
-    ties = find_ties(model)
+    groups = find_channel_groups(Graph(model))
     inner = model.graph.node[1].output[0]
-    uneven = np.ones(ties.size)
-    uneven[ties.channels[inner]] = np.geomspace(0.1, 10, 8)
-    skewed = scaled(model, ties, uneven)
+    uneven = np.ones(groups.size)
+    uneven[groups.channels[inner]] = np.geomspace(0.1, 10, 8)
+    skewed = scaled(model, groups, uneven)
     images = np.random.default_rng(0).standard_normal((8, 3, 32, 32)).astype(np.float32)
     even = equalize(skewed, images)
     assert_same_function(skewed, even, 32)
@@ -172,6 +175,6 @@ def test_shapes_that_inference_does_not_know_are_measured() -> None:
     model = normalize(foreign_graphs.option_a_concat()).model
     joined = next(node.output[0] for node in model.graph.node if node.op_type == "Concat")
     image = np.zeros((1, 3, 32, 32), np.float32)
-    assert shapes(model, image)[joined] == [1, 32, 16, 16]
+    assert shapes(Graph(model), image)[joined] == (1, 32, 16, 16)
     images = np.random.default_rng(0).standard_normal((8, 3, 32, 32)).astype(np.float32)
     assert_same_function(model, equalize(model, images), 32)

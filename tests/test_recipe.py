@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from noise import noise_power
 
 from edgeres.data.arrays import Arrays
 from edgeres.data.loader import Loader
 from edgeres.pipeline.take import Fp32Model, ModelChoice, take, with_exact_input
 from edgeres.quantize.graphs import RangeChoice, quantize
-from edgeres.refine.candidate import logits, noise_power
+from edgeres.refine.candidate import logits
 from edgeres.refine.choice import RefineChoice
 from edgeres.refine.recipe import Refined, quantize_with_recipe
 

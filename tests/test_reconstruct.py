@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from noise import noise_power
 from onnx import TensorProto, helper, numpy_helper
 from test_torch_graph import Maker, planned
 
@@ -25,15 +26,15 @@ from edgeres.quantize.affine import codes
 from edgeres.quantize.plan import plan_digest
 from edgeres.records import F32, Edge, QuantParams, QuantPlan, Style, WeightEdge
 from edgeres.refine.blocks import split, whole
-from edgeres.refine.candidate import Draft, logits, noise_power
+from edgeres.refine.candidate import CandidatePlan, logits
 from edgeres.refine.reconstruct import ReconstructOptions, reconstruct, reconstruct_blocks
 from edgeres.refine.resume import Resume
 
 QUICK = ReconstructOptions(steps=30, batch=16)
 
 
-def error(draft: Draft, fp32: onnx.ModelProto, images: F32) -> float:
-    return noise_power(logits(fp32, images), logits(draft.quantized(), images))
+def error(candidate: CandidatePlan, fp32: onnx.ModelProto, images: F32) -> float:
+    return noise_power(logits(fp32, images), logits(candidate.quantized(), images))
 
 
 def view_of(graph: Maker) -> Graph:
@@ -65,7 +66,7 @@ def test_a_block_ends_behind_every_residual_add() -> None:
     assert len(split(view)) == len(ends) + 2  # a stem and a head
 
 
-def one_layer(weight: F32, scale: float) -> Draft:
+def one_layer(weight: F32, scale: float) -> CandidatePlan:
     """logits = x @ weight.T, weights rounded to nearest on a grid as coarse as ``scale``, inputs hardly at all."""
     graph = helper.make_graph(
         [helper.make_node("Gemm", ["x", "w"], ["y"], name="layer", transB=1)],
@@ -78,7 +79,7 @@ def one_layer(weight: F32, scale: float) -> Draft:
     params = QuantParams(np.full(len(weight), scale, np.float32), 0, "int8", 0)
     data = QuantParams(np.asarray(0.05, np.float32), 0, "int8")
     coded = WeightEdge("w", "layer", params, codes(weight, params).astype(np.int8))
-    return Draft(model, QuantPlan("tensorrt", (Edge("x", data, ("layer",), "input"),), (coded,), (), "digest"))
+    return CandidatePlan(model, QuantPlan("tensorrt", (Edge("x", data, ("layer",), "input"),), (coded,), (), "digest"))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -88,9 +89,9 @@ def test_learned_rounding_is_near_the_best_of_all(seed: int) -> None:
     mixing = rng.standard_normal((8, 8)) * 0.5 + 1.0  # correlated inputs: where nearest is not best
     images = (rng.standard_normal((256, 8)) @ mixing / 3).astype(np.float32)
     weight = rng.uniform(-1, 1, (2, 8)).astype(np.float32)
-    draft = one_layer(weight, 0.3)
+    candidate = one_layer(weight, 0.3)
     learned = reconstruct(
-        draft, draft.graph, images, ReconstructOptions(steps=0, block_steps=600, batch=256, rounding=True)
+        candidate, candidate.graph, images, ReconstructOptions(steps=0, block_steps=600, batch=256, rounding=True)
     )
     (edge,), (coded,) = learned.plan.edges, learned.plan.weights
     seen = codes(images, edge.params) * float(edge.params.scale)
@@ -105,39 +106,40 @@ def test_learned_rounding_is_near_the_best_of_all(seed: int) -> None:
         learned_error += mine
         nearest_error += ((seen @ (0.3 * np.rint(exact)) - target[:, row]) ** 2).mean()
     assert learned_error < 0.7 * nearest_error
-    assert not np.array_equal(coded.codes, draft.plan.weights[0].codes)
+    assert not np.array_equal(coded.codes, candidate.plan.weights[0].codes)
 
 
 @pytest.mark.parametrize("style", ["tensorrt", "cpu"])
 @pytest.mark.parametrize("graph", [foreign_graphs.option_a, lambda: foreign_graphs.bottleneck(group=4)])
 def test_learning_lowers_the_error_on_other_images(graph: Maker, style: Style) -> None:
-    draft, images = planned(graph, style, count=96)
+    candidate, images = planned(graph, style, count=96)
     kept, held = images[:64], images[64:]
-    before = error(draft, draft.graph, held)
-    assert error(reconstruct(draft, draft.graph, kept, QUICK), draft.graph, held) < 0.9 * before
+    before = error(candidate, candidate.graph, held)
+    assert error(reconstruct(candidate, candidate.graph, kept, QUICK), candidate.graph, held) < 0.9 * before
 
 
 def test_blocks_are_handed_out_one_by_one_and_nothing_given_changes() -> None:
-    draft, images = planned(foreign_graphs.option_a, "tensorrt", count=48)
-    graph, digest = draft.graph.SerializeToString(), plan_digest(draft.plan)
-    blocks = split(Graph(draft.graph))
+    candidate, images = planned(foreign_graphs.option_a, "tensorrt", count=48)
+    graph, digest = candidate.graph.SerializeToString(), plan_digest(candidate.plan)
+    blocks = split(Graph(candidate.graph))
     options = replace(QUICK, steps=2, block_steps=20)
-    first_scale = {edge.tensor: float(edge.params.scale) for edge in draft.plan.edges}
-    last_read = draft.plan.edges[-1].tensor
-    found = list(reconstruct_blocks(draft, draft.graph, images, options))
+    first_scale = {edge.tensor: float(edge.params.scale) for edge in candidate.plan.edges}
+    last_read = candidate.plan.edges[-1].tensor
+    found = list(reconstruct_blocks(candidate, candidate.graph, images, options))
     assert [name for name, _ in found] == [*(block.name for block in blocks), blocks[-1].output]
     after_first = {edge.tensor: float(edge.params.scale) for edge in found[0][1].plan.edges}
     assert after_first[blocks[0].input] != first_scale[blocks[0].input]
     assert after_first[last_read] == first_scale[last_read]
-    assert error(found[-2][1], draft.graph, images) < error(draft, draft.graph, images)
-    assert (draft.graph.SerializeToString(), plan_digest(draft.plan)) == (graph, digest)
+    assert error(found[-2][1], candidate.graph, images) < error(candidate, candidate.graph, images)
+    assert (candidate.graph.SerializeToString(), plan_digest(candidate.plan)) == (graph, digest)
 
 
 def test_the_same_seed_gives_the_same_network_and_another_another() -> None:
-    draft, images = planned(foreign_graphs.option_a, "tensorrt", count=32)
+    candidate, images = planned(foreign_graphs.option_a, "tensorrt", count=32)
     options = replace(QUICK, steps=3)
     digests = [
-        plan_digest(reconstruct(draft, draft.graph, images, replace(options, seed=seed)).plan) for seed in (0, 0, 1)
+        plan_digest(reconstruct(candidate, candidate.graph, images, replace(options, seed=seed)).plan)
+        for seed in (0, 0, 1)
     ]
     assert digests[0] == digests[1] != digests[2]
 
@@ -162,19 +164,19 @@ class StopAt(Silent):
 def test_interrupted_learning_goes_on_to_the_same_result(
     steps_done: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draft, images = planned(foreign_graphs.option_a, "tensorrt", count=32)
-    blocks = len(split(Graph(draft.graph)))
+    candidate, images = planned(foreign_graphs.option_a, "tensorrt", count=32)
+    blocks = len(split(Graph(candidate.graph)))
     options = replace(QUICK, steps=6, block_steps=10, resume=tmp_path)
     assert 10 * blocks < 43 < 10 * blocks + 6
-    straight = reconstruct(draft, draft.graph, images, replace(options, resume=None))
+    straight = reconstruct(candidate, candidate.graph, images, replace(options, resume=None))
 
     monkeypatch.setattr(Resume, "is_due", lambda self: True)
     with pytest.raises(KeyboardInterrupt):
-        reconstruct(draft, draft.graph, images, options, StopAt(steps_done))
+        reconstruct(candidate, candidate.graph, images, options, StopAt(steps_done))
     assert len(list(tmp_path.glob("*.pt"))) == 1
     worked: list[float] = []
     monkeypatch.setattr("torch.optim.Adam.step", counted(torch.optim.Adam.step, worked))
-    resumed = reconstruct(draft, draft.graph, images, options)
+    resumed = reconstruct(candidate, candidate.graph, images, options)
     assert len(worked) == 10 * blocks + 6 - steps_done
     assert plan_digest(resumed.plan) == plan_digest(straight.plan)
     assert not list(tmp_path.iterdir())
@@ -189,39 +191,41 @@ def counted(function: Callable[..., Any], calls: list[float]) -> Callable[..., A
 
 
 def test_without_rounding_codes_stay() -> None:
-    draft, images = planned(foreign_graphs.option_a, "tensorrt", count=32)
-    learned = reconstruct(draft, draft.graph, images, ReconstructOptions(steps=5))
-    for before, after in zip(draft.plan.weights, learned.plan.weights, strict=True):
+    candidate, images = planned(foreign_graphs.option_a, "tensorrt", count=32)
+    learned = reconstruct(candidate, candidate.graph, images, ReconstructOptions(steps=5))
+    for before, after in zip(candidate.plan.weights, learned.plan.weights, strict=True):
         assert np.array_equal(before.codes, after.codes)
-    assert plan_digest(learned.plan) != plan_digest(draft.plan)
+    assert plan_digest(learned.plan) != plan_digest(candidate.plan)
 
 
 def test_a_small_cache_takes_fewer_images() -> None:
     """With no room the first image alone is learned from, as if it were all there is."""
-    draft, images = planned(foreign_graphs.option_a, "tensorrt", count=32)
+    candidate, images = planned(foreign_graphs.option_a, "tensorrt", count=32)
     options = replace(QUICK, steps=0, block_steps=2, cache_mb=0)
-    small, alone = (reconstruct(draft, draft.graph, part, options) for part in (images, images[:1]))
+    small, alone = (reconstruct(candidate, candidate.graph, part, options) for part in (images, images[:1]))
     assert plan_digest(small.plan) == plan_digest(alone.plan)
     assert plan_digest(small.plan) != plan_digest(
-        reconstruct(draft, draft.graph, images, replace(options, cache_mb=64)).plan
+        reconstruct(candidate, candidate.graph, images, replace(options, cache_mb=64)).plan
     )
 
 
 def test_an_exact_input_stays_exact() -> None:
     """Codes that are the values themselves have no rounding error, so their scale has no gradient."""
-    draft, images = planned(foreign_graphs.option_a, "tensorrt", count=16)
-    name = Graph(draft.graph).input
+    candidate, images = planned(foreign_graphs.option_a, "tensorrt", count=16)
+    name = Graph(candidate.graph).input
     exact = QuantParams(np.asarray(1.0, np.float32), 0, "int8")
-    edges = tuple(replace(edge, params=exact) if edge.tensor == name else edge for edge in draft.plan.edges)
+    edges = tuple(replace(edge, params=exact) if edge.tensor == name else edge for edge in candidate.plan.edges)
     bytes_in = np.clip(np.rint(images * 40), -128, 127).astype(np.float32)
-    learned = reconstruct(Draft(draft.graph, replace(draft.plan, edges=edges)), draft.graph, bytes_in, QUICK)
+    learned = reconstruct(
+        CandidatePlan(candidate.graph, replace(candidate.plan, edges=edges)), candidate.graph, bytes_in, QUICK
+    )
     assert [float(edge.params.scale) for edge in learned.plan.edges if edge.tensor == name] == [1.0]
 
 
 def test_an_operator_that_cannot_be_learned_through_is_named() -> None:
-    draft, images = planned(lambda: foreign_graphs.activated("Selu"), "tensorrt", count=4)
+    candidate, images = planned(lambda: foreign_graphs.activated("Selu"), "tensorrt", count=4)
     with pytest.raises(ModelError, match="cannot be learned through"):
-        reconstruct(draft, draft.graph, images, QUICK)
+        reconstruct(candidate, candidate.graph, images, QUICK)
 
 
 def test_rounding_without_blocks_is_refused() -> None:

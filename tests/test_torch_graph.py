@@ -26,7 +26,7 @@ from edgeres.quantize.placement import place
 from edgeres.quantize.plan import make_plan, plan_digest
 from edgeres.records import QuantParams, Style, TensorRange
 from edgeres.refine.blocks import Block, whole
-from edgeres.refine.candidate import Draft
+from edgeres.refine.candidate import CandidatePlan
 from edgeres.refine.torch_graph import FakeQuantizer, TorchGraph
 
 Maker = Callable[[], onnx.ModelProto]
@@ -166,7 +166,7 @@ def test_what_has_no_counterpart_is_named(op: str, constants: list[Any], attribu
         TorchGraph(model).run(Block(("node",), "x", "y"), torch.zeros(IMAGE))
 
 
-def planned(graph: Maker, style: Style, count: int = 6) -> tuple[Draft, np.ndarray]:
+def planned(graph: Maker, style: Style, count: int = 6) -> tuple[CandidatePlan, np.ndarray]:
     """A graph with a plan from its own tensors' largest values, and images of the kind it was made from."""
     model = normalize(graph()).model
     view = Graph(model)
@@ -180,23 +180,23 @@ def planned(graph: Maker, style: Style, count: int = 6) -> tuple[Draft, np.ndarr
         name: TensorRange(name, min(0.0, float(seen[name].min())), max(0.0, float(seen[name].max())), "minmax", count)
         for name in placement.observed
     }
-    return Draft(model, make_plan(view, placement, ranges, "digest")), x
+    return CandidatePlan(model, make_plan(view, placement, ranges, "digest")), x
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_the_quantized_network_is_that_of_onnx_runtime(graph: Maker) -> None:
     for style in ("tensorrt", "cpu"):
-        draft, x = planned(graph, style)  # type: ignore[arg-type]
-        learner = TorchGraph(draft.graph, draft.plan)
-        scores = whole(learner.view)
-        expected = tapped(draft.quantized(), scores.output, x)
+        candidate, x = planned(graph, style)  # type: ignore[arg-type]
+        learner = TorchGraph(candidate.graph, candidate.plan)
+        scores = whole(learner.graph)
+        expected = tapped(candidate.quantized(), scores.output, x)
         with torch.no_grad():
             found = learner.run(scores, torch.from_numpy(x)).numpy()
         error = np.abs(found - expected) / np.abs(expected).max()
         # A value between two codes falls to either side; most images have none such.
         assert np.median(error) < 1e-5
         assert error.max() < 0.05
-        exact = tapped(draft.graph, scores.output, x)
+        exact = tapped(candidate.graph, scores.output, x)
         assert np.abs(exact - expected).max() > 100 * np.median(np.abs(found - expected))
 
 
@@ -210,20 +210,20 @@ def tapped(model: onnx.ModelProto, tensor: str, x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("style", ["tensorrt", "cpu"])
 def test_nothing_learned_is_the_same_draft(style: Style) -> None:
-    draft, _ = planned(foreign_graphs.option_a, style)
-    again = TorchGraph(draft.graph, draft.plan).draft()
-    assert plan_digest(again.plan) == plan_digest(draft.plan)
+    candidate, _ = planned(foreign_graphs.option_a, style)
+    again = TorchGraph(candidate.graph, candidate.plan).candidate()
+    assert plan_digest(again.plan) == plan_digest(candidate.plan)
 
 
 def test_codes_that_pass_through_keep_one_scale() -> None:
-    draft, _ = planned(foreign_graphs.option_a, "tensorrt")
-    learner = TorchGraph(draft.graph, draft.plan)
+    candidate, _ = planned(foreign_graphs.option_a, "tensorrt")
+    learner = TorchGraph(candidate.graph, candidate.plan)
     with torch.no_grad():
-        for index, change in enumerate(learner.scales(whole(learner.view).nodes)):
+        for index, change in enumerate(learner.scales(whole(learner.graph).nodes)):
             change += 0.1 + 0.01 * index
-    before = {edge.tensor: float(edge.params.scale) for edge in draft.plan.edges}
-    after = {edge.tensor: float(edge.params.scale) for edge in learner.draft().plan.edges}
-    view = Graph(draft.graph)
+    before = {edge.tensor: float(edge.params.scale) for edge in candidate.plan.edges}
+    after = {edge.tensor: float(edge.params.scale) for edge in learner.candidate().plan.edges}
+    view = Graph(candidate.graph)
     shortcut = next(tensor for tensor in after if (node := view.producer(tensor)) and node.op_type == "Pad")
     source = view.source_of(shortcut)
     assert after[shortcut] == after[source] != before[source]
@@ -251,20 +251,20 @@ def test_gradients_of_a_quantizer_by_hand() -> None:
 
 
 def test_an_int32_bias_counts_in_the_learned_scale() -> None:
-    draft, x = planned(foreign_graphs.mxnet_v1, "cpu")
-    learner = TorchGraph(draft.graph, draft.plan)
-    block = whole(learner.view)
+    candidate, x = planned(foreign_graphs.mxnet_v1, "cpu")
+    learner = TorchGraph(candidate.graph, candidate.plan)
+    block = whole(learner.graph)
     with torch.no_grad():
         for change in learner.scales(block.nodes):
             change += 0.05
         for shift in learner.shifts(block.nodes):
             shift += 0.3
         expected = learner.run(block, torch.from_numpy(x)).numpy()
-    learned = learner.draft()
+    learned = learner.candidate()
     assert {edge.params.dtype for edge in learned.plan.weights} == {"int8", "int32"}
     found = tapped(learned.quantized(), block.output, x)
     assert np.median(np.abs(found - expected)) < 5e-3 * np.abs(expected).max()
-    units = {edge.tensor: edge for edge in draft.plan.weights}
+    units = {edge.tensor: edge for edge in candidate.plan.weights}
     stale = tuple(units[edge.tensor] for edge in learned.plan.weights)
-    unlearned = tapped(Draft(learned.graph, replace(learned.plan, weights=stale)).quantized(), block.output, x)
+    unlearned = tapped(CandidatePlan(learned.graph, replace(learned.plan, weights=stale)).quantized(), block.output, x)
     assert np.median(np.abs(unlearned - expected)) > 2 * np.median(np.abs(found - expected))

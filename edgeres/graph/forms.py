@@ -32,7 +32,6 @@ class GraphForm:
         file: in a bundle.
         style: where its Q/DQ pairs are placed.
         runtime: of the targets that run it, or engines made from it.
-        title: of that runtime, for people.
         integer: whether ONNX Runtime runs it with integer kernels. Otherwise ONNX Runtime computes in float between
             Q/DQ pairs, as a stand-in for ``runtime``.
         made_from: name of the form that ``rewrite`` takes; None: the quantizer writes it from the plan.
@@ -43,7 +42,6 @@ class GraphForm:
     file: str
     style: Style
     runtime: Runtime
-    title: str
     integer: bool = False
     made_from: str | None = None
     rewrite: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None
@@ -52,17 +50,16 @@ class GraphForm:
 FORMS = {
     form.name: form
     for form in (
-        GraphForm("tensorrt", "model.int8.onnx", style="tensorrt", runtime="tensorrt", title="TensorRT"),
+        GraphForm("tensorrt", "model.int8.onnx", style="tensorrt", runtime="tensorrt"),
         GraphForm(
             "rtx",
             "model.int8.rtx.onnx",
             style="tensorrt",
             runtime="rtx",
-            title="TensorRT-RTX",
             made_from="tensorrt",
             rewrite=_for_rtx,
         ),
-        GraphForm("cpu", "model.int8.cpu.onnx", style="cpu", runtime="onnxruntime", title="ONNX Runtime", integer=True),
+        GraphForm("cpu", "model.int8.cpu.onnx", style="cpu", runtime="onnxruntime", integer=True),
     )
 }
 GRAPH_FILES = tuple(form.file for form in FORMS.values())

@@ -1,1 +1,1 @@
-"""What recovers accuracy: rewrites before quantization, corrections after it, and the recipe that keeps what helps."""
+"""Recover accuracy: rewrites before quantization, corrections after it, and the recipe that keeps those that help."""

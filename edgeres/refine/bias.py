@@ -1,18 +1,18 @@
-"""Bias correction: what quantization adds to the mean of a layer's output is taken off its bias.
+"""Bias correction: subtract from each layer's bias the shift that quantization adds to the mean of its output.
 
-Rounded weights do not cancel over a layer's inputs, clipping cuts one tail, and ReLU turns noise into a shift: each
-output channel's mean moves, on every image alike, and later layers see it as signal. With y the FP32 output and y' the
-quantized one, per output channel (Nagel et al. 2019, Data-Free Quantization, section 4.2, in its empirical form;
-Finkelstein et al. 2019, Fighting Quantization Bias with Bias)
+Rounding errors of weights do not cancel over a layer's inputs, clipping cuts one tail, and ReLU turns noise into a
+shift. So the mean of each output channel moves, by the same amount for every image, and later layers cannot tell it
+from signal. With y the FP32 output and y' the quantized one, per output channel (Nagel et al. 2019, Data-Free
+Quantization, section 4.2, in its empirical form; Finkelstein et al. 2019, Fighting Quantization Bias with Bias)
 
     b' = b + E[y] - E[y'].
 
-Layers are taken in graph order, each measured behind all earlier corrections. Correcting all layers from one pass
-counts each shift again in every later layer that it reaches: resnet20 falls from 26.4 to 23.0 dB that way, and further
-with every repetition. The order costs little, because images are kept at the residual stream and only the block at hand
-is run again: about four forward passes in all for networks of basic blocks.
+Layers are corrected in graph order, each measured with all earlier corrections in place. Correcting all layers from one
+pass would count each shift again in every later layer that it reaches: resnet20 falls from 26.4 to 23.0 dB that way,
+and further with every repetition. The order costs little: the activations of the images are kept at the residual
+stream, and only the current block is run again. That makes about four forward passes for networks of basic blocks.
 
-Where a Conv ends in a residual Add, the mean is measured behind the Add, so that what the rounded skip brings is
+Where a Conv ends in a residual Add, the mean is measured behind the Add, so that the error of the rounded skip is
 corrected too.
 
 Worked number: weights 0.30 and 0.40 rounded to 0.28 and 0.42, inputs with means 5 and 2: the output's mean moves by
@@ -27,65 +27,68 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper, shape_inference
+from onnx import TensorProto, helper, shape_inference
 
-from edgeres.graph.graph import Graph
+from edgeres.graph.graph import Graph, input_at
 from edgeres.progress import SILENT, Progress
 from edgeres.quantize.affine import codes
 from edgeres.records import F32, F64, QuantParams, WeightEdge
 from edgeres.refine.blocks import Block, split
-from edgeres.refine.candidate import Draft
+from edgeres.refine.candidate import CandidatePlan
 from edgeres.runtime.ort import OrtRunner
 
 _BATCH = 32
 
 
-def correct_bias(draft: Draft, fp32: onnx.ModelProto, images: F32, progress: Progress = SILENT) -> Draft:
+def correct_bias(
+    candidate: CandidatePlan, fp32: onnx.ModelProto, images: F32, progress: Progress = SILENT
+) -> CandidatePlan:
     """Shift the biases of quantized Convs and Gemms so that their outputs keep their FP32 means over ``images``.
 
     Args:
-        draft: of either style; where biases are coded (``cpu``), their codes follow. Layers without bias get one.
-        fp32: the float graph with the draft's tensors and input: behind rewrites, ahead of any correction.
-        images: (N, ...) float32 inputs of the graph. Twice the largest block's input and output are held for all of
-            them: 0.8 MB an image for each where a ResNet-18 at 224x224 is widest.
+        candidate: of either style; in the ``cpu`` style, codes of biases change too. Layers without bias get one.
+        fp32: the float graph with the candidate's tensors and input, after rewrites and before any bias correction.
+        images: (N, ...) float32 inputs of the graph. Inputs and outputs of the largest block are held in memory twice:
+            for each, 0.8 MB an image where a ResNet-18 at 224x224 is widest.
 
     Returns:
-        A draft with other biases; scales, codes of weights and everything else are those given.
+        A candidate with other biases and nothing else changed.
     """
-    draft = _with_own_biases(draft)
-    layers = _landings(Graph(draft.graph), {edge.node for edge in draft.plan.weights})
+    candidate = _with_own_biases(candidate)
+    graph = Graph(candidate.graph)
+    measured = _measured(graph, {edge.node for edge in candidate.plan.weights})
     reference = carried = images
     shifts: dict[str, F64] = {}
-    blocks = split(Graph(draft.graph))
+    blocks = split(graph)
     with progress.task("correcting biases", total=len(blocks)) as advance:
         for block in blocks:
-            inside = {name: layers[name] for name in block.nodes if name in layers}
+            inside = {name: measured[name] for name in block.nodes if name in measured}
             outputs = [*(tensor for tensor in inside.values() if tensor != block.output), block.output]
             wanted, reference = _forward(_cut(fp32, block, outputs, reference.ndim), reference, outputs)
-            part = _part(draft, block, outputs, carried.ndim)
+            part = _part(candidate, block, outputs, carried.ndim)
             for layer, tensor in inside.items():
                 found, _ = _forward(part.quantized(), carried, [tensor])
                 shifts[layer] = wanted[tensor] - found[tensor]
                 part = _shift(part, {layer: shifts[layer]})
             _, carried = _forward(part.quantized(), carried, [block.output])
             advance(1)
-    return _shift(draft, shifts)
+    return _shift(candidate, shifts)
 
 
-def _landings(view: Graph, coded: set[str]) -> dict[str, str]:
-    """By layer the tensor whose mean is measured: its output, or the residual Add's that it is the last to reach."""
-    layers = [node for node in view.nodes if node.name in coded and node.op_type in {"Conv", "Gemm"}]
+def _measured(graph: Graph, coded: set[str]) -> dict[str, str]:
+    """By layer, the tensor whose mean is measured: its output, or that of the residual Add that it reaches last."""
+    layers = [node for node in graph.of("Conv", "Gemm") if node.name in coded]
     found = {node.name: str(node.output[0]) for node in layers}
     last: dict[str, str] = {}
     for node in layers:
-        readers = view.consumers(node.output[0])
-        if len(readers) == 1 and view.is_residual_add(readers[0]):
+        readers = graph.consumers(node.output[0])
+        if len(readers) == 1 and graph.is_residual_add(readers[0]):
             last[readers[0].output[0]] = node.name
     return found | {layer: tensor for tensor, layer in last.items()}
 
 
 def _forward(model: onnx.ModelProto, images: F32, tensors: Sequence[str]) -> tuple[dict[str, F64], F32]:
-    """The mean per channel of each output named, and the last of them whole."""
+    """The mean per channel of each named output, and all values of the last one."""
     totals: dict[str, F64] = {}
     whole: list[F32] = []
     with OrtRunner(model.SerializeToString(), integer=False) as runner:
@@ -99,18 +102,20 @@ def _forward(model: onnx.ModelProto, images: F32, tensors: Sequence[str]) -> tup
     return totals, np.concatenate(whole)
 
 
-def _part(draft: Draft, block: Block, outputs: Sequence[str], rank: int) -> Draft:
-    """The draft of one block alone."""
+def _part(candidate: CandidatePlan, block: Block, outputs: Sequence[str], rank: int) -> CandidatePlan:
+    """The candidate plan of one block, with a graph of that block only."""
     inside = set(block.nodes)
-    edges = (replace(e, consumers=tuple(name for name in e.consumers if name in inside)) for e in draft.plan.edges)
-    halves = (replace(h, consumers=tuple(name for name in h.consumers if name in inside)) for h in draft.plan.halves)
+    edges = (replace(e, consumers=tuple(name for name in e.consumers if name in inside)) for e in candidate.plan.edges)
+    halves = (
+        replace(h, consumers=tuple(name for name in h.consumers if name in inside)) for h in candidate.plan.halves
+    )
     plan = replace(
-        draft.plan,
+        candidate.plan,
         edges=tuple(edge for edge in edges if edge.consumers),
         halves=tuple(half for half in halves if half.consumers),
-        weights=tuple(edge for edge in draft.plan.weights if edge.node in inside),
+        weights=tuple(edge for edge in candidate.plan.weights if edge.node in inside),
     )
-    return Draft(_cut(draft.graph, block, outputs, rank), plan)
+    return CandidatePlan(_cut(candidate.graph, block, outputs, rank), plan)
 
 
 def _cut(model: onnx.ModelProto, block: Block, outputs: Sequence[str], rank: int) -> onnx.ModelProto:
@@ -128,50 +133,40 @@ def _cut(model: onnx.ModelProto, block: Block, outputs: Sequence[str], rank: int
     return shape_inference.infer_shapes(cut)  # the checker wants the outputs' ranks
 
 
-def _with_own_biases(draft: Draft) -> Draft:
-    """A bias of its own for every coded layer: zeros where it has none, a copy where it shares one."""
-    graph = onnx.ModelProto()
-    graph.CopyFrom(draft.graph)
-    view = Graph(draft.graph)
-    weights = list(draft.plan.weights)
-    scales = {edge.tensor: edge.params.scale for edge in draft.plan.edges}
-    for node in graph.graph.node:
-        if node.op_type not in {"Conv", "Gemm"} or not any(edge.node == node.name for edge in weights):
+def _with_own_biases(candidate: CandidatePlan) -> CandidatePlan:
+    """Give every coded layer a bias of its own: zeros if it has none, a copy if it shares one."""
+    graph, before = Graph.copy_of(candidate.graph), Graph(candidate.graph)
+    weights = {(edge.node, edge.tensor): edge for edge in candidate.plan.weights}
+    scales = {edge.tensor: edge.params.scale for edge in candidate.plan.edges}
+    for node in graph.of("Conv", "Gemm"):
+        layer, old = weights.get((node.name, node.input[1])), input_at(node, 2)
+        if layer is None or (old and len(before.consumers(old)) == 1):
             continue
-        old = node.input[2] if len(node.input) > 2 else ""
-        if old and len(view.consumers(old)) == 1:
-            continue
-        own = f"{node.name}.bias"
-        layer = next(edge for edge in weights if edge.node == node.name and edge.tensor == node.input[1])
-        values = view.constant(old) if old else np.zeros(layer.params.scale.size, np.float32)
-        graph.graph.initializer.append(numpy_helper.from_array(values, own))
-        del node.input[2:]
-        node.input.append(own)
-        if draft.plan.style == "cpu":
-            weights = [edge for edge in weights if (edge.node, edge.tensor) != (node.name, old)]
+        values = graph.constant(old) if old else np.zeros(layer.params.scale.size, np.float32)
+        own = graph.add_constant(f"{node.name}.bias", values)
+        graph.set_inputs(node, [*node.input[:2], own])
+        if candidate.plan.style == "cpu":
+            weights.pop((node.name, old), None)
             unit = QuantParams((layer.params.scale * scales[node.input[0]]).astype(np.float32), 0, "int32", 0)
-            weights.append(WeightEdge(own, node.name, unit, _bias_codes(values, unit)))
-    return Draft(graph, replace(draft.plan, weights=tuple(weights)))
+            weights[node.name, own] = WeightEdge(own, node.name, unit, _bias_codes(values, unit))
+    return CandidatePlan(graph.model, replace(candidate.plan, weights=tuple(weights.values())))
 
 
 def _bias_codes(values: F32, unit: QuantParams) -> npt.NDArray[np.int32]:
     return codes(values.reshape(-1).astype(np.float64), unit).astype(np.int32)
 
 
-def _shift(draft: Draft, shifts: Mapping[str, F64]) -> Draft:
-    """Add to the biases of the layers named, and to their codes."""
-    graph = onnx.ModelProto()
-    graph.CopyFrom(draft.graph)
-    constants = {tensor.name: tensor for tensor in graph.graph.initializer}
+def _shift(candidate: CandidatePlan, shifts: Mapping[str, F64]) -> CandidatePlan:
+    """Add to the biases of the named layers, and code them again."""
+    graph = Graph.copy_of(candidate.graph)
     changed: dict[str, F32] = {}
-    for node in graph.graph.node:
-        if node.name in shifts:
-            name = node.input[2]
-            values = numpy_helper.to_array(constants[name])
-            changed[name] = (values + shifts[node.name].reshape(values.shape)).astype(np.float32)
-            constants[name].CopyFrom(numpy_helper.from_array(changed[name], name))
+    for layer, shift in shifts.items():
+        name = graph.node(layer).input[2]
+        values = graph.constant(name)
+        changed[name] = (values + shift.reshape(values.shape)).astype(np.float32)
+        graph.set_constant(name, changed[name])
     weights = tuple(
         replace(edge, codes=_bias_codes(changed[edge.tensor], edge.params)) if edge.tensor in changed else edge
-        for edge in draft.plan.weights
+        for edge in candidate.plan.weights
     )
-    return Draft(graph, replace(draft.plan, weights=weights))
+    return CandidatePlan(graph.model, replace(candidate.plan, weights=weights))

@@ -1,4 +1,4 @@
-"""A quantized network in the making, and how far it is from FP32."""
+"""A candidate plan: a float graph with a quantization plan for it, and how far its results are from FP32."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _BATCH = 32
 
 
 @dataclass(frozen=True)
-class Draft:
-    """A canonical graph with a plan for it; refinement steps take one and give another.
+class CandidatePlan:
+    """A canonical graph and a plan for it; each refinement step takes one and returns another.
 
     Attributes:
-        graph: float32; its biases, and by function-preserving rewrites its weights, may differ from the original's.
+        graph: float32. Refinement may have changed its biases, and equalization its weights.
         plan: scales and codes.
     """
 
@@ -28,7 +28,7 @@ class Draft:
     plan: QuantPlan
 
     def quantized(self) -> onnx.ModelProto:
-        """The Q/DQ graph, with zero points as the plan has them: for ONNX Runtime, not for TensorRT."""
+        """The Q/DQ graph with the plan's zero points: ONNX Runtime runs it, TensorRT does not."""
         return insert_pairs(self.graph, self.plan)
 
 
@@ -43,17 +43,12 @@ def _parts(images: F32) -> Iterator[F32]:
         yield images[start : start + _BATCH]
 
 
-def noise_power(reference: F32, found: F32) -> float:
-    """Mean squared error of logits over their mean square: 10**(-SQNR/10), so that independent errors add up."""
-    reference = reference.astype(np.float64)
-    return float(((reference - found) ** 2).sum() / (reference**2).sum())
-
-
 def typical_noise(reference: F32, found: F32) -> float:
-    """Geometric mean over images of each one's noise power, by which refinements are judged.
+    """Geometric mean over images of the noise power, which is the logits' squared error over their sum of squares.
 
-    A single image on which some tensor saturates can hold half of the noise of 64, and would decide. The geometric mean
-    told which of two networks is better in 98 of 100 draws of 64 images, :func:`noise_power` in 92 (resnet20).
+    Refinements are judged by it. In the noise power of all images together, one image on which some tensor saturates
+    can make up half of the noise of 64, and would decide. The geometric mean found the better one of two networks in 98
+    of 100 draws of 64 images, the noise power of all together in 92 (resnet20).
     """
     reference = reference.astype(np.float64)
     power = ((reference - found) ** 2).sum(axis=1) / np.maximum((reference**2).sum(axis=1), 1e-30)

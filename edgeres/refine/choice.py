@@ -1,4 +1,4 @@
-"""What the user says about refinement, apart so that it costs no import of onnx."""
+"""The user's choice of refinement; this module imports no onnx."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ RESIDUALS: tuple[Residual, ...] = ("int8", "fp16", "auto")
 
 @dataclass(frozen=True)
 class RefineChoice:
-    """How much is done to recover accuracy.
+    """How accuracy is recovered.
 
     Attributes:
-        effort: ``fast`` is the calibration pass alone, ``balanced`` costs a few passes more, ``best`` learns at length.
-        residual: precision of the skip inputs in the graph for TensorRT; the CPU graph is int8 throughout.
+        effort: ``fast`` only calibrates, ``balanced`` takes a few forward passes more, ``best`` learns for minutes.
+        residual: precision of the skip inputs in the graph for TensorRT; in the CPU graph they are int8.
     """
 
     effort: Effort = "balanced"

@@ -1,17 +1,18 @@
 """Cross-layer equalization for the scores: one positive factor per channel, inside blocks and along the stream.
 
 Int8 activations have one step for a whole tensor, so a channel with small values is coded coarsely. Factors per channel
-that the network does not notice (:mod:`edgeres.refine.channel_groups`) move ranges between channels. Nagel et al. 2019
-(Data-Free Quantization, eq. 11) equalize the ranges of weights; those have a scale per channel here, and a residual
-stream is read by many layers, so the factors are found from the noise itself instead. With v_c = log2 of a channel's
-factor and u_t = log2 of a tensor's step, both free,
+that leave the network's function unchanged (:mod:`edgeres.refine.channel_groups`) make ranges more equal. Nagel et al.
+2019 (Data-Free Quantization, eq. 11) equalize the ranges of weights. Here weights have a scale per channel, and many
+layers read a residual stream, so the factors are found by minimizing the predicted noise. With v_c = log2 of a
+channel's factor and u_t = log2 of a tensor's step, both free,
 
     J(u, v) = sum_t sum_c h_tc E_tc(u_t - v_c)  +  sum_layers sum_o h_o s_o(v)**2 / 12 * sum_i k_i 4**v_i X_i
 
-The first part is the rounding and clipping error E of every activation that is coded, weighted by what reaches the
-scores; the second the weights' own rounding: s_o = max_i |W[o, i] 2**-v_i| / 127 their step, X the input's mean square,
-k the taps. Without the second part, a tensor alone would get a step of its own per channel; where tensors share a
-channel the best common factor is a compromise between them. J is descended in u and v together (Adam on log J).
+The first part is the rounding and clipping error E of every coded activation, weighted by how much of it reaches the
+scores. The second is the rounding of the weights: s_o = max_i |W[o, i] 2**-v_i| / 127 is their step, X the input's mean
+square, k the taps. Without the second part, every channel of a tensor that is alone in its groups would get its own
+step. Where tensors share a channel, the best common factor is a compromise between them. J is minimized in u and v
+together (Adam on log J).
 
 Worked number: two channels with amax 8 and 2 and equal h share the step 8/127: h (8/127)**2 / 12 each. A factor of 4 on
 the second leaves the scaled step at 8/127, which is 2/127 in its own units: J falls from 2 to 1 + 1/16, by 2.7 dB.
@@ -20,7 +21,7 @@ the second leaves the scaled step at 8/127, which is 2/127 in its own units: J f
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +31,7 @@ from edgeres.graph.graph import WEIGHTED, Graph
 from edgeres.progress import SILENT, Advance, Progress
 from edgeres.quantize.placement import place, weight_axis, why_not_weighted
 from edgeres.records import F32, F64, I64, Codes
-from edgeres.refine.channel_groups import PINNED, Ties, find_ties, scaled
+from edgeres.refine.channel_groups import PINNED, ChannelGroups, find_channel_groups, scaled
 from edgeres.refine.sensitivity import (
     STEPS,
     ChannelErrors,
@@ -46,23 +47,28 @@ _MOST = 6.0  # octaves that a factor may go, so that dead channels stay finite
 
 
 @dataclass(frozen=True)
-class _Activation:
-    """A coded tensor: (C, len(STEPS)) weighted errors, and the group of each channel."""
+class _ActivationTerm:
+    """The first part of J, for one coded tensor.
+
+    Attributes:
+        error: (C, len(STEPS)) weighted errors.
+        groups: (C,) group of each channel.
+    """
 
     error: F64
     groups: I64
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """A layer's weights.
+class _WeightTerm:
+    """The second part of J, for one layer.
 
     Attributes:
         weight: (O, I / groups) log2 of the largest |W| over the taps.
         channel: (O, I / groups) input channel of each.
         groups: (I,) group of each input channel.
         power: (I,) mean square times taps over 12 * 127**2.
-        h: (O,) what an error of one output value, on every position, does to the scores.
+        h: (O,) squared error of the scores per error variance of an output channel.
     """
 
     weight: F64
@@ -73,86 +79,85 @@ class _Layer:
 
 
 def equalize(
-    graph: onnx.ModelProto, images: F32, codes: Codes = "full", progress: Progress = SILENT
+    model: onnx.ModelProto, images: F32, codes: Codes = "full", progress: Progress = SILENT
 ) -> onnx.ModelProto:
     """Scale channels for the least predicted error of int8 activations and weights; the function stays the same.
 
     Args:
-        graph: canonical FP32; it is not changed.
-        images: (N, ...) float32 inputs; a hundred or more. One pass.
-        codes: that activations behind a ReLU will have.
+        model: canonical FP32; it is not changed.
+        images: (N, ...) float32 inputs, a hundred or more; the network runs on each once.
+        codes: of activations behind a ReLU, in the graph that will be quantized.
 
     Returns:
-        A graph with the same nodes and tensors, other weights, and the same output to float rounding. Tensors that
+        A model with the same nodes and tensors, other weights, and the same output up to float rounding. Tensors that
         cannot be scaled keep their values.
 
     Raises:
         ModelError: ONNX Runtime cannot run the graph.
     """
-    ties = find_ties(graph)
-    if ties.size == 1:
-        return scaled(graph, ties, np.ones(1))
+    graph = Graph(model)
+    groups = find_channel_groups(graph)
+    if groups.size == 1:
+        return scaled(model, groups, np.ones(1))
     errors = _errors(graph, images, codes, progress)
-    activations, layers = _terms(graph, ties, errors, shapes(graph, images[:1]))
+    activations, layers = _terms(graph, groups, errors, shapes(graph, images[:1]))
     with progress.task("equalizing channels", total=ITERATIONS) as advance:
-        octaves = _descend(activations, layers, ties.size, advance)
-    return scaled(graph, ties, 2.0**octaves)
+        octaves = _descend(activations, layers, groups.size, advance)
+    return scaled(model, groups, 2.0**octaves)
 
 
-def _errors(graph: onnx.ModelProto, images: F32, codes: Codes, progress: Progress) -> dict[str, ChannelErrors]:
-    """By tensor, of those that are coded and of the ReLUs' outputs."""
-    view = Graph(graph)
-    placement = place(view, "tensorrt", codes)
-    relus = (node.output[0] for node in view.nodes if node.op_type == "Relu")
-    counts = channel_histograms(graph, list(dict.fromkeys([*placement.observed, *relus])), images, progress)
+def _errors(graph: Graph, images: F32, codes: Codes, progress: Progress) -> dict[str, ChannelErrors]:
+    """The errors of coded tensors and of outputs of ReLUs, by tensor."""
+    placement = place(graph, "tensorrt", codes)
+    relus = (node.output[0] for node in graph.of("Relu"))
+    counts = channel_histograms(graph.model, list(dict.fromkeys([*placement.observed, *relus])), images, progress)
     return {name: rounding_tables(found, 255 if name in placement.full else 127) for name, found in counts.items()}
 
 
 def _terms(
-    graph: onnx.ModelProto, ties: Ties, errors: Mapping[str, ChannelErrors], shape: dict[str, list[int]]
-) -> tuple[list[_Activation], list[_Layer]]:
-    view = Graph(graph)
-    sites = [site for site in place(view, "tensorrt").sites if site.like is None]
-    h = sensitivities(view, shape, {name: found.active for name, found in errors.items()})
+    graph: Graph, groups: ChannelGroups, errors: Mapping[str, ChannelErrors], shape: Mapping[str, Sequence[int]]
+) -> tuple[list[_ActivationTerm], list[_WeightTerm]]:
+    sites = [site for site in place(graph, "tensorrt").sites if site.like is None]
+    h = sensitivities(graph, shape, {name: found.active for name, found in errors.items()})
     activations = []
     for site in sites:
         through = sum(h.reads[reader, site.tensor] for reader in site.consumers if (reader, site.tensor) in h.reads)
         weight = np.reshape(through * _positions(shape, site.tensor), (-1, 1))
-        activations.append(_Activation(errors[site.tensor].error * weight, _groups(ties, site.tensor, shape)))
+        activations.append(_ActivationTerm(errors[site.tensor].error * weight, _groups(groups, site.tensor, shape)))
     layers = [
-        _layer(
-            view,
+        _weight_term(
+            graph,
             node,
-            _groups(ties, node.input[0], shape),
+            _groups(groups, node.input[0], shape),
             errors[node.input[0]],
             h.tensors[node.output[0]] * _positions(shape, node.output[0]),
         )
-        for node in view.nodes
-        if node.op_type in WEIGHTED and not why_not_weighted(view, node) and node.output[0] in h.tensors
+        for node in graph.nodes
+        if node.op_type in WEIGHTED and not why_not_weighted(graph, node) and node.output[0] in h.tensors
     ]
     return activations, layers
 
 
-def _positions(shape: dict[str, list[int]], tensor: str) -> int:
+def _positions(shape: Mapping[str, Sequence[int]], tensor: str) -> int:
     return math.prod(shape[tensor][2:])
 
 
-def _groups(ties: Ties, tensor: str, shape: dict[str, list[int]]) -> I64:
-    return ties.channels.get(tensor, np.full(shape[tensor][1], PINNED))
+def _groups(groups: ChannelGroups, tensor: str, shape: Mapping[str, Sequence[int]]) -> I64:
+    return groups.channels.get(tensor, np.full(shape[tensor][1], PINNED))
 
 
-def _layer(view: Graph, node: onnx.NodeProto, groups: I64, errors: ChannelErrors, h: F64) -> _Layer:
-    weight = np.abs(np.moveaxis(view.constant(node.input[1]).astype(np.float64), weight_axis(node), 0))
+def _weight_term(graph: Graph, node: onnx.NodeProto, groups: I64, errors: ChannelErrors, h: F64) -> _WeightTerm:
+    weight = np.abs(np.moveaxis(graph.constant(node.input[1]).astype(np.float64), weight_axis(node), 0))
     outputs, reads = weight.shape[:2]
     largest = weight.reshape(outputs, reads, -1).max(axis=2)
     parts = len(groups) // reads
     channel = np.arange(len(groups)).reshape(parts, reads).repeat(outputs // parts, axis=0)
     taps = math.prod(weight.shape[2:])
-    return _Layer(np.log2(np.maximum(largest, 1e-12)), channel, groups, errors.power * taps / (12 * 127**2), h)
+    return _WeightTerm(np.log2(np.maximum(largest, 1e-12)), channel, groups, errors.power * taps / (12 * 127**2), h)
 
 
-def _descend(activations: list[_Activation], layers: list[_Layer], size: int, advance: Advance) -> F64:
-    """v of every group, in octaves: Adam (Kingma and Ba 2015) on log J in v and u together."""
+def _descend(activations: list[_ActivationTerm], layers: list[_WeightTerm], size: int, advance: Advance) -> F64:
+    """v of every group, in octaves, by Adam (Kingma and Ba 2015) on log J in v and u together."""
     start = [STEPS[int(term.error.sum(axis=0).argmin())] for term in activations]
     point = np.concatenate([np.zeros(size), start])
     mean, square = np.zeros_like(point), np.zeros_like(point)
@@ -169,7 +174,9 @@ def _descend(activations: list[_Activation], layers: list[_Layer], size: int, ad
     return point[:size]
 
 
-def _objective(activations: list[_Activation], layers: list[_Layer], octaves: F64, steps: F64) -> tuple[float, F64]:
+def _objective(
+    activations: list[_ActivationTerm], layers: list[_WeightTerm], octaves: F64, steps: F64
+) -> tuple[float, F64]:
     """J, and its slope in (v, u)."""
     total = 0.0
     slope = np.zeros(len(octaves) + len(steps))

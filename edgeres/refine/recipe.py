@@ -1,10 +1,10 @@
-"""Which refinements a network gets: each is kept only if it lowers the error on images held back from calibration.
+"""The recipe of refinements: each is kept only if it lowers the error on images held back from calibration.
 
     calibrate -> equalize and calibrate again -> residual precision -> learned ranges -> bias correction
 
-``fast`` is the calibration pass alone. ``balanced`` costs up to 20 forward passes over the calibration images; ``best``
-learns the rounding of weights too, in minutes. The error is the noise power of the logits against FP32's, typical of an
-image, with float arithmetic between Q/DQ pairs. Validation images play no part.
+``fast`` is the calibration pass only. ``balanced`` costs up to 20 forward passes over the calibration images; ``best``
+learns the rounding of weights too, in minutes. The error is the noise power of the logits against FP32's, as a
+geometric mean over images, with float arithmetic between Q/DQ pairs. Validation images are not used.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from edgeres.quantize.graphs import Quantized, RangeChoice, quantize
 from edgeres.quantize.rewrite import rewrite
 from edgeres.records import F32, I64, Codes, Style
 from edgeres.refine.bias import correct_bias
-from edgeres.refine.candidate import Draft, logits, typical_noise
+from edgeres.refine.candidate import CandidatePlan, logits, typical_noise
 from edgeres.refine.choice import RefineChoice
 from edgeres.refine.equalize import equalize
 from edgeres.refine.residual import SkipCost, choose_residual, keep_in_half, skips
@@ -37,15 +37,15 @@ from edgeres.zoo.download import cache_dir
 if TYPE_CHECKING:
     from edgeres.refine.reconstruct import ReconstructOptions
 
-# Of the inputs that refinement holds in memory: 512 images at 32 px, 111 at 224 px.
+# Most bytes of inputs that refinement holds in memory: 512 images at 32 px, 111 at 224 px.
 _IMAGE_BYTES = 64 << 20
 _HELD_BACK = 96
 _LEAST_IMAGES = 32
-# Of the inputs that statistics per channel are taken from: large images have more positions, and fewer of them will do.
+# Most bytes of inputs for statistics per channel: large images have more positions, so fewer of them are enough.
 _STATISTICS_BYTES = 16 << 20
 _EQUALIZE_IMAGES, _BIAS_IMAGES, _TRIAL_IMAGES = 128, 128, 64
-_LEARNING_PASSES = 8  # that balanced may cost, in forward passes over the calibration images
-# A learning step on images above 128 px takes seconds an image: fewer of them make one.
+_LEARNING_PASSES = 8  # forward passes over the calibration images that learning may cost in ``balanced``
+# A learning step on images above 128 px takes seconds per image: such steps take fewer images.
 _LARGE_INPUT = 3 * 128 * 128
 _LARGE_INPUT_BATCH = 8
 
@@ -56,8 +56,8 @@ class Step:
 
     Attributes:
         style: of the graph it was tried on.
-        before_db, after_db: logit SQNR, mean over the held-back images; ``after_db`` None where it could not be done.
-        note: why it was not kept, or "".
+        before_db, after_db: logit SQNR, mean over the held-back images; ``after_db`` is None if the step failed.
+        note: why it was not kept; "" otherwise.
     """
 
     name: str
@@ -74,10 +74,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Refined:
-    """Graphs and plans after refinement, with what each step brought and what each block's precision costs.
+    """Graphs and plans after refinement, with the gain of each step and the cost of each block's precision.
 
     Attributes:
-        note: why nothing was refined, or "".
+        note: why nothing was refined; "" otherwise.
     """
 
     quantized: Quantized
@@ -87,7 +87,7 @@ class Refined:
 
 
 def quantize_with_recipe(
-    graph: onnx.ModelProto,
+    model: onnx.ModelProto,
     styles: Sequence[Style],
     loader: Loader,
     ranges: RangeChoice,
@@ -97,9 +97,10 @@ def quantize_with_recipe(
     """Calibrate, plan, and refine for every style.
 
     Args:
-        graph: canonical FP32.
-        loader: calibration images; a fifth of them, at most 96, is held back to judge refinements. Too few images to
-            spare any, or ``fast`` without a choice of residual precision: all calibrate and nothing is refined.
+        model: canonical FP32.
+        loader: calibration images; a fifth of them, at most 96, is held back to judge refinements. If there are too few
+            images for that, or the effort is ``fast`` without ``auto`` residuals, all of them calibrate and nothing is
+            refined.
 
     Raises:
         SourceError: images cannot be read.
@@ -109,35 +110,43 @@ def quantize_with_recipe(
     count = len(loader.source)
     if not refines or count < _LEAST_IMAGES:
         note = f"{count} calibration images are too few to hold any back" if refines else ""
-        quantized = quantize(graph, styles, loader, ranges, progress)
-        plan = quantized.plans.get("tensorrt")
-        if plan is None or choice.residual != "fp16":
-            return Refined(quantized, note=note)
-        view = Graph(graph)
-        half = Draft(graph, keep_in_half(view, plan, skips(view, plan)))
-        return Refined(_with_drafts(quantized, {"tensorrt": half}), note=note)
-    # Sources come sorted by class: both parts, and what is taken first of them, must hold every class.
+        return replace(_unrefined(model, quantize(model, styles, loader, ranges, progress), choice), note=note)
+    # Sources are sorted by class: both parts, and the first images of each, must hold every class.
     order = np.random.RandomState(0).permutation(count).astype(np.int64)
     held_count = min(max(count // 5, 16), _HELD_BACK)
     fit, held = _part(loader, order[held_count:]), _part(loader, order[:held_count])
-    quantized = quantize(graph, styles, fit, ranges, progress)
-    bench = _Bench(graph, _inputs(replace(fit), _IMAGE_BYTES), _inputs(held, _IMAGE_BYTES), choice, progress)
+    quantized = quantize(model, styles, fit, ranges, progress)
+    refiner = _Refiner(model, _inputs(replace(fit), _IMAGE_BYTES), _inputs(held, _IMAGE_BYTES), choice, progress)
     loader.unreadable[:] = fit.unreadable + held.unreadable
     if choice.effort != "fast":
         few = _part(loader, order[held_count:][:_TRIAL_IMAGES])
-        quantized = bench.equalize(
+        quantized = refiner.equalize(
             quantized,
             ranges.codes,
             lambda equal, trial: quantize(equal, styles, few if trial else fit, ranges, SILENT if trial else progress),
         )
-    drafts = {style: bench.refine(Draft(bench.graphs[style], plan)) for style, plan in quantized.plans.items()}
-    return Refined(_with_drafts(quantized, drafts), tuple(bench.steps), bench.skips)
+    found = {style: refiner.refine(CandidatePlan(refiner.graphs[style], p)) for style, p in quantized.plans.items()}
+    return Refined(_with_candidates(quantized, found), tuple(refiner.steps), refiner.skips)
 
 
-def _with_drafts(quantized: Quantized, drafts: dict[Style, Draft]) -> Quantized:
-    """The refined graphs and plans beside the others; the calibration stays what the images said."""
-    plans = {style: draft.plan for style, draft in drafts.items()}
-    graphs = {style: rewrite(draft.graph, draft.plan) for style, draft in drafts.items()}
+def _unrefined(model: onnx.ModelProto, quantized: Quantized, choice: RefineChoice) -> Refined:
+    """The quantized graphs, with skips in float16 where the user asked for that."""
+    plan = quantized.plans.get("tensorrt")
+    if plan is None or choice.residual != "fp16":
+        return Refined(quantized)
+    return Refined(_with_candidates(quantized, {"tensorrt": _all_half(CandidatePlan(model, plan))}))
+
+
+def _all_half(candidate: CandidatePlan) -> CandidatePlan:
+    """The candidate plan with every skip input in float16."""
+    graph = Graph(candidate.graph)
+    return replace(candidate, plan=keep_in_half(graph, candidate.plan, skips(graph, candidate.plan)))
+
+
+def _with_candidates(quantized: Quantized, candidates: dict[Style, CandidatePlan]) -> Quantized:
+    """The record with these graphs and plans in place of its own; the calibration stays."""
+    plans = {style: candidate.plan for style, candidate in candidates.items()}
+    graphs = {style: rewrite(candidate.graph, candidate.plan) for style, candidate in candidates.items()}
     return replace(quantized, plans={**quantized.plans, **plans}, graphs={**quantized.graphs, **graphs})
 
 
@@ -148,7 +157,7 @@ def _part(loader: Loader, chosen: I64) -> Loader:
 
 
 def _inputs(loader: Loader, limit: int) -> F32:
-    """As many network inputs as fit ``limit`` bytes, in the loader's order."""
+    """The first network inputs of a loader, until they reach ``limit`` bytes."""
     found: list[F32] = []
     size = 0
     for batch in loader:
@@ -159,107 +168,111 @@ def _inputs(loader: Loader, limit: int) -> F32:
     return np.concatenate(found)
 
 
-class _Bench:
+class _Refiner:
     """Tries refinements and keeps those that lower the error on the held-back images.
 
     Attributes:
         graphs: FP32 by style, equalized where that helped.
+        fit, held: network inputs to refine on, and those held back.
     """
 
-    def __init__(self, graph: onnx.ModelProto, fit: F32, held: F32, choice: RefineChoice, progress: Progress) -> None:
-        self.graphs: defaultdict[Style, onnx.ModelProto] = defaultdict(lambda: graph)
+    def __init__(self, model: onnx.ModelProto, fit: F32, held: F32, choice: RefineChoice, progress: Progress) -> None:
+        self.graphs: defaultdict[Style, onnx.ModelProto] = defaultdict(lambda: model)
         self.fit, self.held = fit, held
         self.choice, self.progress = choice, progress
-        self.reference = logits(graph, held)
+        self.reference = logits(model, held)
         self.steps: list[Step] = []
         self.skips: tuple[SkipCost, ...] = ()
 
     def equalize(
         self, quantized: Quantized, codes: Codes, again: Callable[[onnx.ModelProto, bool], Quantized]
     ) -> Quantized:
-        """Equalize the float graph and calibrate it anew; each style keeps the graph that serves it better.
+        """Equalize the float graph and calibrate it again; each style keeps the graph with the lower error.
 
         Args:
-            again: calibrates a graph, on a few images where the second argument is true: they tell whether it is worth
-                another pass over all of them.
+            again: calibrates a graph. With True it takes a few images, which show whether equalization is worth another
+                pass over all of them.
         """
         start = time.perf_counter()
         graph = equalize(self.graphs[next(iter(quantized.plans))], self._some(_EQUALIZE_IMAGES), codes, self.progress)
-        before = {style: self._noise(Draft(self.graphs[style], plan)) for style, plan in quantized.plans.items()}
+        before = {
+            style: self._noise(CandidatePlan(self.graphs[style], plan)) for style, plan in quantized.plans.items()
+        }
         found = again(graph, True)
-        after = {style: self._noise(Draft(graph, plan)) for style, plan in found.plans.items()}
+        after = {style: self._noise(CandidatePlan(graph, plan)) for style, plan in found.plans.items()}
         if any(after[style] < before[style] for style in before):
             found = again(graph, False)
-            after = {style: self._noise(Draft(graph, plan)) for style, plan in found.plans.items()}
+            after = {style: self._noise(CandidatePlan(graph, plan)) for style, plan in found.plans.items()}
         plans = dict(quantized.plans)
         for style in before:
             self._record("equalization", style, before[style], after[style], time.perf_counter() - start)
-            start = time.perf_counter()  # both graphs took it together: the first one is charged
+            start = time.perf_counter()  # the time was spent once for all styles: it counts for the first one
             if after[style] < before[style]:
                 self.graphs[style], plans[style] = graph, found.plans[style]
-        return replace(quantized, plans=plans)  # the calibration stays that of the network which was given
+        return replace(quantized, plans=plans)  # with the calibration of the network before equalization
 
     def _some(self, images: int) -> F32:
         return self.fit[: min(max(32, _STATISTICS_BYTES // self.fit[0].nbytes), images)]
 
-    def refine(self, draft: Draft) -> Draft:
-        if draft.plan.style == "tensorrt":
-            draft = self._residual(draft)
-        if self.choice.effort == "best" or (self.choice.effort == "balanced" and draft.plan.style == "tensorrt"):
-            draft = self._try("learned ranges", draft, self._learn_ranges)
-        if self.choice.effort == "best" and draft.plan.style == "tensorrt":
-            draft = self._try("learned rounding", draft, self._learn_rounding)
+    def refine(self, candidate: CandidatePlan) -> CandidatePlan:
+        if candidate.plan.style == "tensorrt":
+            candidate = self._residual(candidate)
+        if self.choice.effort == "best" or (self.choice.effort == "balanced" and candidate.plan.style == "tensorrt"):
+            candidate = self._try("learned ranges", candidate, self._learn_ranges)
+        if self.choice.effort == "best" and candidate.plan.style == "tensorrt":
+            candidate = self._try("learned rounding", candidate, self._learn_rounding)
         if self.choice.effort != "fast":
-            # Last: it takes off what mean everything before it has left.
-            teacher, images = self.graphs[draft.plan.style], self._some(_BIAS_IMAGES)
-            draft = self._try("bias correction", draft, lambda d: correct_bias(d, teacher, images, self.progress))
-        return draft
+            # The last step: it corrects the mean error that all others have left.
+            fp32, images = self.graphs[candidate.plan.style], self._some(_BIAS_IMAGES)
+            candidate = self._try("bias correction", candidate, lambda c: correct_bias(c, fp32, images, self.progress))
+        return candidate
 
-    def _residual(self, draft: Draft) -> Draft:
+    def _residual(self, candidate: CandidatePlan) -> CandidatePlan:
         if self.choice.residual == "auto":
-            draft, self.skips = choose_residual(draft, self.reference, self.held, progress=self.progress)
+            candidate, self.skips = choose_residual(candidate, self.reference, self.held, progress=self.progress)
         elif self.choice.residual == "fp16":
-            view = Graph(draft.graph)
-            draft = replace(draft, plan=keep_in_half(view, draft.plan, skips(view, draft.plan)))
-        return draft
+            candidate = _all_half(candidate)
+        return candidate
 
-    def _learn_ranges(self, draft: Draft) -> Draft:
+    def _learn_ranges(self, candidate: CandidatePlan) -> CandidatePlan:
         from edgeres.refine.reconstruct import ReconstructOptions
 
         if self.choice.effort == "best":
-            return self._learn(draft, ReconstructOptions(batch=self._batch))
-        return self._learn(draft, ReconstructOptions.balanced(_LEARNING_PASSES * len(self.fit), self._batch))
+            return self._learn(candidate, ReconstructOptions(batch=self._batch))
+        return self._learn(candidate, ReconstructOptions.balanced(_LEARNING_PASSES * len(self.fit), self._batch))
 
-    def _learn_rounding(self, draft: Draft) -> Draft:
+    def _learn_rounding(self, candidate: CandidatePlan) -> CandidatePlan:
         from edgeres.refine.reconstruct import ReconstructOptions
 
-        return self._learn(draft, ReconstructOptions.with_rounding(self._batch))
+        return self._learn(candidate, ReconstructOptions.with_rounding(self._batch))
 
     @property
     def _batch(self) -> int:
         return _LARGE_INPUT_BATCH if self.fit[0].size > _LARGE_INPUT else 32
 
-    def _learn(self, draft: Draft, options: ReconstructOptions) -> Draft:
+    def _learn(self, candidate: CandidatePlan, options: ReconstructOptions) -> CandidatePlan:
         from edgeres.refine.reconstruct import reconstruct
 
         options = replace(options, resume=cache_dir() / "learning")
-        return reconstruct(draft, self.graphs[draft.plan.style], self.fit, options, self.progress)
+        return reconstruct(candidate, self.graphs[candidate.plan.style], self.fit, options, self.progress)
 
-    def _try(self, name: str, draft: Draft, step: Callable[[Draft], Draft]) -> Draft:
-        start, before = time.perf_counter(), self._noise(draft)
+    def _try(
+        self, name: str, candidate: CandidatePlan, step: Callable[[CandidatePlan], CandidatePlan]
+    ) -> CandidatePlan:
+        start, before = time.perf_counter(), self._noise(candidate)
         try:
             if name.startswith("learned") and importlib.util.find_spec("torch") is None:
                 raise needs("export", "torch")
-            changed = step(draft)
-        except EdgeresError as error:  # an operator that a refinement does not know is no reason to stop
-            self._record(name, draft.plan.style, before, None, time.perf_counter() - start, str(error))
-            return draft
+            changed = step(candidate)
+        except EdgeresError as error:  # e.g. an operator that this refinement cannot handle: go on without it
+            self._record(name, candidate.plan.style, before, None, time.perf_counter() - start, str(error))
+            return candidate
         after = self._noise(changed)
-        self._record(name, draft.plan.style, before, after, time.perf_counter() - start)
-        return changed if after < before else draft
+        self._record(name, candidate.plan.style, before, after, time.perf_counter() - start)
+        return changed if after < before else candidate
 
-    def _noise(self, draft: Draft) -> float:
-        return typical_noise(self.reference, logits(draft.quantized(), self.held))
+    def _noise(self, candidate: CandidatePlan) -> float:
+        return typical_noise(self.reference, logits(candidate.quantized(), self.held))
 
     def _record(
         self, name: str, style: str, before: float, after: float | None, seconds: float, note: str = ""

@@ -1,23 +1,23 @@
-"""Ranges, biases and rounding learned against the FP32 network.
+"""Learn ranges, biases and rounding against the FP32 network.
 
-What is learned, by gradients through the fake-quantized graph (:mod:`edgeres.refine.torch_graph`):
+Learned, by gradients through the fake-quantized graph (:mod:`edgeres.refine.torch_graph`):
 
 - the scale of every quantized activation (LSQ, Esser et al. 2020);
 - the bias of every coded layer;
-- if asked for, whether a weight is rounded up or down (AdaRound, Nagel et al. 2020).
+- optionally, whether a weight is rounded up or down (AdaRound, Nagel et al. 2020).
 
-Where the error is measured:
+The error is measured
 
 - at each block's output in turn (BRECQ, Li et al. 2021, eq. 9), its input coming from the quantized blocks before it;
-- at the scores, all blocks at once. The residual stream carries every block's rounding error to the end, and only there
-  is it known which of it matters.
+- at the scores, for all blocks at once. The residual stream carries every block's rounding error to the end, and only
+  the scores show which errors matter.
 
 The error of a block is the noise power: mean square of the difference over mean square of the target. At the scores it
-is the mean over images of its log, since the few images on which something saturates would outweigh all others. That
-brought 0.2 dB of the noise power itself (resnet20, 20 and 80 steps, other images).
+is the mean over images of the log of that: otherwise the few images on which something saturates would outweigh all
+others. That lowered the noise power itself by 0.2 dB (resnet20, 20 and 80 steps, other images).
 
-Left out, because it brought nothing with int8: dropping quantization at random (QDrop, Wei et al. 2022), scales of
-weights, straight-through weights, rounding at the scores.
+Tried without gain for int8, and left out: dropping quantization at random (QDrop, Wei et al. 2022), learned scales of
+weights, straight-through weights, rounding learned at the scores.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ from edgeres.progress import SILENT, Advance, Progress
 from edgeres.quantize.plan import plan_digest
 from edgeres.records import F32
 from edgeres.refine.blocks import Block, split, whole
-from edgeres.refine.candidate import Draft
+from edgeres.refine.candidate import CandidatePlan
 from edgeres.refine.resume import Resume
 from edgeres.refine.torch_graph import CodedWeight, TorchGraph
 
 # Learning rates of Adam at their height, in units that do not depend on the network.
 SCALE_RATE = 0.02  # e-folds of an activation's scale
-BIAS_RATE = 0.02  # what one step of the input's codes does to the output
-ROUNDING_RATE = 0.03  # of v, in which 2.4 lie between a choice not made and one made
-WARM_UP = 0.1  # share of the steps in which the rate rises; Adam's first steps have no statistics to lean on
-# Of the choices not made, against a noise power of about 0.001; it sets in after a fifth of the steps, and its exponent
-# falls from 20 to 2, as in the paper's implementation.
+BIAS_RATE = 0.02  # in units of the output's change for one step of the input's codes
+ROUNDING_RATE = 0.03  # of v, which changes by 2.4 between an open choice and a made one
+WARM_UP = 0.1  # share of the steps in which the rate rises: Adam has no statistics in its first steps
+# The regularizer that presses for a choice between two codes: its weight beside a noise power of about 0.001, the share
+# of the steps before it sets in, and its exponent at first and at last, as in the paper's implementation.
 UNDECIDED_WEIGHT, UNDECIDED_FROM, UNDECIDED_BETAS = 0.01, 0.2, (20.0, 2.0)
-# What goes through the graph together, for memory: with 4 images of 224x224 a ResNet-50's process takes 2.3 GB.
+# Input pixels that go through the graph at once: with 4 images of 224x224 a ResNet-50's process takes 2.3 GB.
 _PIXELS_AT_ONCE = 4 * 224 * 224
 _FORWARD_BATCH = 32
 _FORWARDS_A_STEP = 6.5
@@ -59,20 +59,20 @@ _FORWARDS_A_STEP = 6.5
 
 @dataclass(frozen=True)
 class ReconstructOptions:
-    """How long, and what.
+    """What is learned, and for how long.
 
     One step at the scores, or one at every block, costs as much as 6.5 forward passes of ``batch`` images on ONNX
     Runtime (resnet20, one thread): 24 steps of 32 are 10 passes of 512 calibration images.
 
     Attributes:
-        steps: at the scores, all blocks together.
-        block_steps: at the output of every block, before that; 0 leaves it out, and with 8-bit weights nothing is lost.
-        batch: images a step.
-        rounding: learn the rounding of weights too, at the blocks; needs 100 block steps or more.
+        steps: at the scores, for all blocks together.
+        block_steps: at the output of every block, before that; 0 leaves them out, without loss for 8-bit weights.
+        batch: images per step.
+        rounding: whether the rounding of weights is learned too, at the blocks; it needs 100 block steps or more.
         seed: of the images' order.
-        cache_mb: bound on the activations kept between two blocks; where they take more, fewer images are used.
-        resume: folder where the state is kept every few seconds; learning that was interrupted goes on from there when
-            it is called for again, with the same result. None keeps nothing.
+        cache_mb: limit on the activations kept between two blocks; with large activations fewer images are used.
+        resume: folder where the state is saved every few seconds. The same call goes on from there after an
+            interruption, with the same result. None saves nothing.
     """
 
     steps: int = 160
@@ -89,80 +89,80 @@ class ReconstructOptions:
 
     @classmethod
     def balanced(cls, forwards: int, batch: int) -> ReconstructOptions:
-        """Scales and biases, at the cost of so many forward passes of one image; 12 steps at least, 24 at most."""
+        """Learn scales and biases at the cost of this many forward passes of one image, in 12 to 24 steps."""
         return cls(steps=min(max(round(forwards / (_FORWARDS_A_STEP * batch)), 12), 24), batch=batch)
 
     @classmethod
     def with_rounding(cls, batch: int) -> ReconstructOptions:
-        """The rounding of weights as well, block by block, and a while at the scores."""
+        """Learn the rounding of weights as well, block by block, then scales and biases at the scores."""
         return cls(steps=80, block_steps=120, rounding=True, batch=batch)
 
 
 def reconstruct(
-    draft: Draft,
+    candidate: CandidatePlan,
     fp32: onnx.ModelProto,
     images: F32,
     options: ReconstructOptions = ReconstructOptions(),
     progress: Progress = SILENT,
-) -> Draft:
-    """Learn everything; see :func:`reconstruct_blocks`, of which this is the last Draft."""
-    for _, learned in reconstruct_blocks(draft, fp32, images, options, progress):
-        draft = learned
-    return draft
+) -> CandidatePlan:
+    """Learn everything; the last candidate plan of :func:`reconstruct_blocks`."""
+    for _, learned in reconstruct_blocks(candidate, fp32, images, options, progress):
+        candidate = learned
+    return candidate
 
 
 def reconstruct_blocks(
-    draft: Draft,
+    candidate: CandidatePlan,
     fp32: onnx.ModelProto,
     images: F32,
     options: ReconstructOptions = ReconstructOptions(),
     progress: Progress = SILENT,
-) -> Iterator[tuple[str, Draft]]:
-    """Learn block by block, then at the scores, and hand out what there is after each.
+) -> Iterator[tuple[str, CandidatePlan]]:
+    """Learn block by block, then at the scores, and yield the result after each.
 
-    Nothing given is changed, so that the work can be stopped at any time and the last Draft be kept.
+    The arguments are not changed, so learning can be stopped at any time and the last result be kept.
 
     Args:
-        draft: where to begin; its scales and codes are the first ones.
-        fp32: the untouched network with the input that ``draft.graph`` takes. For ``block_steps`` its inner tensors
-            must be the same too: a rewrite that scales channels is to be made in both.
+        candidate: the plan to start from.
+        fp32: the float network that is learned from, with the input of ``candidate.graph``. With ``block_steps`` its
+            inner tensors must be the same too: scale channels in both graphs or in neither.
         images: float32 (N, ...), the network's inputs.
 
     Yields:
-        The tensor at which the error was measured, and a whole network learned so far.
+        The tensor at which the error was measured, and the candidate plan learned so far.
 
     Raises:
-        ModelError: an operator that cannot be learned through, by name.
+        ModelError: an operator has no gradient here; names it.
     """
-    learner, teacher = TorchGraph(draft.graph, draft.plan), TorchGraph(fp32)
+    learner, teacher = TorchGraph(candidate.graph, candidate.plan), TorchGraph(fp32)
     inputs = torch.from_numpy(images)
-    blocks = split(learner.view)
-    course = _Course(learner, options, Resume(options.resume, _key(draft, fp32, images, options)))
+    blocks = split(learner.graph)
+    course = _Course(learner, options, Resume(options.resume, _key(candidate, fp32, images, options)))
     with progress.task("learning ranges", options.steps + options.block_steps * len(blocks)) as advance:
         if options.block_steps:
             for name in _by_block(course, teacher, inputs, advance):
-                yield name, learner.draft()
+                yield name, learner.candidate()
         if options.steps:
-            block = whole(learner.view)
-            targets = _forward(teacher, whole(teacher.view), inputs)
-            course.fit(_Task(block, inputs, targets, options.steps, scores=True), advance)
-            yield block.name, learner.draft()
+            block = whole(learner.graph)
+            targets = _forward(teacher, whole(teacher.graph), inputs)
+            course.fit(_LearningTask(block, inputs, targets, options.steps, scores=True), advance)
+            yield block.name, learner.candidate()
     course.resume.finish()
 
 
-def _key(draft: Draft, fp32: onnx.ModelProto, images: F32, options: ReconstructOptions) -> str:
-    """SHA-256 over all that the result depends on."""
-    hasher = hashlib.sha256(plan_digest(draft.plan).encode())
+def _key(candidate: CandidatePlan, fp32: onnx.ModelProto, images: F32, options: ReconstructOptions) -> str:
+    """SHA-256 over everything that the result depends on."""
+    hasher = hashlib.sha256(plan_digest(candidate.plan).encode())
     hasher.update(repr((replace(options, resume=None), torch.__version__)).encode())
-    for model in (draft.graph, fp32):
+    for model in (candidate.graph, fp32):
         hasher.update(model.SerializeToString(deterministic=True))
     hasher.update(images.tobytes())
     return hasher.hexdigest()
 
 
 @dataclass(frozen=True)
-class _Task:
-    """A block to be brought to its targets, (N, ...), from inputs, (N, ...)."""
+class _LearningTask:
+    """Learn that a block computes its targets, (N, ...), from its inputs, (N, ...)."""
 
     block: Block
     inputs: Tensor
@@ -172,7 +172,7 @@ class _Task:
     scores: bool = False
 
     def error(self, found: Tensor, part: Tensor) -> Tensor:
-        """Of the images with these indices: the sum over them, to be divided by their number."""
+        """Sum of the errors of the images with the indices ``part``; the caller divides by their number."""
         squares = (found - self.targets[part]).square()
         if self.scores:
             return squares.flatten(1).sum(dim=1).clamp_min(1e-30).log().sum()
@@ -180,25 +180,25 @@ class _Task:
 
     @cached_property
     def power(self) -> float:
-        """Of the targets: their mean square."""
+        """Mean square of the targets."""
         return self.targets.square().mean(dtype=torch.float64).item() or 1.0
 
 
 def _by_block(course: _Course, teacher: TorchGraph, images: Tensor, advance: Advance) -> Iterator[str]:
     learner, options = course.learner, course.options
-    blocks = list(zip(split(learner.view), split(teacher.view), strict=True))
+    blocks = list(zip(split(learner.graph), split(teacher.graph), strict=True))
     found = exact = images[: _images_cached(teacher, images[:1], options.cache_mb)]
     for mine, original in blocks:
         exact = _forward(teacher, original, exact)
-        course.fit(_Task(mine, found, exact, options.block_steps, options.rounding), advance)
+        course.fit(_LearningTask(mine, found, exact, options.block_steps, options.rounding), advance)
         found = _forward(learner, mine, found)
         yield mine.name
 
 
 def _images_cached(teacher: TorchGraph, image: Tensor, cache_mb: int) -> int:
-    """How many images' activations fit: at a block's end those of its input and its output are kept, each twice."""
+    """Number of images whose activations fit: those of a block's input and output are kept, each twice."""
     sizes = [image.nbytes]
-    for block in split(teacher.view):
+    for block in split(teacher.graph):
         image = _forward(teacher, block, image)
         sizes.append(image.nbytes)
     return max(1, cache_mb * 2**20 // (2 * max(a + b for a, b in pairwise(sizes))))
@@ -210,17 +210,17 @@ def _forward(graph: TorchGraph, block: Block, inputs: Tensor) -> Tensor:
 
 
 class _Course:
-    """Tasks one after another, of which those that an interrupted run had behind it are passed over."""
+    """Learns one task after another, and skips those that an interrupted run had finished."""
 
     def __init__(self, learner: TorchGraph, options: ReconstructOptions, resume: Resume) -> None:
         self.learner, self.options, self.resume = learner, options, resume
-        self._task = 0  # number of the one at hand
+        self._task = 0  # number of the present one
         self._before = resume.load()
         if self._before is not None:
             learner.load_state(self._before["learner"])
 
-    def fit(self, task: _Task, advance: Advance) -> None:
-        """Learn what this task's nodes hold."""
+    def fit(self, task: _LearningTask, advance: Advance) -> None:
+        """Learn the scales, biases and roundings of the task's nodes."""
         self._task += 1
         if self._before is not None and self._task < self._before["task"]:
             advance(task.steps)
@@ -235,7 +235,7 @@ class _Course:
         optimizer = torch.optim.Adam([{"params": params, "lr": rate} for params, rate in groups])
         rates = [lambda step: _rate(step, task.steps), lambda step: _rate(step, task.steps), lambda step: 1.0]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
-        begin = self._take_up(optimizer, schedule)
+        begin = self._resume_at(optimizer, schedule)
         advance(begin)
         for step, chosen in enumerate(_batches(len(task.inputs), task.steps, self.options)):
             if step < begin:
@@ -248,7 +248,7 @@ class _Course:
             if self.resume.is_due():
                 self._keep(step + 1, optimizer, schedule)
 
-    def _backward(self, task: _Task, chosen: Tensor, choices: Sequence[CodedWeight], done: float) -> None:
+    def _backward(self, task: _LearningTask, chosen: Tensor, choices: Sequence[CodedWeight], done: float) -> None:
         together = max(1, _PIXELS_AT_ONCE // math.prod(task.inputs.shape[2:]))
         for weight in choices:
             weight.soft = True
@@ -259,7 +259,7 @@ class _Course:
         for weight in choices:
             weight.soft = False
 
-    def _take_up(self, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR) -> int:
+    def _resume_at(self, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR) -> int:
         """The step at which the interrupted task goes on; 0 for a new one."""
         before, self._before = self._before, None
         if before is None or before["task"] != self._task:
@@ -274,7 +274,7 @@ class _Course:
 
 
 def _press_for_choices(choices: Sequence[CodedWeight], done: float) -> None:
-    """Add the regulariser's gradient; ``done`` is the share of the steps behind."""
+    """Add the regularizer's gradient; ``done`` is the share of the steps that are done."""
     if choices and done >= UNDECIDED_FROM:
         first, last = UNDECIDED_BETAS
         falling = 0.5 * (1 + math.cos(math.pi * (done - UNDECIDED_FROM) / (1 - UNDECIDED_FROM)))
@@ -285,12 +285,12 @@ def _press_for_choices(choices: Sequence[CodedWeight], done: float) -> None:
 
 
 def _rate(step: int, steps: int) -> float:
-    """Share of the full rate: a linear rise, a cosine fall to zero."""
+    """Learning rate as a share of the full one: a linear rise, then a cosine fall to zero."""
     return min(1.0, (step + 1) / (WARM_UP * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def _batches(count: int, steps: int, options: ReconstructOptions) -> Iterator[Tensor]:
-    """Indices of images: every one once before any comes again."""
+    """Indices of images: each is used once before any is used again."""
     generator = torch.Generator().manual_seed(options.seed)
     waiting = torch.empty(0, dtype=torch.int64)
     size = min(options.batch, count)

@@ -1,4 +1,4 @@
-"""Where learning goes on after an interruption: its state on disk, under a key of what is learned from what."""
+"""Save the state of learning to disk, so that it goes on after an interruption."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _FORGET_SECONDS = 14 * 24 * 3600.0
 
 
 class Resume:
-    """One learning run's file; None for a folder keeps nothing.
+    """The file of one learning run.
 
     Args:
-        folder: of all runs. Files that nobody came back for in two weeks are removed.
-        key: of this run: the same for the same start, targets and options, and for nothing else.
+        folder: of all runs; None saves nothing. Files older than two weeks are removed.
+        key: of this run: a digest of its start, its targets and its options.
     """
 
     def __init__(self, folder: Path | None, key: str) -> None:
@@ -30,12 +30,12 @@ class Resume:
             _forget(folder)
 
     def load(self) -> dict[str, Any] | None:
-        """The state of an earlier run that was interrupted; None where there is none, or none that can be read."""
+        """The state of an earlier run that was interrupted; None if there is none that can be read."""
         if self._path is None or not self._path.is_file():
             return None
         try:
             state: dict[str, Any] = torch.load(self._path, weights_only=True)
-        except Exception:  # a file of another torch, or half of one: learning starts anew
+        except Exception:  # written by another torch, or damaged: learning starts anew
             return None
         return state
 
@@ -43,7 +43,7 @@ class Resume:
         return self._path is not None and time.monotonic() - self._saved > _EVERY_SECONDS
 
     def save(self, state: dict[str, Any]) -> None:
-        """Keep tensors and plain values; a disk that takes nothing costs the resuming, not the run."""
+        """Save tensors and plain values. If the disk cannot be written, learning goes on and cannot be resumed."""
         if self._path is None:
             return
         buffer = io.BytesIO()
@@ -67,5 +67,5 @@ def _forget(folder: Path) -> None:
         try:
             if time.time() - path.stat().st_mtime > _FORGET_SECONDS:
                 path.unlink(missing_ok=True)
-        except OSError:  # another process was faster
+        except OSError:  # another process removed it first
             continue

@@ -1,10 +1,10 @@
-"""How much of a tensor's rounding noise reaches the scores: a model per channel, from weights and histograms alone.
+"""How much of a tensor's rounding error reaches the scores, predicted per channel from weights and histograms.
 
-Two independent parts: :func:`rounding_tables` says how large the error of a channel is at a given step, and
-:func:`sensitivities` how much of it arrives. The latter passes variances backwards through the graph as if the terms of
-a sum were independent: a Conv maps h to sum_o W[o, i]**2 h[o], a ReLU lets the share of active values through, an Add
-hands h to both sides. Its absolute level is too low, since neighbouring pixels act together; the comparison of channels
-and layers is what it is for.
+Two independent parts: :func:`rounding_tables` predicts the error of a channel at a given step, and
+:func:`sensitivities` how much of it reaches the scores. The latter propagates variances backwards through the graph as
+if the terms of a sum were independent: a Conv maps h to sum_o W[o, i]**2 h[o], a ReLU passes the share of active
+values, an Add passes h to both inputs. The absolute level is too low, since neighbouring pixels are correlated; it
+serves to compare channels and layers.
 
 Worked number: y = 3 a - 4 b, h(y) = 1: h(a) = 9, h(b) = 16, so a step of b may be 3/4 of one of a.
 """
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import shape_inference
+from onnx import TensorProto
 
 from edgeres.calibrate.forward import with_outputs
 from edgeres.graph.graph import Graph
@@ -38,7 +38,7 @@ STEPS: F64 = np.arange(-22.0, 4.0, 0.25)
 
 @dataclass(frozen=True)
 class ChannelErrors:
-    """Of one tensor, per value.
+    """Errors per value of one tensor's channels.
 
     Attributes:
         error: (C, len(STEPS)) mean squared error of symmetric int8 codes with step 2**STEPS, clipping included.
@@ -51,28 +51,26 @@ class ChannelErrors:
     active: F64
 
 
-def shapes(model: onnx.ModelProto, image: F32) -> dict[str, list[int]]:
-    """By float tensor, with the batch's axis first.
+def shapes(graph: Graph, image: F32) -> dict[str, tuple[int, ...]]:
+    """The shapes of the float tensors, the batch's axis first.
 
     Args:
-        image: one network input, (1, ...): run for what inference cannot tell.
+        image: one network input, (1, ...): the network runs on it where a shape cannot be inferred.
     """
-    graph = shape_inference.infer_shapes(model).graph
-    values = (*graph.value_info, *graph.input, *graph.output)
-    floats = [value for value in values if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT]
-    found = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in floats}
+    floats = [name for name, value in graph.types.items() if value.type.tensor_type.elem_type == TensorProto.FLOAT]
+    found = {name: graph.shape(name) for name in floats}
     unknown = [name for name, sizes in found.items() if 0 in sizes[1:] or not sizes]
     if unknown:
-        with OrtRunner(with_outputs(model, unknown)) as runner:
+        with OrtRunner(with_outputs(graph.model, unknown)) as runner:
             measured = runner.infer({runner.input_name: image})
-        found |= {name: list(measured[name].shape) for name in unknown}
+        found |= {name: measured[name].shape for name in unknown}
     return found
 
 
 def channel_histograms(
     model: onnx.ModelProto, tensors: Sequence[str], images: F32, progress: Progress = SILENT
 ) -> dict[str, I64]:
-    """Counts of |x| per channel (axis 1), (C, _BINS + 1), in one pass over the images."""
+    """Histograms of |x| per channel (axis 1), (C, _BINS + 1), in one pass over the images."""
     graph_input = model.graph.input[0].name
     found: dict[str, I64] = {}
     with (
@@ -99,14 +97,14 @@ def _count(values: F32) -> I64:
 
 
 def rounding_tables(counts: I64, top: int) -> ChannelErrors:
-    """Errors from a histogram, each bin's density taken as uniform and integrated exactly.
+    """Errors from histograms: the density within a bin is taken as uniform, and integrated exactly.
 
     As in :func:`edgeres.calibrate.ranges.rounding_error`, G(u) = n/12 + (u - n)**3 / 3 is an antiderivative of
     (u - n)**2 for the code n of u.
 
     Args:
         counts: (C, bins) from :func:`channel_histograms`.
-        top: the largest code, counted from the code of zero.
+        top: the largest code minus the code of zero.
     """
     low, high = EDGES[:-1], EDGES[1:]
     share = counts / counts.sum(axis=1, keepdims=True)
@@ -121,63 +119,63 @@ def rounding_tables(counts: I64, top: int) -> ChannelErrors:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Squared error of the scores per unit of error variance in one value.
+    """Squared error of the scores per error variance of one value of a channel.
 
     Attributes:
         tensors: (C,) by tensor, through all its readers.
-        reads: (C,) by (node, tensor), through that reader alone.
+        reads: (C,) by (node, tensor), through that reader only.
     """
 
     tensors: Mapping[str, F64]
     reads: Mapping[tuple[str, str], F64]
 
 
-def sensitivities(view: Graph, shape: Mapping[str, list[int]], active: Mapping[str, F64]) -> Sensitivity:
-    """Pass h back from the scores, where it is 1.
+def sensitivities(graph: Graph, shape: Mapping[str, Sequence[int]], active: Mapping[str, F64]) -> Sensitivity:
+    """Propagate h backwards from the scores, where it is 1.
 
     Args:
-        shape: by tensor.
-        active: by the ReLUs' outputs, share of positive values per channel.
+        shape: by tensor, as :func:`shapes` returns them.
+        active: by output of a ReLU, (C,) share of positive values.
     """
-    tensors: dict[str, F64] = {view.output: np.ones(shape[view.output][1])}
+    tensors: dict[str, F64] = {graph.output: np.ones(shape[graph.output][1])}
     reads: dict[tuple[str, str], F64] = {}
-    for node in reversed(view.nodes):
+    for node in reversed(graph.nodes):
         if node.output[0] not in tensors:
             continue
         for name in dict.fromkeys(node.input):
-            if name and not view.is_constant(name) and len(shape.get(name, ())) > 1:
-                value = _backward(view, node, tensors[node.output[0]], (shape[name], shape[node.output[0]]), active)
+            if name and not graph.is_constant(name) and len(shape.get(name, ())) > 1:
+                value = _backward(graph, node, tensors[node.output[0]], (shape[name], shape[node.output[0]]), active)
                 reads[node.name, name] = value
                 tensors[name] = tensors.get(name, np.zeros(1)) + value
     return Sensitivity(tensors, reads)
 
 
 def _backward(
-    view: Graph, node: onnx.NodeProto, h: F64, sizes: tuple[list[int], list[int]], active: Mapping[str, F64]
+    graph: Graph, node: onnx.NodeProto, h: F64, sizes: tuple[Sequence[int], Sequence[int]], active: Mapping[str, F64]
 ) -> F64:
-    """h of the node's output -> h of its input; positions without a reader (strides) count as zero in the average."""
+    """h of the node's output -> h of its input, averaged over positions; those that strides leave out count as 0."""
     channels, positions = sizes[0][1], math.prod(sizes[0][2:]) or 1
     shared = (math.prod(sizes[1][2:]) or 1) / positions
-    if node.op_type in {"Conv", "Gemm", "MatMul"} and view.is_constant(node.input[1]):
-        weight = view.constant(node.input[1]).astype(np.float64)
+    if node.op_type in {"Conv", "Gemm", "MatMul"} and graph.is_constant(node.input[1]):
+        weight = graph.constant(node.input[1]).astype(np.float64)
         weight = np.moveaxis(weight, weight_axis(node), 0)
         squares = (weight**2).sum(axis=tuple(range(2, weight.ndim)))
         groups = channels // squares.shape[1]
         result: F64 = (squares * h[:, None]).reshape(groups, -1, squares.shape[1]).sum(axis=1).reshape(-1) * shared
         return result
     if node.op_type == "BatchNormalization":
-        scale, variance = (view.constant(node.input[i]).astype(np.float64) for i in (1, 4))
+        scale, variance = (graph.constant(node.input[i]).astype(np.float64) for i in (1, 4))
         through: F64 = h * scale**2 / variance
         return through
     if node.op_type in {"GlobalAveragePool", "AveragePool", "ReduceMean"}:
         return h * shared**2
-    if node.op_type == "Pad" and view.is_constant(node.input[1]):
-        before = int(view.constant(node.input[1])[1])
+    if node.op_type == "Pad" and graph.is_constant(node.input[1]):
+        before = int(graph.constant(node.input[1])[1])
         return h[before : before + channels]
     if node.op_type in {"Flatten", "Reshape", "Squeeze"}:
         mean: F64 = h.reshape(channels, -1).mean(axis=1)
         return mean
     if node.op_type == "Relu":
         return h * active[node.output[0]]
-    # Add, Slice, MaxPool and the rest: the value arrives as it is, where it is taken; one average for other channels.
+    # Add, Slice, MaxPool and the rest pass a value on or drop it; where they change the channels, h is averaged.
     return (h if len(h) == channels else np.full(channels, h.mean())) * min(shared, 1.0)

@@ -1,11 +1,11 @@
 """A canonical ONNX graph with a plan's fake quantization, as a differentiable function in torch.
 
-    x, read by a node whose reading the plan quantizes  ->  FakeQuantizer: codes forward, gradients to x and the scale
+    an activation that the plan quantizes for a reader  ->  FakeQuantizer: codes forward, gradients to x and the scale
     weights that the plan codes                         ->  CodedWeight: scale * (base + h), 0 <= h <= 1
     the bias of such a node                             ->  LearnedBias: a shift in units of the input's step
 
 Its results are those of the Q/DQ graph on ONNX Runtime with float arithmetic, up to float32 rounding and the rare code
-that such rounding flips. What a plan keeps in fp16 is computed in float32 here: its rounding is 2**-11 of a value.
+that this rounding changes. Tensors that the plan keeps in float16 are float32 here: float16 rounds by 2**-11 only.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 from torch import Tensor, nn
 
 from edgeres.errors import ModelError
-from edgeres.graph.graph import Graph
+from edgeres.graph.graph import Graph, attributes, input_at
 from edgeres.quantize.affine import codes
 from edgeres.records import F32, Edge, QuantParams, QuantPlan, WeightEdge
 from edgeres.refine.blocks import Block
-from edgeres.refine.candidate import Draft
+from edgeres.refine.candidate import CandidatePlan
 from edgeres.refine.torch_ops import OPS
 
 _WEIGHT_LIMIT = 127
@@ -88,7 +88,7 @@ class CodedWeight(nn.Module):
         base: the lower of the two codes, of the weights' shape.
         v: real, of the weights' shape; h(v) = clip(1.2 sigmoid(v) - 0.1, 0, 1) (eq. 23). It begins where
             ``base + h(v)`` is the float weight; where the plan's code is no neighbour of that, at the code.
-        soft: whether h takes part as it is, or as the code it is nearer to.
+        soft: whether ``forward`` uses h itself, or rounds it to the nearer code.
     """
 
     def __init__(self, values: F32, edge: WeightEdge) -> None:
@@ -101,7 +101,7 @@ class CodedWeight(nn.Module):
         given = edge.codes.astype(np.float32)
         base = np.where(np.abs(given - exact) < 1, np.floor(exact), given).clip(-_WEIGHT_LIMIT, _WEIGHT_LIMIT - 1)
         fraction = (exact - base).clip(0, 1)
-        # On the side of the plan's code, whichever way a tie went.
+        # h must round to the plan's code, whichever way a tie was rounded.
         fraction = np.where(given > base, np.maximum(fraction, 0.501), np.minimum(fraction, 0.499)).astype(np.float32)
         self.edge = edge
         self.soft = False
@@ -127,14 +127,14 @@ class CodedWeight(nn.Module):
         return found
 
     def gain(self) -> Tensor:
-        """The output's change, per output channel, when every input moves by one, in random directions: shape (C,)."""
+        """(C,) change of the output per output channel when every input changes by one, in random directions."""
         weight = self.forward().detach().movedim(self.edge.params.axis or 0, 0)
         result: Tensor = weight.flatten(1).square().sum(dim=1).sqrt()
         return result
 
 
 class LearnedBias(nn.Module):
-    """A bias with a learnable shift, counted in the change that one step of the input's codes makes."""
+    """A bias with a learnable shift, in units of the output's change for one step of the input's codes."""
 
     def __init__(self, first: Tensor, unit: Tensor) -> None:
         super().__init__()
@@ -151,36 +151,34 @@ class LearnedBias(nn.Module):
 
 
 class TorchGraph:
-    """A graph, quantized or not, of which any run of nodes can be computed.
+    """A graph, quantized or not, that computes any consecutive nodes in torch.
 
     Args:
         model: canonical FP32.
-        plan: for it; None computes in float.
+        plan: the model's plan; None computes in float.
 
     Raises:
-        ModelError: an operator, or a form of one, that has no counterpart here; names the node.
+        ModelError: an operator, or a form of it, has no counterpart in torch; names the node.
     """
 
     def __init__(self, model: onnx.ModelProto, plan: QuantPlan | None = None) -> None:
-        self.view = Graph(model)
+        self.graph = Graph(model)
         self._plan = plan
-        self._nodes = {node.name: node for node in self.view.nodes}
-        self._attributes = {
-            node.name: {a.name: helper.get_attribute_value(a) for a in node.attribute} for node in self.view.nodes
-        }
-        for node in self.view.nodes:
+        self._attributes = {node.name: attributes(node) for node in self.graph.nodes}
+        for node in self.graph.nodes:
             if node.op_type not in OPS:
                 raise ModelError(f"operator {node.op_type} cannot be learned through", where=f"node {node.name}")
         self._constants = {
             tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in model.graph.initializer
         }
+        # By (tensor, node that reads it).
         self._readings: dict[tuple[str, str], FakeQuantizer] = {}
         self._weights: dict[tuple[str, str], CodedWeight] = {}
         self._biases: dict[str, LearnedBias] = {}
         if plan is not None:
-            self._take(plan)
+            self._quantize(plan)
 
-    def _take(self, plan: QuantPlan) -> None:
+    def _quantize(self, plan: QuantPlan) -> None:
         quantized = {(edge.tensor, reader) for edge in plan.edges for reader in edge.consumers}
         by_tensor: dict[str, FakeQuantizer] = {}
         edges = {edge.tensor: edge for edge in plan.edges}
@@ -194,29 +192,29 @@ class TorchGraph:
                 self._constants[weight.tensor] = torch.from_numpy(bias.astype(np.float32))
         for weight in plan.weights:
             if weight.params.dtype == "int8":
-                coded = CodedWeight(self.view.constant(weight.tensor), weight)
+                coded = CodedWeight(self.graph.constant(weight.tensor), weight)
                 self._weights[weight.tensor, weight.node] = coded
-                self._take_bias(self._nodes[weight.node], coded.gain())
+                self._learn_bias(self.graph.node(weight.node), coded.gain())
 
-    def _take_bias(self, node: onnx.NodeProto, gain: Tensor) -> None:
-        bias = node.input[2] if len(node.input) > 2 else ""
+    def _learn_bias(self, node: onnx.NodeProto, gain: Tensor) -> None:
+        bias = input_at(node, 2)
         data = self._readings.get((node.input[0], node.name))
-        if not bias or data is None or len(self.view.consumers(bias)) > 1:
+        if not bias or data is None or len(self.graph.consumers(bias)) > 1:
             return
         if self._constants[bias].numel() == gain.numel():
             self._biases[bias] = LearnedBias(self._constants[bias], gain * data.scale.detach())
 
     def _position(self, tensor: str) -> int:
-        producer = self.view.producer(tensor)
-        return -1 if producer is None else self.view.nodes.index(producer)
+        producer = self.graph.producer(tensor)
+        return -1 if producer is None else self.graph.position(producer)
 
     def _source_of_codes(self, tensor: str, quantized: set[tuple[str, str]]) -> str | None:
-        """The tensor whose codes arrive here through ops that only move them; both must share one scale."""
-        node = self.view.producer(tensor)
-        while node is not None and self.view.keeps_codes(node):
+        """The tensor whose codes arrive here through nodes that only move them; both share one scale."""
+        node = self.graph.producer(tensor)
+        while node is not None and self.graph.keeps_codes(node):
             if (node.input[0], node.name) in quantized:
                 return str(node.input[0])
-            node = self.view.producer(node.input[0])
+            node = self.graph.producer(node.input[0])
         return None
 
     def run(self, block: Block, inputs: Tensor) -> Tensor:
@@ -228,7 +226,7 @@ class TorchGraph:
         values = {block.input: inputs}
         codes_of: dict[str, Tensor] = {}
         for name in block.nodes:
-            node = self._nodes[name]
+            node = self.graph.node(name)
             arguments = [self._argument(tensor, name, values, codes_of) if tensor else None for tensor in node.input]
             try:
                 values[node.output[0]] = OPS[node.op_type](self._attributes[name], arguments)
@@ -248,7 +246,7 @@ class TorchGraph:
         return self._constants[tensor] if tensor in self._constants else values[tensor]
 
     def scales(self, nodes: Sequence[str]) -> list[nn.Parameter]:
-        """Log changes of the scales of what these nodes read, each once."""
+        """Log changes of the scales of these nodes' inputs, each once."""
         inside = set(nodes)
         return list(dict.fromkeys(q.change for (_, node), q in self._readings.items() if node in inside))
 
@@ -259,11 +257,11 @@ class TorchGraph:
 
     def shifts(self, nodes: Sequence[str]) -> list[nn.Parameter]:
         """Shifts of the biases of these nodes, in steps of their inputs' codes."""
-        read = {tensor for name in nodes for tensor in self._nodes[name].input}
+        read = {tensor for name in nodes for tensor in self.graph.node(name).input}
         return [bias.shift for tensor, bias in self._biases.items() if tensor in read]
 
     def state(self) -> dict[str, Tensor]:
-        """All that can be learned, as it is now."""
+        """The present values of all that can be learned."""
         return {name: parameter.detach().clone() for name, parameter in self._parameters().items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -275,29 +273,27 @@ class TorchGraph:
         rounding = {f"rounding {tensor} {node}": weight.v for (tensor, node), weight in self._weights.items()}
         return scales | rounding | {f"bias {tensor}": bias.shift for tensor, bias in self._biases.items()}
 
-    def draft(self) -> Draft:
-        """What has been learned, as a graph and a plan."""
+    def candidate(self) -> CandidatePlan:
+        """The candidate plan with all that has been learned so far."""
         assert self._plan is not None
-        graph = onnx.ModelProto()
-        graph.CopyFrom(self.view.model)
-        for tensor in graph.graph.initializer:
-            if tensor.name in self._biases:
-                tensor.CopyFrom(numpy_helper.from_array(self._biases[tensor.name].learned(), tensor.name))
+        graph = Graph.copy_of(self.graph.model)
+        for name, bias in self._biases.items():
+            graph.set_constant(name, bias.learned())
         edges = tuple(self._learned_edge(edge) for edge in self._plan.edges)
         weights = tuple(self._learned_weight(weight) for weight in self._plan.weights)
-        return Draft(graph, replace(self._plan, edges=edges, weights=weights))
+        return CandidatePlan(graph.model, replace(self._plan, edges=edges, weights=weights))
 
     def _learned_edge(self, edge: Edge) -> Edge:
         quantizer = self._readings[edge.tensor, edge.consumers[0]]
         return replace(edge, params=replace(edge.params, scale=quantizer.learned().scale))
 
     def _learned_weight(self, edge: WeightEdge) -> WeightEdge:
-        node = self._nodes[edge.node]
+        node = self.graph.node(edge.node)
         if edge.params.dtype == "int8":
             return replace(edge, codes=self._weights[edge.tensor, edge.node].learned())
         # An int32 bias counts in the accumulator's unit, which moves with the input's scale.
         data = self._readings[node.input[0], edge.node].learned()
         weight = self._weights[node.input[1], edge.node].edge.params
         unit = QuantParams((weight.scale * data.scale).astype(np.float32), 0, "int32", 0)
-        bias = self._biases[edge.tensor].learned() if edge.tensor in self._biases else self.view.constant(edge.tensor)
+        bias = self._biases[edge.tensor].learned() if edge.tensor in self._biases else self.graph.constant(edge.tensor)
         return replace(edge, params=unit, codes=codes(bias.astype(np.float64), unit).astype(np.int32))

@@ -1,7 +1,7 @@
 """The ONNX operators of classification networks, in torch.
 
-Semantics: https://onnx.ai/onnx/operators/ at opsets 17 to 20. Every function takes the node's attributes and its inputs
-(None where an optional one is left out) and returns the node's one output.
+Semantics: https://onnx.ai/onnx/operators/ at opsets 17 to 20. Every function takes the node's attributes and
+inputs, and returns its output.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from edgeres.errors import ModelError
 
 Attributes = Mapping[str, Any]
-Op = Callable[[Attributes, list[Any]], Any]  # arguments are tensors or None, which no annotation here could tell apart
+Op = Callable[[Attributes, list[Any]], Any]  # inputs are tensors, or None for an optional one that is left out
 
 
 def _ints(value: Tensor | None, default: Any) -> Any:
@@ -35,7 +35,7 @@ def _conv(a: Attributes, inputs: list[Any]) -> Any:
 
 
 def _symmetric(x: Tensor, kernel: Sequence[int], a: Attributes, fill: float) -> tuple[Tensor, list[int]]:
-    """Padding that torch takes as an argument; where begin and end differ, the input is padded ahead."""
+    """The padding argument for torch; where begin and end differ, the input is padded first and the argument is 0."""
     begin, end = _pads(x, kernel, a)
     if begin == end:
         return x, begin
