@@ -1,1 +1,1 @@
-"""From the graphs of a bundle to engines for a device."""
+"""Build engines for a device from the graphs of a bundle."""

@@ -1,4 +1,4 @@
-"""ONNX -> engine, on ``tensorrt`` 10.3 to 11.x and ``tensorrt_rtx`` alike.
+"""Build an engine from an ONNX graph, with ``tensorrt`` 10.3 to 11.x or with ``tensorrt_rtx``.
 
 The network is strongly typed: every precision comes from the graph (casts for FP16, Q/DQ for INT8), none from a flag.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -27,22 +27,23 @@ Batch = tuple[int, int, int]
 
 _T = TypeVar("_T")
 _ELSEWHERE = "copy the bundle to the device and run there: edgeres engine BUNDLE"
-_ONE_AT_A_TIME = threading.Lock()  # kernels are timed on the GPU: a second build beside it would spoil both
+_ONE_AT_A_TIME = threading.Lock()  # kernels are timed on the GPU: two builds at a time would disturb each other
 
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """How to build, apart from the graph.
+    """How to build an engine.
 
     Attributes:
-        precision: of the graph; a label, since the graph itself decides.
-        min_batch, opt_batch, max_batch: of a graph with dynamic batch; kernels are chosen for ``opt_batch``.
-        workspace_bytes: most scratch memory of one layer; None: the vendor's default, all of the GPU's.
+        precision: of the graph. It is a label: the graph itself decides.
+        min_batch, opt_batch, max_batch: batch sizes, if the graph's batch is dynamic; kernels are chosen for
+            ``opt_batch``.
+        workspace_bytes: most scratch memory of one layer; None: the vendor's default, all of the GPU's memory.
         compute_capabilities: RTX only, e.g. ``("8.6", "12.0")``; empty: the portable default, Ampere and later.
         optimization_level: 0 (fast build) to 5 (fast engine); 3 is the vendor's default.
-        version_compatible: TensorRT only: later versions load the engine too, with some loss of speed.
-        hardware_compatible: TensorRT only, not on a Jetson: other GPUs from Ampere on load the engine too, with some
-            loss of speed.
+        version_compatible: TensorRT only: later versions load the engine too; it is somewhat slower.
+        hardware_compatible: TensorRT only, not on a Jetson: other GPUs from Ampere on load the engine too; it is
+            somewhat slower.
 
     Raises:
         UsageError: the values contradict each other.
@@ -72,7 +73,7 @@ class BuildRequest:
                     f"TensorRT-RTX does not build for compute capability {capability}", hint=f"use {known}"
                 )
         if self.precision == "int8" and "7.5" in self.compute_capabilities:
-            # Seen in 1.7.1: with 7.5 among them, weights are dequantized and every Conv runs in float, on all of them.
+            # Seen in 1.7.1: with 7.5 in the list, every Conv runs in float with dequantized weights, on all GPUs.
             raise UsageError("TensorRT-RTX has no INT8 for SM 7.5, nor for others beside it", hint="leave 7.5 out")
 
     @property
@@ -81,7 +82,7 @@ class BuildRequest:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What the builder was told besides precision, batch and GPU, in words."""
+        """The settings besides precision, batch and GPU, in words."""
         workspace = "all memory" if self.workspace_bytes is None else f"{self.workspace_bytes / 2**20:.0f} MiB"
         compatible = {"version": self.version_compatible, "hardware": self.hardware_compatible}
         return {
@@ -93,29 +94,28 @@ class BuildRequest:
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """An engine in memory, and what is known of it.
+    """An engine in memory.
 
     Attributes:
         data: the serialized engine.
-        version: of the package that built it; RTX engines load in this version alone.
-        batch: smallest, best and largest batch it takes.
-        compute_capabilities: GPUs it is for; empty: RTX's portable default.
-        log: what the vendor said during the build, ``[W] ...``.
-        settings: what else was asked for, for people.
-        version_compatible, hardware_compatible: as in :class:`BuildRequest`.
+        version: of the package that built it; RTX engines load in this version only.
+        batch: smallest, best and largest batch that it takes.
+        compute_capabilities: of the GPUs it is for; empty: RTX's portable default.
+        log: the vendor's messages during the build, ``[W] ...``.
     """
 
     data: bytes
+    request: BuildRequest
     flavour: Flavour
     version: str
-    precision: Precision
     batch: Batch
     compute_capabilities: tuple[str, ...]
     build_seconds: float
     log: tuple[str, ...]
-    settings: Mapping[str, str] = field(default_factory=dict)
-    version_compatible: bool = False
-    hardware_compatible: bool = False
+
+    @property
+    def precision(self) -> Precision:
+        return self.request.precision
 
     @property
     def file_name(self) -> str:
@@ -126,21 +126,22 @@ class BuiltEngine:
 
     @property
     def log_text(self) -> str:
-        """What was asked for and what the vendor said, for a file beside the engine."""
+        """The settings and the vendor's messages, for a file beside the engine."""
         asked = {
             "built by": f"{self.flavour} {self.version}",
             "for": ", ".join(f"SM {capability}" for capability in self.compute_capabilities) or "portable",
             "precision": self.precision,
             "batch": "min {}, opt {}, max {}".format(*self.batch),
             "seconds": f"{self.build_seconds:.1f}",
-            **self.settings,
+            **self.request.settings,
         }
         return "".join(f"# {name}: {value}\n" for name, value in asked.items()) + "".join(
             f"{line}\n" for line in self.log
         )
 
     def record(self, target: str, file: str | None, status: str = "built, not run here") -> EngineRecord:
-        """The entry of a manifest: ``file`` is the engine's path inside the bundle, None where it was not kept."""
+        """The entry of a manifest; ``file`` is the engine's path inside the bundle, None if it is not kept."""
+        asked = self.request
         return EngineRecord(
             target=target,
             runtime=self.flavour,
@@ -149,7 +150,7 @@ class BuiltEngine:
             status=status,
             file=file,
             size_bytes=len(self.data),
-            portability=Portability(self.compute_capabilities, self.version_compatible, self.hardware_compatible),
+            portability=Portability(self.compute_capabilities, asked.version_compatible, asked.hardware_compatible),
             build_seconds=self.build_seconds,
         )
 
@@ -163,10 +164,9 @@ def build_engine(
         model: an ONNX file or its bytes; the first axis of every input is the batch, all other axes are fixed.
 
     Raises:
-        EngineError: the package or the GPU is missing, or the vendor refuses the graph: in readable words, with the
-            vendor's log as the cause.
+        EngineError: the package or the GPU is missing, or the vendor refuses the graph; the vendor's log is its cause.
         ModelError: the file is missing, or an input has dynamic axes besides the batch.
-        UsageError: the request asks for what this flavour does not have.
+        UsageError: this flavour does not have what the request asks for.
     """
     if isinstance(model, Path) and not model.is_file():
         raise ModelError("no such file", where=model)
@@ -178,27 +178,26 @@ def build_engine(
         meter = Meter(advance)
         started = time.monotonic()
         try:
-            data, batch = _interruptible(lambda: _build(trt, log, model, _Job(request, meter, timing)), meter.stop)
+            data, batch = _interruptible(
+                lambda: _build(trt, log, model, _BuildSetup(request, meter, timing)), meter.stop
+            )
         except EngineError as error:
             raise error from RuntimeError("\n".join(log.lines))
         meter.complete()
         return BuiltEngine(
             data=data,
+            request=request,
             flavour=flavour,
             version=str(trt.__version__),
-            precision=request.precision,
             batch=batch,
             compute_capabilities=capabilities,
             build_seconds=time.monotonic() - started,
             log=tuple(log.lines),
-            settings=request.settings,
-            version_compatible=request.version_compatible,
-            hardware_compatible=request.hardware_compatible,
         )
 
 
 def _capabilities(request: BuildRequest, flavour: Flavour) -> tuple[str, ...]:
-    """What the engine will run on, once it is clear that this machine can build it."""
+    """The compute capabilities that the engine is for, after a check that this machine can build it."""
     if flavour == "rtx":
         if request.version_compatible:
             raise UsageError("RTX engines load in the version that built them alone", hint="drop --version-compatible")
@@ -219,20 +218,20 @@ def _capabilities(request: BuildRequest, flavour: Flavour) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class _Job:
-    """A request with what goes along with it: the bar, and kernels timed before (None: not kept)."""
+class _BuildSetup:
+    """A request, its progress bar, and the cache of earlier timings (None: there is none)."""
 
     request: BuildRequest
     meter: Meter
     timing: TimingCache | None
 
 
-def _build(trt: Any, log: VendorLog, model: Path | bytes, job: _Job) -> tuple[bytes, Batch]:
-    """One build from first to last; the parser owns the weights and lives until the engine is serialized."""
+def _build(trt: Any, log: VendorLog, model: Path | bytes, setup: _BuildSetup) -> tuple[bytes, Batch]:
+    """One build; the parser owns the weights, so it must live until the engine is serialized."""
     where = model if isinstance(model, Path) else None
     try:
         builder = trt.Builder(log.logger)
-    except TypeError as error:  # the bindings' way to say that there is no CUDA
+    except TypeError as error:  # the bindings raise it where there is no CUDA
         raise _build_error(log, where) from error
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log.logger)
@@ -240,18 +239,18 @@ def _build(trt: Any, log: VendorLog, model: Path | bytes, job: _Job) -> tuple[by
     path = None if where is None else str(where)
     if not parser.parse(model if isinstance(model, bytes) else model.read_bytes(), path):
         raise _parser_error(parser, where)
-    config = _configure(trt, builder, job.request)
-    batch = _add_profile(builder, network, config, job.request.batch)
-    config.progress_monitor = _monitor(trt, job.meter)
-    if job.timing is not None:
-        job.timing.attach(config)
+    config = _configure(trt, builder, setup.request)
+    batch = _add_profile(builder, network, config, setup.request.batch)
+    config.progress_monitor = _monitor(trt, setup.meter)
+    if setup.timing is not None:
+        setup.timing.attach(config)
     plan = builder.build_serialized_network(network, config)
-    if job.meter.error is not None:
-        raise job.meter.error
+    if setup.meter.error is not None:
+        raise setup.meter.error
     if plan is None:
         raise _build_error(log, where)
-    if job.timing is not None:
-        job.timing.keep(config)
+    if setup.timing is not None:
+        setup.timing.keep(config)
     return bytes(plan), batch
 
 
@@ -272,7 +271,7 @@ def _configure(trt: Any, builder: Any, request: BuildRequest) -> Any:
 
 
 def _add_profile(builder: Any, network: Any, config: Any, batch: Batch) -> Batch:
-    """Give every input its range of shapes; returns the batch that the engine takes, the graph's own if it is fixed."""
+    """Give every input its range of shapes; returns the engine's batch, which is the graph's own if that is fixed."""
     profile = builder.create_optimization_profile()
     for tensor in (network.get_input(index) for index in range(network.num_inputs)):
         first, *rest = tuple(tensor.shape)
@@ -297,12 +296,12 @@ def _parser_error(parser: Any, where: Path | None) -> EngineError:
 
 def _build_error(log: VendorLog, where: Path | None) -> EngineError:
     errors = [line[4:] for line in log.lines if line[1] in "FE"] or ["no reason was given"]
-    what, hint = explain("\n".join(reversed(errors)))  # the last one is the nearest to the end
+    what, hint = explain("\n".join(reversed(errors)))  # the last error is nearest to the failure
     return EngineError(f"TensorRT built no engine: {what}", where=where, hint=hint)
 
 
 def _monitor(trt: Any, meter: Meter) -> Any:
-    """The vendor's progress interface on a meter."""
+    """The vendor's progress interface, which reports to a meter."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
@@ -321,7 +320,7 @@ def _monitor(trt: Any, meter: Meter) -> Any:
 
 
 def _interruptible(work: Callable[[], _T], stop: Callable[[], None]) -> _T:
-    """``work()`` in a second thread, so that Ctrl-C reaches this one during a long C++ call; the thread ends first."""
+    """Run ``work()`` in a second thread, so that Ctrl-C reaches this one in a long C++ call; wait for that thread."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="edgeres-build") as pool:
         future = pool.submit(work)
         try:

@@ -1,4 +1,4 @@
-"""Q/DQ graph -> engines for the chosen targets, and a record for every one that cannot be built here."""
+"""Build engines for the chosen targets, with a record for each that cannot be built on this machine."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class EngineChoice:
     """What engines to build.
 
     Attributes:
-        also: precisions to keep beside INT8, to compare with on the device.
+        also: precisions of further engines to keep, for comparison on the device.
         max_batch: largest batch of the profile; 1 is the smallest.
         opt_batch: the batch that kernels are chosen for.
-        compute_capabilities: of RTX engines; empty is the portable default.
-        workspace_mb: MiB of scratch memory for one layer; None: a quarter of a Jetson's memory, all of others'.
+        compute_capabilities: of RTX engines; empty: the portable default.
+        workspace_mb: MiB of scratch memory for one layer; None: a quarter of a Jetson's memory, all of another GPU's.
         builder_level: 0 (fast build) to 5 (fast engine).
         version_compatible, hardware_compatible: of TensorRT engines, see :class:`BuildRequest`.
     """
@@ -40,11 +40,11 @@ class EngineChoice:
     hardware_compatible: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses what no build could do, long before the first one begins."""
+        """Raise for values that no build accepts, before the first build begins."""
         self.request("int8", "rtx")
 
     def request(self, precision: Precision, flavour: Flavour, workspace_bytes: int | None = None) -> BuildRequest:
-        """For one build; ``workspace_bytes`` holds where the user named none."""
+        """The request for one build; ``workspace_bytes`` is used if the user gave no ``workspace_mb``."""
         return BuildRequest(
             precision,
             opt_batch=self.opt_batch,
@@ -58,10 +58,10 @@ class EngineChoice:
 
 
 class Engines(dict[EngineRecord, "bytes | None"]):
-    """Records, each with its serialized engine where that is kept.
+    """Serialized engines by record; None for an engine that is not kept.
 
     Attributes:
-        logs: what the vendor said, by path inside the bundle: ``.log`` beside each engine that is kept.
+        logs: the vendor's messages, by path inside the bundle: a ``.log`` beside each kept engine.
     """
 
     def __init__(self) -> None:
@@ -72,11 +72,11 @@ class Engines(dict[EngineRecord, "bytes | None"]):
 def build_engines(
     folder: Path, targets: Sequence[Target], choice: EngineChoice, progress: Progress = SILENT
 ) -> Engines:
-    """Build for every target that has engines, from the graphs in ``folder``.
+    """Build for every target that has engines, from the graphs in ``folder``; nothing is written.
 
-    An FP32 engine is always built beside an INT8 one, for its size, and kept where ``choice.also`` says so. A target
-    that cannot be built on this machine gets a record whose status says where to run what. What a device is likely to
-    refuse (its memory, its opset) is said before its build begins. Nothing is written.
+    An FP32 engine is always built beside an INT8 one, for its size, and kept if ``choice.also`` names it. If this
+    machine cannot build for a target, the status in its record says what to run, and where. Warnings about the device's
+    memory and opset come before its build.
 
     Raises:
         EngineError: the vendor refuses the graph.
@@ -93,11 +93,11 @@ def build_engines(
 
 
 def not_built(target: Target) -> str | None:
-    """Why there will be no engine for this target from this machine, and what to run where; None: it can be built."""
+    """Why this machine builds no engine for a target, and what to run where; None if it can build one."""
     if target.runtime == "onnxruntime":
         return target.where
     here = available(target.runtime)
-    # A Jetson is told by its GPU: an engine for it is built where that GPU is.
+    # An engine for a Jetson is built on a machine with the Jetson's GPU.
     is_here = target.name == target.runtime or (here.gpu is not None and target.accepts(here.gpu.sm))
     if is_here and here.can_build:
         return None
@@ -127,7 +127,7 @@ def _for_target(
 
 
 def _graph(folder: Path, precision: Precision, runtime: Runtime) -> Path | bytes:
-    """The graph that an engine is built from; what the bundle does not hold is written anew."""
+    """The graph that an engine is built from; a form that the bundle does not hold is rewritten here."""
     if precision == "fp32":
         return folder / FP32
     form = form_for(runtime)

@@ -1,16 +1,16 @@
-"""What an RTX engine runs, read from its bytes: no GPU, no vendor package.
+"""Read the kernels of an RTX engine from its bytes; this needs no GPU and no vendor package.
 
-The vendor's inspector needs the GPU that the engine is for. But RTX compiles ahead of time, and the engine carries the
+The vendor's inspector needs the GPU that the engine is for. But RTX compiles ahead of time, and the engine contains the
 compiler's program as text, behind the tag NLYM and a length (seen in 1.5, 1.6 and 1.7):
 
     header { region = { name= place=accelerator ... } ... accelerators={sm80 } }
     descriptors { tensor={ name= dims={ "n" 64 56 56 } type=int8 region= ... } ... }
     main { corrltn={ ... }  function={ ... }  wait={ ... } ... }
 
-Every instruction of ``main`` names the tensors it reads and writes and the ONNX nodes in it. ``corrltn`` is a
-convolution and says what is fused into it; ``function`` is a kernel generated for what could not be folded into one,
-named after its operations with four letters each: ``__myl_MulMinMaxRounCast`` quantizes. What such a kernel moves is
-plain: each tensor once, shape times size of the type. A convolution's kernel is chosen on the GPU, and may read more.
+Every instruction of ``main`` names the tensors that it reads and writes, and its ONNX nodes. ``corrltn`` is a
+convolution and lists what is fused into it. ``function`` is a kernel generated for operations that could not be fused
+into a convolution; its name has up to four letters of each: ``__myl_MulMinMaxRounCast`` quantizes. Such a kernel moves
+each tensor once: shape times size of the type. A convolution's kernel is chosen on the GPU, and may read more.
 
 Worked number: behind a Conv with 64 channels of 56 x 56 in float32, ReLU and quantize read 802,816 and write 200,704
 bytes; in float16 they would read half.
@@ -28,7 +28,7 @@ from edgeres.errors import EngineError
 
 _TAG = b"NLYM"
 _MAGIC = (b"vtrt", b"ptrt", b"ftrt")
-# What is no kernel: streams wait for each other, and shapes are computed on the host.
+# Instructions that are no kernels: streams wait for each other, and shapes are computed on the host.
 _CONTROL = frozenset({"wait", "signal", "shape_call"})
 _KINDS = {
     "corrltn": "convolution",
@@ -61,8 +61,8 @@ class Tensor:
     """A tensor in the GPU's memory.
 
     Attributes:
-        shape: sizes that are known only at run time, the batch, count as 1.
-        constant: it comes with the engine.
+        shape: sizes; the batch, which is known only at run time, counts as 1.
+        constant: whether it is stored in the engine.
     """
 
     name: str
@@ -80,15 +80,15 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One launch.
+    """One kernel launch.
 
     Attributes:
-        kind: convolution, matmul, pooling, pointwise (generated for what is in none of these, means included), or the
+        kind: convolution, matmul, pooling, pointwise (generated for all other operations, means included), or the
             compiler's own word.
-        name: what it does, in words: ``Mul, Add, ReLU, quantize``; of the others the ONNX node.
-        inputs: everything it reads, constants included, in the compiler's order.
-        fused: what a convolution or matmul does besides.
-        layers: the ONNX nodes in it, as the compiler lists them.
+        name: the operations of a generated kernel, ``Mul, Add, ReLU, quantize``; for other kernels the ONNX node.
+        inputs: all that it reads, constants included, in the compiler's order.
+        fused: further operations of a convolution or matmul.
+        layers: its ONNX nodes, as the compiler lists them.
         symbol: the compiler's name, without the hash.
     """
 
@@ -107,12 +107,12 @@ class Kernel:
 
     @property
     def moved_bytes(self) -> int:
-        """Activations read and written."""
+        """Bytes of the activations that it reads and writes."""
         return sum(tensor.size_bytes for tensor in (*self.reads, *self.writes))
 
     @property
     def constant_bytes(self) -> int:
-        """Weights and scales read."""
+        """Bytes of the weights and scales that it reads."""
         return sum(tensor.size_bytes for tensor in dict.fromkeys(self.inputs) if tensor.constant)
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,11 +131,11 @@ class Kernel:
 
 @dataclass(frozen=True)
 class LostInt8:
-    """A convolution or matmul that runs in float although codes were at hand: a kernel dequantizes them before it.
+    """A convolution or matmul that runs in float because a kernel before it dequantizes its codes.
 
     Attributes:
-        node: the ONNX node; several where the kernel holds more.
-        layers: the ONNX nodes in the kernel that dequantizes, its Q/DQ pair among them.
+        node: the ONNX node, or several if the kernel has several.
+        layers: the ONNX nodes of the kernel that dequantizes, its Q/DQ pair among them.
     """
 
     node: str
@@ -150,8 +150,8 @@ class Program:
     """The kernels of an engine, in launch order.
 
     Attributes:
-        accelerators: what it was compiled for, ``sm80``; RTX's portable default is sm80 for Ampere and later.
-        portable: later GPUs run it too.
+        accelerators: GPUs that it was compiled for, ``sm80``; RTX's portable default is sm80, for Ampere and later.
+        portable: whether later GPUs run it too.
     """
 
     accelerators: tuple[str, ...]
@@ -163,21 +163,21 @@ class Program:
 
     @property
     def moved_bytes(self) -> int:
-        """Activations that one inference reads and writes, with 1 for the batch where it is free."""
+        """Bytes of activations that one inference reads and writes; a dynamic batch counts as 1."""
         return sum(kernel.moved_bytes for kernel in self.kernels)
 
     @property
     def constant_bytes(self) -> int:
-        """Weights and scales that one inference reads."""
+        """Bytes of weights and scales that one inference reads."""
         return sum(kernel.constant_bytes for kernel in self.kernels)
 
     @property
     def lost(self) -> tuple[LostInt8, ...]:
-        """Where codes are dequantized for a layer with weights, instead of read by it."""
+        """The layers with weights whose codes are dequantized before them."""
         writer = {tensor.name: kernel for kernel in self.kernels for tensor in kernel.writes}
         found = []
         for kernel in (*self.of_kind("convolution"), *self.of_kind("matmul")):
-            # The image first, then the weights; the skip of a fused Add comes later, and is float by its nature.
+            # The input is first, then the weights. The skip input of a fused Add comes later, and is float anyway.
             sources = (writer.get(tensor.name) for tensor in kernel.inputs[:2] if tensor.dtype != "int8")
             layers = [layer for source in sources if source and _dequantizes(source) for layer in source.layers]
             if layers:
@@ -206,7 +206,7 @@ class Program:
 
 
 def is_engine(data: bytes) -> bool:
-    """Whether a file that begins so is an engine of TensorRT or TensorRT-RTX."""
+    """Whether a file with these first bytes is an engine of TensorRT or TensorRT-RTX."""
     return data[:4] in _MAGIC
 
 
@@ -214,13 +214,13 @@ def read_program(data: bytes, *, where: object = None) -> Program:
     """The kernels of a serialized RTX engine.
 
     Raises:
-        EngineError: no engine, one of TensorRT's (which names its kernels on its GPU only), or damaged.
+        EngineError: it is no engine, it is damaged, or it is TensorRT's, which lists its kernels on its own GPU only.
     """
     if not is_engine(data):
         raise EngineError("not an engine of TensorRT-RTX", where=where, hint="edgeres engine BUNDLE builds one")
     try:
         parts = [_parse(text) for text in _texts(data)]
-        # A kernel that is put together on the GPU carries a program of its own, for any accelerator.
+        # A kernel that is assembled on the GPU has a program of its own, for any accelerator.
         own = [part for part in parts if part.block("header").list_of("accelerators") != ("*",)]
         if own:
             header = own[0].block("header")
@@ -237,7 +237,7 @@ def read_program(data: bytes, *, where: object = None) -> Program:
 
 
 def in_words(symbol: str) -> str:
-    """A generated kernel's operations; what only moves values is named once in a row.
+    """A generated kernel's operations; one that only moves values is named once in a row.
 
     >>> in_words("__myl_CastMulMulAddAddReluMulMinMaxRounCastSlicReplReplConcReplReplConcSlic")
     'dequantize, Mul, Add, Add, ReLU, quantize, Slice, Fill, Concat'
@@ -255,7 +255,7 @@ def in_words(symbol: str) -> str:
 
 
 def _bits(dtype: str) -> int:
-    """Of ``int8``, ``bfloat16``, ``fp8_e4m3``; a bool takes a byte."""
+    """Bits of a type such as ``int8``, ``bfloat16``, ``fp8_e4m3``; a bool takes a byte."""
     digits = re.search(r"\d+", dtype)
     if digits is None and dtype != "bool":
         raise ValueError(f"no such type: {dtype}")
@@ -263,23 +263,23 @@ def _bits(dtype: str) -> int:
 
 
 def _dequantizes(kernel: Kernel) -> bool:
-    """Whether its last step on codes is back to float, whatever follows: Q, DQ and Pad in one kernel do."""
+    """Whether the kernel's last Q or DQ is a DQ; other operations, such as a Pad, may follow."""
     steps = [word for word in kernel.name.split(", ") if word in {"quantize", "dequantize"}]
     return kernel.kind == "pointwise" and steps[-1:] == ["dequantize"]
 
 
 @dataclass
-class _Block:
-    """``{ key=value value key { ... } }``; a word without ``=`` has the key ""."""
+class _ProgramBlock:
+    """``{ key=value value key { ... } }`` of the program's text; a word without ``=`` has the key ""."""
 
-    entries: list[tuple[str, str | _Block]] = field(default_factory=list)
+    entries: list[tuple[str, str | _ProgramBlock]] = field(default_factory=list)
 
-    def find(self, key: str) -> str | _Block | None:
+    def find(self, key: str) -> str | _ProgramBlock | None:
         return next((value for name, value in self.entries if name == key), None)
 
-    def block(self, key: str) -> _Block:
+    def block(self, key: str) -> _ProgramBlock:
         found = self.find(key)
-        if not isinstance(found, _Block):
+        if not isinstance(found, _ProgramBlock):
             raise ValueError(f"{key} is missing")
         return found
 
@@ -292,7 +292,7 @@ class _Block:
 
     def list_of(self, key: str) -> tuple[str, ...]:
         found = self.find(key)
-        return found.words() if isinstance(found, _Block) else ()
+        return found.words() if isinstance(found, _ProgramBlock) else ()
 
 
 _TOKEN = re.compile(r'"((?:[^"\\]|\\.)*)"|([{}=])|([^\s{}="]+)', re.DOTALL)
@@ -310,9 +310,9 @@ def _texts(data: bytes) -> Iterator[str]:
         at = data.find(_TAG, start)
 
 
-def _parse(text: str) -> _Block:
-    """The text as nested blocks, at top level as well."""
-    open_blocks = [_Block()]
+def _parse(text: str) -> _ProgramBlock:
+    """The text as nested blocks; its top level is a block, too."""
+    open_blocks = [_ProgramBlock()]
     key, last = "", ""
     for quoted, mark, word in (match.groups() for match in _TOKEN.finditer(text)):
         block = open_blocks[-1]
@@ -324,7 +324,7 @@ def _parse(text: str) -> _Block:
             if not key and block.entries and block.entries[-1] == ("", last):
                 block.entries.pop()  # header { ... }
                 key = last
-            inner = _Block()
+            inner = _ProgramBlock()
             block.entries.append((key, inner))
             open_blocks.append(inner)
             key = last = ""
@@ -342,15 +342,15 @@ def _parse(text: str) -> _Block:
     return open_blocks[0]
 
 
-def _kernels(part: _Block) -> Iterator[Kernel]:
+def _kernels(part: _ProgramBlock) -> Iterator[Kernel]:
     on_host = {
         value.word("name")
         for _, value in part.block("header").entries
-        if isinstance(value, _Block) and value.word("place") == "host"
+        if isinstance(value, _ProgramBlock) and value.word("place") == "host"
     }
     tensors = _tensors(part.block("descriptors"), on_host)
     for keyword, body in part.block("main").entries:
-        if keyword in _CONTROL or not isinstance(body, _Block):
+        if keyword in _CONTROL or not isinstance(body, _ProgramBlock):
             continue
         inputs = _named(tensors, body.list_of("input_args") or body.list_of("input"))
         writes = _named(tensors, body.list_of("output_args") or body.list_of("output"))
@@ -358,11 +358,11 @@ def _kernels(part: _Block) -> Iterator[Kernel]:
             yield _kernel(keyword, body, inputs, writes)
 
 
-def _tensors(descriptors: _Block, on_host: set[str]) -> dict[str, Tensor]:
-    """By name, those in the GPU's memory; a part of another tensor lies where that lies."""
+def _tensors(descriptors: _ProgramBlock, on_host: set[str]) -> dict[str, Tensor]:
+    """The tensors in the GPU's memory, by name; a part of a tensor is where the tensor is."""
     found: dict[str, Tensor] = {}
     for keyword, body in descriptors.entries:
-        if keyword not in {"tensor", "sub_tensor"} or not isinstance(body, _Block):
+        if keyword not in {"tensor", "sub_tensor"} or not isinstance(body, _ProgramBlock):
             continue
         whole = found.get(body.word("base"))
         if body.word("region") in on_host or (body.word("base") and whole is None):
@@ -380,8 +380,8 @@ def _named(tensors: dict[str, Tensor], names: Sequence[str]) -> tuple[Tensor, ..
     return tuple(tensors[name] for name in names if name in tensors)
 
 
-def _kernel(keyword: str, body: _Block, inputs: tuple[Tensor, ...], writes: tuple[Tensor, ...]) -> Kernel:
-    # The separator is a control character; in a network made by API the entries are the user's own.
+def _kernel(keyword: str, body: _ProgramBlock, inputs: tuple[Tensor, ...], writes: tuple[Tensor, ...]) -> Kernel:
+    # The separator is a control character; in a network that was built by API, users choose the entries.
     layers = tuple(
         layer.removeprefix("[ONNX Layer: ").removesuffix("]") for layer in body.word("layers").split("\x1f") if layer
     )

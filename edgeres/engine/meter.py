@@ -1,4 +1,4 @@
-"""Progress of a build, from the vendor's nested phases."""
+"""Progress of an engine build, computed from the vendor's nested phases."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from edgeres.progress import Advance
 
 
 class Meter:
-    """The builder's nested phases as one bar that never goes back.
+    """Shows the builder's nested phases as one bar that never goes back.
 
-    How many phases a step opens is not known before, so each takes half of what is left of its parent's step. The
-    builder may call from several threads. An exception of the bar's owner ends the build and is kept in ``error``.
+    The number of phases in a step is unknown, so each new one takes half of the rest of its parent's step. The builder
+    may call from several threads. An exception in ``advance`` ends the build and is kept in ``error``.
     """
 
     TOTAL = 1000
@@ -26,7 +26,7 @@ class Meter:
         self._phases: dict[str, _Phase] = {}
 
     def stop(self) -> None:
-        """Let the builder give up at its next step."""
+        """Make the builder give up at its next step."""
         self._stopped = True
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
@@ -36,7 +36,7 @@ class Meter:
             self._phases[name] = _Phase(low, high, steps, above, low)
 
     def step(self, name: str, index: int) -> bool:
-        """Count step ``index`` (from 0) as done; False asks the builder to give up."""
+        """Count step ``index`` (from 0) as done; returns False to make the builder give up."""
         with self._lock:
             phase = self._phases[name]
             phase.reach(index + 1)
@@ -53,7 +53,7 @@ class Meter:
                 phase.parent.reached = max(phase.parent.reached, phase.high)
 
     def complete(self) -> None:
-        """Fill the bar: phases may end before their last step."""
+        """Fill the bar, since phases may end before their last step."""
         self._show(self.TOTAL)
 
     def _show(self, reached: int) -> None:

@@ -1,7 +1,7 @@
-"""How fast kernels were when an earlier build timed them: what makes the next build on the same GPU quick.
+"""Keep the kernel timings of a build, which make the next build on the same GPU faster.
 
-Timings hold for one TensorRT, one GPU and one driver, so a file is kept for each of them in the user's cache.
-TensorRT-RTX times nothing when it builds: it has no such file.
+Timings are valid for one TensorRT, one GPU and one driver, so the user's cache has a file for each combination.
+TensorRT-RTX measures no timings when it builds, and has no such file.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _L4T = Path("/etc/nv_tegra_release")
 
 @dataclass(frozen=True)
 class TimingCache:
-    """Timings in a file. What cannot be read or written costs time, never a build."""
+    """Timings in a file. If it cannot be read or written, the build goes on and takes longer."""
 
     path: Path
 
     def attach(self, config: Any) -> None:
-        """Give a builder's configuration the timings of earlier builds; none where the vendor does not take them."""
+        """Give a builder's configuration the timings of earlier builds, or none if the vendor refuses them."""
         try:
             known = self.path.read_bytes()
         except OSError:
@@ -38,7 +38,7 @@ class TimingCache:
                 return
 
     def keep(self, config: Any) -> None:
-        """Write what the configuration holds after a build."""
+        """Write the configuration's timings after a build."""
         cache = config.get_timing_cache()
         if cache is not None:
             with suppress(OSError):
@@ -46,7 +46,7 @@ class TimingCache:
 
 
 def timing_cache(here: Availability) -> TimingCache | None:
-    """The file for this TensorRT, GPU and driver; None for RTX, and where there is no GPU."""
+    """The file for this TensorRT, GPU and driver; None for RTX and without a GPU."""
     if here.flavour == "rtx" or here.gpu is None:
         return None
     gpu = here.gpu
@@ -56,7 +56,7 @@ def timing_cache(here: Availability) -> TimingCache | None:
 
 
 def driver(version: Path = _DRIVER, l4t: Path = _L4T) -> str | None:
-    """The kernel's driver: ``535.129.03`` on a desktop, ``L4T36.4.3`` on a Jetson, None where neither says."""
+    """Version of the GPU driver: ``535.129.03`` on a desktop, ``L4T36.4.3`` on a Jetson; None if it is unknown."""
     with suppress(OSError):
         if found := re.search(r"Kernel Module(?: for \w+)? +(\d+\.[\d.]+)", version.read_text(errors="replace")):
             return found[1]
