@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 import numpy as np
 
+from edgeres.device.targets import RUNTIME_TITLES
 from edgeres.graph.forms import FORMS
 from edgeres.judge.document import Json, Section
 from edgeres.made import Made, Making
@@ -120,7 +121,7 @@ def _graph(comparison: Comparison, name: str, made: Made) -> Section:
     table, runner = comparison.table, comparison.scored[name].runner
     hits, paired, falls = _hits(comparison, name), _paired(comparison, name), table.falls(name)
     form = FORMS.get(name)
-    stands_in_for = form.title if form and not form.integer and "TensorRT" not in runner else None
+    stands_in_for = RUNTIME_TITLES[form.runtime] if form and not form.integer and "TensorRT" not in runner else None
     content = {
         **hits.content,
         **paired.content,
