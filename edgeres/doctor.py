@@ -17,8 +17,8 @@ from pathlib import Path
 
 from edgeres.device.cpu import Cpu, this_cpu
 from edgeres.device.gpu import Gpu, this_gpu
-from edgeres.device.libraries import Availability, Flavour, available
-from edgeres.device.targets import target_of_board
+from edgeres.device.libraries import Availability, available
+from edgeres.device.targets import Flavour, target_of_board
 from edgeres.zoo.download import cache_dir
 
 _JETPACK_OF_L4T = {"32": "4", "34": "5", "35": "5", "36": "6", "38": "7", "39": "7"}

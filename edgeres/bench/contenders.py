@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from edgeres.bundle import FP32, Bundle
-from edgeres.device.libraries import MODULES, Flavour, available
+from edgeres.device.libraries import MODULES, available
+from edgeres.device.targets import Flavour
 from edgeres.errors import BundleError, EngineError, EnvironmentError_, UsageError
 from edgeres.graph.forms import INTEGER
 from edgeres.runtime.choose import engines_of, graph_file, open_engine
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
-Backend = Literal["auto", "tensorrt", "rtx", "cpu"]
+Backend = Literal["auto", Flavour, "cpu"]
 _BUILD_FOR_CPU = "build it with --target cpu"
 
 

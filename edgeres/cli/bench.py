@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from edgeres.cli.options import UserPath, as_json
 from edgeres.cli.progress import progress
 from edgeres.cli.show import print_json, print_table
+from edgeres.device.targets import Flavour
 
 Json = dict[str, Any]
 
@@ -25,7 +26,7 @@ Json = dict[str, Any]
 )
 @click.option(
     "--backend",
-    type=click.Choice(["auto", "tensorrt", "rtx", "cpu"]),
+    type=click.Choice(["auto", *get_args(Flavour), "cpu"]),
     default="auto",
     show_default=True,
     help="auto: the bundle's engines where they run here, else the CPU.",
@@ -126,7 +127,7 @@ def _show(found: Json) -> None:
     for name, reason in found["reasons"].items():
         if name in ("fp32", "fp16", "int8"):
             click.echo(f"{name} not measured: {reason}")
-        elif name in ("tensorrt", "rtx"):
+        elif name in get_args(Flavour):
             click.echo(f"{name} not used: {reason}")
 
 

@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 from edgeres.device.gpu import Gpu, this_gpu
-from edgeres.device.targets import RTX_COMPUTE_CAPABILITIES
+from edgeres.device.targets import RTX_COMPUTE_CAPABILITIES, Flavour
 from edgeres.errors import EngineError
-
-Flavour = Literal["rtx", "tensorrt"]
 
 MODULES: dict[Flavour, str] = {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 # TensorRT-RTX 1.5 and 1.6 stop at INT8 convolutions.

@@ -14,7 +14,9 @@ from typing import Any, Literal
 from edgeres.errors import UsageError
 from edgeres.records import Style
 
-Runtime = Literal["onnxruntime", "rtx", "tensorrt"]
+# The runtimes of engines, the preferred one first.
+Flavour = Literal["tensorrt", "rtx"]
+Runtime = Literal["onnxruntime", Flavour]
 RUNTIME_TITLES: dict[str, str] = {"onnxruntime": "ONNX Runtime", "rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
 
 # Compute capabilities that TensorRT-RTX builds for; by default an engine runs on all of them but Turing (7.5).

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from edgeres.device.libraries import Flavour, VendorLog, available, load, vendor_log
+from edgeres.device.libraries import VendorLog, available, load, vendor_log
 from edgeres.device.messages import explain
-from edgeres.device.targets import JETSON_SM, RTX_COMPUTE_CAPABILITIES, RTX_PORTABLE
+from edgeres.device.targets import JETSON_SM, RTX_COMPUTE_CAPABILITIES, RTX_PORTABLE, Flavour
 from edgeres.engine.meter import Meter
 from edgeres.engine.timing import TimingCache, timing_cache
 from edgeres.errors import EngineError, ModelError, UsageError

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeres.bundle import ENGINES, FP32, log_of
-from edgeres.device.libraries import Flavour, available
-from edgeres.device.targets import Runtime, Target
+from edgeres.device.libraries import available
+from edgeres.device.targets import Flavour, Runtime, Target
 from edgeres.engine.builder import BuildRequest, BuiltEngine, Precision, build_engine
 from edgeres.engine.preflight import warnings
 from edgeres.graph.forms import form_for, lineage, rewritten

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from edgeres.bundle import Bundle
+from edgeres.device.targets import Flavour
 from edgeres.errors import BundleError, EngineError, EnvironmentError_, UsageError
 from edgeres.graph.forms import FLOAT, best_on_cpu, forms_in
 from edgeres.records import EngineRecord, ModelSpec
@@ -20,12 +21,11 @@ from edgeres.runtime.ort import OrtRunner
 from edgeres.runtime.runner import Backend, TensorSpec
 
 if TYPE_CHECKING:
-    from edgeres.device.libraries import Flavour
     from edgeres.runtime.memory import Device
 
-Choice = Literal["auto", "tensorrt", "rtx", "cuda", "cpu"]
+Choice = Literal["auto", Flavour, "cuda", "cpu"]
 # In the order of preference.
-BACKENDS: tuple[Choice, ...] = ("tensorrt", "rtx", "cuda", "cpu")
+BACKENDS: tuple[Choice, ...] = (*get_args(Flavour), "cuda", "cpu")
 
 
 def open_backend(bundle: Bundle, choice: Choice, threads: int, gpu: int) -> tuple[Backend, tuple[str, ...]]:
@@ -56,7 +56,7 @@ def open_backend(bundle: Bundle, choice: Choice, threads: int, gpu: int) -> tupl
 
 
 def _open(bundle: Bundle, name: Choice, threads: int, gpu: int) -> Backend:
-    if name == "tensorrt" or name == "rtx":
+    if name != "cuda" and name != "cpu" and name != "auto":
         return _open_best_engine(bundle, name, gpu)
     forms = forms_in(bundle.has)
     if not forms:

@@ -13,13 +13,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from edgeres.device.targets import JETSON_SM, RUNTIME_TITLES
+from edgeres.device.targets import JETSON_SM, RUNTIME_TITLES, Flavour
 from edgeres.records import EngineRecord
-
-if TYPE_CHECKING:
-    from edgeres.device.libraries import Flavour
 
 HEADER_BYTES = 28
 _OLDEST_PORTABLE = (8, 0)  # Ampere

@@ -23,19 +23,16 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from edgeres.device.targets import RUNTIME_TITLES
+from edgeres.device.targets import RUNTIME_TITLES, Flavour
 from edgeres.errors import EngineError
 from edgeres.records import EngineRecord
 from edgeres.runtime.compatibility import RunsOn, refusal
 from edgeres.runtime.memory import Buffer, CudaGraph, Device, Event, default_device
 from edgeres.runtime.runner import Feed, TensorSpec, any_batch, check_feed, closed, parts
-
-if TYPE_CHECKING:
-    from edgeres.device.libraries import Flavour
 
 _BUILD_AGAIN = "build it here: edgeres engine BUNDLE"
 
