@@ -65,7 +65,8 @@ FORMS = {
 GRAPH_FILES = tuple(form.file for form in FORMS.values())
 # The forms that the quantizer writes from a plan, one per style.
 PLANNED = tuple(form for form in FORMS.values() if form.made_from is None)
-# Of those: the one with integer kernels on ONNX Runtime, and the one that it computes in float between Q/DQ pairs.
+# Of those: the one with integer kernels on ONNX Runtime, and the one that it computes in float between Q/DQ pairs. All
+# forms that engines are built from are made from the latter.
 INTEGER = next(form for form in PLANNED if form.integer)
 FLOAT = next(form for form in PLANNED if not form.integer)
 

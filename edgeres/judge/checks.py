@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgeres.data.pixels import Pixels
-from edgeres.graph.forms import FORMS
+from edgeres.graph.forms import FLOAT
 from edgeres.records import EngineRecord, Outcome
 from edgeres.verify.accuracy import Comparison
 from edgeres.verify.answers import REFERENCE
@@ -212,9 +212,9 @@ def _ranges(e: Evidence) -> Found:
 def _engines(e: Evidence) -> Found:
     """An engine that is older than its graph: the same bytes as when the graph was another."""
     built = [engine for engine in e.engines if engine.file]
-    graph = e.files.get(FORMS["tensorrt"].file)
+    graph = e.files.get(FLOAT.file)
     for then in e.files_then:
-        if then.get(FORMS["tensorrt"].file) in (None, graph):
+        if then.get(FLOAT.file) in (None, graph):
             continue
         stale = [engine.file for engine in built if engine.file and then.get(engine.file) == e.files.get(engine.file)]
         if stale:

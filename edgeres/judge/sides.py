@@ -11,7 +11,7 @@ from pathlib import Path
 from edgeres.bundle import CALIBRATION, REPORT, Bundle
 from edgeres.calibrate.ranges_file import read_calibration
 from edgeres.errors import BundleError, InputError
-from edgeres.graph.forms import FORMS
+from edgeres.graph.forms import PLANNED
 from edgeres.judge.document import Json
 from edgeres.made import artefacts_of
 
@@ -113,9 +113,9 @@ def _graphs(bundle: Bundle, reasons: dict[str, str]) -> dict[str, Codes] | None:
     from edgeres.quantize.inspect import inspect
 
     found = {}
-    for style, form in FORMS.items():
-        if bundle.has(form.file) and form.made_from is None:
+    for form in PLANNED:
+        if bundle.has(form.file):
             (graph,) = inspect(bundle.file(form.file))
             tensors = {q.tensor: Code(q.scale, q.zero_point, q.dtype) for q in graph.quantized}
-            found[style] = Codes(tensors, dict(graph.skipped))
+            found[form.name] = Codes(tensors, dict(graph.skipped))
     return found

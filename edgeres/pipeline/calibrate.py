@@ -94,10 +94,10 @@ def import_ranges(model: ModelChoice, path: Path, progress: Progress = SILENT) -
     foreign = read_foreign(path)
     fp32 = take(model, progress)
     from edgeres.graph.graph import Graph
-    from edgeres.quantize.graphs import wanted_by_all
+    from edgeres.quantize.graphs import STYLES, wanted_by_all
 
     ranges = fit(foreign, Graph(fp32.graph), wanted_by_all(fp32.graph))
-    for style in ("tensorrt", "cpu"):
+    for style in STYLES:
         if style not in ranges:
             progress.say(f"{path.name} does not have all ranges of the {style} graph, so it is left out")
     found = CalibrationFile(

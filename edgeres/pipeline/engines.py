@@ -10,7 +10,7 @@ from edgeres.device.libraries import MODULES, available
 from edgeres.device.targets import get_target, this_board
 from edgeres.engine.engines import EngineChoice, build_engines, not_built
 from edgeres.errors import BundleError, EngineError, needs
-from edgeres.graph.forms import FORMS
+from edgeres.graph.forms import FLOAT
 from edgeres.pipeline.calibrate import recorded_at
 from edgeres.progress import SILENT, Progress
 from edgeres.quantize.exchange import export
@@ -30,11 +30,11 @@ def add_engines(
         BundleError: the bundle is incomplete, or has no graph for TensorRT.
     """
     opened = Bundle(bundle)
-    if not opened.has(FORMS["tensorrt"].file):
+    if not opened.has(FLOAT.file):
         raise BundleError(
             "has no graph for TensorRT", where=bundle, hint="build it with --target rtx, tensorrt or a Jetson"
         )
-    opened.file(FORMS["tensorrt"].file)
+    opened.file(FLOAT.file)
     opened.file(FP32)
     board = this_board() if available("tensorrt").can_build else None
     name = target or (board.name if board else next((f for f in MODULES if available(f).can_build), None))
