@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgeres.cli.options import UserPath, as_json
+from edgeres.cli.options import UserPath, as_json, file_option
 from edgeres.cli.show import print_json
 from edgeres.errors import UsageError
 
@@ -20,12 +20,7 @@ FILE = "baseline.json"
 @click.option(
     "-o", "--output", type=UserPath(dir_okay=False), metavar="FILE", help=f"File that accept writes.  [default: {FILE}]"
 )
-@click.option(
-    "--baseline",
-    type=UserPath(dir_okay=False),
-    metavar="FILE",
-    help=f"File that check reads.  [default: that of pyproject.toml, or {FILE}]",
-)
+@file_option("--baseline", f"File that check reads.  [default: that of pyproject.toml, or {FILE}]")
 @as_json
 @click.pass_context
 def command(

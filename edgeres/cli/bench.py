@@ -7,65 +7,34 @@ from typing import Any, get_args
 
 import click
 
-from edgeres.cli.options import UserPath, as_json
+from edgeres.cli.options import Decorator, UserPath, as_json, choice, whole_number
 from edgeres.cli.progress import progress
 from edgeres.cli.show import print_json, print_table
 from edgeres.device.targets import Flavour
 
 Json = dict[str, Any]
+_ALL = "Repeatable.  [default: all]"
+
+
+def _number(flag: str, text: str, default: float, metavar: str, *, zero: bool = False) -> Decorator:
+    kind = click.FloatRange(0, min_open=not zero)
+    return click.option(flag, type=kind, default=default, show_default=True, metavar=metavar, help=text)
 
 
 @click.command("bench")
 @click.argument("bundle", type=UserPath())
-@click.option(
-    "--precision",
-    "precisions",
-    multiple=True,
-    type=click.Choice(["fp32", "fp16", "int8"]),
-    help="Repeatable.  [default: all]",
-)
-@click.option(
+@click.option("--precision", "precisions", multiple=True, type=click.Choice(["fp32", "fp16", "int8"]), help=_ALL)
+@choice(
     "--backend",
-    type=click.Choice(["auto", *get_args(Flavour), "cpu"]),
-    default="auto",
-    show_default=True,
-    help="auto: the bundle's engines where they run here, else the CPU.",
+    ("auto", *get_args(Flavour), "cpu"),
+    "auto: the bundle's engines where they run here, else the CPU.",
+    "auto",
 )
-@click.option(
-    "--batch", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Images per inference."
-)
-@click.option(
-    "--threads",
-    type=click.IntRange(0),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Threads on the CPU; 0: every core.",
-)
-@click.option(
-    "--warmup",
-    type=click.FloatRange(0),
-    default=200,
-    show_default=True,
-    metavar="MS",
-    help="Warm-up of each precision.",
-)
-@click.option(
-    "--duration",
-    type=click.FloatRange(0, min_open=True),
-    default=3,
-    show_default=True,
-    metavar="S",
-    help="Measured time of each precision, at least.",
-)
-@click.option(
-    "--iterations",
-    type=click.IntRange(1),
-    default=10,
-    show_default=True,
-    metavar="N",
-    help="Inferences of each precision, at least.",
-)
+@whole_number("--batch", "Images per inference.", 1)
+@whole_number("--threads", "Threads on the CPU; 0: every core.", 1, least=0)
+@_number("--warmup", "Warm-up of each precision.", 200, "MS", zero=True)
+@_number("--duration", "Measured time of each precision, at least.", 3, "S")
+@whole_number("--iterations", "Inferences of each precision, at least.", 10)
 @as_json
 def command(bundle: Path, as_json: bool, **given: Any) -> None:
     """Measure latency and throughput of a bundle on this machine, as trtexec does.

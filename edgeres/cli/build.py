@@ -19,6 +19,7 @@ from edgeres.cli.options import (
     input_options,
     model_options,
     refine_options,
+    validation_options,
 )
 from edgeres.cli.progress import progress
 from edgeres.cli.show import command_line
@@ -34,10 +35,7 @@ from edgeres.cli.show import command_line
 @calibration_options
 @calibration_file_option
 @refine_options
-@click.option("--validation", metavar="SRC", help="Images to verify on, in the forms of --calibration.")
-@click.option(
-    "--validation-size", type=click.IntRange(1), metavar="N", help="Number of images taken from it; all by default."
-)
+@validation_options
 @click.option("--target", "targets", multiple=True, metavar="NAME", help="Target from `edgeres targets`; repeatable.")
 @engine_options
 @gate_options

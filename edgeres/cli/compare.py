@@ -6,16 +6,16 @@ from pathlib import Path
 
 import click
 
-from edgeres.cli.options import UserPath, as_json
+from edgeres.cli.options import UserPath, as_json, file_option
 from edgeres.cli.show import print_json
 
 
 @click.command("compare")
 @click.argument("builds", type=UserPath(), nargs=-1, required=True, metavar="BUNDLE|REPORT.json...")
-@click.option("--html", "page", type=UserPath(dir_okay=False), metavar="FILE", help="Write a page, too.")
+@file_option("--html", "Write a page, too.")
 @click.option("--any-machine", is_flag=True, help="Compare latency also between different machines.")
 @as_json
-def command(builds: tuple[Path, ...], page: Path | None, any_machine: bool, as_json: bool) -> None:
+def command(builds: tuple[Path, ...], html: Path | None, any_machine: bool, as_json: bool) -> None:
     """Show what changed between builds, likely causes first. Each build is compared with the first one.
 
     Compared are options and versions, scales, Q/DQ pairs, accuracy (image by image where both used the same images),
@@ -38,8 +38,8 @@ def command(builds: tuple[Path, ...], page: Path | None, any_machine: bool, as_j
         )
     first, *others = map(read_side, builds)
     pairs = [compare_builds(first, other, any_machine=any_machine) for other in others]
-    if page is not None:
-        write_file(page, render_comparisons(pairs).encode())
+    if html is not None:
+        write_file(html, render_comparisons(pairs).encode())
     if as_json:
         print_json(pairs)
         return
@@ -49,5 +49,5 @@ def command(builds: tuple[Path, ...], page: Path | None, any_machine: bool, as_j
         if i:
             click.echo()
         render_comparison(pair, Console(highlight=False))
-    if page is not None:
-        click.echo(f"\npage: {page}")
+    if html is not None:
+        click.echo(f"\npage: {html}")

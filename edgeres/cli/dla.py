@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeres.cli.options import UserPath, as_json
+from edgeres.cli.options import UserPath, as_json, whole_number
 from edgeres.cli.show import print_json, print_table
 
 if TYPE_CHECKING:
@@ -24,14 +24,7 @@ COMMAND = (
 @click.command("dla")
 @click.argument("bundle", type=UserPath())
 @click.option("--target", default="jetson-orin-nx", show_default=True, metavar="NAME", help="A Jetson that has a DLA.")
-@click.option(
-    "--batch",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="The only batch that the DLA will take.",
-)
+@whole_number("--batch", "The only batch that the DLA will take.", 1)
 @click.option(
     "--tensorrt", default="10.3.0", show_default=True, metavar="VERSION", help="Version that the cache is for."
 )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -16,10 +16,17 @@ from edgeres.refine.choice import EFFORTS, RESIDUALS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+
+class Decorator(Protocol):
+    """What adds an option to a command."""
+
+    def __call__(self, function: Command, /) -> Command: ...
+
+
 SRC = "A directory with one folder per class, a .zip of one, an .npz, a CIFAR-10 directory, or signs[:count][@seed]"
 
 
-def _all(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+def _all(*options: Decorator) -> Decorator:
     def add(function: Command) -> Command:
         for option in reversed(options):
             function = option(function)
@@ -38,116 +45,83 @@ class UserPath(click.Path):
         return super().convert(str(Path(value).expanduser()), param, ctx)
 
 
+def whole_number(flag: str, text: str, default: int | None = None, least: int = 1, metavar: str = "N") -> Decorator:
+    """An option that takes an integer from ``least`` on."""
+    kind, shown = click.IntRange(least), default is not None
+    return click.option(flag, type=kind, default=default, show_default=shown, metavar=metavar, help=text)
+
+
+def choice(flag: str, names: Sequence[str], text: str, default: str | None = None) -> Decorator:
+    """An option that takes one of these names."""
+    return click.option(flag, type=click.Choice(names), default=default, show_default=default is not None, help=text)
+
+
+def file_option(flag: str, text: str) -> Decorator:
+    """An option that takes the path of a file."""
+    return click.option(flag, type=UserPath(dir_okay=False), metavar="FILE", help=text)
+
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print only the result, as JSON on stdout.")
 
 model_options = _all(
-    click.option(
-        "--weights", metavar="TAG|FILE|URL", help="Weights: a tag of `edgeres models`, a file, a URL, or random."
-    ),
-    click.option(
-        "--num-classes", type=click.IntRange(1), help="Number of classes, for random weights; a checkpoint has its own."
-    ),
+    click.option("--weights", metavar="TAG|FILE|URL", help="A tag of `edgeres models`, a file, a URL, or random."),
+    whole_number("--num-classes", "Number of classes, for random weights; a checkpoint has its own."),
 )
 
 input_options = _all(
-    click.option(
-        "--labels",
-        type=UserPath(dir_okay=False),
-        metavar="FILE",
-        help="Class names, one per line, in the order of the outputs.",
-    ),
+    file_option("--labels", "Class names, one per line, in the order of the outputs."),
     click.option("--mean", type=float, nargs=3, metavar="R G B", help="Input = (pixel * S - mean) / std."),
     click.option("--std", type=float, nargs=3, metavar="R G B", help="See --mean; the default is ImageNet's."),
     click.option("--pixel-scale", type=float, metavar="S", help="1/255 by default; 1 for raw pixels."),
     click.option("--resize", "resize_px", type=click.IntRange(1), metavar="PX", help="Shorter side before the crop."),
-    click.option(
-        "--channel-order",
-        type=click.Choice(["RGB", "BGR"]),
-        help="Order of the network's input channels; --mean and --std stay in the order R G B.",
-    ),
+    choice("--channel-order", ("RGB", "BGR"), "Order of the network's channels; --mean and --std stay R G B."),
 )
 
 calibration_options = _all(
     click.option("--calibration", metavar="SRC", help=f"Images for calibration. {SRC}."),
-    click.option(
-        "--calibration-size",
-        type=click.IntRange(1),
-        default=512,
-        show_default=True,
-        metavar="N",
-        help="Number of images taken from it.",
-    ),
-    click.option(
-        "--method", type=click.Choice(METHODS), default="mse", show_default=True, help="How ranges are chosen."
-    ),
-    click.option(
-        "--batch",
-        type=click.IntRange(1),
-        default=8,
-        show_default=True,
-        metavar="N",
-        help="Images per calibration step.",
-    ),
-    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the choice of images."),
+    whole_number("--calibration-size", "Number of images taken from it.", 512),
+    choice("--method", METHODS, "How ranges are chosen.", "mse"),
+    whole_number("--batch", "Images per calibration step.", 8),
+    whole_number("--seed", "Seed of the choice of images.", 0, least=0),
     click.option("--skip-unreadable", is_flag=True, help="Leave out images that cannot be read, and list them."),
 )
 
-calibration_file_option = click.option(
+calibration_file_option = file_option(
     "--calibration-file",
-    type=UserPath(dir_okay=False),
-    metavar="FILE",
-    help="Use the ranges of this calibration.json, from `edgeres calibrate` or a bundle; images are not needed then.",
+    "Use the ranges of this calibration.json, from `edgeres calibrate` or a bundle; images are not needed then.",
 )
 
 refine_options = _all(
-    click.option(
+    choice(
         "--effort",
-        type=click.Choice(EFFORTS),
-        default="balanced",
-        show_default=True,
-        help="fast: one calibration pass. balanced: as long as 20 more passes. best: minutes.",
+        EFFORTS,
+        "fast: one calibration pass. balanced: as long as 20 more passes. best: minutes.",
+        "balanced",
     ),
-    click.option(
+    choice(
         "--residual",
-        type=click.Choice(RESIDUALS),
-        default="int8",
-        show_default=True,
-        help="Precision of the residual stream for TensorRT; auto uses float16 where int8 loses most.",
+        RESIDUALS,
+        "Precision of the residual stream for TensorRT; auto uses float16 where int8 loses most.",
+        "int8",
     ),
-    click.option(
+    choice(
         "--codes",
-        type=click.Choice(CODES),
-        default="full",
-        show_default=True,
-        help="Codes behind a ReLU, for TensorRT: all 256 of int8, or half of them without a Pad before convolutions.",
+        CODES,
+        "Codes behind a ReLU, for TensorRT: all 256 of int8, or half of them without a Pad before convolutions.",
+        "full",
     ),
 )
 
 engine_options = _all(
     click.option(
-        "--also", multiple=True, type=click.Choice(["fp32", "fp16"]), help="Also keep an engine of this precision."
+        "--also", multiple=True, type=click.Choice(["fp32", "fp16"]), help="Also keep engines in this precision."
     ),
-    click.option(
-        "--max-batch",
-        type=click.IntRange(1),
-        default=8,
-        show_default=True,
-        metavar="N",
-        help="Largest batch of the engines.",
-    ),
-    click.option(
-        "--opt-batch",
-        type=click.IntRange(1),
-        default=1,
-        show_default=True,
-        metavar="N",
-        help="Batch that kernels are chosen for.",
-    ),
-    click.option(
+    whole_number("--max-batch", "Largest batch of the engines.", 8),
+    whole_number("--opt-batch", "Batch that kernels are chosen for.", 1),
+    whole_number(
         "--workspace-mb",
-        type=click.IntRange(1),
+        "Scratch memory of one layer.  [default: a quarter of a Jetson's memory, else all]",
         metavar="MB",
-        help="Scratch memory of one layer.  [default: a quarter of a Jetson's memory, else all]",
     ),
     click.option(
         "--builder-level",
@@ -156,11 +130,9 @@ engine_options = _all(
         show_default=True,
         help="Builder optimization level. 0: fast build. 5: fast engine.",
     ),
-    click.option("--version-compatible", is_flag=True, help="Build engines that later versions of TensorRT load, too."),
+    click.option("--version-compatible", is_flag=True, help="Build engines for later versions of TensorRT, too."),
     click.option(
-        "--hardware-compatible",
-        is_flag=True,
-        help="Build engines that other GPUs from Ampere on load, too; not on Jetsons.",
+        "--hardware-compatible", is_flag=True, help="Build engines for other GPUs from Ampere on, too; not on Jetsons."
     ),
     click.option(
         "--compute-capability",
@@ -190,9 +162,14 @@ class Limit(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
         return number
 
 
-def _limit(flag: str, metavar: str, text: str) -> Callable[[Command], Command]:
+def _limit(flag: str, metavar: str, text: str) -> Decorator:
     return click.option(flag, type=Limit(), metavar=metavar, help=text)
 
+
+validation_options = _all(
+    click.option("--validation", metavar="SRC", help=f"Images to verify on. {SRC}."),
+    whole_number("--validation-size", "Number of images taken from it; all by default."),
+)
 
 gate_options = _all(
     _limit("--max-drop", "PP", "Gate: top-1 lost against FP32, in points.  [default: 1]"),
@@ -201,23 +178,17 @@ gate_options = _all(
     _limit("--min-speedup", "X", "Gate: FP32's p50 latency over INT8's."),
     _limit("--max-p99-ms", "MS", "Gate: INT8's p99 latency on this machine."),
     _limit("--max-size-mb", "MB", "Gate: size of each INT8 graph and engine."),
-    click.option("--baseline", type=UserPath(dir_okay=False), metavar="FILE", help="Accepted build to compare with."),
+    file_option("--baseline", "Accepted build to compare with."),
     _limit("--max-regression", "PP", "Gate: top-1 lost against the baseline.  [default: 0.5]"),
     _limit("--max-sqnr-loss", "DB", "Gate: logit SQNR lost against the baseline.  [default: 3]"),
     _limit("--max-slowdown", "%", "Gate: latency against the baseline, in units of FP32's.  [default: 15]"),
     click.option("--any-machine", is_flag=True, default=None, help="Compare latency also between different machines."),
-    click.option(
-        "--on-unsure",
-        type=click.Choice(["warn", "fail"]),
-        help="What to do where too few images leave a gate uncertain.  [default: warn]",
-    ),
-    click.option(
-        "--allow", multiple=True, metavar="CHECK", help="Report a failure of this check without failing; repeatable."
-    ),
+    choice("--on-unsure", ("warn", "fail"), "Outcome of gates that too few images leave uncertain.  [default: warn]"),
+    click.option("--allow", multiple=True, metavar="CHECK", help="Only report this check, if it fails; repeatable."),
     click.option(
         "--thumbnails/--no-thumbnails",
         default=None,
-        help="Show pictures of images that INT8 gets wrong in the report.  [default: yes]",
+        help="Show images that INT8 gets wrong in the report.  [default: yes]",
     ),
 )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeres.cli.options import UserPath, as_json
+from edgeres.cli.options import UserPath, as_json, choice, file_option, whole_number
 from edgeres.cli.progress import progress
 from edgeres.cli.show import print_json
 
@@ -23,15 +23,9 @@ NAMED = 10
 @click.command("predict")
 @click.argument("bundle", type=UserPath())
 @click.argument("images", type=UserPath(), nargs=-1, required=True, metavar="IMAGE|DIR...")
-@click.option("--top", type=click.IntRange(1), metavar="N", help="Classes to show.  [default: 5; 1 below a directory]")
-@click.option(
-    "--sort",
-    type=click.Choice(SORTS),
-    help="Order of the images.  [default: path; on the sheet: unsure, least sure first]",
-)
-@click.option(
-    "--sheet", type=UserPath(dir_okay=False), metavar="FILE", help="Write a contact sheet, .html or .png, to look at."
-)
+@whole_number("--top", "Classes to show.  [default: 5; 1 below a directory]")
+@choice("--sort", SORTS, "Order of the images.  [default: path; on the sheet: unsure, least sure first]")
+@file_option("--sheet", "Write a contact sheet, .html or .png.")
 @as_json
 def command(
     bundle: Path, images: tuple[Path, ...], top: int | None, sort: str | None, sheet: Path | None, as_json: bool

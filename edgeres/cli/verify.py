@@ -7,24 +7,29 @@ from typing import Any
 
 import click
 
-from edgeres.cli.options import SRC, UserPath, as_json, gate_choice, gate_options
+from edgeres.cli.options import (
+    UserPath,
+    as_json,
+    file_option,
+    gate_choice,
+    gate_options,
+    validation_options,
+    whole_number,
+)
 from edgeres.cli.progress import progress
 from edgeres.cli.show import command_line
 
 
 @click.command("verify")
 @click.argument("bundle", type=UserPath())
-@click.option("--validation", metavar="SRC", help=f"Images to verify on. {SRC}.")
-@click.option(
-    "--validation-size", type=click.IntRange(1), metavar="N", help="Number of images taken from it; all by default."
-)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the choice of images.")
+@validation_options
+@whole_number("--seed", "Seed of the choice of images.", 0, least=0)
 @click.option("--skip-unreadable", is_flag=True, help="Leave out images that cannot be read, and list them.")
 @gate_options
 @click.option("-o", "--output", type=UserPath(file_okay=False), metavar="DIR", help="Write the report here.")
 @click.option("--scheduler", metavar="tcp://HOST:8786", help="Run the graphs on the Dask cluster of this scheduler.")
-@click.option("--junit", type=UserPath(dir_okay=False), metavar="FILE", help="Write gates and checks as JUnit XML.")
-@click.option("--markdown", type=UserPath(dir_okay=False), metavar="FILE", help="Write a summary as Markdown.")
+@file_option("--junit", "Write gates and checks as JUnit XML.")
+@file_option("--markdown", "Write a summary as Markdown.")
 @as_json
 @click.pass_context
 def command(ctx: click.Context, /, bundle: Path, output: Path | None, as_json: bool, **given: Any) -> None:
