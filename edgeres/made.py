@@ -12,7 +12,7 @@ from edgeres.data.pixels import Pixels
 from edgeres.data.record import CalibrationRecord
 from edgeres.files import sha256
 from edgeres.graph.forms import FORMS
-from edgeres.records import EngineRecord, ModelSpec, QuantPlan
+from edgeres.records import EngineRecord, Manifest, ModelSpec, QuantPlan
 
 ARTEFACTS = (".onnx", ".engine")
 
@@ -46,6 +46,7 @@ class Made:
 
     Attributes:
         folder: where its files are.
+        manifest: with the digests of its files where it was read back.
         files: SHA-256 of graphs and engines by path, as they are now.
         sizes: bytes of the ONNX graphs, ``fp32`` and the INT8 forms by name.
         facts: how it was made, flat, for comparing builds by name.
@@ -55,14 +56,21 @@ class Made:
     """
 
     folder: Path
-    model: ModelSpec
-    engines: tuple[EngineRecord, ...]
+    manifest: Manifest
     files: Mapping[str, str]
     sizes: Mapping[str, int]
     facts: Mapping[str, Any]
     calibration_pixels: Pixels | None = None
     files_when_built: Mapping[str, str] | None = None
     making: Making | None = None
+
+    @property
+    def model(self) -> ModelSpec:
+        return self.manifest.model
+
+    @property
+    def engines(self) -> tuple[EngineRecord, ...]:
+        return self.manifest.engines
 
 
 def read_made(bundle: Bundle) -> Made:
@@ -76,8 +84,7 @@ def read_made(bundle: Bundle) -> Made:
     calibration = (built.get("data") or {}).get("calibration") or {}
     return Made(
         bundle.path,
-        manifest.model,
-        manifest.engines,
+        manifest,
         artefacts_of(manifest.files),
         graph_sizes(bundle.path),
         built.get("facts", {}),

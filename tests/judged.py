@@ -14,7 +14,7 @@ from edgeres.judge.judge import judge
 from edgeres.made import Made, Making
 from edgeres.pipeline.make import facts_of
 from edgeres.pipeline.options import facts_among
-from edgeres.records import I64
+from edgeres.records import I64, Manifest
 from edgeres.verify.accuracy import Comparison, Scored
 from edgeres.verify.answers import AnswerTable
 from edgeres.verify.measure import Measured
@@ -49,13 +49,14 @@ def judged(**given: Any) -> dict[str, Any]:
     )
     parts: dict[str, Any] = {"export": {"max_error": None, "notes": None}, "calibration": None, "plans": {}}
     own = {name: given.pop(name) for name in list(given) if name in Making.__dataclass_fields__}
+    model, engines = given.pop("model"), given.pop("engines", ())
     making = None if given.pop("made_earlier", False) else Making(**(parts | own))
     made: dict[str, Any] = {
         "folder": Path("bundle"),
-        "engines": (),
+        "manifest": Manifest(model, {}, {}, {}, {}, engines),
         "files": {},
         "sizes": {},
-        "facts": facts_of(given["model"], facts_among(asked.options), making, measured.environment) if making else {},
+        "facts": facts_of(model, facts_among(asked.options), making, measured.environment) if making else {},
         "making": making,
     }
     if making and making.calibration:

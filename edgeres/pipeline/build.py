@@ -68,10 +68,10 @@ def build(model: Any, *, progress: Progress = SILENT, command: str = "", **optio
     output = o.output or Path(f"{spec.name}.edgeres")
     with new_bundle(output) as folder:
         choice = MakeChoice(targets, o.engines, facts_among(o.to_dict()))
-        made, manifest = make(folder, network, calibration, choice, watch, progress)
+        made = make(folder, network, calibration, choice, watch, progress)
         plan = MeasurePlan(thumbnails=o.thumbnails)
         measured = measure_bundle(made, Validation(validation, o.data, images.reasons), plan, progress)
         report = judge(Asked(command, o.to_dict(), o.gates, baseline), made, measured)
         write_report(folder, report)
-        seal(folder, manifest)
+        seal(folder, made.manifest)
     return BuildResult(output, report)

@@ -60,14 +60,11 @@ class MakeChoice:
 
 def make(
     folder: Path, network: Network, loader: Loader, choice: MakeChoice, watch: Stopwatch, progress: Progress = SILENT
-) -> tuple[Made, Manifest]:
+) -> Made:
     """Fill a directory with graphs, ranges, labels and engines.
 
     Args:
         loader: of the calibration images.
-
-    Returns:
-        The record, and the manifest that the directory is to be sealed with.
 
     Raises:
         EdgeresError: in one line, what prevents it.
@@ -93,17 +90,15 @@ def make(
         timings=watch.seconds,
         reasons=_reasons(network, refined),
     )
-    made = Made(
+    return Made(
         folder=folder,
-        model=fp32.spec,
-        engines=tuple(engines),
+        manifest=_manifest(fp32, quantized, tuple(engines)),
         files=artefacts(folder),
         sizes=graph_sizes(folder),
         facts=facts_of(fp32.spec, choice.facts, making, environment()),
         calibration_pixels=pixels if made_from else None,
         making=making,
     )
-    return made, _manifest(fp32, quantized, made.engines)
 
 
 def choose_targets(names: Sequence[str]) -> tuple[Target, ...]:
@@ -171,7 +166,7 @@ def _write_engines(folder: Path, engines: Engines) -> None:
         write_file(folder / name, log)
 
 
-def _manifest(fp32: Fp32Model, quantized: Quantized, engines: Sequence[EngineRecord]) -> Manifest:
+def _manifest(fp32: Fp32Model, quantized: Quantized, engines: tuple[EngineRecord, ...]) -> Manifest:
     from edgeres.quantize.plan import plan_digest
 
     crop, spec = fp32.spec.preprocess.crop_px, fp32.spec
@@ -183,6 +178,6 @@ def _manifest(fp32: Fp32Model, quantized: Quantized, engines: Sequence[EngineRec
         outputs={graph.output[0].name: TensorInfo("float32", (None, spec.num_classes))},
         files={},
         plan_digests={style: plan_digest(plan) for style, plan in quantized.plans.items()},
-        engines=tuple(engines),
+        engines=engines,
         environment=environment(),
     )
