@@ -36,16 +36,19 @@ def page() -> str:
             if name in told:
                 lines.append(f"### `{name}`\n\nAs in `{told[name]}`.\n")
             else:
-                lines += _entry(name, _find(module, name))
+                lines += _entry(name, _find(module, name)[1])
                 told[name] = module
+            if name == "build":
+                options = dict.fromkeys(_options(module, "BuildOptions"))
+                lines += ["Its options are the fields of `BuildOptions`, and of the records in it:\n", *options, ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def public(module: str) -> list[str]:
     """The names in ``__all__`` of a module."""
-    value = _assigned(_parse(module), "__all__")
-    assert value is not None, f"{module} has no __all__"
-    return [str(name) for name in ast.literal_eval(value)]
+    _, node = _find(module, "__all__")
+    assert isinstance(node, ast.Assign)
+    return [str(name) for name in ast.literal_eval(node.value)]
 
 
 def _parse(module: str) -> ast.Module:
@@ -54,29 +57,35 @@ def _parse(module: str) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"))
 
 
-def _assigned(tree: ast.Module, name: str) -> ast.expr | None:
-    for node in tree.body:
-        if isinstance(node, ast.Assign | ast.AnnAssign) and name in _targets(node):
-            return node.value
-    return None
-
-
 def _targets(node: ast.Assign | ast.AnnAssign) -> list[str]:
     return [ast.unparse(target) for target in (node.targets if isinstance(node, ast.Assign) else [node.target])]
 
 
-def _find(module: str, name: str) -> Definition:
-    """The definition of a name, in this module or in the one that it is imported from."""
+def _find(module: str, name: str) -> tuple[str, Definition]:
+    """The definition of a name and the module that it stands in: this one, or the one that it is imported from."""
     tree = _parse(module)
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
-            return node
+            return module, node
         if isinstance(node, ast.Assign | ast.AnnAssign) and name in _targets(node):
-            return node
+            return module, node
     for found in ast.walk(tree):
         if isinstance(found, ast.ImportFrom) and name in {alias.name for alias in found.names}:
             return _find(str(found.module), name)
     raise LookupError(f"{module} does not define {name}")
+
+
+def _options(module: str, record: str) -> Iterator[str]:
+    """The fields of a record and of the records in it, as options of ``build``."""
+    module, node = _find(module, record)
+    assert isinstance(node, ast.ClassDef)
+    for line in node.body:
+        if isinstance(line, ast.AnnAssign):
+            kind = ast.unparse(line.annotation)
+            if kind.endswith(("Choice", "Options", "Limits")):
+                yield from _options(module, kind)
+            else:
+                yield f"- `{ast.unparse(line)}`"
 
 
 def _entry(name: str, node: Definition) -> Iterator[str]:

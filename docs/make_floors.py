@@ -76,15 +76,16 @@ def table() -> str:
         text = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n\n")[0]
         where = f"`{name}/`" if path.stem == "__init__" else f"`{name}.py`"
         rows.append(f"| {where} | {' '.join(text.split()).replace('``', '`')} |")
-    return "\n".join(["| | |", "|---|---|", *rows])
+    return "\n".join(["| folder or file | what it is for |", "|---|---|", *rows])
 
 
 def written(page: str) -> str:
     """The page with its two made parts as they should be: the drawing, then the table."""
     parts = page.split(BEGIN)
-    assert len(parts) == 3, f"{PAGE} has the mark {BEGIN} twice"
+    assert len(parts) == 3, f"{PAGE} needs two marks {BEGIN}"
     made = [
-        f"\n{text}\n{END}{part.partition(END)[2]}" for text, part in zip((drawing(), table()), parts[1:], strict=True)
+        f"\n\n{text}\n\n{END}{part.partition(END)[2]}"
+        for text, part in zip((drawing(), table()), parts[1:], strict=True)
     ]
     return BEGIN.join([parts[0], *made])
 
