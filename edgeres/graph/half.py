@@ -1,4 +1,4 @@
-"""FP32 graph -> FP16 graph, for engines that INT8 is compared with."""
+"""Convert an FP32 graph to FP16, for engines that INT8 is compared with."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same network in float16, with float32 inputs and outputs and casts behind and before them.
+    """The same network in float16, with float32 inputs and outputs and casts between.
 
     A strongly typed TensorRT network takes its precision from the graph, so an FP16 engine needs an FP16 graph.
-    Weights beyond +-65504 are clipped to it, as onnxruntime's converter does.
+    onnxruntime's converter clips weights to +-65504.
 
     Raises:
         ModelError: the graph is quantized.

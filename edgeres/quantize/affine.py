@@ -1,4 +1,4 @@
-"""Ranges and weights -> scales, zero points and codes.
+"""Scales, zero points and codes from ranges and weights.
 
 ``real = (code - zero_point) * scale`` (Jacob et al. 2018, eq. 1).
 """
@@ -14,9 +14,9 @@ from edgeres.records import F32, QuantParams, TensorRange
 
 
 def symmetric_int8(interval: TensorRange) -> QuantParams:
-    """int8 codes around zero, zero_point 0, as TensorRT demands: scale = max(high / 127, -low / 128).
+    """int8 codes around zero with zero_point 0, as TensorRT requires: scale = max(high / 127, -low / 128).
 
-    Measured ranges are symmetric, so that is amax / 127; the range [-128, 127] of a byte minus 128 has scale 1.
+    For measured ranges, which are symmetric, that is amax / 127; the range [-128, 127] of a byte minus 128 has scale 1.
 
     >>> float(symmetric_int8(TensorRange("x", -1.0, 2.54, "minmax", 1)).scale)
     0.019999999552965164
@@ -26,7 +26,7 @@ def symmetric_int8(interval: TensorRange) -> QuantParams:
 
 
 def affine_int8(interval: TensorRange) -> QuantParams:
-    """int8 codes over [low, high] with zero exactly on a code: -128 behind a ReLU, where all 256 codes serve.
+    """int8 codes over [low, high] with zero exactly on a code; behind a ReLU that is -128, and all 256 codes are used.
 
     >>> affine_int8(TensorRange("x", 0.0, 2.55, "minmax", 1)).zero_point
     -128
@@ -36,7 +36,7 @@ def affine_int8(interval: TensorRange) -> QuantParams:
 
 
 def affine_uint8(interval: TensorRange) -> QuantParams:
-    """uint8 codes over [low, high] with zero exactly on a code; behind a ReLU zero_point is 0 and all 256 codes serve.
+    """uint8 codes over [low, high] with zero exactly on a code; behind a ReLU that is 0, and all 256 codes are used.
 
     >>> affine_uint8(TensorRange("x", -1.0, 3.0, "minmax", 1)).zero_point
     64
@@ -47,9 +47,10 @@ def affine_uint8(interval: TensorRange) -> QuantParams:
 
 
 def _scale(span: float, steps: int) -> float:
-    """A tensor that was zero on every image gets scale 1: any scale codes it exactly, and 0 would be refused.
+    """The range over the number of steps.
 
-    Scales below float32's normal numbers would be flushed to zero.
+    A tensor that is zero on every image gets scale 1: any scale codes it exactly, and runtimes refuse 0. Scales below
+    float32's normal numbers would be flushed to zero, so 1e-30 is the smallest.
     """
     return max(span / steps, 1e-30) if span > 0 else 1.0
 
@@ -76,8 +77,8 @@ def quantize_weight(values: F32, axis: int, bits: int = 8) -> tuple[QuantParams,
 def widen_for_bias(params: QuantParams, bias: F32, input_scale: float) -> QuantParams:
     """Raise channel scales until the bias fits int32 at ``input_scale * scale``.
 
-    A channel whose weights are all but zero has a scale so small that its bias would overflow; such weights lose
-    nothing.
+    A channel whose weights are nearly zero has a scale so small that its bias would overflow. A larger scale does no
+    harm to such weights.
     """
     least = np.abs(bias.astype(np.float64)) / (input_scale * 2.0**30)
     scale = np.maximum(params.scale, least).astype(np.float32)
@@ -85,9 +86,9 @@ def widen_for_bias(params: QuantParams, bias: F32, input_scale: float) -> QuantP
 
 
 def codes(values: npt.NDArray[Any], params: QuantParams) -> npt.NDArray[np.int64]:
-    """What QuantizeLinear gives before it narrows the type: round half to even, saturated to the type's limits.
+    """The codes of QuantizeLinear, as int64: rounded half to even, saturated to the limits of ``params.dtype``.
 
-    The division is float32's, as in ONNX and TensorRT, so that ties fall the same way everywhere.
+    The division is in the type of ``values``. With float32, as in ONNX and TensorRT, ties round the same way there.
     """
     shape = [1] * values.ndim
     if params.axis is not None:

@@ -2,9 +2,9 @@
 
     TensorRT     a calibration cache: a header line, then ``tensor: scale`` with the float32's bits in hex
     ONNX Runtime the JSON of ``save_tensors_data`` and ``write_calibration_table``: lowest and highest by tensor
-    any tool     the scales of an ONNX file with Q/DQ pairs: ONNX Runtime's, Model Optimizer's
+    any tool     an ONNX file with Q/DQ pairs, as ONNX Runtime and Model Optimizer write it: its scales
 
-A scale of symmetric int8 stands for [-127 scale, 127 scale].
+A scale of symmetric int8 stands for the range [-127 scale, 127 scale].
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 
 Format = Literal["trt-cache", "ort"]
 FORMATS: tuple[Format, ...] = ("trt-cache", "ort")
-# Of JetPack 6.1 and 6.2, the last that gives DLA to implicit INT8.
+# The version in JetPack 6.1 and 6.2, the last ones with implicit INT8 on a DLA.
 TENSORRT = "10.3.0"
 _FORMS = "a TensorRT calibration cache, ONNX Runtime's calibration JSON, or an ONNX file with Q/DQ pairs"
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """Ranges as another tool names them.
+    """Ranges in another tool's file.
 
     Attributes:
-        form: of the file, in words.
+        form: the kind of file, in words.
         limits: low and high by tensor.
         sha256: of the file.
     """
@@ -54,10 +54,10 @@ class Foreign:
 
 
 def read_foreign(path: str | Path) -> Foreign:
-    """Read the ranges in a file of another tool, whose form is told by its content.
+    """Read the ranges in a file of another tool; the kind of file is recognized by its content.
 
     Raises:
-        InputError: it cannot be read, is none of the known forms, or is damaged.
+        InputError: it cannot be read, is of an unknown kind, or is damaged.
     """
     path = Path(path)
     try:
@@ -100,7 +100,7 @@ def _is_number(text: str) -> bool:
 
 
 def _from_cache(path: Path, text: str) -> Iterator[tuple[str, tuple[float, float]]]:
-    """``TRT-100300-EntropyCalibration2`` and lines of ``tensor: 3c008912``; writers drop leading zeros or do not."""
+    """``TRT-100300-EntropyCalibration2`` and lines of ``tensor: 3c008912``; some writers drop leading zeros."""
     for number, line in enumerate(text.splitlines()[1:], 2):
         name, colon, bits = line.rpartition(":")
         if not line.strip():

@@ -1,4 +1,4 @@
-"""What an ONNX file says about its own quantization."""
+"""Read from an ONNX file how it was quantized, and why."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from edgeres.graph.lint import lint
 from edgeres.graph.normalize import load_onnx
 from edgeres.quantize.rewrite import PLAN_KEY
 
-_BORDER = re.compile(r".+_dq_border\d+_q")  # the codes of another tensor, with a rim of zeros
+_BORDER = re.compile(r".+_dq_border\d+_q")  # codes of another tensor with a rim of zeros: not listed twice
 
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """An activation behind QuantizeLinear; ``reason`` is empty where another tool placed it."""
+    """A quantized activation; ``reason`` is "" where another tool quantized it."""
 
     tensor: str
     dtype: str
@@ -38,11 +38,11 @@ class Inspected:
     """One graph.
 
     Attributes:
-        style: of the placement, None where edgeres did not quantize the file.
-        operators: how many of each, most frequent first.
-        skipped: what stays in float and why, as pairs.
-        refused: what TensorRT's parsers would not take as it is meant; looked for in quantized graphs but those for
-            ONNX Runtime's CPU kernels.
+        style: of the placement; None: edgeres did not quantize the file.
+        operators: number of nodes by operator, most frequent first.
+        skipped: what stays in float, each with the reason.
+        refused: what TensorRT's parsers refuse or misread; empty for graphs that are not quantized and for those in the
+            ``cpu`` style.
     """
 
     file: str
@@ -102,7 +102,10 @@ def _quantized(model: onnx.ModelProto, reasons: dict[str, str]) -> tuple[Quantiz
 
 
 def _decision(node: onnx.NodeProto, reasons: dict[str, str]) -> tuple[str, str]:
-    """The tensor whose codes a quantize gives, and why. Its input may be another one: lowered, ahead of its ReLU."""
+    """The tensor that a QuantizeLinear codes, and the reason.
+
+    Its input may have another name: a tensor that was lowered, or one before a ReLU that was dropped.
+    """
     tensor = node.output[0].removesuffix("_q").rstrip("_")
     tensor = tensor if tensor in reasons else node.input[0]
     return tensor, reasons.get(tensor, "")
