@@ -1,4 +1,4 @@
-"""FP32 graph + calibration images -> Q/DQ graphs, one per style, from one calibration."""
+"""Quantize an FP32 graph: one calibration, and a Q/DQ graph per style."""
 
 from __future__ import annotations
 

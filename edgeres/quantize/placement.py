@@ -1,4 +1,4 @@
-"""Where Q/DQ pairs go: one policy per style, from the graph alone, before any range is known.
+"""Decide where Q/DQ pairs go: one policy per style, from the graph only, before any range is known.
 
 TensorRT (``tensorrt``): the input of every Conv and Gemm, and the skip input of every residual Add. Nothing stands
 between the main branch's Conv and the Add, so that Conv + Add + ReLU become one INT8 kernel; the quantize behind the
@@ -143,16 +143,16 @@ def why_not_weighted(graph: Graph, node: onnx.NodeProto) -> str | None:
     return None
 
 
-# Why an op of the TensorRT graph has no Q/DQ of its own.
+# Why an operator of the TensorRT graph has no Q/DQ pair of its own.
 _FLOAT_IN_TENSORRT = {
-    "GlobalAveragePool": "averaged in float: few values, and no rounding before the classifier",
-    "AveragePool": "averaged in float: few values, and no rounding after the mean",
-    "ReduceMean": "averaged in float: few values, and no rounding before the classifier",
-    "MaxPool": "the quantize behind it moves ahead of it, since max and rounding commute",
-    "BatchNormalization": "no convolution before it to fold into; the quantize follows its activation",
+    "GlobalAveragePool": "computes in float: it has few values, and rounding would add an error before the classifier",
+    "AveragePool": "computes in float: it has few values, and rounding would add an error after the mean",
+    "ReduceMean": "computes in float: it has few values, and rounding would add an error before the classifier",
+    "MaxPool": "needs no Q/DQ pair: max and rounding commute, so the quantize behind it moves ahead of it",
+    "BatchNormalization": "no convolution before it takes it up; the quantize follows its activation",
     "Softmax": "probabilities need float",
 }
-_OTHER = "no INT8 kernel with weights; runs in float between quantized layers"
+_OTHER = "has no weights and no INT8 kernel: runs in float between quantized layers"
 # Nodes without arithmetic of their own: not worth a line in the list of what stays in float.
 _UNLISTED = frozenset(
     {"Relu", "Clip", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Pad", "Identity"}
@@ -179,7 +179,7 @@ def _place_tensorrt(graph: Graph) -> _PlacementBuilder:
 def _place_skip_input(graph: Graph, add: onnx.NodeProto, builder: _PlacementBuilder) -> None:
     skip = graph.skip_input(add)
     if skip is None:
-        builder.skip(add, "its inputs have no common ancestor, so neither is the skip")
+        builder.skip(add, "its inputs have no common ancestor, so neither of them is a skip")
         return
     builder.want(skip, add.name, "skip input of Add")
     builder.skip(add, "its main branch stays float, so that Conv + Add + ReLU fuse into one INT8 kernel")
@@ -214,11 +214,11 @@ def _place_cpu(graph: Graph) -> _PlacementBuilder:
     return builder
 
 
-# Besides Conv, Gemm and MatMul, Add and Mul: what has an integer kernel from one tensor to one.
+# Operators with one input that have an integer kernel.
 _CPU_UNARY = frozenset({"GlobalAveragePool", "AveragePool", "LeakyRelu", "Sigmoid"})
 _FLOAT_ON_CPU = {
-    "MaxPool": "its input is in float; max and rounding commute, so the quantize behind it moves ahead of it",
-    "BatchNormalization": "no convolution before it to fold into; the quantize follows its activation",
+    "MaxPool": "its input is float; max and rounding commute, so the quantize behind it moves ahead of it",
+    "BatchNormalization": "no convolution before it takes it up; the quantize follows its activation",
     "Softmax": "probabilities need float",
 }
 
@@ -229,7 +229,7 @@ def _place_around(graph: Graph, node: onnx.NodeProto, builder: _PlacementBuilder
         _want_everywhere(graph, name, f"input of {node.op_type}", builder)
     after = graph.activation_after(node)
     if after == graph.output or node.op_type in {"Gemm", "MatMul"}:
-        builder.skip(node, "its output stays float: scores are compared, not convolved")
+        builder.skip(node, "its output stays float: scores are not rounded")
     else:
         _want_everywhere(graph, after, f"output of {node.op_type}", builder)
 

@@ -1,4 +1,4 @@
-"""Placement + ranges + weights -> the quantization plan."""
+"""Make the quantization plan from placement, ranges and weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plan + FP32 graph -> Q/DQ graph.
+"""Write the Q/DQ graph of a plan.
 
     before:  x ----------------> Conv(W, b)
     after:   x -> Q -> DQ -----> Conv(DQ(codes of W), b)
