@@ -400,7 +400,7 @@ def test_the_verdict_comes_first() -> None:
     cases = {
         "complete": ("Passed", ""),
         "failed": ("Failed", " failed"),
-        "unsure": ("Cannot tell", " unsure"),
+        "unsure": ("Uncertain", " unsure"),
         "no gates": ("No gate was set", " open"),
     }
     for name, (word, kind) in cases.items():
@@ -443,7 +443,7 @@ def test_a_long_list_folds_and_says_how_much_it_leaves_out() -> None:
     assert "1,400 more are listed in report.json." in text
     assert "20 more classes" in text
     assert text.count(">-50.00 pp<") == 30
-    assert "More than luck, all classes considered" in text
+    assert "Significant over all classes" in text
 
 
 def _luminance(colour: str) -> float:

@@ -1,6 +1,6 @@
-"""Charts by matplotlib, as SVG inside the page: they scale, follow the page's colours, and need no script.
+"""Charts by matplotlib as SVG in the page: they scale, use the page's colours, and need no script.
 
-matplotlib comes with ``edgeres[report]``. Without it there is no chart; every figure stands in a table anyway.
+matplotlib is installed by ``edgeres[report]``. Without it the page has no charts; all figures are in tables as well.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from edgeres.report.markup import Html, el
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WIDTH_IN = 4.6  # at 72 points an inch a phone shows it at its own size, and a wide screen half as large again
-# Colours that nothing else has stand for those of the page, in both of its themes.
+WIDTH_IN = 4.6  # at 72 points per inch: full size on a phone, 1.5 times as large on a wide screen
+# Colours that are used nowhere else; they are replaced by the page's colours, which depend on its theme.
 _COLOURS = {"#010101": "var(--ink)", "#020202": "var(--soft)", "#030303": "var(--line)", "#040404": "var(--fp32)"}
 _COLOURS |= {"#050505": "var(--int8)", "#060606": "var(--pass)", "#070707": "var(--fail)", "#080808": "var(--other)"}
 INK, SOFT, LINE, FP32, INT8, PASS, FAIL, OTHER = _COLOURS
@@ -44,12 +44,12 @@ _STYLE: dict[str, Any] = {
 
 
 def missing() -> str | None:
-    """Why there are no charts; None where there are."""
+    """The reason why there are no charts; None where there are charts."""
     return None if importlib.util.find_spec("matplotlib") else "pip install 'edgeres[report]' draws charts here"
 
 
 def latency_chart(latency: dict[str, Any]) -> Html:
-    """Two histograms over one axis that starts at zero, so that lengths compare."""
+    """Two histograms over one axis that starts at zero, so that lengths can be compared."""
     histogram = latency["histogram"]
     width = histogram["bin_ms"]
 
@@ -62,7 +62,7 @@ def latency_chart(latency: dict[str, Any]) -> Html:
                 middles, shares, width, color=colour, label=f"{name.upper()}, p50 {latency[name]['p50_ms']:.3g} ms"
             )
         axes.set_xlim(0, width * len(histogram["fp32"]))
-        axes.set_xlabel("milliseconds an inference; the last bin holds all that took longer")
+        axes.set_xlabel("milliseconds per inference; the last bin holds all longer ones")
         axes.set_ylabel("per cent")
         axes.grid(axis="x", visible=False)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=2)
@@ -77,7 +77,7 @@ def latency_chart(latency: dict[str, Any]) -> Html:
 def interval_chart(
     rows: Sequence[tuple[str, float, Sequence[float]]], limit: float | None, unit: str, name: str
 ) -> Html:
-    """Figures with their intervals, one a line, and the limit they are held against."""
+    """Figures with their intervals, one per line, and the limit."""
 
     def draw(axes: Axes) -> None:
         for i, (_, value, (low, high)) in enumerate(rows):
@@ -97,7 +97,7 @@ def interval_chart(
 
 
 def class_chart(rows: Sequence[tuple[str, float]]) -> Html:
-    """Change of accuracy by class, the largest first: to the left what was lost."""
+    """Change of accuracy by class, the largest first; losses are on the left."""
 
     def draw(axes: Axes) -> None:
         colours = [FAIL if change < 0 else PASS for _, change in rows]
@@ -113,7 +113,7 @@ def class_chart(rows: Sequence[tuple[str, float]]) -> Html:
 
 
 def depth_chart(anatomy: dict[str, Any]) -> Html:
-    """SQNR of every layer along the depth of the network; the residual stream joined by a line."""
+    """SQNR of every layer along the depth of the network; a line connects the residual stream."""
 
     def draw(axes: Axes) -> None:
         for (name, graph), colour in zip(anatomy.items(), (INT8, OTHER), strict=False):

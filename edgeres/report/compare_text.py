@@ -1,4 +1,4 @@
-"""How differences between builds are put into words, the same in the terminal and on the page."""
+"""Differences between builds as text, the same in the terminal and on the page."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def graphs(found: Json) -> Iterator[tuple[str, Json]]:
 
 
 def with_interval(value: float | None, limits: list[float] | None) -> str:
-    """``-0.20 (-0.73 to 0.18)``; the unit stands in the table's head."""
+    """``-0.20 (-0.73 to 0.18)``; the unit is in the table's header."""
     if value is None:
         return NOT_MEASURED
     return f"{value:.2f}" if limits is None else f"{value:.2f} ({interval(limits)})"
 
 
 def since(found: Json) -> list[tuple[str, str]]:
-    """What the second build lost against the first: name and words."""
+    """Losses of the second build against the first: name and text."""
     told = []
     for name, row in graphs(found):
         path = "fp32" if name == "FP32" else f"graphs.{name}"
@@ -45,13 +45,13 @@ def _class(fallen: Json) -> str:
 
 def _lost(found: Json, row: Json, path: str) -> str:
     if row["since_drop_pp"] is None:
-        return f"not known: {why_missing(path, found)}"
+        return f"unknown: {why_missing(path, found)}"
     level = found["accuracy"]["interval_percent"]
     words = f"{points(row['since_drop_pp'])}, {level:g} % interval {interval(row['since_drop_pp_ci95'])}"
     if row["since_lost"] is not None:
         words += f" ({row['since_lost']} lost, {row['since_gained']} gained of {row['since_total']:,})"
     if row["same_answers"] is not None:
-        words += f"; {percent(row['same_answers'])} answered alike, {interval(row['same_answers_ci95'])}"
+        words += f"; {percent(row['same_answers'])} same answers, {interval(row['same_answers_ci95'])}"
     if row.get("sqnr_loss_db") is not None:
         words += (
             f"; logit SQNR {-row['sqnr_loss_db']:+.1f} dB, {interval([-end for end in row['sqnr_loss_db_ci95'][::-1]])}"
@@ -64,10 +64,10 @@ def _latency(found: Json) -> str:
     if slower is None:
         return f"not compared: {why_missing('slowdown_percent', found)}"
     low, high = found["latency"]["slowdown_percent_ci95"]
-    sure = "" if low > 0 or high < 0 else ", which may be none"
+    sure = "" if low > 0 or high < 0 else ", so it may be none"
     more = f"{abs(slower):.1f} % {'more' if slower > 0 else 'less'} time in units of FP32"
     crowded = any(found["latency"][side]["crowded"] for side in ("before", "after"))
-    why = "; one run was crowded, so the interval is wide" if crowded else ""
+    why = "; the machine was busy in one run, so the interval is wide" if crowded else ""
     return f"INT8 takes {more}, 95 % interval {low:.1f} to {high:.1f} %{sure}{why}"
 
 
@@ -81,7 +81,7 @@ def _speedup(found: Json) -> str:
 
 
 def ratio(value: float) -> str:
-    """A ratio far from 1 keeps its digits: 0.0967x, 1.70x, 12.4x."""
+    """A ratio with three significant digits: 0.0967x, 1.70x, 12.4x."""
     return f"{value:#.3g}".rstrip(".") + "x"
 
 
@@ -95,7 +95,7 @@ def size(row: Json) -> tuple[str, str, str, str]:
 
 
 def changed(found: Json) -> Iterator[tuple[str, str, str]]:
-    """What was made or measured differently; of a table of values only those that differ."""
+    """Settings that differ between the builds; for a table of values, only the values that differ."""
     for row in found["changed"]:
         before, after = row["before"], row["after"]
         if isinstance(before, dict) and isinstance(after, dict):
@@ -109,5 +109,5 @@ def changed(found: Json) -> Iterator[tuple[str, str, str]]:
 def short(value: object) -> str:
     text = NOT_MEASURED if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     if len(text) == 64 and set(text) <= set("0123456789abcdef"):
-        return text[:12]  # of a digest
+        return text[:12]  # a digest
     return text if len(text) <= SHORT else f"{text[: SHORT - 3]}..."

@@ -1,4 +1,4 @@
-"""report.html: the report as one page, without scripts or network, from report.json alone."""
+"""report.html: the report as one page without scripts or network access, made from report.json alone."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def render_html(report: Report) -> str:
     return render_page(title, join(part(report) for part in (*parts, _provenance)))
 
 
-_WORDS = {"passed": "Passed", "failed": "Failed", "unsure": "Cannot tell"}
+_WORDS = {"passed": "Passed", "failed": "Failed", "unsure": "Uncertain"}
 _KINDS = {"passed": "banner", "failed": "banner failed", "unsure": "banner unsure"}
 
 
@@ -53,7 +53,7 @@ def _head(report: Report) -> Html:
     kind = "banner open" if _word(report).startswith("No") else _KINDS[report["outcome"]]
     count = f"{words.count('pass')} of {len(words)} gates passed" if words else ""
     if report["outcome"] == "unsure":
-        count += "; what cannot be told is let through" if report["passed"] else "; what cannot be told fails here"
+        count += "; uncertain gates do not fail" if report["passed"] else "; uncertain gates fail"
     told = (el("div", el("b", title), f": {reason}") for title, reason in verdict_line(report))
     return join(
         (
@@ -99,7 +99,7 @@ def _gates(report: Report) -> Html:
 
 def _checks(report: Report) -> Html:
     rows = ((check["title"], _made(check), prose(check["reason"])) for check in report["checks"])
-    said = "Faults that were looked for by name, whether or not they cost accuracy."
+    said = "Known faults that were checked for, whether or not they cost accuracy."
     return section("Checks", el("p", said, class_="soft small"), table("Checks", ("Check", "", "Found"), rows))
 
 
@@ -121,7 +121,7 @@ def _baseline(report: Report) -> Html:
         return Html()
     accepted = f"Against {baseline['file']}, accepted {baseline['accepted']}."
     same = (
-        "On the same images, compared one by one."
+        "On the same images, compared image by image."
         if baseline["same_images"]
         else why_missing("baseline.same_images", report)
     )
@@ -137,7 +137,7 @@ def _baseline(report: Report) -> Html:
         table("Since the baseline", ("Graph", "Top-1 lost", "SQNR lost"), told, (1, 2)),
         el(
             "p",
-            f"INT8 takes {abs(slower):.1f} % {'more' if slower > 0 else 'less'} time than it did, in units of FP32.",
+            f"INT8 takes {abs(slower):.1f} % {'more' if slower > 0 else 'less'} time than before, in units of FP32.",
         )
         if slower is not None
         else el("p", f"Latency: {why_missing('baseline.slowdown_percent', report)}."),
@@ -147,7 +147,7 @@ def _baseline(report: Report) -> Html:
 
 def _changed(changed: list[dict[str, Any]]) -> Html:
     if not changed:
-        return el("p", "Nothing about the build or the versions has changed.")
+        return el("p", "Neither the build nor the versions have changed.")
     rows = ((prose(row["what"]), prose(_short(row["before"])), prose(_short(row["after"]))) for row in changed)
     listed = table("What was changed", ("What", "Before", "Now"), rows)
     return more(f"{len(changed):,} thing{'s' * (len(changed) > 1)} changed", listed, open_=len(changed) <= SHOWN_ROWS)
@@ -165,14 +165,14 @@ def _short(value: object) -> str:
 def _inside(report: Report) -> Html:
     anatomy = report["anatomy"]
     if not anatomy:
-        return section("Inside the network", el("p", f"Not looked at: {why_missing('anatomy', report)}."))
+        return section("Noise by layer", el("p", f"Not measured: {why_missing('anatomy', report)}."))
     images = next(iter(anatomy.values()))["images"]
     said = (
-        f"Signal over all noise gathered so far, on {images} validation images, up to a factor and an offset per "
-        "channel. The residual stream carries its noise to the end: what a block adds, nothing behind it removes."
+        f"SQNR of each layer's output on {images} validation images, up to a factor and an offset per channel. It "
+        "includes the noise of all layers before. Noise that a block adds to the residual stream stays to the end."
     )
     return section(
-        "Inside the network",
+        "Noise by layer",
         el("p", said, class_="soft small"),
         depth_chart(anatomy),
         *(_layers(name, graph) for name, graph in anatomy.items()),
@@ -192,7 +192,7 @@ def _layers(name: str, graph: dict[str, Any]) -> Html:
     return join(
         (
             more(f"{name} graph, layer by layer", table(f"Layers, {name}", ("Tensor", "", "SQNR"), rows, (2,))),
-            more(f"{name} graph, scales that fit least", table(f"Scales, {name}", head, ranges, (1, 2))),
+            more(f"{name} graph, scales with the lowest SQNR", table(f"Scales, {name}", head, ranges, (1, 2))),
         )
     )
 
@@ -240,14 +240,14 @@ def _sizes(report: Report) -> Html:
 
 
 def _graph_name(key: str) -> str:
-    """``int8_cpu`` as people write it."""
+    """``int8_cpu`` as text: ``INT8, cpu graph``."""
     precision, _, graph = key.partition("_")
     return f"{precision.upper()}, {graph} graph" if graph else precision.upper()
 
 
 def _engines(engines: list[dict[str, Any]]) -> Html:
     if not engines:
-        return el("p", "No engine was asked for.")
+        return el("p", "No engine was requested.")
     rows = (
         (
             engine["target"],
@@ -285,8 +285,8 @@ def _refinement(report: Report) -> Html:
         for step in report["refinement"]
     )
     head = ("Step", "Graph", "SQNR before", "After", "Decision", "Time")
-    told = "Logit SQNR on calibration images that were held back; a step is kept where it raises it."
-    return join((table("What refinement brought", head, rows, (2, 3, 5)), el("p", told, class_="soft small")))
+    told = "Logit SQNR on held-back calibration images; a step is kept where it raises the SQNR."
+    return join((table("Effect of refinement", head, rows, (2, 3, 5)), el("p", told, class_="soft small")))
 
 
 def _residual(report: Report) -> Html:
@@ -296,7 +296,7 @@ def _residual(report: Report) -> Html:
         (cost["add"], cost["precision"], f"{1e4 * cost['noise']:.2f}", f"{cost['bytes_moved']:,}")
         for cost in report["residual"]
     )
-    head = ("Residual Add", "Skip", "Noise of int8, 1e-4", "Bytes more in float16")
+    head = ("Residual Add", "Skip", "Noise of int8, 1e-4", "Additional bytes in float16")
     listed = table("Precision of the residual stream", head, rows, (2, 3))
     return more("Precision of the residual stream, block by block", listed)
 
@@ -310,7 +310,7 @@ def _plan(style: str, plan: dict[str, Any]) -> Html:
     return join(
         (
             el("h3", f"{style} graph"),
-            el("p", f"{plan['activations']:,} activations and {plan['weights']:,} weights carry codes."),
+            el("p", f"{plan['activations']:,} activations and {plan['weights']:,} weights are quantized."),
             more(f"{len(plan['skipped']):,} left in floating point on purpose", listed)
             if by_reason
             else el("p", "Nothing was left in floating point."),

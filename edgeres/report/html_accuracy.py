@@ -1,4 +1,4 @@
-"""The page's section on accuracy: figures with intervals, classes, confusions, and the images themselves."""
+"""The page's section on accuracy: figures with intervals, classes, confusions, and images."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from edgeres.report.charts import class_chart, interval_chart
 from edgeres.report.markup import Html, el, join, more, prose, section, table
 from edgeres.report.text import NOT_MEASURED, Report, decibels, interval, percent, points, unreadable
 
-SHOWN_ROWS = 20  # of a long table before the rest folds away
+SHOWN_ROWS = 20  # rows of a long table; the others are folded
 SHOWN_BARS = 16
 LISTED_IMAGES = 100
 
 
 def accuracy_section(report: Report) -> Html:
-    """Everything about answers; says why where nothing was compared."""
+    """All figures on accuracy, or the reason why nothing was compared."""
     accuracy, validation = report["accuracy"], report["data"]["validation"]
     if not accuracy["graphs"]:
         return section("Accuracy", el("p", f"Not measured: {why_missing('accuracy', report)}."))
@@ -77,7 +77,7 @@ def _images(report: Report) -> Html:
 
 
 def _gallery(report: Report) -> Html:
-    """Pictures of images that any INT8 graph gets wrong and FP32 right, with both answers."""
+    """Pictures of images that FP32 gets right and an INT8 graph wrong, with both answers."""
     labels, pictures = report["model"]["labels"], report["thumbnails"]
     shown: list[Html] = []
     for name, graph in report["accuracy"]["graphs"].items():
@@ -173,11 +173,11 @@ def _classes(report: Report) -> Html:
 
 
 def _named(report: Report) -> Html:
-    """Whether any of it is more than luck."""
+    """Which classes lost significantly."""
     classes = report["accuracy"]["graphs"][report["accuracy"]["graph"]]["classes"]
     sure = [row for row in classes["falling"] if row["p_holm"] < classes["alpha"]]
     if sure:
         told = ", ".join(f"{row['name']} (p = {row['p_holm']:.2g})" for row in sure)
-        return el("p", f"More than luck, all classes considered: {told}.", class_="remark")
+        return el("p", f"Significant over all classes: {told}.", class_="remark")
     least = f"{classes['least_found']} images lost and none gained" if classes["judged"] else NOT_MEASURED
-    return el("p", f"None of it is more than luck, all classes considered; it would take {least}.", class_="soft small")
+    return el("p", f"No loss is significant over all classes; that would take {least}.", class_="soft small")

@@ -1,4 +1,4 @@
-"""Differences between builds as one page, from the same document as the terminal's tables."""
+"""Differences between builds as one page, made from the same document as the terminal's tables."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def _builds(found: Json) -> Html:
 
 def _since(found: Json) -> Html:
     rows = ((name, prose(words)) for name, words in since(found))
-    same = "Both saw the same images, so they are compared one by one."
+    same = "Both were measured on the same images, so they are compared image by image."
     if not found["same_images"]:
-        same = f"Image by image nothing can be compared: {why_missing('same_images', found)}."
-    return section("What was lost", el("p", same), table("What was lost", ("", "Since the first"), rows))
+        same = f"They cannot be compared image by image: {why_missing('same_images', found)}."
+    return section("Losses", el("p", same), table("Losses", ("", "Since the first"), rows))
 
 
 def _accuracy(found: Json) -> Html:
@@ -88,7 +88,7 @@ def _latency(found: Json) -> Html:
         ms = (significant(side[p][key]) for p in ("fp32", "int8") for key in ("p50_ms", "p99_ms"))
         crowded = {None: "-", False: "no", True: "yes"}[side["crowded"]]
         rows.append((name, *ms, times(side["speedup"]), crowded, prose(side["machine"] or "-")))
-    head = ("", "FP32 p50 ms", "p99", "INT8 p50 ms", "p99", "Speedup", "Crowded", "Machine")
+    head = ("", "FP32 p50 ms", "p99", "INT8 p50 ms", "p99", "Speedup", "Busy machine", "Machine")
     told = dict(since(found))["latency"]
     return section("Latency", table("Latency", head, rows, range(1, 6)), el("p", f"{told[:1].upper()}{told[1:]}."))
 
@@ -126,7 +126,7 @@ def _placements(found: Json) -> Html:
             (prose(name), kind, "") for kind in ("gained", "lost") for name in places[kind]
         ]
         rows += [(prose(one["what"]), "left in float", prose(one["reason"])) for one in places["left_in_float"]]
-        same = el("p", f"{style} graph: the same {places['both']} tensors carry a pair.")
+        same = el("p", f"{style} graph: the same {places['both']} tensors have a pair.")
         listed = table(f"Q/DQ pairs, {style} graph", (f"{style} graph", "", "Why"), rows)
         parts.append(listed if rows else same)
     return section("Q/DQ pairs", *parts)
@@ -139,8 +139,8 @@ def _sizes(found: Json) -> Html:
 def _changed(found: Json) -> Html:
     rows = [tuple(map(prose, row)) for row in changed(found)]
     if not rows:
-        return section("Options and versions", el("p", "Nothing recorded has changed."))
+        return section("Options and versions", el("p", "No recorded option or version has changed."))
     listed = table("What was changed", ("What", "Before", "After"), rows)
     same = ", ".join(found["files"]["same"])
-    told = el("p", f"The same to the byte: {same}.", class_="soft small") if same else ""
+    told = el("p", f"Identical files: {same}.", class_="soft small") if same else ""
     return section("Options and versions", listed, told)

@@ -1,8 +1,8 @@
-"""The verdict as JUnit XML: a suite of gates and one of checks, as Jenkins, GitLab, GitHub and others show them.
+"""The report as JUnit XML, with a suite of gates and a suite of checks, for Jenkins, GitLab, GitHub and others.
 
 An unsure gate is a skipped test under ``--on-unsure warn`` and a failed one under ``fail``; a check that could not be
-made is skipped. Jenkins' junit-10.xsd is the form: counts and ``time`` on every suite, ``classname`` and ``name`` on
-every case.
+made is a skipped test. The document follows Jenkins' junit-10.xsd: counts and ``time`` on every suite, ``classname``
+and ``name`` on every case.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 from edgeres.report.text import Report, check_word, observed, verdict_word
 
-# XML 1.0 has no way to write most control characters, and file names may hold them.
+# XML 1.0 cannot represent most control characters, but file names may have them.
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -31,14 +31,14 @@ def render_junit(report: Report) -> str:
         _case(checks, "edgeres.checks", check["title"], (check_word(check), check["reason"]))
     for suite in (gates, checks):
         _count(suite, (suite,), ("tests", "failures", "skipped"))
-    _count(root, (gates, checks), ("tests", "failures"))  # the form has no more on the root
+    _count(root, (gates, checks), ("tests", "failures"))  # the schema allows no other counts on the root
     ElementTree.indent(root)
     body = ElementTree.tostring(root, encoding="unicode")
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{body}\n'
 
 
 def _suite(root: ElementTree.Element, report: Report, name: str) -> ElementTree.Element:
-    stamp = report["created"][:19]  # without a zone, as the form has it
+    stamp = report["created"][:19]  # without a time zone, as the schema requires
     suite = ElementTree.SubElement(root, "testsuite", name=_text(name), timestamp=stamp, time="0")
     properties = ElementTree.SubElement(suite, "properties")
     validation = report["data"]["validation"] or {"description": "none"}

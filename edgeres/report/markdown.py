@@ -1,4 +1,4 @@
-"""The verdict as Markdown, for a job summary or a comment on a pull request: GitHub's and GitLab's dialect."""
+"""The report as Markdown of GitHub and GitLab, for a job summary or a comment on a pull request."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ LISTED = 10
 
 
 def render_markdown(report: Report) -> str:
-    """The whole summary; it says first what is wrong."""
-    word = {"passed": "✅ passed", "failed": "❌ failed", "unsure": "⚠️ cannot tell"}[report["outcome"]]
+    """The whole summary; problems come first."""
+    word = {"passed": "✅ passed", "failed": "❌ failed", "unsure": "⚠️ uncertain"}[report["outcome"]]
     parts = [
         f"## {_cell(report['model']['name'])} in INT8: {word if report['verdicts'] else 'no gate was set'}",
         *(f"- **{_cell(title)}**: {_cell(reason)}" for title, reason in verdict_line(report)),
@@ -41,7 +41,7 @@ def render_markdown(report: Report) -> str:
 
 
 def _joined(parts: list[str]) -> list[str]:
-    """Lines of one list stand together."""
+    """Join consecutive list items to one list."""
     joined: list[str] = []
     for part in parts:
         if part.startswith("- ") and joined and joined[-1].startswith("- "):
@@ -127,7 +127,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[i
 
 
 def _cell(text: str) -> str:
-    """Text as it is: nothing in a label or a file name becomes markup, a link, a mention, or a new column."""
+    """Escape text, so that no label or file name becomes markup, a link, a mention, or a new column."""
     plain = " ".join(text.split())
     escaped = re.sub(r"([\\`*_{}\[\]<>#|~&!])", r"\\\1", plain)
     return escaped.replace("@", "@\u200b")

@@ -1,4 +1,4 @@
-"""Markup that cannot be injected into: elements that escape every child and attribute they are given.
+"""HTML elements that escape all their children and attributes.
 
 Only :func:`el` and :func:`join` make :class:`Html`, so a label or a file name never becomes markup.
 """
@@ -27,7 +27,7 @@ def join(children: Iterable[object]) -> Html:
 
 
 def table(label: str, head: Sequence[str], rows: Iterable[Sequence[object]], numbers: Iterable[int] = ()) -> Html:
-    """A table that scrolls by itself where it is wider than the screen; the first cell of a row names it."""
+    """A table that scrolls where it is wider than the screen; the first cell of a row is its header."""
     right = frozenset(numbers)
 
     def cell(tag: str, i: int, content: object, **scope: str) -> Html:

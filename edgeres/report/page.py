@@ -1,4 +1,4 @@
-"""The frame that every page has: one file, light and dark, for a phone as for a screen, without network."""
+"""The frame of every page: one file for light and dark screens of any size, without network access."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A contact sheet: every image with its answer, as one page or one picture."""
+"""A contact sheet of ``edgeres predict``: images with their predictions, as a page or a picture."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from edgeres.records import IMAGE_ORDERS, THUMBNAIL_PX, ImagePrediction, in_orde
 from edgeres.report.markup import Html, el, join
 from edgeres.report.page import render_page
 
-SHOWN = 1000  # pictures of some 5 kB each
+SHOWN = 1000  # images of about 5 kB each
 _WORDS = {"unsure": "least sure first", "sure": "surest first", "class": "by class", "path": "by name"}
 _COLUMNS, _GAP, _TEXT_PX = 8, 12, 48
 
 
 def render_sheet(title: str, told: Sequence[str], answers: Sequence[ImagePrediction], by: str) -> str:
-    """The page; without a script, its reader chooses the order, and whether only wrong answers are shown.
+    """The sheet as a page; its reader chooses the order, and whether only wrong answers are shown, without a script.
 
     Args:
         told: lines above the pictures.
@@ -68,7 +68,7 @@ def _colour(answer: ImagePrediction) -> str:
 
 
 def draw_sheet(answers: Sequence[ImagePrediction], by: str) -> bytes:
-    """The same as a PNG file: rows of pictures, each with label and score, wrong ones framed and marked."""
+    """The sheet as a PNG file: rows of images with label and score; wrong ones have a frame."""
     shown = in_order(answers, by)[:SHOWN]
     columns = min(_COLUMNS, max(1, len(shown)))
     rows = -(-len(shown) // columns)
@@ -96,12 +96,12 @@ def draw_sheet(answers: Sequence[ImagePrediction], by: str) -> bytes:
 def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     try:
         return ImageFont.load_default(12)
-    except TypeError:  # before Pillow 10.1 it comes in one size
+    except TypeError:  # before Pillow 10.1 it has a single size
         return ImageFont.load_default()
 
 
 def _fits(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
-    """Text cut to the width of a picture; what the font cannot draw becomes a question mark."""
+    """Cut text to the width of a picture; characters that the font lacks become question marks."""
     text = text if isinstance(font, ImageFont.FreeTypeFont) else text.encode("latin-1", "replace").decode("latin-1")
     while draw.textlength(text, font=font) > THUMBNAIL_PX and len(text) > 4:
         text = f"{text[:-4]}..." if text.endswith("...") else f"{text[:-3]}..."

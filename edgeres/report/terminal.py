@@ -1,4 +1,4 @@
-"""The verdict in a terminal, readable at 80 columns, in words before colours."""
+"""The report in a terminal, at most 80 columns wide. Colours only repeat what words say."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _STYLES = {"pass": "green", "FAIL": "bold red", "unsure": "yellow", "allowed": "
 
 
 def render_terminal(report: Report, console: Console) -> None:
-    """Print a report. Colours appear only where the console has them; nothing depends on them."""
+    """Print a report, with colours where the console supports them."""
     console.print(Text(headline(report), style="bold"))
     validation = report["data"]["validation"]
     if validation:
@@ -53,7 +53,7 @@ def _figures(report: Report) -> Table:
 
 
 def _findings(report: Report) -> Table:
-    """Name and words, one figure a line; what was not measured says why."""
+    """Figures with their names, one per line; the reason where a figure was not measured."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -75,7 +75,7 @@ def _gates(report: Report) -> Table | None:
 
 
 def _checks(report: Report) -> Table | None:
-    """What a check found; those that passed are counted."""
+    """Failed checks with their reasons, and the number of passed ones."""
     words = [(check, check_word(check)) for check in report["checks"]]
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for fold in (False, False, True):
@@ -84,7 +84,7 @@ def _checks(report: Report) -> Table | None:
         if word in {"FAIL", "allowed"}:
             table.add_row(Text(check["title"]), Text(word, style=_STYLES[word]), Text(check["reason"]))
     made = [word for _, word in words if word != "unsure"]
-    others = f", {len(words) - len(made)} could not be made here" if len(words) > len(made) else ""
+    others = f", {len(words) - len(made)} could not be made" if len(words) > len(made) else ""
     table.add_row(Text("checks"), Text(""), Text(f"{made.count('pass')} of {len(made)} passed{others}"))
     return table
 
@@ -112,5 +112,5 @@ def _verdict(report: Report) -> Text:
     if not report["passed"]:
         return Text("\n".join(["FAILED", *told]), style="bold red")
     if report["outcome"] == "unsure":
-        return Text("\n".join(["PASSED, but cannot tell everything", *told]), style="bold yellow")
+        return Text("\n".join(["PASSED, with uncertain gates", *told]), style="bold yellow")
     return Text("\n".join(["PASSED", *told]), style="bold green")

@@ -1,4 +1,4 @@
-"""Differences between builds in the terminal: the likely cause first, long tables cut."""
+"""Differences between builds in the terminal: likely causes first; long tables are cut."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _figures(found: Json) -> Table:
 
 
 def _stacked(figure: str) -> str:
-    """The interval under its figure: beside it, two of them are wider than a terminal."""
+    """Put the interval below its figure, because two of them side by side are too wide for a terminal."""
     return figure.replace(" (", "\n(")
 
 

@@ -1,4 +1,4 @@
-"""How figures are written for people, the same in the terminal and on the page. None is a dash."""
+"""Figures as text, the same in the terminal and on the page. None becomes a dash."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def times(value: float | None) -> str:
 
 
 def significant(value: float | None) -> str:
-    """Three significant digits, never in powers of ten: 0.412, 9.98, 33.9, 1,284."""
+    """Three significant digits without exponents: 0.412, 9.98, 33.9, 1,284."""
     if value is None:
         return NOT_MEASURED
     size = abs(float(f"{value:.3g}"))  # rounded first: 9.996 is 10.0
@@ -39,7 +39,7 @@ def significant(value: float | None) -> str:
 
 
 def megabytes(value: int | None) -> str:
-    """Decimal megabytes, as disks and downloads are sold."""
+    """Decimal megabytes (10^6 bytes)."""
     return NOT_MEASURED if value is None else f"{significant(value / 1e6)} MB"
 
 
@@ -53,21 +53,21 @@ def observed(verdict: dict[str, Any]) -> str:
 
 
 def verdict_word(verdict: dict[str, Any]) -> str:
-    """``pass``, ``unsure`` where it is let through, or ``FAIL``."""
+    """``pass``, ``unsure`` where an uncertain gate does not fail, or ``FAIL``."""
     if verdict["outcome"] == "unsure" and verdict["passed"]:
         return "unsure"
     return "pass" if verdict["passed"] else "FAIL"
 
 
 def check_word(check: dict[str, Any]) -> str:
-    """``pass``, ``FAIL``, ``allowed``, or ``unsure`` where it could not be made."""
+    """``pass``, ``FAIL``, ``allowed``, or ``unsure`` where the check could not be made."""
     if check["outcome"] == "failed":
         return "allowed" if check["allowed"] else "FAIL"
     return "pass" if check["outcome"] == "passed" else "unsure"
 
 
 def verdict_line(report: Report) -> list[tuple[str, str]]:
-    """What keeps a report from being passed, worst first: title and reason."""
+    """Titles and reasons of all gates and checks that did not pass, the worst first."""
     told = [(verdict_word(v), v["title"], v["reason"]) for v in report["verdicts"]]
     told += [(check_word(c), c["title"], c["reason"]) for c in report["checks"] if c["outcome"] == "failed"]
     order = ("FAIL", "unsure", "allowed")
@@ -75,7 +75,7 @@ def verdict_line(report: Report) -> list[tuple[str, str]]:
 
 
 def unreadable(data: dict[str, Any]) -> str:
-    """Images of a source that could not be decoded, counted; empty where all could."""
+    """The number of unreadable images of a source as text; "" where all could be read."""
     names = data["unreadable"]
     return f"{len(names):,} unreadable image{'s' * (len(names) > 1)} left out" if names else ""
 
@@ -89,7 +89,7 @@ def headline(report: Report) -> str:
 
 
 def findings(report: Report) -> list[tuple[str, str]]:
-    """What compares INT8 with FP32, name and words: figure and interval, or the reason why there is none."""
+    """Comparisons of INT8 with FP32: name, and figure with interval or the reason why it is missing."""
     figures = [
         ("top-1 drop", "accuracy.drop_pp", _drop),
         ("agreement", "accuracy.agreement", _agreement),
