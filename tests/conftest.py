@@ -27,9 +27,9 @@ settings.load_profile("edgeres")
 QUICK = frozenset(
     f"test_{name}.py"
     for name in (
-        *("anatomy", "backends", "baseline", "bench", "bias", "checks", "config", "conformance", "dla", "exact_input"),
-        *("fit", "frames", "gates", "inputs", "layers", "lint", "memory", "predict", "runtime", "sample"),
-        *("signs", "targets", "timed", "verify", "zero_points"),
+        *("backends", "baseline", "bench", "bias", "checks", "config", "conformance", "dla", "docs", "documents"),
+        *("exact_input", "fit", "forms", "frames", "gates", "layer_noise", "layers", "lint", "memory", "predict"),
+        *("preprocessing_check", "runtime", "signs", "targets", "timed", "verify", "zero_points"),
     )
 )
 # Models are loaded by torch, and engines are compiled by TensorRT-RTX.
