@@ -20,7 +20,7 @@ from edgeres.quantize.graphs import RangeChoice, quantize
 from edgeres.records import Preprocess
 from edgeres.runtime.ort import OrtRunner
 from edgeres.verify.candidates import Candidate, Candidates
-from edgeres.verify.layer_noise import LayerNoise, layer_noise, missing
+from edgeres.verify.layer_noise import LayerNoise, layer_noise, why_unavailable
 
 PX = 16
 CONTRACT = Preprocess((PX, PX), mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -162,6 +162,6 @@ def test_one_scale_for_all_channels_is_seen(graphs: dict[str, Any], tmp_path: Pa
 
 
 def test_a_machine_without_onnx_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert missing() is None
+    assert why_unavailable() is None
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "it needs onnx" in str(missing())
+    assert "it needs onnx" in str(why_unavailable())

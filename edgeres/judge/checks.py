@@ -159,8 +159,8 @@ def _preprocessing(e: Evidence) -> Found:
             f"{told} {better.way} (p = {better.p:.1g}): mean, std, scale or channel order are not those of training",
         )
     zeros = [one for graph in e.layer_noise.values() for one in graph.zeros]
-    worst = max(zeros, key=lambda one: one.apart, default=None)
-    if worst is not None and worst.apart > ZEROS_APART:
+    worst = max(zeros, key=lambda one: one.difference, default=None)
+    if worst is not None and worst.difference > ZEROS_APART:
         share = (
             f"{100 * worst.calibration:.0f} % of {worst.tensor} was zero then and {100 * worst.validation:.0f} % is now"
         )
@@ -174,7 +174,7 @@ def _preprocessing(e: Evidence) -> Found:
     if c is None and worst is None:
         return "unsure", "nothing was compared, and calibration left no record of what it saw"
     return "passed", "no other mean, std, scale or order of channels fits better" if worst is None else (
-        f"calibration and validation agree to {100 * worst.apart:.1f} points of zeros behind every ReLU"
+        f"calibration and validation agree to {100 * worst.difference:.1f} points of zeros behind every ReLU"
     )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from edgeres.judge.document import Json, Section
 from edgeres.judge.standing import Standing
 from edgeres.verify.answers import REFERENCE, AnswerTable
-from edgeres.verify.classes import ALPHA_OTHERS, ClassFalls, paired_falls, unpaired_falls
+from edgeres.verify.classes import ALPHA_UNPAIRED, ClassFalls, paired_falls, unpaired_falls
 from edgeres.verify.statistics import Z95, Z999, Estimate, difference, holm, paired_drop_pp, proportion_percent, ratio
 
 # Relative standard deviation of a speedup from run to run, beyond what blocks within a run show: other neighbours
@@ -156,7 +156,7 @@ def _missing_classes(pair: _Pair) -> list[Json]:
     return [
         {"class": c, "name": pair.names[c], "before": int(before[c])}
         for c, p in zip(had, holm(chances), strict=True)
-        if now[c] == 0 and p < ALPHA_OTHERS
+        if now[c] == 0 and p < ALPHA_UNPAIRED
     ]
 
 

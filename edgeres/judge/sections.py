@@ -130,8 +130,8 @@ def _graph(comparison: Comparison, name: str, made: Made) -> Section:
         "classes": falls.to_dict(made.model.labels) if falls else None,
         "confusions": [asdict(confusion) for confusion in table.confusions(name)[:CONFUSIONS]],
         "note": f"graph for {stands_in_for}, computed on {runner} as a stand-in" if stands_in_for else "",
-        "lost_images": [asdict(image) for image in comparison.listed(name, table.lost(name))],
-        "gained_images": [asdict(image) for image in comparison.listed(name, table.gained(name))],
+        "lost_images": [asdict(image) for image in comparison.disagreements(name, table.lost(name))],
+        "gained_images": [asdict(image) for image in comparison.disagreements(name, table.gained(name))],
     }
     return Section(content, {**hits.reasons, **paired.reasons})
 

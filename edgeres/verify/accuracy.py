@@ -1,4 +1,4 @@
-"""FP32 against its INT8 candidates on the same images, in one pass over the data."""
+"""Compares the answers of the FP32 reference and of its candidates on the same images, in one pass over the data."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ TOP_K = 5
 
 @dataclass(frozen=True)
 class Scored:
-    """What the scores of one candidate give besides the answers.
+    """Figures from the scores of one candidate, besides its answers.
 
     Attributes:
-        runner: the backend that ran it.
-        in_top5: labelled images whose label is among the five highest scores.
-        sqnr_db: of its logits against the reference's; None for the reference itself, inf where they are equal.
-        sqnr_db_ci95: its limits over the choice of images; None where there are none.
+        runner: name of the backend that ran it.
+        in_top5: number of labelled images whose label is among the five highest scores.
+        sqnr_db: SQNR of its logits against the reference's; None for the reference itself, inf where they are equal.
+        sqnr_db_ci95: 95 % interval over the choice of images; None where it is not defined.
     """
 
     runner: str
@@ -41,7 +41,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Disagreement:
-    """An image that one candidate gets right and the other wrong: the classes by index."""
+    """An image that reference and candidate put into different classes, given by index."""
 
     image: str
     label: int
@@ -51,12 +51,12 @@ class Disagreement:
 
 @dataclass(frozen=True)
 class BetterInput:
-    """Another way to prepare pixels, with which FP32 is right more often than luck allows.
+    """Another preprocessing with which FP32 is right significantly more often.
 
     Attributes:
-        way: in words, e.g. ``channels in the order BGR``.
-        right, right_otherwise: of ``images``.
-        p: that it is luck, over all ways that were tried.
+        way: the other preprocessing in words, e.g. ``channels in the order BGR``.
+        right, right_otherwise: how many of ``images`` FP32 gets right as configured, and with the other preprocessing.
+        p: p-value, corrected for all ways that were tried.
     """
 
     way: str
@@ -68,15 +68,15 @@ class BetterInput:
 
 @dataclass(frozen=True)
 class Comparison:
-    """FP32 against its candidates on the same images.
+    """The FP32 reference and its candidates on the same images.
 
     Attributes:
         table: the answers.
-        scored: by candidate, the reference included.
-        names: of the images that a candidate answers differently from the reference, by position in the table.
-        indices: of those images in the source.
-        pixels: what the images look like on average; None where that was not measured.
-        better_input: another way to prepare images with which FP32 is right far more often; None where none was found.
+        scored: figures from the scores, by candidate and for the reference.
+        names: names of the images that a candidate answers differently from the reference, by position in the table.
+        indices: indices of those images in the source, by position in the table.
+        pixels: mean colours of the images; None where they were not measured.
+        better_input: another preprocessing with which FP32 is significantly more often right; None: none was found.
     """
 
     table: AnswerTable
@@ -91,14 +91,14 @@ class Comparison:
         return self.table.images
 
     def accuracy(self, name: str) -> Accuracy | None:
-        """Over the labelled images; None where there are none."""
+        """Hits on the labelled images; None where there are none."""
         table = self.table
         if not table.labelled:
             return None
         return Accuracy(int(table.right(name).sum()), self.scored[name].in_top5, table.labelled)
 
-    def listed(self, candidate: str, chosen: Mask) -> list[Disagreement]:
-        """The chosen images, bool (N,), with what was answered."""
+    def disagreements(self, candidate: str, chosen: Mask) -> list[Disagreement]:
+        """The images in ``chosen``, bool (N,), with both answers; they must differ on each of them."""
         labels, reference, answers = self.table.labels, self.table.answers[REFERENCE], self.table.answers[candidate]
         return [
             Disagreement(self.names[i], int(labels[i]), int(reference[i]), int(answers[i]))
@@ -107,7 +107,7 @@ class Comparison:
 
 
 class _Column:
-    """Answers of one candidate, batch by batch; memory grows by some 16 bytes an image."""
+    """Collects the answers of one candidate, batch by batch, in about 16 bytes per image."""
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
@@ -119,16 +119,16 @@ class _Column:
         self._predicted.append(scores.argmax(axis=1))
         self._in_top5 += int(((labels >= 0) & (_rank(scores, labels) < TOP_K)).sum())
 
-    def add_noise(self, reference: F32, scores: F32) -> None:
-        self._sqnr.add(reference, scores)
+    def add_noise(self, reference: F32, logits: F32) -> None:
+        self._sqnr.add(reference, logits)
 
     @property
     def answers(self) -> I64:
         return np.concatenate(self._predicted)
 
     def scored(self, *, is_reference: bool) -> Scored:
-        told = (self.runner.name, self._in_top5)
-        return Scored(*told) if is_reference else Scored(*told, self._sqnr.decibels, self._sqnr.interval)
+        sqnr = (None, None) if is_reference else (self._sqnr.decibels, self._sqnr.interval)
+        return Scored(self.runner.name, self._in_top5, *sqnr)
 
 
 def compare(
@@ -142,56 +142,54 @@ def compare(
 ) -> Comparison:
     """Run the reference and every candidate over the same batches.
 
-    The signal in a candidate's SQNR is the reference's logits. Where the graph ends in Softmax it is log p, centred per
-    image: the logits up to a constant per image that no answer depends on.
+    The signal in a candidate's SQNR is the reference's logits. Where the graph ends in Softmax, the signal is log p,
+    centred per image: this equals the logits up to a constant per image, which changes no answer.
 
     Args:
         reference: the FP32 graph.
         candidates: INT8 graphs by name (``tensorrt``, ``cpu``).
-        spec: of the network; its labels say how many outputs there must be.
-        workers: graphs that run at a time, each in a thread of its own; the answers are the same. Runners of one
-            thread each then keep all cores busy, where one of many threads waits for its slowest after every layer.
+        spec: the network; the graph must have one output per label.
+        workers: how many graphs run at the same time, each in a thread of its own; the answers do not depend on it.
+            Several runners with one thread each keep all cores busy; one runner with many threads waits for the slowest
+            of them after every layer.
 
     Raises:
-        ModelError: an output is not finite (with the image's name) or does not fit the labels.
+        ModelError: an output is not finite (with the image's name), or the number of outputs is not that of the labels.
         SourceError: there is no image, or a label is outside the network's classes.
     """
     source = loader.source
-    tallies = {name: _Column(runner) for name, runner in candidates.items()}
-    first = _Column(reference)
+    base = _Column(reference)
+    columns = {REFERENCE: base, **{name: _Column(runner) for name, runner in candidates.items()}}
     pixels = PixelTally(loader.preprocess)
     labels: list[I64] = []
     positions: list[I64] = []
     with progress.task("comparing INT8 with FP32", total=len(source)) as advance:
-        for batch, scores in _scored([reference, *candidates.values()], loader, spec, workers):
-            truth = scores[0]
-            first.add(truth, batch.labels)
-            signal = _logits(truth, spec)
-            for tally, found in zip(tallies.values(), scores[1:], strict=True):
-                tally.add(found, batch.labels)
-                tally.add_noise(signal, _logits(found, spec))
+        for batch, all_scores in _scored_batches([reference, *candidates.values()], loader, spec, workers):
+            signal = _logits(all_scores[0], spec)
+            for column, scores in zip(columns.values(), all_scores, strict=True):
+                column.add(scores, batch.labels)
+                if column is not base:
+                    column.add_noise(signal, _logits(scores, spec))
             pixels.add(batch.inputs)
             labels.append(batch.labels)
             positions.append(batch.indices)
             advance(len(batch.labels))
     if not labels:
         raise SourceError("there is no image to compare on", where=source.description)
-    columns = {REFERENCE: first, **tallies}
-    table = AnswerTable(
-        np.concatenate(labels), spec.num_classes, {name: column.answers for name, column in columns.items()}
-    )
-    scored = {name: column.scored(is_reference=column is first) for name, column in columns.items()}
-    indices, base = np.concatenate(positions), table.answers[REFERENCE]
-    differing = np.flatnonzero(np.any([answers != base for answers in table.answers.values()], axis=0)).tolist()
-    where = {i: int(indices[i]) for i in differing}
-    names = {i: source.name(index) for i, index in where.items()}
-    return Comparison(table, scored, names, where, pixels.pixels)
+    answers = {name: column.answers for name, column in columns.items()}
+    table = AnswerTable(np.concatenate(labels), spec.num_classes, answers)
+    scored = {name: column.scored(is_reference=column is base) for name, column in columns.items()}
+    differs = np.any([column != answers[REFERENCE] for column in answers.values()], axis=0)
+    index_of = np.concatenate(positions)
+    indices = {i: int(index_of[i]) for i in np.flatnonzero(differs).tolist()}
+    names = {i: source.name(index) for i, index in indices.items()}
+    return Comparison(table, scored, names, indices, pixels.pixels)
 
 
-def _scored(
+def _scored_batches(
     runners: Sequence[Runner], loader: Loader, spec: ModelSpec, workers: int
 ) -> Iterator[tuple[Batch, list[F32]]]:
-    """Batches in order with the scores of every runner; a few batches are under way at a time."""
+    """Batches in order with the scores of every runner; a few batches are computed ahead."""
     source = loader.source
     if workers == 1:
         for batch in loader:
@@ -215,7 +213,11 @@ def _scored(
 
 
 def _scores(runner: Runner, batch: Batch, spec: ModelSpec, source: Source) -> F32:
-    """Class scores, float32 (B, classes); refuses what cannot be one."""
+    """Class scores, float32 (B, classes).
+
+    Raises:
+        ModelError: there is not one score per label, or a score is not finite.
+    """
     output = runner.infer({runner.input_name: batch.inputs})[runner.output_name]
     scores: F32 = output.reshape(len(batch.labels), -1)
     if scores.shape[1] != spec.num_classes:
@@ -224,11 +226,11 @@ def _scores(runner: Runner, batch: Batch, spec: ModelSpec, source: Source) -> F3
             where=spec.name,
             hint="give labels that belong to this model",
         )
-    broken = np.flatnonzero(~np.isfinite(scores).all(axis=1))
-    if len(broken):
+    not_finite = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+    if len(not_finite):
         raise ModelError(
             f"{runner.name} gives an output that is not finite",
-            where=source.name(int(batch.indices[broken[0]])),
+            where=source.name(int(batch.indices[not_finite[0]])),
             hint="check the weights and the preprocessing for values out of range",
         )
     return scores
@@ -243,7 +245,7 @@ def _logits(scores: F32, spec: ModelSpec) -> F32:
 
 
 def _rank(scores: F32, labels: I64) -> I64:
-    """How many classes stand before the label's, 0 for the best; equals stand in the order of argmax. int64 (B,)"""
+    """Rank of the label's class by score, int64 (B,); 0 is the highest, equal scores rank by index as in argmax."""
     label = np.maximum(labels, 0)[:, None]
     own = np.take_along_axis(scores, label, axis=1)
     earlier = np.arange(scores.shape[1]) < label

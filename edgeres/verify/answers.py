@@ -1,7 +1,7 @@
-"""The table of answers: which class each candidate gave every image.
+"""The table of answers: the class that each candidate gives to each image.
 
-A live run, an accepted baseline and a report that was read back all hold one; every figure that compares answers image
-by image is derived from it.
+A live run, an accepted baseline and a report that was read back all have one. Every figure that compares answers image
+by image is computed from it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class AnswerTable:
     Attributes:
         labels: int64 (N,), -1 where an image has no label.
         num_classes: outputs of the network.
-        answers: int64 (N,) by candidate; those of the FP32 reference are under :data:`REFERENCE`.
+        answers: int64 (N,) by candidate; :data:`REFERENCE` is the key of the FP32 reference.
     """
 
     labels: I64
@@ -50,10 +50,10 @@ class AnswerTable:
 
     @staticmethod
     def unpack(packed: Mapping[str, str], num_classes: int) -> AnswerTable:
-        """A table from the strings that :meth:`pack` wrote.
+        """Read the strings that :meth:`pack` wrote.
 
         Raises:
-            InputError: a column is damaged, has another length, or there is no reference.
+            InputError: a column is damaged or has another length than the labels, or there is no reference.
         """
         columns = {name: unpack(text) for name, text in packed.items()}
         labels = columns.pop(_LABELS, None)
@@ -70,7 +70,7 @@ class AnswerTable:
 
     @property
     def candidates(self) -> tuple[str, ...]:
-        """Names of the columns besides the reference's."""
+        """Names of all columns but the reference's."""
         return tuple(name for name in self.answers if name != REFERENCE)
 
     @property
@@ -84,11 +84,11 @@ class AnswerTable:
 
     @property
     def class_sizes(self) -> I64:
-        """Labelled images by class, int64 (num_classes,); labels beyond the classes are left out."""
+        """Labelled images by class, int64 (num_classes,); labels outside the classes are not counted."""
         return self._by_class(self.labels >= 0)
 
     def right(self, name: str) -> Mask:
-        """Which images are answered right, bool (N,); never those without a label."""
+        """Whether each image is answered right, bool (N,); False where it has no label."""
         right: Mask = (self.answers[name] == self.labels) & (self.labels >= 0)
         return right
 
@@ -105,14 +105,14 @@ class AnswerTable:
         return self.right(candidate) & ~self.right(REFERENCE)
 
     def same(self, candidate: str) -> int:
-        """How many images, labelled or not, the candidate puts into the reference's class."""
+        """How many images, labelled or not, the candidate and the reference put into the same class."""
         return int((self.answers[candidate] == self.answers[REFERENCE]).sum())
 
     def drop_pp(self, candidate: str, z: float | None = None) -> Estimate | None:
         """Top-1 lost against the reference in percentage points; None where there are no labels.
 
         Args:
-            z: of the interval, in standard errors; None: 95 %.
+            z: half-width of the interval in standard errors; None: 95 %.
         """
         if not self.labelled:
             return None
@@ -120,11 +120,11 @@ class AnswerTable:
         return paired_drop_pp(*counts) if z is None else paired_drop_pp(*counts, z)
 
     def agreement(self, candidate: str) -> Estimate:
-        """Share of all images that candidate and reference put into the same class, in per cent."""
+        """Per cent of all images that the candidate and the reference put into the same class."""
         return proportion_percent(self.same(candidate), self.images)
 
     def falls(self, candidate: str) -> ClassFalls | None:
-        """Classes that the candidate answers worse than the reference; None where there are no labels."""
+        """Classes on which the candidate is worse than the reference; None where there are no labels."""
         if not self.labelled:
             return None
         return paired_falls(self.labels, self.right(REFERENCE), self.right(candidate), self.num_classes)
@@ -135,11 +135,11 @@ class AnswerTable:
         pairs = (self.labels[known] * self.num_classes + self.answers[name][known] for name in (REFERENCE, candidate))
         before, after = (dict(zip(*map(list, np.unique(p, return_counts=True)), strict=True)) for p in pairs)
         changed = [pair for pair in before.keys() | after.keys() if before.get(pair, 0) != after.get(pair, 0)]
-        found = [
+        counts = [
             Confusion(*divmod(int(pair), self.num_classes), int(before.get(pair, 0)), int(after.get(pair, 0)))
             for pair in changed
         ]
-        wrong = [c for c in found if c.label != c.answer]
+        wrong = [c for c in counts if c.label != c.answer]
         return sorted(wrong, key=lambda c: (-abs(c.candidate - c.reference), c.label, c.answer))
 
     def _by_class(self, chosen: Mask) -> I64:

@@ -1,4 +1,4 @@
-"""What verification measures: runners that are opened by name."""
+"""The records of the networks that verification measures: the FP32 reference and its candidates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class OpenGraph(Protocol):
     """Opens an ONNX graph as a runner on this machine's CPU."""
 
     def __call__(self, model: Path | bytes, *, threads: int = 0, integer: bool = True) -> Runner:
-        """Open it; see :class:`edgeres.runtime.ort.OrtRunner` for the arguments."""
+        """Open the graph; :class:`edgeres.runtime.ort.OrtRunner` describes the arguments."""
         ...
 
 
@@ -23,11 +23,11 @@ class Candidate:
     """One network to measure.
 
     Attributes:
-        open: gives its runner; the argument is how many CPU threads it may use, 0 for all cores.
-        graph: the ONNX file behind it, for what needs the graph itself; None for an engine.
+        open: opens a runner; the argument is the number of CPU threads it may use, 0 for all cores.
+        graph: its ONNX file, for checks that need the graph itself; None for an engine.
         integer: whether the graph runs with integer kernels.
-        timed: whether its latency on this machine says something.
-        layers: whether noise is measured layer by layer; a form that is rewritten from another repeats its codes.
+        timed: whether its latency is measured on this machine.
+        layers: whether its noise is measured layer by layer; False for a form that has the same codes as another.
     """
 
     open: Callable[[int], Runner]
@@ -39,11 +39,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Candidates:
-    """The FP32 reference and what is compared with it, by name.
+    """The FP32 reference, and the networks to compare with it.
 
     Attributes:
-        headline: the candidate whose figures stand first in the report.
-        open_graph: opens a graph that verification changed, to read inner tensors.
+        others: the candidates by name.
+        headline: name of the candidate whose figures come first in the report.
+        open_graph: opens a graph with inner tensors added to its outputs.
     """
 
     reference: Candidate

@@ -1,4 +1,4 @@
-"""Integers in a JSON document: one per image; 50,000 images take about 60 kB."""
+"""Packs one integer per image into a string for JSON documents; 50,000 images take about 60 kB."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgeres.errors import InputError
 from edgeres.records import I64
 
 _TYPE = np.dtype("<i4")
-_MOST_BYTES = 1 << 30  # of the decompressed values: a damaged document must not fill the memory
+_MAX_BYTES = 1 << 30  # decompressed, so that a damaged document cannot fill the memory
 
 
 def pack(values: I64) -> str:
@@ -28,11 +28,11 @@ def unpack(text: str) -> I64:
     """The values that :func:`pack` packed, int64 (N,).
 
     Raises:
-        InputError: the text is something else.
+        InputError: the text was not written by :func:`pack`, or is damaged.
     """
     try:
         stream = zlib.decompressobj()
-        data = stream.decompress(base64.b64decode(text, validate=True), _MOST_BYTES)
+        data = stream.decompress(base64.b64decode(text, validate=True), _MAX_BYTES)
         if not stream.eof or stream.unused_data:
             raise ValueError("too long, or cut off")
         return np.frombuffer(data, _TYPE).astype(np.int64)

@@ -1,9 +1,8 @@
-"""FP32 against INT8 on a Dask cluster: workers run the graphs, this process judges.
+"""Compares FP32 with INT8 on a Dask cluster: workers run the graphs, this process compares the answers.
 
-Workers give back scores (4 bytes a class) and the mean of each image's channels, batch by batch as one machine would
-run them; :func:`edgeres.verify.accuracy.compare` then reads them in order, as it reads a loader and runners, so every
-figure comes from the same code and is the same to the last bit on one kind of processor. Latency is no matter of a
-cluster and stays with :mod:`edgeres.verify.measure`.
+Workers run the same batches as one machine would, and return scores (4 bytes per class) and the channel means of each
+image. :func:`edgeres.verify.accuracy.compare` reads them in order through a loader and runners that replay them, so
+every figure comes from the same code and is bit-identical on the same kind of processor. Latency is not measured here.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ from edgeres.calibrate.distributed import (
     in_order,
     task_batches,
 )
-from edgeres.data.base import View
 from edgeres.data.choose import DataChoice
 from edgeres.data.loader import Batch, Loader, OnUnreadable
 from edgeres.errors import SourceError
@@ -40,7 +38,13 @@ from edgeres.verify.candidates import Candidates, OpenGraph
 
 @dataclass(frozen=True)
 class _BatchScores:
-    """What a worker found on one batch: scores by graph, and images in the shape (B, 3, 1, 1) of the contract."""
+    """A worker's result for one batch.
+
+    Attributes:
+        scores: by graph, float32 (B, classes).
+        means: mean of each image's channels, in the shape of network inputs of one pixel.
+        indices: int64 (B,), of the images in the source.
+    """
 
     scores: Mapping[str, F32]
     means: npt.NDArray[np.float64]
@@ -49,8 +53,8 @@ class _BatchScores:
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """What a worker found on some batches."""
+class _TaskResult:
+    """A worker's result for one task; ``backend`` is the name of the runner."""
 
     batches: tuple[_BatchScores, ...]
     unreadable: tuple[str, ...]
@@ -65,21 +69,22 @@ def compare_on(
     loader: Loader,
     progress: Progress = SILENT,
 ) -> Comparison:
-    """As :func:`edgeres.verify.accuracy.compare`, with the graphs run by the workers of a scheduler.
+    """Do what :func:`edgeres.verify.accuracy.compare` does, with the graphs run by the workers of a scheduler.
 
     Args:
-        candidates: graphs; their files are sent to the workers.
-        data: the user's words, by which workers open what ``loader`` has.
-        loader: of the validation images, here.
+        candidates: the graphs; their files are sent to the workers.
+        data: the user's choice of images; workers open the images of ``loader`` by it.
+        loader: loads the validation images in this process.
 
     Raises:
         EnvironmentError_: the cluster cannot be reached, or fails.
-        SourceError: workers do not see the same images; else as ``compare``.
+        SourceError: workers do not find the same images.
+        ModelError, SourceError: as in ``compare``.
     """
     with connect(address) as client:
         named = {REFERENCE: candidates.reference, **candidates.others}
-        graphs = {name: one.graph.read_bytes() for name, one in named.items() if one.graph is not None}
-        work = _Work(
+        graphs = {name: entry.graph.read_bytes() for name, entry in named.items() if entry.graph is not None}
+        job = _CompareJob(
             {name: named[name].integer for name in graphs},
             candidates.open_graph,
             loader.preprocess,
@@ -87,17 +92,16 @@ def compare_on(
             loader.on_unreadable,
             Recipe(data, spec, loader.source.digest(), "validation").absolute(),
         )
-        remote = _Remote(loader, client, work, graphs)
-        replays = {name: _Replay() for name in graphs}
-        remote.replays = replays
+        replays = {name: _ReplayRunner() for name in graphs}
+        remote = _RemoteLoader(loader, client, job, graphs, replays)
         runners: dict[str, Runner] = {name: replay for name, replay in replays.items() if name != REFERENCE}
         comparison = compare(replays[REFERENCE], runners, remote, spec, progress)
         loader.unreadable[:] = remote.unreadable
         return comparison
 
 
-class _Replay:
-    """Stands for a runner: gives the scores that a worker found on the batch at hand."""
+class _ReplayRunner:
+    """A runner that returns the scores a worker computed for the current batch."""
 
     name = "ONNX Runtime CPU"
     input_name, output_name = "image", "scores"
@@ -106,7 +110,7 @@ class _Replay:
     def infer(self, feed: Feed) -> Feed:
         return {self.output_name: self.scores}
 
-    def __enter__(self) -> _Replay:
+    def __enter__(self) -> _ReplayRunner:
         return self
 
     def __exit__(
@@ -115,32 +119,37 @@ class _Replay:
         return None
 
 
-class _Remote(Loader):
-    """Stands for the loader: the batches of the workers, in order."""
+class _RemoteLoader(Loader):
+    """A loader that yields the workers' batches in order, and sets the scores of each batch in ``replays``."""
 
-    replays: Mapping[str, _Replay]
-
-    def __init__(self, loader: Loader, client: Any, work: _Work, graphs: Mapping[str, bytes]) -> None:
+    def __init__(
+        self,
+        loader: Loader,
+        client: Any,
+        job: _CompareJob,
+        graphs: Mapping[str, bytes],
+        replays: Mapping[str, _ReplayRunner],
+    ) -> None:
         super().__init__(loader.source, loader.preprocess, loader.batch_size, loader.on_unreadable)
-        self._client, self._work, self._graphs = client, work, graphs
+        self._client, self._job, self._graphs, self._replays = client, job, graphs, replays
 
     def __iter__(self) -> Iterator[Batch]:
         self.unreadable.clear()
         client, count = self._client, len(self.source)
         size = self.batch_size * task_batches(client, -(-count // self.batch_size), self.batch_size)
-        pieces = [np.arange(start, min(start + size, count), dtype=np.int64) for start in range(0, count, size)]
+        tasks = [np.arange(start, min(start + size, count), dtype=np.int64) for start in range(0, count, size)]
         held = [hold(client, graph) for graph in self._graphs.values()]
-        for piece in in_order(client, _run, (held, self._work), pieces):
-            self.unreadable.extend(piece.unreadable)
-            for found in piece.batches:
-                for name, replay in self.replays.items():
-                    replay.name, replay.scores = piece.backend, found.scores[name]
-                # A mean over one pixel is that pixel, so whoever averages finds the images' own means.
-                yield Batch(found.means, found.labels, found.indices)
+        for result in in_order(client, _run, (held, self._job), tasks):
+            self.unreadable.extend(result.unreadable)
+            for batch in result.batches:
+                for name, replay in self._replays.items():
+                    replay.name, replay.scores = result.backend, batch.scores[name]
+                # The mean over one pixel is the pixel itself, so compare() gets the mean colours of the images.
+                yield Batch(batch.means, batch.labels, batch.indices)
 
 
 def _readable(loader: Loader) -> Iterator[Batch]:
-    """The batches; none, where all of a part are left out that the whole is asked to go on without."""
+    """The batches; with ``skip``, none where no image of the task can be read: other tasks may have readable ones."""
     try:
         yield from loader
     except SourceError:
@@ -149,13 +158,13 @@ def _readable(loader: Loader) -> Iterator[Batch]:
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What every worker needs besides graphs and positions.
+class _CompareJob:
+    """What a worker needs besides the graphs and the positions of its images.
 
     Attributes:
-        integer: by graph, in the order in which they are given, whether it runs with integer kernels.
-        open_graph: makes a runner of a graph.
-        recipe: opens the images.
+        integer: whether each graph runs with integer kernels, by name, in the order of the graphs.
+        open_graph: opens a runner for a graph.
+        recipe: says how to open the images.
     """
 
     integer: Mapping[str, bool]
@@ -166,18 +175,17 @@ class _Work:
     recipe: Recipe
 
 
-def _run(graphs: list[bytes], work: _Work, version: str, positions: I64) -> _Piece:
-    """Run every graph on some images; this is called on a worker."""
+def _run(graphs: list[bytes], job: _CompareJob, version: str, positions: I64) -> _TaskResult:
+    """Run every graph on the images at ``positions``; called on a worker."""
     check_version(version)
-    source = images_of(work.recipe)
-    view = View(source, positions, source.labels[positions], source.classes, source.description)
-    loader = Loader(view, work.preprocess, work.batch_size, work.on_unreadable)
-    axes = (2, 3) if work.preprocess.layout == "NCHW" else (1, 2)
-    found = []
+    source = images_of(job.recipe)
+    loader = Loader(source.at(positions), job.preprocess, job.batch_size, job.on_unreadable)
+    axes = (2, 3) if job.preprocess.layout == "NCHW" else (1, 2)
+    batches = []
     with ExitStack() as stack:
         runners = {
-            name: stack.enter_context(work.open_graph(graph, integer=integer))
-            for (name, integer), graph in zip(work.integer.items(), graphs, strict=True)
+            name: stack.enter_context(job.open_graph(graph, integer=integer))
+            for (name, integer), graph in zip(job.integer.items(), graphs, strict=True)
         }
         for batch in _readable(loader):
             scores = {
@@ -185,6 +193,6 @@ def _run(graphs: list[bytes], work: _Work, version: str, positions: I64) -> _Pie
                 for name, runner in runners.items()
             }
             means = batch.inputs.mean(axis=axes, dtype=np.float64, keepdims=True)
-            found.append(_BatchScores(scores, means, batch.labels, positions[batch.indices]))
+            batches.append(_BatchScores(scores, means, batch.labels, positions[batch.indices]))
         backend = runners[REFERENCE].name
-    return _Piece(tuple(found), tuple(loader.unreadable), backend)
+    return _TaskResult(tuple(batches), tuple(loader.unreadable), backend)

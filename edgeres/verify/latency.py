@@ -1,8 +1,8 @@
-"""Latency of two or more runners, side by side, the way trtexec measures one.
+"""Measures the latency of several runners side by side, as trtexec measures that of one.
 
-Warm-up of 200 ms, at least 3 s and 10 inferences each, percentiles without interpolation (see
-:func:`edgeres.records.percentile_nearest`). Runners take turns in short blocks, A B B A A B B A ..., so that a clock
-that ramps down or a neighbour that wakes up meets both alike.
+Each runner has a warm-up of 200 ms, then at least 3 s and 10 inferences; percentiles are not interpolated (see
+:func:`edgeres.records.percentile_nearest`). Runners take turns in short blocks, A B B A A B B A ..., so that changes of
+the clock frequency and the load of other processes affect all of them alike.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from edgeres.records import F64, Measurement, percentile_nearest
 from edgeres.runtime.runner import Feed, Runner
 from edgeres.verify.statistics import Estimate, block_bootstrap, ratio_of_medians
 
-# trtexec warns at 2.5 % for a GPU's own compute time; a host that schedules other processes is never that quiet.
+# trtexec warns above 2.5 % for the compute time of a GPU; a host that runs other processes always varies more.
 MAX_VARIATION_PERCENT = 10.0
 MAX_DRIFT_PERCENT = 5.0
 
@@ -33,8 +33,8 @@ class LatencyPlan:
         scope: what lies between the two clock readings, in words, e.g. ``host to host, batch 1, 1 thread``.
         warmup_seconds: per runner, before anything is recorded.
         min_seconds, min_iterations: recorded per runner; both must be reached.
-        min_turns: of each runner; the interval is drawn from whole turns, so a few are needed.
-        block_seconds: length of one turn; at least one inference.
+        min_turns: turns per runner; the bootstrap interval resamples whole turns, so it needs several.
+        block_seconds: length of one turn; a turn has at least one inference.
     """
 
     scope: str
@@ -46,7 +46,7 @@ class LatencyPlan:
 
 
 class _TimedRunner:
-    """One runner on its feed, with what was recorded of it."""
+    """One runner with its feed and its recorded latencies."""
 
     def __init__(self, runner: Runner, feed: Feed) -> None:
         self.runner = runner
@@ -69,11 +69,11 @@ class _TimedRunner:
         while sum(taken) < plan.warmup_seconds or not taken:
             taken.append(self.once())
         self.warmup_seconds = sum(taken)
-        # The mean, not the median: where others take most of the processor, a turn by the median would never end
+        # The mean, not the median: on a busy machine a block sized by the median would take far too long.
         self.block = max(1, round(plan.block_seconds / float(np.mean(taken))))
 
     def take_turn(self) -> None:
-        self.once()  # not recorded: it finds the caches full of the other runner's weights, which no application sees
+        self.once()  # not recorded: the caches hold the other runner's weights, which does not happen in an application
         self.seconds += [self.once() for _ in range(self.block)]
 
     def is_done(self, plan: LatencyPlan) -> bool:
@@ -95,29 +95,29 @@ def measure_latency(
     """Measure all runners in one run, in alternating blocks, in this thread, with the garbage collector off.
 
     Args:
-        feed_for: the arrays a runner is fed with, made once; their first axis is the batch.
+        feed_for: makes a runner's input arrays, called once per runner; their first axis is the batch.
 
     Returns:
-        One measurement for each runner, with equally many blocks; block ``i`` of all of them was taken in one turn.
+        One measurement per runner, all with the same number of blocks; block ``i`` of all of them is from one turn.
     """
     timed = {name: _TimedRunner(runner, feed_for(runner)) for name, runner in runners.items()}
-    turn = list(timed.values())
+    order = list(timed.values())
     with progress.task("measuring latency", total=round(1e3 * plan.min_seconds)) as advance, _no_collection():
-        for runner in turn:
+        for runner in order:
             runner.warm_up(plan)
         shown = 0
-        while not all(runner.is_done(plan) for runner in turn):
-            for runner in turn:
+        while not all(runner.is_done(plan) for runner in order):
+            for runner in order:
                 runner.take_turn()
-            turn.reverse()
-            reached = round(1e3 * min(plan.min_seconds, *(runner.total for runner in turn)))
+            order.reverse()
+            reached = round(1e3 * min(plan.min_seconds, *(runner.total for runner in order)))
             advance(reached - shown)
             shown = reached
     return {name: runner.measurement(plan) for name, runner in timed.items()}
 
 
 def speedup(reference: Measurement, candidate: Measurement) -> Estimate:
-    """Ratio of the medians, above 1 where the candidate is faster; both come from one :func:`measure_latency`."""
+    """Ratio of the medians, above 1 where the candidate is faster; both must be from one :func:`measure_latency`."""
     return ratio_of_medians(_blocks(reference), _blocks(candidate))
 
 
@@ -137,19 +137,19 @@ def variation_percent(measurement: Measurement) -> float:
 
 
 def drift_percent(measurement: Measurement) -> float:
-    """How much slower the median of the second half is than that of the first."""
+    """By how much the median of the second half is above that of the first half."""
     first, second = np.array_split(measurement.seconds, 2)
     return float(100 * (np.median(second) / np.median(first) - 1))
 
 
 def noise(measurement: Measurement) -> list[str]:
-    """What makes this measurement doubtful, in words; empty where nothing does."""
-    found = []
+    """Reasons to doubt this measurement, in words; empty where there are none."""
+    reasons = []
     if (variation := variation_percent(measurement)) > MAX_VARIATION_PERCENT:
-        found.append(f"coefficient of variation {variation:.1f} % (above {MAX_VARIATION_PERCENT:g} %)")
+        reasons.append(f"coefficient of variation {variation:.1f} % (above {MAX_VARIATION_PERCENT:g} %)")
     if abs(drift := drift_percent(measurement)) > MAX_DRIFT_PERCENT:
-        found.append(f"the second half ran {drift:+.1f} % against the first (beyond {MAX_DRIFT_PERCENT:g} %)")
-    return found
+        reasons.append(f"the median changed by {drift:+.1f} % in the second half (above {MAX_DRIFT_PERCENT:g} %)")
+    return reasons
 
 
 def _blocks(measurement: Measurement) -> F64:
@@ -158,7 +158,7 @@ def _blocks(measurement: Measurement) -> F64:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """A garbage collection inside an inference would be charged to the model."""
+    """Switch the garbage collector off: its pauses would count as the model's latency."""
     was_on = gc.isenabled()
     gc.collect()
     gc.disable()

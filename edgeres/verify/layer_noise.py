@@ -1,11 +1,12 @@
-"""Inside the network: how much noise INT8 has gathered at each tensor, and whether ranges and weight scales fit.
+"""Measures the quantization noise at each tensor of the network, and how well ranges and weight scales fit.
 
-A tensor of the FP32 graph is compared with what the same reader gets in the INT8 graph, on a few validation images,
+A tensor x of the FP32 graph is compared with the tensor y that the same node reads in the INT8 graph, on a few
+validation images:
 
     SQNR = 10 log10( sum x^2 / sum (x - a_c y - b_c)^2 )
 
-with factor a and offset b fitted per channel: equalization and folded zero points change both and nothing else. It
-needs ``onnx``, since the tensors are made outputs of the graphs.
+Factor a and offset b are fitted per channel, because equalization and folded zero points change both and nothing else.
+This needs ``onnx``, which adds the tensors to the outputs of the graphs.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ if TYPE_CHECKING:
     from edgeres.graph.graph import Graph
 
 IMAGES = 16
-_BATCH = 4  # every tensor of the network is held for so many images at once
+_BATCH = 4  # small, because every tensor of the network is held in memory for all images of a batch
 _INSERTED = frozenset({"QuantizeLinear", "DequantizeLinear", "Pad", "Cast", "Add"})
 
 
 @dataclass(frozen=True)
 class TensorNoise:
-    """One tensor on the way through the network.
+    """The noise that INT8 has added up to one tensor.
 
     Attributes:
         tensor: its name in the FP32 graph.
-        node: of the Conv, Gemm or Add that writes it.
-        stream: whether it is the residual stream, after an Add or at its beginning.
-        sqnr_db: in the INT8 graph, up to here; None where it is equal to the last bit.
+        node: name of the Conv, Gemm or Add that writes it.
+        stream: whether it belongs to the residual stream: the output of an Add, or the first tensor of the stream.
+        sqnr_db: SQNR in the INT8 graph; None where the tensors are equal.
     """
 
     tensor: str
@@ -52,11 +53,11 @@ class TensorNoise:
 
 @dataclass(frozen=True)
 class RangeFit:
-    """A quantized activation: what its codes cover against what the images put there.
+    """How well the codes of a quantized activation fit its values.
 
     Attributes:
-        covered: highest value that a code stands for, as a share of the highest that was seen, both above the lowest.
-        own_db: signal over the noise of this quantization alone; values below the lowest code are ReLU's business.
+        covered: width of the range of the codes, divided by the width from the lowest code to the highest value.
+        own_db: SQNR of this quantization alone; clipping below the lowest code is no noise, because it replaces a ReLU.
     """
 
     tensor: str
@@ -65,28 +66,29 @@ class RangeFit:
 
 
 @dataclass(frozen=True)
-class Zeros:
-    """Share of exact zeros in a tensor, on the calibration images and on those at hand."""
+class ZeroShares:
+    """Share of exact zeros in a tensor, on the calibration images and on the validation images."""
 
     tensor: str
     calibration: float
     validation: float
 
     @property
-    def apart(self) -> float:
+    def difference(self) -> float:
         return abs(self.calibration - self.validation)
 
 
 @dataclass(frozen=True)
 class LayerNoise:
-    """One INT8 graph from the inside.
+    """The noise of one INT8 graph, layer by layer.
 
     Attributes:
-        layers: in the order of the network.
-        ranges: of every quantized activation.
+        images: number of images it was measured on.
+        layers: noise after each layer, in the order of the network.
+        ranges: fit of every quantized activation.
         per_tensor: nodes whose weights share one scale for all output channels.
-        weights: quantized weights in all.
-        zeros: of the FP32 tensors behind a ReLU that calibration saw, too.
+        weights: number of nodes with quantized weights.
+        zeros: shares of zeros in the FP32 tensors after a ReLU whose share calibration recorded.
     """
 
     images: int
@@ -94,16 +96,16 @@ class LayerNoise:
     ranges: tuple[RangeFit, ...] = ()
     per_tensor: tuple[str, ...] = ()
     weights: int = 0
-    zeros: tuple[Zeros, ...] = ()
+    zeros: tuple[ZeroShares, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         plain: dict[str, Any] = asdict(self)
-        del plain["zeros"]  # for a check alone
+        del plain["zeros"]  # only a check uses them
         return plain | {name: list(plain[name]) for name in ("layers", "ranges", "per_tensor")}
 
 
-def missing() -> str | None:
-    """Why noise cannot be measured layer by layer on this machine; None where it can."""
+def why_unavailable() -> str | None:
+    """The reason why layer noise cannot be measured on this machine; None where it can."""
     return None if importlib.util.find_spec("onnx") else "it needs onnx; pip install 'edgeres[export]'"
 
 
@@ -113,12 +115,12 @@ def layer_noise(
     progress: Progress = SILENT,
     zeros: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, LayerNoise]:
-    """Measure every candidate that asks for it, with float arithmetic between Q/DQ pairs.
+    """Measure every candidate with ``layers`` set, with float arithmetic between Q/DQ pairs.
 
     Args:
         candidates: graphs of one network, with the same node names.
-        loader: of the validation images; :data:`IMAGES` of them are used, evenly spread.
-        zeros: share of zeros by tensor of the FP32 graph on the calibration images.
+        loader: loads the validation images; :data:`IMAGES` of them are used, evenly spread.
+        zeros: share of zeros on the calibration images, by tensor of the FP32 graph.
     """
     from edgeres.graph.graph import Graph
     from edgeres.graph.normalize import load_onnx
@@ -128,28 +130,20 @@ def layer_noise(
     source = loader.source
     view = source.at(evenly_spread(len(source), IMAGES))
     few = Loader(view, loader.preprocess, _BATCH, on_unreadable="skip")
-    found = {}
+    noise = {}
     for name, candidate in candidates.others.items():
         if candidate.graph is None or not candidate.layers:
             continue
-        both = _Both(reference, Graph(load_onnx(candidate.graph)))
-        noise, now = _measure(both, candidates.open_graph, few, progress)
-        known = (Zeros(tensor, zeros[tensor], share) for tensor, share in now.items() if tensor in zeros)
-        found[name] = replace(noise, zeros=tuple(known))
-    return found
-
-
-@dataclass(frozen=True)
-class _Both:
-    """The FP32 graph, and the INT8 graph that was made from it."""
-
-    reference: Graph
-    candidate: Graph
+        quantized = Graph(load_onnx(candidate.graph))
+        measured, shares = _measure(reference, quantized, candidates.open_graph, few, progress)
+        known = (ZeroShares(tensor, zeros[tensor], share) for tensor, share in shares.items() if tensor in zeros)
+        noise[name] = replace(measured, zeros=tuple(known))
+    return noise
 
 
 @dataclass
 class _ChannelFit:
-    """Sums over a tensor in both graphs, per channel: enough to fit a factor and an offset."""
+    """Sums over a tensor in both graphs, per channel; a factor and an offset are fitted from them."""
 
     count: int = 0
     sums: dict[str, F64] = field(default_factory=dict)
@@ -165,15 +159,20 @@ class _ChannelFit:
     def sqnr_db(self) -> float | None:
         n, s = self.count, self.sums
         xx, yy, xy = (s[a + b] - s[a] * s[b] / n for a, b in ("xx", "yy", "xy"))
-        left = np.where(yy > 0, xx - xy * xy / np.where(yy > 0, yy, 1.0), xx)
-        noise = float(np.maximum(left, 0.0).sum()) * n / max(1, n - 2)  # two numbers per channel were fitted
+        residual = np.where(yy > 0, xx - xy * xy / np.where(yy > 0, yy, 1.0), xx)
+        noise = float(np.maximum(residual, 0.0).sum()) * n / max(1, n - 2)  # two parameters per channel were fitted
         signal = float(s["xx"].sum())
         return 10 * math.log10(signal / noise) if noise > 1e-14 * signal else None
 
 
 @dataclass
 class _CodeRange:
-    """What goes into one QuantizeLinear against what its codes stand for."""
+    """Sums over the input of one QuantizeLinear.
+
+    Attributes:
+        low, high: values of the lowest and the highest code.
+        step: the scale.
+    """
 
     low: float
     high: float
@@ -202,76 +201,79 @@ class _CodeRange:
 
 @dataclass(frozen=True)
 class _Place:
-    """A tensor of the FP32 graph, the node that writes it, and what stands for it in the INT8 graph."""
+    """A tensor of the FP32 graph, the node that writes it, and the tensor in its place in the INT8 graph."""
 
     tensor: str
     node: str
     stream: bool
-    theirs: str
+    counterpart: str
 
 
 def _measure(
-    both: _Both, open_graph: OpenGraph, loader: Loader, progress: Progress
+    reference: Graph, candidate: Graph, open_graph: OpenGraph, loader: Loader, progress: Progress
 ) -> tuple[LayerNoise, dict[str, float]]:
-    """The noise of the INT8 graph, and the share of zeros in the tensors of the FP32 graph that were compared."""
+    """The noise of the INT8 graph, and the share of zeros in each compared tensor of the FP32 graph."""
     from edgeres.calibrate.forward import with_outputs
 
-    reference, candidate = both.reference, both.candidate
     places = list(_places(reference, candidate))
     ranges = dict(_ranges(candidate))
-    pairs = [_ChannelFit() for _ in places]
-    ours = with_outputs(reference.model, [place.tensor for place in places])
-    theirs = dict.fromkeys((*(place.theirs for place in places), *ranges))
-    taps = with_outputs(candidate.model, [name for name in theirs if name != candidate.input])
-    seen = 0
+    fits = [_ChannelFit() for _ in places]
+    wanted = dict.fromkeys((*(place.counterpart for place in places), *ranges))
+    reference_model = with_outputs(reference.model, [place.tensor for place in places])
+    candidate_model = with_outputs(candidate.model, [name for name in wanted if name != candidate.input])
+    images = 0
     zeros = dict.fromkeys((place.tensor for place in places), 0.0)
     with (
-        open_graph(ours) as first,
-        open_graph(taps, integer=False) as second,
-        progress.task("looking inside", total=len(loader.source)) as advance,
+        open_graph(reference_model) as fp32,
+        open_graph(candidate_model, integer=False) as int8,
+        progress.task("measuring layer noise", total=len(loader.source)) as advance,
     ):
         for batch in loader:
-            expected = first.infer({reference.input: batch.inputs})
-            found = second.infer({candidate.input: batch.inputs}) | {candidate.input: batch.inputs}
-            for place, pair in zip(places, pairs, strict=True):
-                pair.add(expected[place.tensor], found[place.theirs])
+            expected = fp32.infer({reference.input: batch.inputs})
+            actual = int8.infer({candidate.input: batch.inputs}) | {candidate.input: batch.inputs}
+            for place, fit in zip(places, fits, strict=True):
                 values = expected[place.tensor]
+                fit.add(values, actual[place.counterpart])
                 zeros[place.tensor] += len(values) * (1 - np.count_nonzero(values) / values.size)
-            for tensor, fit in ranges.items():
-                fit.add(found[tensor])
-            seen += len(batch.inputs)
+            for tensor, code_range in ranges.items():
+                code_range.add(actual[tensor])
+            images += len(batch.inputs)
             advance(len(batch.inputs))
-    layers = (TensorNoise(p.tensor, p.node, p.stream, pair.sqnr_db) for p, pair in zip(places, pairs, strict=True))
-    fits = (fit.fit(tensor) for tensor, fit in ranges.items())
+    layers = (TensorNoise(p.tensor, p.node, p.stream, fit.sqnr_db) for p, fit in zip(places, fits, strict=True))
     weights = list(_weights(candidate))
-    shared = tuple(node for node, scales, channels in weights if scales == 1 < channels)
-    noise = LayerNoise(seen, tuple(layers), tuple(fits), shared, len(weights))
-    return noise, {tensor: share / max(seen, 1) for tensor, share in zeros.items()}
+    per_tensor = tuple(node for node, scales, channels in weights if scales == 1 < channels)
+    range_fits = tuple(code_range.fit(tensor) for tensor, code_range in ranges.items())
+    noise = LayerNoise(images, tuple(layers), range_fits, per_tensor, len(weights))
+    return noise, {tensor: share / max(images, 1) for tensor, share in zeros.items()}
 
 
 def _places(reference: Graph, candidate: Graph) -> Iterator[_Place]:
-    """Outputs of convolutions and residual Adds, behind their activation; the scores have a figure of their own."""
-    fork = True  # the residual stream begins at the first tensor that is read twice
+    """Outputs of convolutions and residual Adds after their activation, without the scores, which have an own SQNR."""
+    before_stream = True  # the residual stream begins at the first tensor with several readers
     for node in reference.nodes:
         residual = reference.is_residual_add(node)
         if not residual and node.op_type not in {"Conv", "Gemm", "MatMul"}:
             continue
         tensor = _behind_pool(reference, reference.activation_after(node))
-        begins = fork and len(reference.consumers(tensor)) > 1
-        fork = fork and not begins
-        theirs = _counterpart(reference, candidate, tensor)
-        if theirs:
-            yield _Place(tensor, node.name, begins or residual, theirs)
+        begins = before_stream and len(reference.consumers(tensor)) > 1
+        before_stream = before_stream and not begins
+        counterpart = _counterpart(reference, candidate, tensor)
+        if counterpart:
+            yield _Place(tensor, node.name, begins or residual, counterpart)
 
 
 def _behind_pool(reference: Graph, tensor: str) -> str:
-    """A ReLU may have become the lowest code behind the MaxPool that reads it: there both graphs hold the same."""
+    """The output of the MaxPool that alone reads ``tensor``, or ``tensor`` itself.
+
+    The quantizer may have replaced a ReLU by clipping at the lowest code after the MaxPool; only from there on do both
+    graphs hold the same values.
+    """
     readers = reference.consumers(tensor)
     return str(readers[0].output[0]) if len(readers) == 1 and readers[0].op_type == "MaxPool" else tensor
 
 
 def _counterpart(reference: Graph, candidate: Graph, tensor: str) -> str | None:
-    """What the same reader gets in the INT8 graph; None where it is no more the same."""
+    """The tensor that the same node reads in the INT8 graph; None where no reader of it is left."""
     own = {node.name for node in reference.nodes}
     readers = {(node.name, i): name for node in candidate.nodes for i, name in enumerate(node.input)}
     for reader in reference.consumers(tensor):
@@ -282,32 +284,36 @@ def _counterpart(reference: Graph, candidate: Graph, tensor: str) -> str | None:
 
 
 def _before_codes(candidate: Graph, tensor: str, own: set[str]) -> str:
-    """Back over what quantization put between a reader and a node of the network: the first dequantized tensor."""
-    found = tensor
+    """Go back from a node's input over the inserted nodes; return the first dequantized tensor among them.
+
+    Args:
+        own: names of the nodes that the FP32 graph has, too.
+    """
+    first = tensor
     while (node := candidate.producer(tensor)) is not None and node.name not in own and node.op_type in _INSERTED:
         if node.op_type == "DequantizeLinear":
-            found = tensor
+            first = tensor
         tensor = node.input[0]
-    return found
+    return first
 
 
 def _ranges(candidate: Graph) -> Iterator[tuple[str, _CodeRange]]:
-    """Every activation that is quantized, once; a border that repeats another's codes is left out."""
+    """Every quantized activation once; a padded copy of another quantized activation is left out."""
     for node in candidate.nodes:
         if node.op_type != "QuantizeLinear" or not candidate.is_constant(node.input[1]):
             continue
-        border = candidate.producer(node.input[0])
-        inside = candidate.producer(border.input[0]) if border is not None and border.op_type == "Pad" else None
-        if inside is not None and inside.op_type == "DequantizeLinear":
+        pad = candidate.producer(node.input[0])
+        padded = candidate.producer(pad.input[0]) if pad is not None and pad.op_type == "Pad" else None
+        if padded is not None and padded.op_type == "DequantizeLinear":
             continue
         scale = float(candidate.constant(node.input[1]).flat[0])
-        zero: Any = candidate.constant(node.input[2]) if len(node.input) > 2 else np.zeros((), np.uint8)
-        limits, point = np.iinfo(zero.dtype), int(zero.flat[0])
-        yield node.input[0], _CodeRange(scale * (limits.min - point), scale * (limits.max - point), scale)
+        stored: Any = candidate.constant(node.input[2]) if len(node.input) > 2 else np.zeros((), np.uint8)
+        codes, zero_point = np.iinfo(stored.dtype), int(stored.flat[0])
+        yield node.input[0], _CodeRange(scale * (codes.min - zero_point), scale * (codes.max - zero_point), scale)
 
 
 def _weights(candidate: Graph) -> Iterator[tuple[str, int, int]]:
-    """Of every layer with quantized weights: its name, how many different scales, how many output channels."""
+    """Name, number of different scales and number of output channels of every layer with quantized weights."""
     for node in candidate.nodes:
         source = candidate.producer(node.input[1]) if node.op_type in {"Conv", "Gemm", "MatMul"} else None
         if source is None or source.op_type != "DequantizeLinear" or not candidate.is_constant(source.input[0]):

@@ -1,4 +1,4 @@
-"""Candidates against the FP32 reference: answers on images, noise layer by layer, latency side by side."""
+"""Measures candidates against the FP32 reference: answers on images, noise of each layer, latency."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from edgeres.verify.accuracy import Comparison, compare
 from edgeres.verify.candidates import Candidates
 from edgeres.verify.distributed import compare_on
 from edgeres.verify.latency import LatencyPlan, measure_latency
-from edgeres.verify.layer_noise import LayerNoise, layer_noise, missing
+from edgeres.verify.layer_noise import LayerNoise, layer_noise, why_unavailable
 from edgeres.verify.preprocessing import better_input
 from edgeres.verify.thumbnails import thumbnails
 
-# Candidates that run at a time; each holds the activations of a batch, so more cores give each of them more threads.
-MOST_WORKERS = 4
+# Graphs that run at the same time. Each holds the activations of a batch, so with more cores each gets more threads.
+MAX_WORKERS = 4
 LATENCY_SCOPE = "host to host, batch 1, 1 thread"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured in one run.
+    """The measurements of one run.
 
     Attributes:
         images: the validation images, as they were used.
-        headline: the candidate in ``comparison`` that stands first in the report, and whose latency was measured.
-        latency: of ``fp32`` and ``int8``, in one run; None where no candidate is timed here.
+        headline: name of the candidate that comes first in the report.
+        latency: of ``fp32`` and ``int8``, in one run; None where no candidate is timed on this machine.
         layer_noise: by candidate; None where it was not measured.
         thumbnails: JPEG files in base64 of images that INT8 gets wrong, by the image's name.
-        seconds: wall time of all of it.
+        seconds: wall time of the measurements.
         reasons: why something was not measured, by its path in the report.
         created: time in ISO 8601 with its zone.
         environment: versions and machine.
@@ -64,9 +64,9 @@ class Validation:
     """The images to measure on.
 
     Attributes:
-        loader: opens them here.
-        data: the user's words for them, by which the workers of a cluster open them.
-        reasons: why figures will be missing, by their path in the report: images without labels have no accuracy.
+        loader: loads the images in this process.
+        data: the user's choice of images, by which the workers of a cluster open them.
+        reasons: why figures will be missing, by their path in the report; without labels there is no accuracy.
     """
 
     loader: Loader
@@ -79,9 +79,9 @@ class MeasurePlan:
     """How to measure.
 
     Attributes:
-        scheduler: address of a Dask scheduler whose workers run the graphs over the images; None: this machine does.
-        thumbnails: whether the report gets pictures of what INT8 gets wrong.
-        zeros: share of zeros by tensor of the FP32 graph on the calibration images.
+        scheduler: address of a Dask scheduler whose workers run the graphs on the images; None: this machine does.
+        thumbnails: whether the report shows images that INT8 gets wrong.
+        zeros: share of zeros on the calibration images, by tensor of the FP32 graph.
     """
 
     scheduler: str | None = None
@@ -96,7 +96,7 @@ def measure(
     progress: Progress = SILENT,
     plan: MeasurePlan = MeasurePlan(),
 ) -> Measured:
-    """Run every image through every candidate once, measure noise layer by layer, then time what is timed here.
+    """Run every image through every candidate once, then measure the noise of each layer and the latency.
 
     Raises:
         SourceError: images cannot be read, or labels do not fit.
@@ -110,13 +110,15 @@ def measure(
     comparison = replace(comparison, better_input=better_input(candidates.reference, loader, comparison))
     reasons = dict(images.reasons)
     noise = None
-    if why := missing():
+    if why := why_unavailable():
         reasons["anatomy"] = why
     else:
         noise = layer_noise(candidates, loader, progress, plan.zeros)
     latency = _latency(candidates, loader, progress)
     if latency is None:
-        reasons["latency"] = "the bundle has no graph for this machine's CPU, and engines run on their device only"
+        reasons["latency"] = (
+            "the bundle has no graph for this machine's CPU, and engines are timed on their device only"
+        )
     return Measured(
         images=DataRecord.of(loader, comparison.images, comparison.pixels),
         headline=candidates.headline,
@@ -133,15 +135,15 @@ def measure(
 
 def _compare(candidates: Candidates, spec: ModelSpec, loader: Loader, progress: Progress) -> Comparison:
     cores = os.cpu_count() or 1
-    workers = min(cores, MOST_WORKERS)
+    workers = min(cores, MAX_WORKERS)
     with ExitStack() as stack:
         reference = stack.enter_context(candidates.reference.open(cores // workers))
-        others = {name: stack.enter_context(one.open(cores // workers)) for name, one in candidates.others.items()}
+        others = {name: stack.enter_context(other.open(cores // workers)) for name, other in candidates.others.items()}
         return compare(reference, others, loader, spec, progress, workers=workers)
 
 
 def _latency(candidates: Candidates, loader: Loader, progress: Progress) -> Mapping[str, Measurement] | None:
-    """The reference and the candidate that is timed here, one thread each; None where none is."""
+    """Latency of the reference and of the first candidate with ``timed`` set, one thread each; None where none has."""
     timed = next((candidate for candidate in candidates.others.values() if candidate.timed), None)
     if timed is None:
         return None

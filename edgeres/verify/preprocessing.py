@@ -1,10 +1,7 @@
-"""Whether images reach the network as it expects them: mean, std and scale of pixels, and the order of channels.
+"""Searches for another preprocessing (mean, std, pixel scale, channel order) that fits the FP32 network better.
 
-Two looks, neither needs a baseline:
-
-* other ways to prepare the pixels are tried on some validation images with the FP32 graph. A network that answers far
-  more of them rightly was trained with the other way;
-* behind a ReLU, the share of zeros that calibration saw is compared with that of the validation images.
+Other preprocessings are tried on some validation images with the FP32 graph. If it gets significantly more of them
+right with one, the network was trained with that one. No baseline is needed.
 """
 
 from __future__ import annotations
@@ -13,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from edgeres.data.base import View
+from edgeres.data.base import evenly_spread
 from edgeres.data.loader import Loader
 from edgeres.records import F32, IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from edgeres.runtime.runner import Runner
@@ -22,80 +19,78 @@ from edgeres.verify.answers import REFERENCE
 from edgeres.verify.candidates import Candidate
 from edgeres.verify.statistics import sign_tail
 
-FIRST, ALL = 32, 128  # images: on the first every way is tried, on all those that did not fall behind
-LEVEL = 1e-3  # chance, over all ways, that one is called better that is not
+FIRST, ALL = 32, 128  # images: every way is tried on the first, and on all of them if it is better on the first
+LEVEL = 1e-3  # probability of a false alarm, over all ways
 _BATCH = 8
 
 Channels = tuple[float, ...]
-# Means and standard deviations of pixels in 0 to 1 that networks are trained with.
-_WAYS: Mapping[str, tuple[Channels, Channels]] = {
+# Mean and std of pixels in 0 to 1, as networks are commonly trained.
+_NORMALIZATIONS: Mapping[str, tuple[Channels, Channels]] = {
     "ImageNet's mean and std": (IMAGENET_MEAN, IMAGENET_STD),
     "mean and std 0.5": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "mean 0 and std 1": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 
 
-Change = Callable[[F32], F32]  # of bytes as floats, (B, h, w, 3) in the order of the contract
+Change = Callable[[F32], F32]  # changes pixels of 0 to 255, (B, h, w, 3), in the network's channel order
 
 
 def better_input(reference: Candidate, loader: Loader, comparison: Comparison) -> BetterInput | None:
-    """Try the other ways; None where none is better, or where so few answers are wrong that none could be.
+    """The significantly better preprocessing with the lowest p-value; None where none is.
 
-    A graph may hold its own mean and std (that of a bundle takes bytes), so each way is a guess at both: what the
-    build was told, and what it should have been. A wrong guess makes nothing better.
+    None is tried where too few answers are wrong for a significant improvement. Mean and std may be inside the graph
+    (the graphs of a bundle take bytes), so both are guessed: the one that the graph uses and the one that it should
+    use. A wrong guess improves nothing.
     """
     table = comparison.table
     if not table.labelled:
         return None
-    ways = dict(_changes(loader.preprocess))
+    changes = dict(_changes(loader.preprocess))
     wrong = 1 - table.right(REFERENCE).sum() / table.labelled
-    if sign_tail(round(wrong * ALL), 0) * len(ways) > LEVEL:
+    if sign_tail(round(wrong * ALL), 0) * len(changes) > LEVEL:
         return None
-    source = loader.source
-    known = np.flatnonzero(source.labels >= 0)
-    chosen = known[np.unique(np.linspace(0, len(known) - 1, ALL).astype(np.int64))]
-    chosen = np.random.default_rng(0).permutation(chosen)
-    view = View(source, chosen, source.labels[chosen], source.classes, source.description)
-    batches = [(batch.inputs, batch.labels) for batch in Loader(view, loader.preprocess, _BATCH, on_unreadable="skip")]
+    labelled = np.flatnonzero(loader.source.labels >= 0)
+    chosen = np.random.default_rng(0).permutation(labelled[evenly_spread(len(labelled), ALL)])
+    sample = Loader(loader.source.at(chosen), loader.preprocess, _BATCH, on_unreadable="skip")
+    batches = [(batch.inputs, batch.labels) for batch in sample]
     with reference.open(0) as runner:
-        trial = _Trial(runner, batches, loader.preprocess)
-        return trial.best(ways)
+        return _Trial(runner, batches, loader.preprocess).best(changes)
 
 
 class _Trial:
-    """FP32 on the same images, prepared this way and that."""
+    """Runs the FP32 graph on the same images with different preprocessings."""
 
     def __init__(self, runner: Runner, batches: list[tuple[F32, np.ndarray]], contract: Preprocess) -> None:
         self._runner, self._contract = runner, contract
-        few = -(-FIRST // _BATCH)
-        self._parts = (batches[:few], batches[few:])
-        self._right = [self._answers(part, None) for part in self._parts]
+        first = -(-FIRST // _BATCH)
+        self._parts = (batches[:first], batches[first:])
+        self._right = [self._is_right(part, None) for part in self._parts]
 
-    def best(self, ways: Mapping[str, Change]) -> BetterInput | None:
-        found = [tried for way, change in ways.items() if (tried := self._try(way, change, len(ways))) is not None]
-        return min(found, key=lambda tried: tried.p, default=None)
+    def best(self, changes: Mapping[str, Change]) -> BetterInput | None:
+        tried = [self._try(way, change, len(changes)) for way, change in changes.items()]
+        return min((better for better in tried if better is not None), key=lambda better: better.p, default=None)
 
     def _try(self, way: str, change: Change, ways: int) -> BetterInput | None:
-        first = self._answers(self._parts[0], change)
+        first = self._is_right(self._parts[0], change)
         if first.sum() <= self._right[0].sum():
             return None
-        now = np.concatenate([first, self._answers(self._parts[1], change)])
-        before = np.concatenate(self._right)
-        p = ways * sign_tail(int((now & ~before).sum()), int((before & ~now).sum()))
-        return BetterInput(way, len(now), int(before.sum()), int(now.sum()), p) if p < LEVEL else None
+        right = np.concatenate(self._right)
+        otherwise = np.concatenate([first, self._is_right(self._parts[1], change)])
+        p = ways * sign_tail(int((otherwise & ~right).sum()), int((right & ~otherwise).sum()))
+        return BetterInput(way, len(right), int(right.sum()), int(otherwise.sum()), p) if p < LEVEL else None
 
-    def _answers(self, batches: list[tuple[F32, np.ndarray]], change: Change | None) -> np.ndarray:
-        """Which are right, bool (N,)."""
+    def _is_right(self, batches: list[tuple[F32, np.ndarray]], change: Change | None) -> np.ndarray:
+        """Whether each image is answered right, bool (N,); ``change`` None leaves the inputs as they are."""
         right = [np.zeros(0, np.bool_)]
         for inputs, labels in batches:
-            feed = inputs if change is None else _with(change, inputs, self._contract)
-            scores = self._runner.infer({self._runner.input_name: feed})[self._runner.output_name]
+            changed = inputs if change is None else _changed(inputs, change, self._contract)
+            scores = self._runner.infer({self._runner.input_name: changed})[self._runner.output_name]
             right.append(scores.reshape(len(labels), -1).argmax(axis=1) == labels)
         return np.concatenate(right)
 
 
-def _with(change: Change, inputs: F32, contract: Preprocess) -> F32:
-    """Network inputs as they would be of other bytes."""
+def _changed(inputs: F32, change: Change, contract: Preprocess) -> F32:
+    """The network inputs after ``change`` of the pixels that they were computed from."""
     mean, std = np.array(contract.mean, np.float32), np.array(contract.std, np.float32)
     last = np.moveaxis(inputs, 1, -1) if contract.layout == "NCHW" else inputs
     pixels = (last * std + mean) / np.float32(contract.pixel_scale)
@@ -104,15 +99,15 @@ def _with(change: Change, inputs: F32, contract: Preprocess) -> F32:
 
 
 def _changes(contract: Preprocess) -> Iterator[tuple[str, Change]]:
-    """Ways to prepare bytes so that what follows, as it was told, comes to what another training had."""
+    """Changes of the pixels by name; each makes the configured normalization compute another one."""
     order = -1 if contract.channel_order == "BGR" else 1
     yield f"channels in the order {'RGB' if order < 0 else 'BGR'}", lambda pixels: pixels[..., ::-1]
-    for told, (mean, std) in _WAYS.items():
-        for way, (other_mean, other_std) in _WAYS.items():
-            if way != told:
+    for used, (mean, std) in _NORMALIZATIONS.items():
+        for other, (other_mean, other_std) in _NORMALIZATIONS.items():
+            if other != used:
                 factor = np.array(std) / np.array(other_std)
                 offset = 255 * (np.array(mean) - np.array(other_mean) * factor)
-                yield f"{way} in place of {told}", _affine(factor[::order], offset[::order])
+                yield f"{other} in place of {used}", _affine(factor[::order], offset[::order])
 
 
 def _affine(factor: np.ndarray, offset: np.ndarray) -> Change:

@@ -1,9 +1,9 @@
-"""Intervals and tests for figures measured on a sample, with numpy and the standard library alone.
+"""Confidence intervals and tests for figures measured on a sample; needs numpy and the standard library alone.
 
-FP32 and INT8 answer the same images, so the sample is paired and only the images they disagree about carry information:
-``lost`` (FP32 right, INT8 wrong) and ``gained`` (the reverse). Intervals are two-sided; ``z`` is 95 % where unsaid.
+FP32 and INT8 answer the same images, so the sample is paired, and only the images with exactly one right answer carry
+information: ``lost`` (FP32 right, INT8 wrong) and ``gained`` (the reverse). Intervals are two-sided, 95 % by default.
 
-What each gate makes of them, with the error rates that were measured, is in ``docs/verification.md``.
+``docs/verification.md`` describes how each gate uses them, with measured error rates.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from edgeres.records import F64
 
 Z95 = 1.959963984540054  # the standard normal's 97.5 % quantile
 Z999 = 3.290526731491926  # its 99.95 % quantile
-Z80 = 0.8416212335729143  # its 80 % quantile: the power that "how many images would do" is planned for
-ENOUGH_AT_MOST = 10_000_000  # images; more is no plan
+Z80 = 0.8416212335729143  # its 80 % quantile; the number of images needed is planned for a power of 80 %
+MAX_IMAGES = 10_000_000  # a plan for more images is of no use
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its confidence interval, 95 % where nothing else is said, all in the figure's own unit."""
+    """A figure with its confidence interval (95 % by default), all in the figure's own unit."""
 
     value: float
     low: float
@@ -35,8 +35,8 @@ class Estimate:
 def paired_drop_pp(lost: float, gained: float, total: int, z: float = Z95) -> Estimate:
     """Loss of accuracy in percentage points, ``100 (lost - gained) / total``, with Tango's score interval.
 
-    The score interval keeps its coverage where the discordant pairs are few or none, as they should be here; Wald's
-    collapses to a point there. With no discordant pair in n images the limits are ``+-z^2 / (n + z^2)``.
+    The score interval keeps its coverage with few or no discordant pairs, the normal case here; Wald's interval
+    collapses to a point. With no discordant pair in n images the limits are ``+-z^2 / (n + z^2)``.
 
     Source: Tango 1998, "Equivalence test and confidence interval for the difference in proportions for the
     paired-sample design", Statistics in Medicine 17, eq. 10 to 13; recommended by Fagerland, Lydersen and Laake 2014.
@@ -47,12 +47,12 @@ def paired_drop_pp(lost: float, gained: float, total: int, z: float = Z95) -> Es
     estimate = (lost - gained) / total
 
     def rejected(delta: float) -> bool:
-        """Whether a true difference of ``delta`` would make these counts a surprise."""
+        """Whether the score test rejects a true difference of ``delta``."""
         return (estimate - delta) ** 2 * total > z**2 * _restricted_variance(lost / total, gained / total, delta)
 
     def limit(beyond: float) -> float:
         inside = estimate
-        for _ in range(60):  # bisection down to a float's own precision
+        for _ in range(60):  # bisection down to the precision of a float
             middle = (inside + beyond) / 2
             inside, beyond = (inside, middle) if rejected(middle) else (middle, beyond)
         return 100 * inside
@@ -61,10 +61,10 @@ def paired_drop_pp(lost: float, gained: float, total: int, z: float = Z95) -> Es
 
 
 def _restricted_variance(lost: float, gained: float, delta: float) -> float:
-    """Variance of one image's share in the drop, by maximum likelihood among all with a true drop of ``delta``.
+    """Variance of one image's contribution to the drop, by maximum likelihood under a true drop of ``delta``.
 
     Args:
-        lost, gained: shares that were observed.
+        lost, gained: observed shares of the images.
     """
     b = (2 - lost + gained) * delta - lost - gained
     c = -gained * delta * (1 - delta)
@@ -72,19 +72,11 @@ def _restricted_variance(lost: float, gained: float, delta: float) -> float:
     return 2 * q + delta * (1 - delta)
 
 
-def mcnemar_p(lost: int, gained: int) -> float:
-    """Exact two-sided p-value of "INT8 is as often right as FP32", from the discordant pairs.
-
-    Under the hypothesis every discordant pair is a fair coin (McNemar 1947), so this is a binomial test.
-
-    >>> mcnemar_p(1, 7)
-    0.0703125
-    """
-    return min(1.0, 2 * sign_tail(max(lost, gained), min(lost, gained)))
-
-
 def mcnemar_mid_p(lost: int, gained: int) -> float:
-    """The same, but of what is exactly as far out as observed half the probability: closer to its level, and stronger.
+    """Two-sided mid-p value of McNemar's test that INT8 is right as often as FP32, from the discordant pairs.
+
+    Under this hypothesis each discordant pair is a fair coin (McNemar 1947). Mid-p counts outcomes as extreme as the
+    observed one by half their probability; its level is closer to the nominal one, and its power higher.
 
     Source: Fagerland, Lydersen and Laake 2013, "The McNemar test for binary matched-pairs data: mid-p and asymptotic
     are better than exact conditional", BMC Medical Research Methodology 13:91.
@@ -98,7 +90,7 @@ def mcnemar_mid_p(lost: int, gained: int) -> float:
 
 
 def sign_tail(lost: int, gained: int) -> float:
-    """Chance of at least ``lost`` heads in ``lost + gained`` tosses of a fair coin: the one-sided exact McNemar test.
+    """One-sided p-value of the exact McNemar test: probability of at least ``lost`` heads in ``lost + gained`` tosses.
 
     >>> sign_tail(5, 0)
     0.03125
@@ -113,41 +105,41 @@ def sign_tail(lost: int, gained: int) -> float:
 
 
 def fisher_tail(hits: int, total: int, hits_before: int, total_before: int) -> float:
-    """One-sided exact test of "the share of hits has not fallen", for two samples of different images.
+    """One-sided p-value of Fisher's exact test that the share of hits has not fallen between two independent samples.
 
-    The chance, with both margins given, of ``hits`` or fewer in the newer sample (Fisher 1935, hypergeometric).
+    It is the probability of ``hits`` or fewer in the newer sample, given both margins (Fisher 1935, hypergeometric).
 
     >>> round(fisher_tail(1, 10, 11, 14), 7)
     0.0013797
     """
-    every, all_hits = total + total_before, hits + hits_before
-    ways = range(max(0, all_hits - total_before), hits + 1)
-    count = sum(math.comb(total, k) * math.comb(total_before, all_hits - k) for k in ways)
-    share: float = count / math.comb(every, all_hits)
-    return share
+    all_hits = hits + hits_before
+    possible = range(max(0, all_hits - total_before), hits + 1)
+    count = sum(math.comb(total, k) * math.comb(total_before, all_hits - k) for k in possible)
+    p: float = count / math.comb(total + total_before, all_hits)
+    return p
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for having looked so many times: the chance that any true hypothesis falls is kept.
+    """Holm's correction of p-values for multiple tests; it bounds the probability of rejecting any true hypothesis.
 
     Source: Holm 1979, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
     """
-    adjusted, reached = [0.0] * len(p_values), 0.0
+    corrected, largest = [0.0] * len(p_values), 0.0
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     for rank, i in enumerate(order):
-        reached = max(reached, min(1.0, (len(p_values) - rank) * p_values[i]))
-        adjusted[i] = reached
-    return adjusted
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        corrected[i] = largest
+    return corrected
 
 
 def difference(now: Estimate, before: Estimate) -> Estimate:
-    """``now - before`` of two independent samples, from their intervals alone.
+    """``now - before`` of two independent samples, computed from their intervals.
 
     Source: square-and-add, Newcombe 1998, "Interval estimation for the difference between independent proportions",
-    Statistics in Medicine 17; for any two intervals, MOVER in Zou and Donner 2008, Statistics in Medicine 27.
+    Statistics in Medicine 17; for any two intervals (MOVER) Zou and Donner 2008, Statistics in Medicine 27.
     """
     value = now.value - before.value
     below = math.hypot(now.value - now.low, before.high - before.value)
@@ -163,62 +155,63 @@ def ratio(now: Estimate, before: Estimate) -> Estimate:
 
 
 def images_for_drop(lost: int, gained: int, total: int, limit_pp: float) -> int | None:
-    """Images with which the interval of a drop would leave ``limit_pp`` on one side, four times in five.
+    """Number of images with which the interval of a drop excludes ``limit_pp``, in four of five samples.
 
-    n = (z_0.975 sqrt(v0) + z_0.8 sqrt(v1))**2 / (limit - drop)**2, v1 = p_lost + p_gained - drop**2 the variance as
-    observed and v0 that of the score test at the limit (Connor 1987, Biometrics 43; with a margin Nam 1997, Biometrics
-    53); and no fewer than it takes where the shares turn out as observed.
+    n = (z_0.975 sqrt(v0) + z_0.8 sqrt(v1))**2 / (limit - drop)**2, where v1 = p_lost + p_gained - drop**2 is the
+    observed variance and v0 that of the score test at the limit (Connor 1987, Biometrics 43; with a margin Nam 1997,
+    Biometrics 53). It is at least the number that is needed if the shares stay as observed.
 
     Returns:
-        None where the drop is so close to the limit that no practical number would do.
+        None where the drop is so close to the limit that no practical number of images would do.
     """
     drop, limit = (lost - gained) / total, limit_pp / 100
-    spreads = (
+    variances = (
         _restricted_variance(lost / total, gained / total, limit),
-        (lost + gained + 1) / (total + 2) - drop**2,  # half an image more on either side: none is not never
+        (lost + gained + 1) / (total + 2) - drop**2,  # half an image more each, so that no count is taken as zero
     )
 
     def interval(n: int) -> Estimate:
         return paired_drop_pp(n * lost / total, n * gained / total, n)
 
-    return _enough(spreads, drop - limit, lambda n: _clear(interval(n), limit_pp))
+    return _images_needed(variances, drop - limit, lambda n: _excludes(interval(n), limit_pp))
 
 
 def images_for_share(hits: int, total: int, limit_percent: float) -> int | None:
-    """The same for a share such as the agreement, with the binomial's own variances."""
+    """:func:`images_for_drop` for a share such as the agreement, with the variances of the binomial distribution."""
     p, limit = (hits + 0.5) / (total + 1), limit_percent / 100
 
     def interval(n: int) -> Estimate:
         return proportion_percent(n * hits / total, n)
 
-    spreads = (limit * (1 - limit), p * (1 - p))
-    return _enough(spreads, hits / total - limit, lambda n: _clear(interval(n), limit_percent))
+    variances = (limit * (1 - limit), p * (1 - p))
+    return _images_needed(variances, hits / total - limit, lambda n: _excludes(interval(n), limit_percent))
 
 
-def _clear(interval: Estimate, limit: float) -> bool:
+def _excludes(interval: Estimate, limit: float) -> bool:
     return not interval.low <= limit <= interval.high
 
 
-def _enough(variances: tuple[float, float], distance: float, is_clear: Callable[[int], bool]) -> int | None:
-    """The planned number, or the least with a clear interval if that is larger.
+def _images_needed(variances: tuple[float, float], distance: float, decides: Callable[[int], bool]) -> int | None:
+    """The planned number of images, or the smallest that decides if that is larger.
 
     Args:
         variances: of one image, at the limit and as observed.
+        decides: whether the interval of so many images excludes the limit.
     """
     at_limit, observed = (math.sqrt(max(variance, 0.0)) for variance in variances)
-    reach = (Z95 * at_limit + Z80 * observed) / abs(distance) if distance else math.inf
-    if reach**2 > ENOUGH_AT_MOST or not is_clear(ENOUGH_AT_MOST):
+    root = (Z95 * at_limit + Z80 * observed) / abs(distance) if distance else math.inf
+    if root**2 > MAX_IMAGES or not decides(MAX_IMAGES):
         return None
-    planned = math.ceil(reach**2)
-    few, many = 1, ENOUGH_AT_MOST
-    while many - few > 1:
-        middle = (few + many) // 2
-        few, many = (few, middle) if is_clear(middle) else (middle, many)
-    return max(planned, many)
+    planned = math.ceil(root**2)
+    too_few, smallest = 1, MAX_IMAGES
+    while smallest - too_few > 1:
+        middle = (too_few + smallest) // 2
+        too_few, smallest = (too_few, middle) if decides(middle) else (middle, smallest)
+    return max(planned, smallest)
 
 
 def proportion_percent(hits: float, total: int, z: float = Z95) -> Estimate:
-    """A share in per cent with Wilson's score interval.
+    """The share of hits in per cent with Wilson's score interval.
 
     Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference", JASA 22; method 3 of
     Newcombe 1998, "Two-sided confidence intervals for the single proportion", Statistics in Medicine 17.
@@ -226,26 +219,26 @@ def proportion_percent(hits: float, total: int, z: float = Z95) -> Estimate:
     p, zz = hits / total, z**2 / total
     centre = (p + zz / 2) / (1 + zz)
     half = z / (1 + zz) * math.sqrt((p * (1 - p) + zz / 4) / total)
-    # At 0 and 100 % a limit is the estimate itself: keep rounding from putting it a hair inside
+    # At 0 and 100 % one limit equals the estimate; max and min remove the rounding error.
     return Estimate(100 * p, 100 * min(max(centre - half, 0.0), p), 100 * max(min(centre + half, 1.0), p))
 
 
 class Sqnr:
-    """Signal to quantization noise, ``10 log10(sum s^2 / sum (s - t)^2)`` in dB, over any number of batches."""
+    """Signal-to-quantization-noise ratio in dB, ``10 log10(sum s^2 / sum (s - t)^2)``, over any number of batches."""
 
     def __init__(self) -> None:
         self._signal: list[F64] = []
         self._noise: list[F64] = []
 
     def add(self, reference: npt.NDArray[np.floating], candidate: npt.NDArray[np.floating]) -> None:
-        """Take in one batch, images along the first axis; sums are kept in float64, one pair an image."""
+        """Add one batch, with images along the first axis; two float64 sums per image are kept."""
         s = reference.astype(np.float64)
         self._signal.append(np.square(s).reshape(len(s), -1).sum(axis=1))
         self._noise.append(np.square(s - candidate).reshape(len(s), -1).sum(axis=1))
 
     @property
     def decibels(self) -> float:
-        """inf where both agree to the last bit, -inf where the reference is all zero and the candidate is not."""
+        """The SQNR; inf where both are equal, -inf where the reference is all zero and the candidate is not."""
         signal, noise = (float(np.concatenate(rows).sum()) for rows in (self._signal, self._noise))
         if noise == 0:
             return math.inf
@@ -253,9 +246,10 @@ class Sqnr:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % limits in dB over the choice of images; None with fewer than two images or no finite ratio.
+        """95 % interval in dB over the choice of images; None with fewer than two images or no finite ratio.
 
-        The delta method for the logarithm of a ratio of means (Cochran 1977, "Sampling techniques", chapter 6).
+        It is computed by the delta method for the logarithm of a ratio of means (Cochran 1977, "Sampling techniques",
+        chapter 6).
         """
         signal, noise = np.concatenate(self._signal), np.concatenate(self._noise)
         if len(signal) < 2 or not math.isfinite(self.decibels):
@@ -268,10 +262,10 @@ class Sqnr:
 def block_bootstrap(
     figure: Callable[[F64], float], blocks: F64, *, resamples: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % limits of a figure of latencies, whole blocks drawn; see :func:`ratio_of_medians`.
+    """95 % bootstrap interval of a figure of latencies; whole blocks are drawn, as in :func:`ratio_of_medians`.
 
     Args:
-        figure: of a one-dimensional sample.
+        figure: computes the figure of a one-dimensional sample.
         blocks: float64 (blocks, n).
     """
     rng = np.random.default_rng(seed)
@@ -283,11 +277,11 @@ def block_bootstrap(
 def ratio_of_medians(numerator: F64, denominator: F64, *, resamples: int = 1000, seed: int = 0) -> Estimate:
     """Ratio of two medians with a block bootstrap interval (percentiles of the resampled ratios).
 
-    Latencies taken one after another depend on each other, so whole blocks are drawn, and because block ``i`` of both
-    was measured at the same time, both take the same draw: what slowed the machine down for both cancels.
+    Consecutive latencies are correlated, so whole blocks are drawn. Block ``i`` of both was measured at the same time,
+    so both take the same draw, and what slowed the machine down for both cancels.
 
     Args:
-        numerator, denominator: float64 (blocks, n) and (blocks, m); row ``i`` of both was measured side by side.
+        numerator, denominator: float64 (blocks, n) and (blocks, m); row ``i`` of both was measured at the same time.
 
     Source: Kuensch 1989, "The jackknife and the bootstrap for general stationary observations", Annals of
     Statistics 17.
