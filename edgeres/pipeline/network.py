@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from edgeres.calibrate.identity import Identity, identify
-from edgeres.calibrate.ranges_file import RangesFile
+from edgeres.calibrate.ranges_file import RangesFile, read_calibration
 from edgeres.data.choose import DataChoice, check_paths
 from edgeres.data.loader import Loader
+from edgeres.errors import UsageError
 from edgeres.pipeline.options import RangeOptions, weight_bits
-from edgeres.pipeline.reuse import reuse
 from edgeres.pipeline.take import Fp32Model, ModelChoice, take, with_exact_input
 from edgeres.progress import SILENT, Progress
 from edgeres.records import Preprocess, Style
@@ -58,7 +59,7 @@ def take_network(
         EdgeresError: in one line, what prevents it.
     """
     check_paths(choice.data)
-    recorded, refine = reuse(choice.ranges.calibration_file, choice.data, choice.refine)
+    recorded, refine = _reuse(choice.ranges.calibration_file, choice.data, choice.refine)
     taken = take(choice.model, progress)
     fp32 = with_exact_input(taken, interface)
     ranges = choice.ranges
@@ -82,6 +83,30 @@ def quantize_network(network: Network, styles: Sequence[Style], loader: Loader, 
     fp32, ranges = network.fp32, network.ranges
     choice = RangeChoice(ranges.method, weight_bits(), fp32.known, ranges.codes, network.recorded)
     return quantize_with_recipe(fp32.graph, styles, loader, choice, network.refine, progress)
+
+
+def _reuse(path: Path | None, data: DataChoice, refine: RefineChoice) -> tuple[RangesFile | None, RefineChoice]:
+    """The ranges that the user wants instead of measuring, and the refinement that is possible with them.
+
+    Refinement learns from images; without any there is none.
+
+    Raises:
+        UsageError: images are named that nothing would be done with.
+        InputError: the file cannot be used.
+    """
+    if path is None:
+        return None, refine
+    refines = refine.effort != "fast" or refine.residual == "auto"
+    if data.calibration is not None and not refines:
+        raise UsageError(
+            "with ranges from a file and --effort fast no calibration images are needed",
+            where=path,
+            hint="drop --calibration or --calibration-file",
+        )
+    recorded = read_calibration(path)
+    if data.calibration is None and refines:
+        refine = replace(refine, effort="fast", residual="int8" if refine.residual == "auto" else refine.residual)
+    return recorded, refine
 
 
 def input_variants(used: Fp32Model, taken: Fp32Model) -> Iterator[tuple[Identity, Preprocess]]:
