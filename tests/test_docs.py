@@ -107,3 +107,12 @@ def test_files_that_a_page_names_exist(page: str) -> None:
     named = {name for name in re.findall(r"`([\w.]+/[\w./]*)`", text) if name.split("/")[0] in folders}
     assert {name for name in named if not any((root / name).exists() for root in roots)} == set()
     assert named
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_classes_and_tables_that_a_page_names_exist(page: str) -> None:
+    named = set(re.findall(r"`([A-Z][a-z]+[A-Z]\w*|[A-Z]{3,}(?:_[A-Z]+)*)`", (REPOSITORY / page).read_text("utf-8")))
+    sources = "".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "edgeres").rglob("*.py"))
+    sources += (REPOSITORY / "tests" / "conftest.py").read_text(encoding="utf-8")
+    assert {name for name in named if not re.search(rf"^(class )?{name}\b", sources, re.M)} == set()
+    assert len(named) > 5
