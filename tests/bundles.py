@@ -1,4 +1,4 @@
-"""Small bundles, models and images for the tests of what surrounds the network: files, commands, the runtime."""
+"""Small bundles, models and images for tests of files, commands and the runtime."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def classifier(*, layout: str = "NCHW", softmax: bool = False, seed: int = 0) ->
 
 
 def spec(**changes: Any) -> ModelSpec:
-    """What the classifier above is; ``changes`` go to its preprocessing, ``output`` to the spec."""
+    """The ModelSpec of the classifier above, with ``changes`` in its preprocessing."""
     output = changes.pop("output", "logits")
     return ModelSpec("tiny", Preprocess(crop_px=(SIDE, SIDE), **changes), CLASSES, output=output)
 
@@ -74,5 +74,5 @@ def write_images(path: Path, count: int = 12, px: int = SIDE, classes: int = len
 
 
 def siblings(path: Path) -> set[str]:
-    """Everything beside a file or a directory."""
+    """All other files in the folder of a path."""
     return {p.name for p in path.parent.iterdir()} - {path.name}

@@ -1,7 +1,7 @@
 """Settings of all tests, and what ``make quick`` runs: QUICK, less tests that turn out not to be quick.
 
 One thread per test process: the suite runs in several at once, and threads beyond the cores only wait. Nothing is
-asserted of time, so hypothesis gets no deadline either: an example may have to wait for a core.
+asserted about time, so hypothesis has no deadline either: an example may have to wait for a core.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""A GPU for tests, honest enough to catch misuse, with CUDA's driver API, pycuda and TensorRT in front of it.
+"""A simulated GPU for tests that detects misuse, with CUDA's driver API, pycuda and TensorRT on top.
 
-What it is strict about, each after the vendor's documents or pycuda's source:
+It enforces these rules, each from the vendor's documents or pycuda's source:
 
-- device memory is memory of its own, and host memory reaches it by copies alone, unless it is mapped
-- streams run late: nothing happens before somebody waits, so a forgotten wait or copy shows in the result
-- every call needs a current context in the calling thread, and objects are used and freed in the context that made them
-- pycuda's stack of contexts is per thread, and must be empty, or as it was, at the end
-- an execution context serves one thread at a time, and is enqueued once before it is recorded
-- a recorded graph is void once the execution context's shapes have changed
-- an event tells no time inside of a graph, nor before its stream was waited for; the clock runs with the work alone
+- device memory is separate, and data gets there from the host only by copies, unless the memory is mapped
+- work in a stream runs only when a thread synchronizes, so a missing synchronization or copy changes the result
+- every call needs a current context in the calling thread; objects are used and freed in the context that made them
+- pycuda's stack of contexts is per thread, and must be restored at the end
+- an execution context serves one thread at a time, and must be enqueued once before it is recorded
+- a recorded graph is invalid after the execution context's shapes have changed
+- an event has no time inside a graph, nor before its stream was synchronized; the clock advances only with work
 - code for the CPU in an engine is run only where that was allowed
 
-Everything wrong is kept in ``Gpu.faults``, whoever swallows the exception.
+All violations are kept in ``Gpu.faults``, even where the exception is caught.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import onnxruntime as ort
 from edgeres.device import libraries
 
 GARBAGE = 0xAB
-UPLOAD_MS, KERNELS_MS, DOWNLOAD_MS = 1.0, 8.0, 0.25  # what each takes by this GPU's clock
+UPLOAD_MS, KERNELS_MS, DOWNLOAD_MS = 1.0, 8.0, 0.25  # time of each operation by this GPU's clock
 Op = Callable[[], None]
 
 
@@ -73,7 +73,7 @@ class Moment:
 
 
 class Gpu:
-    """See above. ``integrated``: a Jetson."""
+    """The GPU described above. ``integrated``: as on a Jetson."""
 
     def __init__(self, *, integrated: bool = False, sm: tuple[int, int] = (8, 6), memory: int = 1 << 30) -> None:
         self.integrated, self.sm, self.memory = integrated, sm, memory
@@ -99,7 +99,7 @@ class Gpu:
 
     @property
     def stack(self) -> list[Context]:
-        """Of the calling thread."""
+        """The context stack of the calling thread."""
         if not hasattr(self._stacks, "contexts"):
             self._stacks.contexts = []
         found: list[Context] = self._stacks.contexts
@@ -113,7 +113,7 @@ class Gpu:
         return self.stack[-1]
 
     def live(self) -> list[str]:
-        """What was not freed."""
+        """The objects that were not freed."""
         kinds = [block.kind for block in self.blocks.values()]
         return [*kinds, *("stream" for _ in self.queues), *("graph" for _ in self.graphs), *["engine"] * self.engines,
                 *("event" for _ in self.moments)]  # fmt: skip
@@ -130,7 +130,7 @@ class Gpu:
             return address
 
     def map(self, host: Any) -> int:
-        """An address for the device of memory that the host has too."""
+        """An address on the device for mapped host memory."""
         with self._lock:
             address = next(self._numbers)
             self.blocks[address] = Block(host, self.current(), "mapping")
@@ -307,7 +307,7 @@ class CudaModule:
         handle, host = self.hosts.pop(pointer)
         if pointer in self.mapped:
             self.gpu.free(self.mapped.pop(pointer), "mapping")
-        host[...] = GARBAGE  # who still looks at it sees this
+        host[...] = GARBAGE  # visible to code that still uses the buffer
         self.gpu.free(handle, "host memory")
         return (0,)
 
@@ -572,7 +572,7 @@ def plan(
 
 
 def tensorrt_module(gpu: Gpu, flavour: str = "tensorrt") -> ModuleType:  # noqa: C901
-    """``tensorrt``, or ``tensorrt_rtx``: what the runner calls."""
+    """``tensorrt`` or ``tensorrt_rtx``, with the functions that the runner calls."""
     modes, places = SimpleNamespace(INPUT="in", OUTPUT="out"), SimpleNamespace(DEVICE="device", HOST="host")
 
     class RuntimeConfig:
@@ -726,7 +726,7 @@ def tensorrt_module(gpu: Gpu, flavour: str = "tensorrt") -> ModuleType:  # noqa:
 
 @contextmanager
 def installed(monkeypatch: Any, gpu: Gpu, library: str, flavour: str) -> Iterator[Any]:
-    """The GPU with a memory library and the vendor's package, as if they were installed; yields the library."""
+    """Install a simulated memory library and the vendor's package for this GPU; yields the library."""
     from edgeres.runtime.memory import cuda_python, pycuda
 
     caches = (cuda_python.device, pycuda._primary_context)

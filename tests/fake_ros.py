@@ -1,8 +1,8 @@
-"""ROS 2 without ROS: what a Python node sees of rclpy and of messages, strict where rclpy and rosidl are.
+"""ROS 2 without ROS: the parts of rclpy and of messages that a Python node uses, with the checks of rclpy and rosidl.
 
 Messages are made of the fields that Humble and Jazzy define (sensor_msgs 4 and 5, vision_msgs 4, std_msgs,
 builtin_interfaces): a field that does not exist, or a value of another type, is an AssertionError, as in the classes
-that rosidl generates. Functions take what rclpy's take and no more.
+that rosidl generates. Functions accept only the arguments that rclpy's accept.
 """
 
 from __future__ import annotations
@@ -147,11 +147,11 @@ class Logger:
 
 @dataclass
 class Ros:
-    """The middleware: what runs, and what happens while a node spins.
+    """The middleware: the nodes that run, and the events while a node spins.
 
     Attributes:
         parameters: given on the command line.
-        events: called one after the other, with the node, whenever nothing waits; what an event raises ends the spin.
+        events: called one after the other with the node when no message waits; an exception ends the spin.
     """
 
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -161,7 +161,7 @@ class Ros:
     history: list[str] = field(default_factory=list)
 
     def modules(self) -> dict[str, ModuleType]:
-        """By the names they are imported under."""
+        """The modules by their import names."""
         contents: dict[str, dict[str, Any]] = {
             "rclpy": {"init": self._init, "try_shutdown": self._try_shutdown},
             "rclpy.node": {"Node": _node_class(self)},
@@ -261,7 +261,7 @@ def _executor_class(ros: Ros) -> type[Any]:
 
 @contextmanager
 def installed(monkeypatch: Any, ros: Ros) -> Iterator[Ros]:
-    """As if ROS were installed and sourced."""
+    """Simulate that ROS is installed and sourced."""
     with monkeypatch.context() as patch:
         for name, module in ros.modules().items():
             patch.setitem(sys.modules, name, module)

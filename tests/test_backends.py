@@ -1,4 +1,4 @@
-"""Which backend runs a bundle, and engines that are refused before the vendor sees them."""
+"""Which backend runs a bundle, and engines that are refused before the vendor loads them."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_of_several_engines_the_one_that_fits_runs(gpu: Gpu, tmp_path: Path) -> 
 
 
 def test_an_engine_that_was_changed_is_not_passed_over(gpu: Gpu, tmp_path: Path) -> None:
-    """Another model's engine under the same name, say."""
+    """For example, another model's engine of the same name."""
     path = bundle(tmp_path, {RECORD: plan(MODEL)})
     (path / "engines/tensorrt.engine").write_bytes(plan(classifier(seed=1)))
     with pytest.raises(BundleError, match="was changed after it was written"):
@@ -214,7 +214,7 @@ def test_a_refused_engine_never_reaches_the_vendor(monkeypatch: pytest.MonkeyPat
 
 
 def test_code_in_an_engine_runs_only_where_a_manifest_vouches_for_it(gpu: Gpu, tmp_path: Path) -> None:
-    """From a bundle whose record says so; from nowhere else, and never because the file itself says so."""
+    """Only for an engine in a bundle whose record says so, whatever the file itself says."""
     engine = plan(MODEL, portable=True)
     older = replace(ANY_VERSION, version="10.0.1")
     path = bundle(tmp_path / "said", {older: engine})
@@ -246,7 +246,7 @@ def test_an_engine_for_this_gpu_goes_before_one_for_many(gpu: Gpu, tmp_path: Pat
 
 
 def test_a_header_of_the_real_rtx(tmp_path: Path) -> None:
-    """What RTX writes where the refusal reads."""
+    """RTX writes the header that compatibility checks read."""
     trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     from edgeres.engine.builder import BuildRequest, build_engine
 
@@ -321,7 +321,7 @@ def test_a_warm_up_that_fails_says_why(gpu: Gpu, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backend", ["tensorrt", "cpu"])
 def test_callbacks_on_one_classifier(gpu: Gpu, tmp_path: Path, backend: Any) -> None:
-    """Four threads, each with camera frames of its own; every answer is the one it would have got alone."""
+    """Four threads with different camera frames get the same results as one thread alone."""
     images = [noise(20 + seed, 30, seed) for seed in range(12)]
     wrong: list[Any] = []
     with Classifier(bundle(tmp_path, {RECORD: plan(MODEL)}), backend=backend, threads=1) as classify:

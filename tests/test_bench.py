@@ -1,4 +1,4 @@
-"""The measurement on this CPU, and what is read of a Jetson from a made-up tree of its files."""
+"""Benchmarks on this CPU, and reading a Jetson's state from a simulated tree of files."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def jetson(tmp_path: Path) -> Path:
-    """An Orin NX, as far as the files go that are read."""
+    """The files of an Orin NX that are read."""
     root = tmp_path / "jetson"
     files = {
         "etc/nvpmodel.conf": "# modes\n< POWER_MODEL ID=0 NAME=MAXN >\n< POWER_MODEL ID=3 NAME=25W >\nCPU_ONLINE 1\n",
@@ -60,7 +60,7 @@ def jetson(tmp_path: Path) -> Path:
         "sys/devices/system/cpu/cpu10/cpufreq/scaling_cur_freq": "1984000\n",
         "sys/class/thermal/thermal_zone0/type": "cpu-thermal\n",
         "sys/class/thermal/thermal_zone0/temp": "48250\n",
-        "sys/class/thermal/thermal_zone1/type": "cv0-thermal\n",  # off: reading its temperature fails
+        "sys/class/thermal/thermal_zone1/type": "cv0-thermal\n",  # a zone that is off: reading it fails
         "sys/class/thermal/cooling_device0/type": "pwm-fan\n",
         "sys/class/thermal/cooling_device0/cur_state": "2\n",
         "sys/class/thermal/cooling_device1/type": "gpu-throttle-alert\n",
@@ -192,7 +192,7 @@ def test_power_is_sampled_while_something_runs(jetson: Path) -> None:
 
 @given(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=200))
 def test_percentiles_are_trtexecs(seconds: list[float]) -> None:
-    """``sampleReporting.cpp``: sorted[max(n - 1 - int((1 - p / 100) n), 0)], and the usual of the rest."""
+    """Percentiles as in ``sampleReporting.cpp``: sorted[max(n - 1 - int((1 - p / 100) n), 0)]."""
     found, ordered = statistics(np.array(seconds)), sorted(seconds)
     for percent in (90, 95, 99):
         index = max(len(seconds) - 1 - int((1 - percent / 100) * len(seconds)), 0)
@@ -223,7 +223,7 @@ def test_three_precisions_in_one_run(bundle: Path) -> None:
 
 
 def test_energy_per_image_on_a_board_that_tells_power(bundle: Path, jetson: Path) -> None:
-    """A constant 7 W: energy is 7 W over the images of a second, and nothing is above rest."""
+    """With constant 7 W, energy per image is 7 W divided by the images per second, and none is above rest."""
     found = bench(bundle, BenchOptions(precisions=("fp32", "int8"), **QUICK), board=Board(jetson))
     for of in found["precisions"].values():
         energy = of["energy"]
@@ -274,7 +274,7 @@ def with_engines(path: Path, **contents: bytes) -> Path:
 
 @pytest.fixture(params=[("cuda-python", False), ("cuda-python", True), ("pycuda", False)], ids=str)
 def fake(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
-    """A machine with TensorRT and a GPU whose clock is known; one is a Jetson."""
+    """A machine with TensorRT and a simulated GPU with a known clock; one is a Jetson."""
     library, integrated = request.param
     gpu = FakeGpu(integrated=integrated)
     here = Availability("tensorrt", True, "10.3.0", Gpu("Fake GPU", "8.6", 8 << 30, "12.6"))
@@ -336,7 +336,7 @@ def test_what_trtexec_warns_of(fake: FakeGpu, tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("fake", [("cuda-python", False)], indirect=True)
 def test_the_engine_that_fits_is_measured(fake: FakeGpu, tmp_path: Path) -> None:
-    """Not the first one of its precision, which is for another GPU; and what is lacking is said."""
+    """An engine for another GPU is skipped, and missing precisions have a reason."""
     path = with_engines(tmp_path / "x.edgeres", int8=plan(classifier()))
     (own,) = Bundle(path).manifest.engines
     Bundle(path).add_engines({replace(own, file="engines/a.engine", portability=Portability(("8.9",))): b"for another"})

@@ -1,4 +1,4 @@
-"""Benchmarks: tables and plots hold what was measured, and peers run as they are or are skipped."""
+"""Benchmarks: tables and plots show the measured figures; other tools are run, or skipped with a reason."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_a_generated_set_is_rendered_once(scripts: None, tmp_path: Path, monkeyp
 
 @pytest.fixture
 def networks(tmp_path: Path) -> Path:
-    """A file of one further network that is quick to measure, with images of its own beside it."""
+    """A file with one more network that is quick to measure, and its images."""
     onnx.save(resnet(quantized=False, width=16, px=16), tmp_path / "tiny.onnx")
     rng = np.random.default_rng(0)
     for name, count in (("calibration", 16), ("validation", 48)):
@@ -190,7 +190,7 @@ def test_one_command_measures_ours_beside_peers(
 ) -> None:
     out, ours = page.with_name("accuracy.json"), ("--method", "minmax", "--effort", "fast", "--residual", "int8")
     chosen = ("--models", networks, "--model", "tiny", "--data", networks.parent, "--threads", 1)
-    # This interpreter has no Model Optimizer, which is a reason to skip it and not to stop.
+    # This Python has no Model Optimizer, so it is skipped.
     run(monkeypatch, "--out", out, *chosen, *ours, "--modelopt", sys.executable)
     found = json.loads(out.read_text(encoding="utf-8"))["models"]
     assert found["net"] == document()["models"]["net"]  # of another run
@@ -199,7 +199,7 @@ def test_one_command_measures_ours_beside_peers(
     assert set(rows) == peers | {"edgeres minmax", "edgeres minmax, cpu graph", "edgeres fast, int8 residual"}
     for row in rows.values():
         assert all(row[name]["agreement"] > 60 and 15 < row[name]["logit_sqnr_db"] < 60 for name in ("off", "on"))
-    # 128 bins for 128 levels leave entropy nothing to choose: ONNX Runtime's are the ranges of MinMax.
+    # With 128 bins for 128 levels, ONNX Runtime's entropy ranges are those of MinMax.
     assert rows["ONNX Runtime Entropy"]["off"] == rows["ONNX Runtime MinMax"]["off"]
     assert all(row["cost"]["forward_passes"] > 0 for name, row in rows.items() if name in peers)
     assert {*found["tiny"]["skipped"]} == {"Model Optimizer max", "Model Optimizer entropy"}
@@ -244,7 +244,7 @@ def test_memory_that_a_peer_would_need_is_a_line_through_the_two_largest_counts(
     calibration = __import__("calibration")
     runs = {("peer", images): [{"peak_bytes": 1_000 + 10 * images}] for images in (32, 64, 128)}
     assert calibration._expected_bytes("peer", 512, runs) == 1_000 + 10 * 512
-    runs["peer", 256] = [{"expected_bytes": 3_560.0}]  # left out, so nothing is known of it
+    runs["peer", 256] = [{"expected_bytes": 3_560.0}]  # left out, so it has no figures
     assert calibration._expected_bytes("peer", 512, runs) == 1_000 + 10 * 512
     assert calibration._expected_bytes("other", 512, runs) == 0
 

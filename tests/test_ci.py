@@ -1,4 +1,4 @@
-"""What is ready for CI, run as CI runs it: the shell steps out of the YAML files, in a fresh directory."""
+"""The files for CI, run as CI runs them: the shell steps of the YAML files, in a new directory."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ACTION, GITLAB = ROOT / ".github/actions/verify/action.yml", ROOT / ".gitlab/edg
 HOOKS, PAGE = ROOT / ".pre-commit-hooks.yaml", ROOT / "docs/ci.md"
 PX, CLASSES = 16, 10
 
-# The command itself, but its latency measured in a moment: what is under test is the shell around it.
+# The real command, but with short latency measurements: the test is about the shell around it.
 EDGERES = f"""#!/bin/sh
 exec {sys.executable} -c '
 import functools
@@ -72,7 +72,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shrink(bundle: Path) -> None:
-    """One activation's scale ten times too small, sealed again as if nothing had happened."""
+    """Make one activation's scale ten times too small, and seal the bundle again."""
     path = bundle / FORMS["cpu"].file
     model = onnx.load(path)
     node = [node for node in model.graph.node if node.op_type == "QuantizeLinear"][3]
@@ -93,7 +93,7 @@ def work(made: Path, tmp_path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Ended:
-    """A step that has ended."""
+    """The result of a step."""
 
     code: int
     out: str
@@ -123,7 +123,7 @@ def action() -> dict[str, Any]:
 
 
 def github(folder: Path, **inputs: str) -> tuple[Ended, str, dict[str, str]]:
-    """The action's shell steps as a runner runs them; how it ended, the job's summary, and the outputs."""
+    """Run the action's shell steps as a runner does; returns the result, the job's summary, and the outputs."""
     content = action()
     given = {name: entry.get("default", "") for name, entry in content["inputs"].items()} | inputs
     known = {f"inputs.{name}": value for name, value in given.items()} | {"github.action_path": str(ACTION.parent)}
@@ -241,7 +241,7 @@ def test_an_image_without_edgeres_says_what_to_set(work: Path) -> None:
 def test_images_leave_the_machine_only_where_they_may(
     work: Path, monkeypatch: pytest.MonkeyPatch, words: str, table: str, shown: bool
 ) -> None:
-    """One pixel for every image, in place of pictures of those that INT8 gets wrong."""
+    """Replace the pictures of images that INT8 gets wrong by one pixel."""
     monkeypatch.setattr("edgeres.verify.measure.thumbnails", lambda *given: {"images[0]": "/9j/"})
     monkeypatch.setattr(measure, "LatencyPlan", brief())
     monkeypatch.chdir(work)

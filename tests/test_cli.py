@@ -1,4 +1,4 @@
-"""The command line as a stranger uses it: what it prints where, how it ends, and what it leaves behind."""
+"""The command line: output on stdout and stderr, exit codes, and files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PX, CLASSES = 16, 10
 
 @dataclass(frozen=True)
 class Ended:
-    """A command that has ended."""
+    """The result of a command."""
 
     code: int
     out: str
@@ -56,7 +56,7 @@ class Ended:
 
 
 def brief() -> Any:
-    """A latency plan that measures next to nothing."""
+    """A latency plan with very short measurements."""
     return functools.partial(measure.LatencyPlan, warmup_seconds=0.0, min_seconds=0.01, block_seconds=0.001)
 
 
@@ -79,7 +79,7 @@ def edge(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
 
 
 def in_new_process(*arguments: object, **options: Any) -> subprocess.Popen[str]:
-    # A suite that a shell put into the background ignores Ctrl-C, and what it starts inherits that.
+    # A process in the background of a shell ignores Ctrl-C, and its children inherit that.
     code = "import signal; signal.signal(2, signal.default_int_handler); from edgeres.cli import main; main()"
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options})
@@ -110,7 +110,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def work(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it to spoil, as the working directory."""
+    """A copy of the folder as working directory, which a test may change."""
     folder = tmp_path / "wörk ing"
     shutil.copytree(made, folder)
     monkeypatch.chdir(folder)
@@ -128,7 +128,7 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
 
 
 def test_the_demo_end_to_end(tmp_path: Path) -> None:
-    """As the README has it, on few images: the bundled weights, the generated set, every file in place."""
+    """The README's build on few images: bundled weights, generated set, all files of the bundle."""
     data = ["--calibration", "signs:16", "--validation", "signs:16@1", "--max-drop", "100"]
     build = in_new_process("build", "--model", "resnet20", "--int8", "--effort", "fast", *data, cwd=tmp_path)
     out, err = build.communicate()
@@ -191,7 +191,7 @@ def test_verify_holds_a_bundle_against_the_accepted_one(edge: Any, work: Path) -
     assert (work / "out" / "summary.md").read_text().startswith("## ")
     strict = edge("verify robot.edgeres --validation images.npz --max-slowdown off --on-unsure fail --json")
     report = json.loads(strict.out)
-    assert (strict.code, report["outcome"], report["passed"]) == (1, "unsure", False)  # 20 images tell nothing
+    assert (strict.code, report["outcome"], report["passed"]) == (1, "unsure", False)  # too few images for the gate
     assert report["baseline"]["graphs"]["cpu"]["drop_pp"] == 0
     again = edge("baseline accept robot.edgeres -o other.json")
     assert again.out.startswith("other.json: tiny, 20 images of ")
@@ -231,7 +231,7 @@ def test_quantize_makes_a_graph_that_inspect_explains(edge: Any, work: Path, tar
     assert (inspected["style"], inspected["refused"]) == (style, [])
     assert len(inspected["quantized"]) == said["activations"]
     shown = edge("inspect q.onnx").out
-    assert all(q["tensor"] in shown for q in inspected["quantized"])  # whole names, so that they can be searched
+    assert all(q["tensor"] in shown for q in inspected["quantized"])  # complete names, so that they can be searched for
 
 
 def test_skipped_images_are_named(edge: Any, work: Path) -> None:
@@ -296,14 +296,14 @@ def test_mean_and_std_are_red_green_blue_whatever_the_network_takes() -> None:
 
 
 class Hostile:
-    """Pickled, it asks to run a command."""
+    """Its pickle asks to run a command."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("touch owned",)
 
 
 def spoil(folder: Path) -> None:
-    """Everything that the table below names."""
+    """All files that the table below names."""
     data = dict(np.load(folder / "images.npz"))
     np.savez(folder / "high.npz", images=data["images"], labels=data["labels"] + 7)
     np.savez(folder / "nchw.npz", images=data["images"].transpose(0, 3, 1, 2), labels=data["labels"])

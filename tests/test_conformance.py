@@ -1,4 +1,4 @@
-"""Every backend keeps the contract: ONNX Runtime as it is, engines on a fake GPU, and on a real one if there is one."""
+"""Every backend keeps the contract: ONNX Runtime, engines on a simulated GPU, and on a real GPU where there is one."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ SETUPS = [
 
 @pytest.fixture(params=SETUPS, ids=lambda s: f"{s[0]}, {s[1]}{', Jetson' if s[2] else ''}")
 def setup(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Gpu, str]]:
-    """A fake GPU; afterwards nothing was misused, nothing is left on it, and no context is current."""
+    """A simulated GPU, checked afterwards: no misuse, no memory left, no current context."""
     library, flavour, integrated = request.param
     gpu = Gpu(integrated=integrated)
     with installed(monkeypatch, gpu, library, flavour):
@@ -127,7 +127,7 @@ def test_engines_on_a_real_gpu(flavour: str, tmp_path: Path) -> None:
 
 
 class Broken(OrtRunner):
-    """A backend with a fault that one check must find."""
+    """A backend with a fault that a check must find."""
 
     def __init__(self, fault: str) -> None:
         super().__init__(MODEL, threads=1)
@@ -212,7 +212,7 @@ MISUSE: dict[str, tuple[Any, str, Any]] = {
 
 @pytest.mark.parametrize("misuse", MISUSE)
 def test_the_fake_gpu_catches_misuse(monkeypatch: pytest.MonkeyPatch, misuse: str) -> None:
-    """Each rule that the runner keeps, broken: some check fails, or the GPU tells."""
+    """With each rule of the runner broken, a check fails or the GPU reports misuse."""
     gpu = Gpu()
     failed = False
     with installed(monkeypatch, gpu, "cuda-python", "tensorrt"):

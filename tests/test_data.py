@@ -1,4 +1,4 @@
-"""Sources, selections, label matching and the loader, on files made here; real CIFAR-10 where it is at hand."""
+"""Sources, selections, label matching and the loader, on generated files, and on CIFAR-10 where it is available."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def opened(path: Path | str, role: str = "validation") -> Source:
 
 
 def refusal(action: Callable[[], object]) -> str:
-    """The one line a user sees."""
+    """The error message in one line."""
     with pytest.raises(SourceError) as caught:
         action()
     line = str(caught.value)
@@ -109,7 +109,7 @@ def test_class_folders(tmp_path, make, prefix):
 
 
 def test_archive_of_another_tool(tmp_path):
-    """Backslashes, a leading ``./``, entries for folders, a name that comes twice (the later one counts)."""
+    """Backslashes, a leading ``./``, entries for folders, a name that occurs twice (the later one is used)."""
     content = {"cat/": b"", "./cat/a.png": PNG, "cat\\b.PNG": PETS["cat/b.PNG"], "dog//1.png": PETS["dog/1.png"]}
     path = archive(tmp_path, content)
     with zipfile.ZipFile(path, "a") as packed:
@@ -240,7 +240,7 @@ def test_transparency_is_dropped_orientation_ignored_and_16_bits_saturate():
     alpha = np.dstack([image, np.zeros((4, 6), np.uint8)])
     np.testing.assert_array_equal(read_image(io.BytesIO(encoded(alpha))), image)
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by 90 degrees
+    exif[0x0112] = 6  # EXIF orientation: turned by 90 degrees
     assert read_image(io.BytesIO(encoded(image, "JPEG", exif=exif))).shape == (4, 6, 3)
     deep = np.array([[0, 200, 255, 256, 65535]], np.uint16)
     assert read_image(io.BytesIO(encoded(deep)))[0, :, 0].tolist() == [0, 200, 255, 255, 255]
@@ -357,7 +357,7 @@ def cifar_batch(form: str) -> bytes:
     if form == "bin":
         return np.hstack([np.array(CIFAR_LABELS, np.uint8)[:, None], planes]).tobytes()
     batch = pickle.dumps({b"data": planes, b"labels": CIFAR_LABELS, b"batch_label": b"test"}, protocol=2)
-    # NumPy's module as it was called when CIFAR-10 was written.
+    # The name of NumPy's module when CIFAR-10 was written.
     return batch.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
 
 
@@ -425,7 +425,7 @@ def test_signs(tmp_path, monkeypatch):
 
 
 def labelled(labels: list[int], classes: tuple[str, ...] = ()) -> Source:
-    """Every image carries its index in its first pixel."""
+    """A source whose images have their index in the first pixel."""
     images = np.zeros((len(labels), 8, 8, 3), np.uint8)
     images[:, 0, 0, 0] = np.arange(len(labels)) % 256
     return Arrays(images, np.array(labels, np.int64), classes, "set.npz")
@@ -512,7 +512,7 @@ def test_labels_are_matched(classes, model, outputs):
         (("cat", "cow"), ("cat", "dog"), ["1 of 2 classes", "cow", "the model has cat, dog"]),
         (("stop sign", "stop_sign"), ("Stop Sign", "Yield"), ["2 of 2 classes", "stop sign, stop_sign"]),
         (("ant", "bee"), generic(3), ["ant, bee", "class 0, class 1, class 2"]),
-        (("1", "2", "3"), generic(3), ["1, 2, 3"]),  # counted from one: in sorted order they would fit by luck
+        (("1", "2", "3"), generic(3), ["1, 2, 3"]),  # counted from one: in sorted order they would match by accident
         (("n01440764", "n99999999"), IMAGENET_NAMES, ["n01440764, n99999999", "tench, goldfish", "and 995 more"]),
         (("twin", "x"), ("twin", "twin", "x"), ["1 of 2 classes", "twin"]),
     ],
@@ -533,7 +533,7 @@ def test_nameless_labels_are_outputs():
 
 
 class Counting(Source):
-    """Images of one value each; those in ``broken`` cannot be read."""
+    """Images of one value each; those in ``broken`` raise when they are read."""
 
     def __init__(self, count: int, broken: tuple[int, ...] = ()) -> None:
         self.classes, self.description = (), "counting"
@@ -581,9 +581,9 @@ def test_look_ahead_is_bounded_and_closing_stops_the_threads():
     source = Counting(10_000)
     stream = iter(Loader(source, TINY, 4, workers=2))
     next(stream)
-    most = 4 + 4 + 2  # the batch in hand, the next one, and one image per thread
+    most = 4 + 4 + 2  # the current batch, the next one, and one image per thread
     deadline = time.monotonic() + 10
-    while source.calls < most - 1 and time.monotonic() < deadline:  # the last is begun when the next one is asked for
+    while source.calls < most - 1 and time.monotonic() < deadline:  # the last one is not started yet
         time.sleep(0.01)
     time.sleep(0.05)
     assert most - 1 <= source.calls <= most
@@ -602,7 +602,7 @@ def test_one_error_names_all_unreadable_images():
     loader = Loader(Counting(40, broken=(9, 30, 39)), TINY, 4)
     seen = []
     line = refusal(lambda: seen.extend(batch.indices for batch in loader))
-    assert np.concatenate(seen).tolist() == list(range(8))  # what precedes the first one was delivered
+    assert np.concatenate(seen).tolist() == list(range(8))  # batches before the first unreadable image were delivered
     assert line == (
         "counting: 3 of 40 images cannot be read: 9.jpg (truncated), 30.jpg (truncated), 39.jpg (truncated); "
         "remove them or pass --skip-unreadable"
@@ -629,7 +629,7 @@ def test_batch_size_must_be_positive():
 
 @needs_shared
 def test_cifar10_archive_and_arrays_name_the_same_classes():
-    """Lossless test images are found again among the JPEG ones, where a folder's name says what an index says here."""
+    """Lossless test images match the JPEG ones; folders' names are the classes of the indices."""
     packed = match_labels(opened(SHARED / "cifar10_test10000_jpeg.zip"), CIFAR10_CLASSES)
     assert packed.description == "cifar10_test10000_jpeg.zip: 10,000 images, 10 classes"
     assert np.bincount(packed.labels).tolist() == [1000] * 10

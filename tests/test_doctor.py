@@ -1,4 +1,4 @@
-"""The diagnosis on recorded machines: a bare one, a desktop, Jetsons; and on this one."""
+"""The diagnosis of recorded machines (a bare one, a desktop, Jetsons) and of this one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ORIN_RELEASE = "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, 
 
 
 class Recorded(Machine):
-    """Answers from a recording; what it does not hold is not there."""
+    """A machine with recorded answers; anything else is missing."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ def checks(machine: Machine) -> dict[str, Diagnosis]:
 
 
 def abilities(found: dict[str, Diagnosis]) -> dict[str, bool]:
-    """What can be done, by the words of the checks from "export" on."""
+    """Whether each ability is given, by its name."""
     names = list(found)
     return {name: found[name].found == "yes" for name in names[names.index("export a checkpoint") :]}
 

@@ -1,6 +1,6 @@
-"""The examples of docs/examples do what they say: in ROS's and TensorRT's place stand what their documents describe.
+"""The examples of docs/examples, with stand-ins for ROS and TensorRT that follow their documentation.
 
-What no stand-in can show is how they behave on a robot: docs/examples/README.md says which is which.
+docs/examples/README.md lists what was tested this way and what was not, as it needs a real robot.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def ros(monkeypatch: pytest.MonkeyPatch, path: Path) -> Iterator[Ros]:
 
 
 def message(image: U8, encoding: str = "rgb8", padding: int = 0, stamp: int = 0) -> Any:
-    """``image`` (H, W, 3) RGB as a camera driver sends it, with bytes behind each row that mean nothing."""
+    """``image`` (H, W, 3) RGB as a camera driver sends it, with unused bytes behind each row."""
     pixels = {"rgb8": image, "bgr8": image[..., ::-1], "mono8": image[..., :1]}[encoding]
     rows = pixels.reshape(len(image), -1)
     rows = np.concatenate([rows, np.full((len(rows), padding), 0xEE, np.uint8)], axis=1)
@@ -87,7 +87,7 @@ def arrive(*messages: Any) -> Callable[[Any], None]:
 
 
 def stop(ros: Ros) -> Callable[[Any], None]:
-    """Somebody shuts the context down, as rclpy's own signal handler does."""
+    """Shut the context down, as rclpy's signal handler does."""
 
     def event(node: Any) -> None:
         ros.running = False
@@ -96,7 +96,7 @@ def stop(ros: Ros) -> Callable[[Any], None]:
 
 
 def spin(ros: Ros, *events: Callable[[Any], None]) -> Any:
-    """The node after it ran."""
+    """Run the node; returns it afterwards."""
     ros.events.extend([*events, stop(ros)])
     assert load_example("ros2_classifier").main([]) == 0
     return ros.nodes[0]
@@ -197,7 +197,7 @@ def test_the_stand_in_refuses_what_rosidl_refuses(name: str, values: dict[str, A
 
 
 def test_the_messages_are_those_of_humble_and_jazzy(ros: Ros) -> None:
-    """Against the definitions that rosbags has, and through its serializer."""
+    """Compare with the definitions of rosbags, and serialize with it."""
     typesys = pytest.importorskip("rosbags.typesys", reason="it knows the messages of each ROS release")
     answer = spin(ros, arrive(message(noise(20, 30), stamp=5))).publishers_made[0].sent[0]
     for release in (typesys.Stores.ROS2_HUMBLE, typesys.Stores.ROS2_JAZZY):
@@ -223,7 +223,7 @@ def test_the_messages_are_those_of_humble_and_jazzy(ros: Ros) -> None:
 
 
 class Capture:
-    """What ``cv2.VideoCapture`` is to the loop: images as fast as they are asked for."""
+    """A stand-in for ``cv2.VideoCapture``: images as fast as they are requested."""
 
     def __init__(self, images: list[U8]) -> None:
         self.images, self.released = iter(images), False
@@ -250,7 +250,7 @@ def camera(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_who_is_late_gets_the_newest_image(camera: Any) -> None:
     images = [noise(8, 8, seed) for seed in range(9)]
     newest = camera.Newest(Capture(images))
-    newest._thread.join()  # nobody asked for an image before the camera ended
+    newest._thread.join()  # no image was requested before the camera ended
     assert [image.tobytes() for image in newest] == [images[-1].tobytes()]
     assert newest.dropped == len(images) - 1
     newest.close()
@@ -390,7 +390,7 @@ class Case:
 
 
 def cases() -> Iterator[Case]:
-    """Images at the crop's size, a camera's, and many of any size, under any contract."""
+    """Images of the crop's size, of a camera's size, and of many other sizes, with various preprocessing."""
     for order in ("RGB", "BGR"):
         for layout in ("NCHW", "NHWC"):
             yield Case(noise(8, 12), Preprocess((8, 12), channel_order=order, layout=layout))  # type: ignore[arg-type]
@@ -416,7 +416,7 @@ def cases() -> Iterator[Case]:
 
 @pytest.fixture(scope="module")
 def prepare(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bytes], subprocess.CompletedProcess[bytes]]:
-    """The preprocessing alone: cases in, floats out; 7 where it refuses one."""
+    """Run the preprocessing alone on cases, which returns floats; exit code 7 for an invalid case."""
     program = tmp_path_factory.mktemp("cpp") / "preprocess"
     sources = [EXAMPLES / "cpp" / "preprocess.cpp", STAND_INS / "preprocess_driver.cpp"]
     compile_(sources, *CHECKED, "-o", str(program))
@@ -474,7 +474,7 @@ def robot(folder: Path, data: bytes | None = None, record: EngineRecord = RECORD
 
 
 def top5(image: U8, p: Preprocess, *, probabilities: bool = False) -> list[tuple[str, float]]:
-    """By NumPy alone; the first of equals comes first."""
+    """Expected by NumPy; equal scores keep their order."""
     logits = WEIGHTS.astype(np.float64) @ apply(image, p).astype(np.float64).mean(axis=(1, 2))
     powers = np.exp(logits - logits.max())
     scores = logits if probabilities else powers / powers.sum()
@@ -514,7 +514,7 @@ def test_cpp_says_what_numpy_says(
 
 @cpp
 def test_cpp_takes_the_int8_engine_for_this_gpu(built: Program, tmp_path: Path) -> None:
-    """Others are passed over: another runtime, precision or GPU, or code of its own inside."""
+    """Engines for another runtime, precision or GPU, and version-compatible ones, are skipped."""
     others = {
         replace(
             RECORD, portability=Portability(("8.7",), version_compatible=True), file="engines/e.engine"
@@ -553,7 +553,7 @@ FAILURES = {
 
 @cpp
 def test_cpp_frees_everything_wherever_it_fails(built: Program, tmp_path: Path) -> None:
-    """The stand-in ends with other codes where something leaks, or is freed in the wrong order."""
+    """The stand-in has other exit codes for leaks and for freeing in the wrong order."""
     picture, path = ppm(tmp_path / "a.ppm", noise(SIDE, SIDE)), robot(tmp_path)
     for function, words in FAILURES.items():
         done = built(path, picture, fail=function)
@@ -610,7 +610,7 @@ def test_cpp_tells_what_is_wrong_with_a_bundle(built: Program, tmp_path: Path) -
 
 @cpp
 def test_cpp_compiles_against_cudas_own_headers(tmp_path: Path) -> None:
-    """Where pip has installed them: nvidia-cuda-runtime and nvidia-cuda-crt."""
+    """CUDA's headers, where pip has installed nvidia-cuda-runtime and nvidia-cuda-crt."""
     found = {}
     for package in ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12", "nvidia-cuda-crt", "nvidia-cuda-nvcc-cu12"):
         try:
@@ -628,7 +628,7 @@ def test_cpp_compiles_against_cudas_own_headers(tmp_path: Path) -> None:
 
 @cpp
 def test_cmake_takes_the_project(tmp_path: Path) -> None:
-    """Configured, with stand-ins for what it looks for."""
+    """CMake configures with stand-ins for the packages that it needs."""
     if shutil.which("cmake") is None:
         pytest.skip("no CMake")
     compiler()

@@ -1,4 +1,4 @@
-"""Exported graphs against torch, and against what TensorRT's oldest parser takes."""
+"""Exported graphs compared with torch, and with the operators of TensorRT's oldest parser."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from edgeres.zoo.architectures import ARCHITECTURES
 from edgeres.zoo.export import Exported, export
 from edgeres.zoo.resnet import ResNet
 
-# One of each way to build a network: blocks, shortcuts, groups, widths.
+# One network of each kind: blocks, shortcuts, groups, widths.
 FAMILIES = (
     "resnet18",
     "resnet50",
@@ -43,7 +43,7 @@ PX = 32
 
 
 def trained(network: nn.Module) -> nn.Module:
-    """Statistics as after training: with fresh ones batch norm is the identity, and folding it proves nothing."""
+    """Give batch norm random statistics; with the initial ones it is the identity, and folding is not tested."""
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.uniform_(layer.running_mean, -0.2, 0.2)
@@ -58,7 +58,7 @@ def spec_of(name: str, px: int = PX) -> ModelSpec:
 
 
 def shallow(name: str) -> tuple[nn.Module, Exported]:
-    """Two stages of one and two blocks: every shape of block that the whole network has."""
+    """Two stages of one and two blocks, which have all block shapes of the whole network."""
     torch.manual_seed(0)
     network = trained(ResNet(replace(ARCHITECTURES[name], depths=(1, 2)), 7))
     return network, export(network, spec_of(name))
@@ -86,7 +86,7 @@ def test_every_family(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_batch_norm_is_left_only_where_no_convolution_takes_it(name: str) -> None:
-    """v2 normalizes the sum of the stream, which the next skip reads too: before each block but the first, and last."""
+    """v2 keeps a batch norm before each block but the first, and after the last: the next skip reads its input, too."""
     network, exported = shallow(name)
     counts = Counter(node.op_type for node in exported.model.graph.node)
     assert counts["Conv"] == sum(isinstance(layer, nn.Conv2d) for layer in network.modules())
@@ -108,7 +108,7 @@ def test_whole_resnet20() -> None:
     assert exported.relative_error < 1e-5 and exported.canonical.size_px == (32, 32)
 
 
-# Option A slices with a step, which opset 9 cannot say.
+# Option A slices with a step, which opset 9 does not support.
 @pytest.mark.parametrize(
     ("name", "opset"),
     [("resnet18", 9), ("resnet50v2", 9), ("resnet20", 11), ("resnet18", 13), ("resnet20", 16), ("resnet50v2", 20)],
@@ -137,7 +137,7 @@ def test_what_torch_writes_unfused_at_any_opset_becomes_the_same_graph(name: str
 
 
 class Foreign(nn.Module):
-    """A user's own network; ``forward`` is given."""
+    """A network with the given ``forward``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ class Crashes(Foreign):
 
 
 class CountsInPython(Foreign):
-    """Tracing follows the loop for the images it is given: the graph has two rows of scores for any batch."""
+    """Tracing unrolls the loop over the images: the graph returns two rows of scores for any batch."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([self.head(self.features(x[i : i + 1])) for i in range(len(x))])
@@ -228,7 +228,7 @@ def test_refusals(module: nn.Module, line: str) -> None:
 
 
 def test_graph_that_computes_something_else_is_refused() -> None:
-    """torch's own training flag, read in Python: parity is what catches it."""
+    """The module reads its training flag in Python; the comparison with torch finds it."""
 
     class Unlike(Foreign):
         def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Camera frames against the definition of their formats, BT.601, and Pillow's decoder."""
+"""Camera frames compared with the definition of their formats, BT.601, and Pillow's decoder."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def by_hand(name: str, image: U8) -> Any:
 @pytest.mark.parametrize("name", ["rgb8", "bgr8", "rgba8", "bgra8", "mono8"])
 @pytest.mark.parametrize("gap", [None, 0, 7])
 def test_packed_formats(name: str, gap: int | None) -> None:
-    """As an array, as bytes, and as bytes with a gap behind each row; the preprocessing reads each in place."""
+    """As an array, as bytes, and as bytes with a gap behind each row; each is read in place."""
     image = noise(90, 123)[..., None].repeat(3, -1) if name == "mono8" else noise(90, 123, 3)
     packed = by_hand(name, image)
     if gap is None:
@@ -51,7 +51,7 @@ def test_packed_formats(name: str, gap: int | None) -> None:
         rows = packed.reshape(90, -1)
         padded = np.concatenate([rows, np.full((90, gap), 77, np.uint8)], axis=1)
         step = padded.shape[1] if gap else None
-        data = padded.tobytes()[: None if not gap else -gap]  # drivers leave the last gap out
+        data = padded.tobytes()[: None if not gap else -gap]  # drivers omit the last gap
         frame = Frame(data, name, 90, 123, step)
     np.testing.assert_array_equal(frame.rgb(), image)
     for p in (Preprocess((32, 32), resize_px=36), Preprocess((90, 123)), Preprocess((16, 50), channel_order="BGR")):
@@ -72,7 +72,7 @@ def exact(y: int, u: int, v: int) -> tuple[Fraction, ...]:
 @settings(max_examples=200, deadline=None)
 @given(BYTE, BYTE, BYTE)
 def test_a_colour_is_bt601(y: int, u: int, v: int) -> None:
-    """To the level: the coefficients of the fixed-point form have three digits, 1.164 for 255/219 and so on."""
+    """Within one level, because the fixed-point coefficients have three digits, e.g. 1.164 for 255/219."""
     found = Frame(np.array([[[y, u], [y, v]]], np.uint8), "yuyv").rgb()[0, 0]
     wanted = exact(y, u, v)
     assert all(abs(int(have) - want) <= Fraction(9, 8) for have, want in zip(found, wanted, strict=True))
@@ -98,7 +98,7 @@ def packed_420(name: str, y: U8, u: U8, v: U8) -> U8:
 @pytest.mark.parametrize("name", ["nv12", "nv21", "i420"])
 @pytest.mark.parametrize("size", [(2, 2), (48, 64), (6, 10), (70, 34), (66, 130)])
 def test_each_chroma_sample_serves_four_pixels(name: str, size: tuple[int, int]) -> None:
-    """Against the colours one by one, through the 4:2:2 format."""
+    """All colours, one by one, through the 4:2:2 format."""
     height, width = size
     y, u, v = planes(height, width)
     wide_u, wide_v = u.repeat(2, 0), v.repeat(2, 0)
@@ -117,7 +117,7 @@ def test_each_chroma_sample_serves_four_pixels(name: str, size: tuple[int, int])
 
 
 def test_a_yuv_frame_is_near_what_was_filmed() -> None:
-    """A photograph-like image to BT.601 limited range and back, in floating point one way."""
+    """A smooth image to BT.601 limited range in floating point, and back."""
     y, x = np.mgrid[0:64, 0:96]
     image = np.stack([2 * x, 3 * y, 255 - x - y], axis=-1).clip(0, 255).astype(np.float64)
     luma = image @ [0.299, 0.587, 0.114]
@@ -175,7 +175,7 @@ def test_ros_delivers_array_array() -> None:
 
 
 def test_encoded_bytes_decode_as_files_do() -> None:
-    """A camera that delivers JPEG: decoded by Pillow, as images of the calibration are."""
+    """JPEG frames are decoded by Pillow, as calibration images are."""
     from edgeres.data.files import read_image
 
     for form in ("JPEG", "PNG"):

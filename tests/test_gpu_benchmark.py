@@ -1,4 +1,4 @@
-"""The GPU benchmark: without a GPU what it can tell, and on the stand-in for one every figure against brute force."""
+"""The GPU benchmark without a GPU, and on a simulated GPU with every figure compared with brute force."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def scores(model: bytes, inputs: F32 = INPUTS) -> F32:
 
 
 def write_cases(folder: Path, graphs: Mapping[str, bytes], reference: Mapping[str, F32] | None = None) -> Path:
-    """What ``--prepare`` writes, of a model of this size."""
+    """The files of ``--prepare``, for a small model."""
     (folder / "tiny").mkdir(parents=True)
     for name, graph in graphs.items():
         (folder / "tiny" / f"{name}.onnx").write_bytes(graph)
@@ -107,7 +107,7 @@ def test_without_any_vendor_package_it_says_so(
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, gpu_script: Any) -> Iterator[fake_gpu.Gpu]:
-    """An H100 by its compute capability, which RTX does not list, with both vendor packages."""
+    """A simulated GPU with H100's compute capability, which RTX does not list, and both vendor packages."""
     found = fake_gpu.Gpu(sm=(9, 0))
     no_gpu(monkeypatch, gpu_script, Gpu("Fake GPU", "9.0", 1 << 30, "13.0"))
     monkeypatch.setattr(gpu_script, "build_engine", built)
@@ -271,7 +271,7 @@ def test_cases_hold_each_formulation_and_what_onnx_runtime_says(
         assert ("QuantizeLinear" in {node.op_type for node in model.graph.node}) == name.startswith("int8")
         half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
         assert half == (name == "fp16" or name.endswith("-rtx"))
-        # A second opinion on the same numbers; what is rounded to float16 or to codes may fall to the other side.
+        # Computed again by other means; values that are rounded to float16 or codes may round differently.
         session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         said = session.run(None, {session.get_inputs()[0].name: case.inputs})[0]
         assert sqnr(said, case.scores[name] + np.float32(1e-6)) > (100 if name == "fp32" else 20), name

@@ -1,4 +1,4 @@
-"""GPU memory by cuda-python and pycuda: both leave a thread's contexts as they found them, and free what they took."""
+"""GPU memory by cuda-python and pycuda: both restore a thread's contexts and free all memory."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_bytes_travel_there_and_back(device: tuple[Gpu, Device]) -> None:
         buffer.host[:100] = data
         buffer.upload(100, stream)
         if not gpu.integrated:
-            assert (gpu.at(buffer.address, 100) == GARBAGE).all()  # a stream is no promise yet
+            assert (gpu.at(buffer.address, 100) == GARBAGE).all()  # the work in the stream has not run yet
         stream.synchronize()
         np.testing.assert_array_equal(gpu.at(buffer.address, 100), data)
         gpu.at(buffer.address, 100)[...] += 1
@@ -141,7 +141,7 @@ def test_work_that_cannot_be_recorded_runs_as_it_is(monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def application(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Gpu, Any, Any]]:
-    """A robot whose main thread lives in a pycuda context of its own."""
+    """An application whose main thread has its own pycuda context."""
     gpu = Gpu(integrated=True)
     with installed(monkeypatch, gpu, "pycuda", "tensorrt") as cuda:
         cuda.init()
@@ -149,7 +149,7 @@ def application(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Gpu, Any, Any
 
 
 def test_inside_a_pycuda_context(application: tuple[Gpu, Any, Any]) -> None:
-    """The application's context is used by every thread, and is where it was afterwards."""
+    """Every thread uses the application's context, which stays current in the main thread."""
     gpu, cuda, context = application
     with TensorRTRunner(EngineFile(PLAN)) as runner:
         assert cuda.Context.get_current() is context
@@ -165,7 +165,7 @@ def test_inside_a_pycuda_context(application: tuple[Gpu, Any, Any]) -> None:
 
 
 def test_pycuda_that_is_imported_but_has_no_context(application: tuple[Gpu, Any, Any]) -> None:
-    """A callback's thread in which nothing is current: the primary context serves, and the main thread's stays."""
+    """A callback thread without a current context uses the primary context; the main thread's does not change."""
     gpu, cuda, context = application
 
     def work() -> list[Any]:
@@ -188,7 +188,7 @@ def test_a_context_that_is_gone_is_named(application: tuple[Gpu, Any, Any]) -> N
     with pytest.raises(EngineError, match="pycuda context is gone") as caught:
         runner.infer(FEED)
     assert "\n" not in str(caught.value)
-    runner.close()  # frees nothing in what is no more, and says nothing
+    runner.close()  # frees nothing in a context that is gone, without an error
     assert gpu.stack == []
 
 
@@ -200,7 +200,7 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch, library: str) 
 
 
 def test_memory_that_does_not_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line, nothing left behind, and later inferences are not spoilt."""
+    """Out of memory is one line, frees everything, and later inferences work."""
     gpu = Gpu()
     with installed(monkeypatch, gpu, "cuda-python", "tensorrt"), TensorRTRunner(EngineFile(PLAN)) as runner:
         gpu.memory = 10_000
@@ -213,7 +213,7 @@ def test_memory_that_does_not_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_driver_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """cuda-python 12 and 13 raise what they like."""
+    """cuda-python 12 and 13 raise different exceptions without a driver."""
 
     def no_driver(flags: int) -> tuple[int]:
         raise RuntimeError("Failed to dlopen libcuda.so.1")
@@ -231,7 +231,7 @@ def test_without_either_library(monkeypatch: pytest.MonkeyPatch) -> None:
         default_device()
 
 
-# Every function and constant that is used of cuda-python.
+# Every function and constant of cuda-python that is used.
 USED = set(re.findall(r"cuda\.((?:cu[A-Z]|CU)\w+)", Path(cuda_python.__file__).read_text(encoding="utf-8")))
 
 

@@ -1,4 +1,4 @@
-"""``edgeres predict`` on folders: what is found, what is marked as wrong, what is left out, and the contact sheet."""
+"""``edgeres predict`` on folders: found images, wrong answers, unreadable images, and the contact sheet."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from edgeres.runtime import Classifier
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A bundle, and a folder with 18 images in three folders, two of them unreadable besides."""
+    """A bundle, and 18 images in three folders, with two more files that cannot be read or are no images."""
     monkeypatch.chdir(tmp_path)
     write_bundle(tmp_path / "b.edgeres")
     rng = np.random.default_rng(0)
@@ -130,7 +130,7 @@ def test_the_order_is_the_one_asked_for(work: Path, sort: str) -> None:
 
 
 def orders(page: str, name: str) -> list[int]:
-    """Place of every figure of the page in one of its orders."""
+    """Places of all figures of the page in one of its orders."""
     return [int(place) for place in re.findall(rf"<figure style=\"[^\"]*--{name}:(\d+)", page)]
 
 

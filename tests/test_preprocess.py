@@ -48,7 +48,7 @@ def reference_geometry(image: U8, p: Preprocess) -> F64:
 
 
 def overlap(have: int, want: int) -> tuple[slice, slice]:
-    """Where a side of length ``have`` is read and one of length ``want`` is written; halves go to the even number."""
+    """Slices of a side of length ``have`` to read and of length ``want`` to write; halves are rounded to even."""
     spare = abs(have - want)
     if have < want:
         return slice(0, have), slice(spare // 2, spare // 2 + have)
@@ -63,7 +63,7 @@ wide = st.integers(2, 40)  # torch 2.13 interpolates images one pixel wide wrong
 @settings(max_examples=150, deadline=None)
 @given(wide, wide, st.tuples(wide, wide), st.none() | wide)
 def test_geometry_agrees_with_torch_to_one_level(height, width, crop, resize):
-    """Bytes after each of two passes: half a level each, no more, as bilinear weights are positive and sum to one."""
+    """Each of two passes rounds by at most half a level; bilinear weights are positive and sum to 1."""
     p = Preprocess(crop, resize_px=resize)
     image = noise(height, width)
     ours, reference = geometry(image, p), reference_geometry(image, p)
@@ -110,7 +110,7 @@ def resample(rows: F64, size: int, interpolation: str) -> F64:
 @settings(max_examples=100, deadline=None)
 @given(side, side, st.tuples(side, side), st.sampled_from(sorted(KERNELS)))
 def test_filters_are_the_published_kernels(height, width, size, interpolation):
-    """Along the rows first, then along the columns; fixed-point weights cost at most a level in each pass."""
+    """Rows first, then columns; fixed-point weights change at most one level in each pass."""
     image = noise(height, width)
     rows = resample(image.transpose(1, 0, 2).astype(np.float64), size[1], interpolation).transpose(1, 0, 2)
     expected = resample(rows, size[0], interpolation)
@@ -172,7 +172,7 @@ def test_layouts_hold_the_same_numbers():
 
 
 def test_bgr_reverses_the_channels_before_mean_and_std():
-    """Caffe's form: raw pixels in BGR less the mean per channel."""
+    """Caffe's preprocessing: raw pixels in BGR minus the mean per channel."""
     mean = (103.939, 116.779, 123.68)
     p = Preprocess((6, 6), mean=mean, std=(1.0, 1.0, 1.0), channel_order="BGR", pixel_scale=1.0)
     image = noise(6, 6)
@@ -194,7 +194,7 @@ def test_constants_that_cannot_normalize_are_refused(change):
 
 @pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="needs shared/data/imagenet_samples")
 def test_photographs_against_torch():
-    """One grey level is 1 / 255 / 0.225; torch normalizes in float32, which adds a few units in the last place."""
+    """The tolerance is one grey level, 1 / 255 / 0.225, plus a few units in the last place of torch's float32."""
     files = sorted(PHOTOGRAPHS.iterdir())[::3]
     mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET.mean, IMAGENET.std))
     for file in files:
@@ -204,7 +204,7 @@ def test_photographs_against_torch():
 
 
 def whole(image: U8, p: Preprocess) -> U8:
-    """Resize all of the image, width then height, and crop from that: Pillow and slices alone."""
+    """Resize the whole image with Pillow, width then height, and crop it by slices."""
     height, width = image.shape[:2]
     size = p.crop_px
     if p.resize_px is not None:
@@ -246,7 +246,7 @@ def test_camera_sizes_to_the_last_bit(size, interpolation):
 
 
 def test_photographs_to_the_last_bit():
-    """As they are, and as a 720p camera would deliver them."""
+    """Photographs in their own size, and enlarged to a 720p camera's."""
     files = sorted(PHOTOGRAPHS.rglob("*.JPEG"))[:40]
     if not files:
         pytest.skip("the sample photographs are not here")
@@ -339,7 +339,7 @@ def test_an_array_that_is_given_is_filled(layout):
 
 
 def test_the_byte_less_128_is_a_whole_number():
-    """What a graph with exact input takes: the float32 is the code itself."""
+    """With exact input, the float32 value is the code itself."""
     image = noise(30, 30)
     p = Preprocess((30, 30), mean=(128.0,) * 3, std=(1.0,) * 3, pixel_scale=1.0)
     expected = image.transpose(2, 0, 1).astype(np.int64) - 128

@@ -1,4 +1,4 @@
-"""The runtime on a robot: images in, labels out, exactly what the bare session says."""
+"""The runtime: images in, labels out, with exactly the scores of the bare session."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def noise(height: int, width: int, seed: int = 0) -> U8:
 
 
 def prepared(image: U8) -> F32:
-    """The default contract in Pillow and NumPy, written out: (3, 8, 8)."""
+    """The default preprocessing written in Pillow and NumPy: (3, 8, 8)."""
     small = image
     if image.shape[:2] != (SIDE, SIDE):
         wide = Image.fromarray(image).resize((SIDE, image.shape[0]), Image.Resampling.BILINEAR)
@@ -135,7 +135,7 @@ def test_large_logits_do_not_overflow(tmp_path: Path) -> None:
     path = write_bundle(tmp_path / "tiny.edgeres", spec(pixel_scale=1e6))
     with load(path) as classify, np.errstate(all="raise", under="ignore"):
         one = classify(noise(8, 8))
-    assert np.abs(one.logits).max() > 100  # exp() of it is beyond float32
+    assert np.abs(one.logits).max() > 100  # exp() of it overflows float32
     assert one.scores.sum() == pytest.approx(1, rel=1e-5)
 
 

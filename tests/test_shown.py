@@ -1,4 +1,4 @@
-"""What the project promises of its bundled and larger networks: accuracy kept, engines small, graphs that build."""
+"""Promises for bundled and larger networks: accuracy is kept, engines are small, graphs can be built."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The generated demo set: deterministic, balanced, one scene at every resolution, told apart by the face alone."""
+"""The generated demo set: deterministic, balanced, the same scene at every resolution."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_splits_never_share_a_stream_whatever_their_seeds() -> None:
 
 
 def test_composition_is_the_same_at_every_resolution() -> None:
-    """A small image resembles the large one reduced, and no other image as much."""
+    """A small image is closer to its own large version, reduced, than to any other."""
 
     def reduced(index: int, px: int) -> np.ndarray:
         image = Image.fromarray(render("validation", 0, index, px)[0]).resize((28, 28), Image.Resampling.BOX)

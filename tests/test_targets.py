@@ -1,4 +1,4 @@
-"""The table of targets: complete, consistent, and readable where a name is wrong."""
+"""The table of targets: complete, consistent, and with helpful errors for wrong names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""trtexec's times of an inference: events lie between the right operations, on a GPU whose clock the test knows."""
+"""trtexec's times of an inference: events are between the right operations, on a simulated GPU with a known clock."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def pixels(batch: int, seed: int = 0) -> dict[str, Any]:
 
 
 def test_each_step_takes_what_it_takes(setup: tuple[Gpu, TensorRTRunner]) -> None:
-    """First of a batch, second (recorded), later ones; scores are those of ONNX Runtime."""
+    """The first inference of a batch, the second (recorded) and later ones have ONNX Runtime's scores."""
     gpu, runner = setup
     session = ort.InferenceSession(MODEL, providers=["CPUExecutionProvider"])
     copies = 0 if gpu.integrated else 1
@@ -66,7 +66,7 @@ def test_a_batch_that_is_cut_is_added_up(setup: tuple[Gpu, TensorRTRunner]) -> N
 
 
 def test_timed_and_plain_inferences_mix(setup: tuple[Gpu, TensorRTRunner]) -> None:
-    """Either may come first; a graph of one batch is not launched for another."""
+    """infer() and timed() in any order; the graph of one batch size is not launched for another."""
     _, runner = setup
     expected = {batch: runner.infer(pixels(batch))["scores"] for batch in (1, 3)}
     order = np.random.default_rng(0).integers(0, 2, 40)
@@ -108,7 +108,7 @@ def test_plain_inferences_make_no_events(setup: tuple[Gpu, TensorRTRunner]) -> N
 
 
 def test_events_that_did_not_happen_tell_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A forgotten wait is an error, not a figure."""
+    """A missing synchronization is an error, not a wrong time."""
     gpu = Gpu()
     with (
         installed(monkeypatch, gpu, "cuda-python", "tensorrt"),
@@ -121,7 +121,7 @@ def test_events_that_did_not_happen_tell_nothing(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_event_inside_of_a_graph_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fake GPU tells: this is why the kernels alone are recorded."""
+    """Events inside a recorded graph give no times, so only the kernels are recorded."""
     gpu = Gpu()
     with installed(monkeypatch, gpu, "cuda-python", "tensorrt"):
         device = cuda_python.device()

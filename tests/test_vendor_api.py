@@ -18,7 +18,7 @@ FILES = sorted(
     for path in [*ROOT.glob("device/*.py"), *ROOT.glob("engine/*.py"), *ROOT.glob("runtime/*.py")]
     if re.search(r"\btrt\.|def \w+\(self, config: Any\)", path.read_text(encoding="utf-8"))
 )
-# Used for TensorRT-RTX alone, behind a look at the flavour or at the module.
+# Used only for TensorRT-RTX, after a check of the runtime or the module.
 RTX_ALONE = {
     ("IBuilderConfig", "num_compute_capabilities"),
     ("IBuilderConfig", "set_compute_capability"),
@@ -66,7 +66,7 @@ def test_every_name_exists_in_rtx(path: Path) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_names_that_one_version_has_are_not_used_unseen(version: str) -> None:
-    """Where a type could not be followed: no attribute that TensorRT has in one version and not at all in another."""
+    """For objects of unknown type: no attribute that only some versions of TensorRT have."""
     names = {name: {m for members in api.members.values() for m in members} for name, api in _all().items()}
     shaky = set().union(*names.values()) - names[version]
     ours = {one.name for one in fields(BuildRequest)}
@@ -81,7 +81,7 @@ def _all() -> dict[str, object]:
 
 
 def _behind_a_look() -> set[str]:
-    """Names that a file asks for first: ``hasattr(engine, "name")`` and ``getattr(engine, "name", None)``."""
+    """Names that a file checks first: ``hasattr(engine, "name")`` and ``getattr(engine, "name", None)``."""
     text = "".join(path.read_text(encoding="utf-8") for path in FILES)
     return set(re.findall(r"(?:hasattr|getattr)\([\w.]+, \"(\w+)\"", text))
 
@@ -93,7 +93,7 @@ def test_only_rtx_has_what_is_said_to_be_its_alone() -> None:
 
 @pytest.mark.parametrize(
     ("code", "version", "lost"),
-    [  # what broke users between these versions
+    [  # names that changed between these versions
         ("def f(trt):\n    return trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH", "11.4.0.106", "EXPLICIT_BATCH"),
         ("def f(trt, config):\n    config.set_flag(trt.BuilderFlag.INT8)", "11.4.0.106", "INT8"),
         ("def f(engine):\n    return engine.device_memory_size", "11.4.0.106", "device_memory_size"),

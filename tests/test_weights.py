@@ -1,4 +1,4 @@
-"""The weights registry, the download against a server on loopback, and the reading and matching of checkpoints."""
+"""The weights registry, downloads from a local server, and reading and matching checkpoints."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 @dataclass
 class Site:
-    """What the server has and how it behaves; ``requests`` are the Range headers it saw."""
+    """The server's file and behaviour; ``requests`` are the Range headers that it received."""
 
     content: bytes = CONTENT
     etag: str | None = '"v1"'
@@ -109,7 +109,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 class Recorder:
-    """A Progress that keeps what it is told: (task, total, steps) and the lines."""
+    """A Progress that records tasks as (task, total, steps), and lines."""
 
     def __init__(self) -> None:
         self.tasks: list[tuple[str, int | None, list[int]]] = []
@@ -447,7 +447,7 @@ def test_other_floats_become_float32(tmp_path: Path, dtype: torch.dtype) -> None
 
 
 class Calls:
-    """Pickles as a call of ``os.mkdir``: what reads it and obeys leaves a directory behind."""
+    """Pickles as a call of ``os.mkdir``: a reader that runs it creates a directory."""
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
@@ -476,7 +476,7 @@ def test_a_pickled_module_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def archive(kind: str) -> bytes:
-    """Files that people give for a checkpoint, by the word that the message has for them."""
+    """Files that are mistaken for checkpoints, by a word of the message."""
     out = io.BytesIO()
     torch.save(STATE, out)
     if kind == "cut short":
@@ -636,7 +636,7 @@ def test_metadata_of_a_safetensors_file_is_heard(tmp_path: Path) -> None:
 def test_published_weights_bring_their_labels_and_preprocessing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """With a stand-in for 98 MB: a small network of 1,000 classes whose digest is entered in the table."""
+    """A small network of 1,000 classes replaces the file of 98 MB; its digest is entered in the table."""
     file = save(create("resnet20", 1000).state_dict(), tmp_path / "mine.pth")
     table = {"resnet20": (("00000000", 76.13, 256), (file_sha256(file), 80.858, 232))}
     monkeypatch.setattr("edgeres.zoo.registry._TORCHVISION", table)
@@ -646,7 +646,7 @@ def test_published_weights_bring_their_labels_and_preprocessing(
     _, spec = load_model("resnet20", "imagenet:v2")
     assert spec.labels == tuple(name for _, name in imagenet_classes())
     assert (spec.weights, spec.preprocess.resize_px) == ("imagenet:v2", 232)
-    assert load_model("resnet20", str(file))[1] == spec  # fetched by hand: known by its digest
+    assert load_model("resnet20", str(file))[1] == spec  # a file that was fetched by hand is recognized by its digest
 
 
 def test_bundled_weights_are_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ CIFAR = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85,
 
 
 def on_meta(name: str) -> nn.Module:
-    """Shapes without memory: the largest network takes no time."""
+    """A network on the meta device, which needs no memory and no time."""
     with torch.device("meta"):
         return create(name).eval()
 
@@ -48,7 +48,7 @@ def parameters(model: nn.Module) -> int:
 
 
 def multiply_adds(model: nn.Module, px: int) -> int:
-    """Outputs times inputs per output, over all convolutions and linear layers that run."""
+    """Multiply-adds: outputs times inputs per output, over all convolutions and linear layers that run."""
     total = 0
 
     def count(layer: nn.Module, _: object, output: Tensor) -> None:
@@ -63,7 +63,7 @@ def multiply_adds(model: nn.Module, px: int) -> int:
 
 
 def distinct(model: nn.Module) -> nn.Module:
-    """Statistics as after training: the exporter would share equal ones through Identity nodes."""
+    """Give batch norm random statistics; the exporter would share equal ones by Identity nodes."""
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.uniform_(layer.running_mean, -0.1, 0.1)
@@ -144,7 +144,7 @@ def test_published_cifar_checkpoint_fits_and_scores(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "channels"), [("resnet18v2", 128), ("resnet50v2", 512), ("resnet56v2", 32)])
 def test_v2_identity_path_has_no_activation(name: str, channels: int) -> None:
-    """With every F silenced, a stage hands on whatever it is given, negative values too; v1 clips them."""
+    """With F = 0 in every block, a stage returns its input, with negative values, which v1 clips."""
 
     def through_silent_blocks(name: str) -> Tensor:
         blocks = list(create(name).eval().layer2)[1:]

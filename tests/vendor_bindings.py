@@ -1,7 +1,7 @@
-"""TensorRT's Python bindings without TensorRT: the vendor's own classes, in versions that cannot be installed here.
+"""TensorRT's Python bindings without TensorRT: the vendor's classes, in versions that cannot be installed here.
 
-The bindings are on PyPI, the libraries they bind are not. A stub that defines every function they want is enough to
-import them, and then they tell what they have: classes, members, what a call returns. Nothing of it is ever called.
+The bindings are on PyPI, but not the libraries that they bind. With a stub that defines every function they need, they
+can be imported, and show their classes, members, and the types that calls return. No function is ever called.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-# What JetPack 6.1, 7.0 and 7.2 have, and the newest.
+# The versions of JetPack 6.1, 7.0 and 7.2, and the newest.
 VERSIONS = {
     "10.3.0": "tensorrt-cu12-bindings",
     "10.13.3.9.post1": "tensorrt-cu13-bindings",
@@ -58,7 +58,7 @@ print(json.dumps({"version": trt.__version__, "members": found}))
 
 @dataclass(frozen=True)
 class Api:
-    """What one version has: by class (``""``: the module) its members, each with its kind and what it returns."""
+    """The API of one version: by class (``""``: the module) its members, each with its kind and the type it returns."""
 
     version: str
     members: Mapping[str, Mapping[str, list[str]]]
@@ -79,7 +79,7 @@ class Api:
 
 @cache
 def bindings(version: str) -> Api:
-    """The API of one version; the test that asks is skipped, with a word, where it cannot be had."""
+    """The API of one version; the calling test is skipped with a reason where it is not available."""
     tag = f"cp{sys.version_info[0]}{sys.version_info[1]}"
     kept = CACHE / f"{version}-{tag}-{os.uname().machine}.json"
     if not kept.is_file():
@@ -134,7 +134,7 @@ def _run(argv: list[str], env: Mapping[str, str] | None = None) -> str:
     return subprocess.run(argv, env=env, capture_output=True, text=True, check=True, timeout=300).stdout
 
 
-# --- what our code uses ----------------------------------------------------------------------------------------------
+# --- uses in our code ----------------------------------------------------------------------------------------------
 
 # Parameters that hold an object of the vendor (whose type is Any), by the names they have in our code; the module is
 # whatever is called trt.
@@ -153,7 +153,7 @@ PARAMETERS = {
 class Uses(ast.NodeVisitor):
     """Names of the vendor's API in one file: ``(class, member)``, class ``""`` for the module itself.
 
-    Types are followed from the module through calls and attributes, as the vendor's own signatures tell them.
+    Types are followed from the module through calls and attributes, by the vendor's signatures.
     """
 
     api: Api
@@ -212,7 +212,7 @@ class Uses(ast.NodeVisitor):
             self.types[ast.unparse(target)] = self.type_of(value)
 
     def type_of(self, node: ast.expr) -> str | None:
-        """The class that an expression holds, as far as it can be told."""
+        """The vendor's class of an expression; None: unknown."""
         name = ast.unparse(node) if isinstance(node, ast.Name | ast.Attribute) else ""
         if name.rpartition(".")[2] == "trt":
             return ""
@@ -236,14 +236,14 @@ class Uses(ast.NodeVisitor):
 
 
 def uses(source: str, api: Api) -> dict[tuple[str, str], int]:
-    """What a file uses of the vendor, with the lines."""
+    """The vendor's names that a file uses, with the lines."""
     visitor = Uses(api)
     visitor.visit(ast.parse(source))
     return visitor.found
 
 
 def missing(source: str, typed_by: Api, api: Api) -> Iterator[tuple[str, str, int]]:
-    """What a file uses and ``api`` does not have."""
+    """The names that a file uses and ``api`` does not have."""
     for (owner, name), line in uses(source, typed_by).items():
         if (owner, name) not in api:
             yield owner, name, line
