@@ -280,7 +280,7 @@ def test_other_classes_cannot_be_compared(accepted: Any) -> None:
     base = report(model=ModelSpec("net", Preprocess((8, 8)), (*NAMES, "one more"), "own"))
     found = report(baseline=accepted(base))
     assert found["baseline"]["fp32"] is None
-    assert reasons(found)["regression_pp"] == "cannot tell: the baseline has 9 classes, this model 8"
+    assert reasons(found)["regression_pp"] == "not comparable: the baseline has 9 classes, this model 8"
 
 
 def test_a_new_graph_has_no_baseline(accepted: Any) -> None:
@@ -289,7 +289,7 @@ def test_a_new_graph_has_no_baseline(accepted: Any) -> None:
     table = replace(found.table, answers={**found.table.answers, "tensorrt": found.table.answers["cpu"]})
     found = replace(found, table=table, scored=scored)
     told = report(found, baseline=accepted())
-    assert reasons(told)["regression_pp"] == "cannot tell: the baseline has no tensorrt graph"
+    assert reasons(told)["regression_pp"] == "not comparable: the baseline has no tensorrt graph"
     assert told["passed"] is True
 
 

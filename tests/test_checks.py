@@ -1,4 +1,4 @@
-"""Faults with a name: each is found where it was planted by hand, and nowhere else."""
+"""Each check finds the fault that it is for, and nothing else."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ NAMES = ("ant", "bee", "cow", "dog", "elk", "fox")
 
 
 def comparison(answers: dict[int, int] | None = None, share: float = 0.9, each: int = 20) -> Comparison:
-    """``each`` images a class; FP32 gives ``share`` of a class the answer in ``answers``, by default its own."""
+    """``each`` images per class; FP32 gives the answer in ``answers`` to ``share`` of a class, else the right one."""
     labels = np.repeat(np.arange(len(NAMES)), each)
-    said = labels.copy()
+    given = labels.copy()
     for label, answer in (answers or {}).items():
-        said[np.flatnonzero(labels == label)[: round(share * each)]] = answer
-    return compared(labels, len(NAMES), {"fp32": said, "cpu": said}, names={})
+        given[np.flatnonzero(labels == label)[: round(share * each)]] = answer
+    return compared(labels, len(NAMES), {"fp32": given, "cpu": given}, names={})
 
 
 def found(name: str, **evidence: Any) -> tuple[str, str]:
@@ -34,11 +34,11 @@ def found(name: str, **evidence: Any) -> tuple[str, str]:
     return one.outcome, one.reason
 
 
-def test_every_check_says_what_it_lacks() -> None:
-    made = check(Evidence(NAMES))
-    assert [one.name for one in made] == list(CHECKS)
-    assert {one.outcome for one in made if one.name != "engines"} == {"unsure"}
-    assert all(one.reason and one.title for one in made)
+def test_every_check_states_what_it_lacks() -> None:
+    checks = check(Evidence(NAMES))
+    assert [made.name for made in checks] == list(CHECKS)
+    assert {made.outcome for made in checks if made.name != "engines"} == {"unsure"}
+    assert all(made.reason and made.title for made in checks)
 
 
 # ---- labels ----------------------------------------------------------------------------------------------------------
@@ -63,20 +63,20 @@ def test_swapped_labels_are_named(answers: dict[int, int], words: str) -> None:
     [
         comparison(),
         comparison({0: 3, 1: 3, 2: 3, 4: 3, 5: 3}),  # a network that always says dog
-        comparison({1: 4, 4: 1}, share=0.5),  # half of them is no majority
-        comparison({1: 4, 4: 1}, each=4),  # four images say nothing
-        comparison({1: 4}),  # bees are taken for elks, but elks are elks
+        comparison({1: 4, 4: 1}, share=0.5),  # half is no majority
+        comparison({1: 4, 4: 1}, each=4),  # too few images
+        comparison({1: 4}),  # bees are taken for elks, but elks are answered right
     ],
 )
 def test_a_poor_network_has_no_swapped_labels(given: Comparison) -> None:
     assert found("labels", comparison=given)[0] == "passed"
 
 
-def test_an_order_of_labels_that_is_not_the_baselines_is_named() -> None:
+def test_another_order_of_labels_than_in_the_baseline_fails() -> None:
     swapped = ["ant", "cow", "bee", "dog", "elk", "fox"]
     section = {"changed": [{"what": "labels", "before": swapped, "after": list(NAMES)}], "missing_classes": []}
     outcome, reason = found("labels", comparison=comparison(), baseline=section)
-    assert (outcome, reason) == ("failed", "the order of 2 labels is not the baseline's: cow, bee")
+    assert (outcome, reason) == ("failed", "2 labels are in another order than in the baseline: cow, bee")
     section["changed"] = [{"what": "labels", "before": ["x", "y"], "after": list(NAMES)}]  # another model
     assert found("labels", comparison=comparison(), baseline=section)[0] == "passed"
 
@@ -115,7 +115,7 @@ class Coloured(Source):
 
 @pytest.mark.parametrize("order", ["RGB", "BGR"])
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-def test_pixels_are_undone_to_bytes(order: Any, layout: Any) -> None:
+def test_mean_colours_are_in_bytes(order: Any, layout: Any) -> None:
     mean, std = ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3)) if order == "RGB" else ((0.6, 0.5, 0.4), (0.3, 0.25, 0.2))
     contract = Preprocess((8, 8), mean=mean, std=std, channel_order=order, layout=layout)
     source = Coloured(40)
@@ -163,8 +163,8 @@ def test_other_differences_of_the_images_are_not_bgr() -> None:
         assert found("calibration", comparison=now, calibration=other)[0] == "passed"
 
 
-def test_chance_is_not_bgr() -> None:
-    """Images that have no colour on average: either sign may come out."""
+def test_images_without_colour_are_not_bgr() -> None:
+    """The mean of red minus blue is zero, so its sign is random."""
     wrong = 0
     for seed in range(200):
         rng = np.random.default_rng(seed)
@@ -197,9 +197,9 @@ def test_a_scale_that_does_not_fit_is_named() -> None:
     ("graph", "engine", "outcome"),
     [("new", "old", "failed"), ("old", "old", "passed"), ("new", "new", "passed"), ("old", "new", "passed")],
 )
-def test_a_stale_engine_is_named(graph: str, engine: str, outcome: str) -> None:
+def test_an_engine_older_than_its_graph_fails(graph: str, engine: str, outcome: str) -> None:
     record = EngineRecord("rtx", "rtx", "1.7", "int8", "built, not run here", "engines/a.engine", 5)
     then = {"model.int8.onnx": "old", "engines/a.engine": "old"}
     now = {"model.int8.onnx": graph, "engines/a.engine": engine}
-    assert found("engines", engines=(record,), files=now, files_then=(then,))[0] == outcome
-    assert found("engines", engines=(record,), files=now, files_then=())[0] == "passed"
+    assert found("engines", engines=(record,), files=now, earlier_files=(then,))[0] == outcome
+    assert found("engines", engines=(record,), files=now, earlier_files=())[0] == "passed"

@@ -150,7 +150,7 @@ def test_a_check_is_added(copy: Copy) -> None:
 
 
 FEW = """
-def _few(e: Evidence) -> Found:
+def _few(e: Evidence) -> Finding:
     return ("failed", f"{len(e.labels)} are few") if len(e.labels) < 100 else ("passed", "enough")
 
 

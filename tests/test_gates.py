@@ -1,4 +1,4 @@
-"""Three outcomes: what each interval means for a limit, how often a gate errs, and how many images it asks for."""
+"""The three outcomes of a gate, its error rates, and the number of images that an unsure gate asks for."""
 
 from __future__ import annotations
 
@@ -72,15 +72,15 @@ def test_a_figure_that_was_not_measured_fails(given: dict[str, Any]) -> None:
     assert (verdict.observed, verdict.outcome, verdict.reason) == (None, "failed", "not measured: no labels")
 
 
-def test_a_baseline_that_cannot_be_compared_with_is_no_failure() -> None:
+def test_a_baseline_that_cannot_be_compared_leaves_the_gate_unsure() -> None:
     reasons = {"baseline.slowdown_percent": "another machine"}
     given = {**figures(cpu=0.0), "baseline": {"slowdown_percent": None}, "reasons": reasons}
     (verdict,) = judge_gates([gate("slowdown_percent", 15.0)], given)
     assert (verdict.observed, verdict.outcome) == (None, "unsure")
-    assert verdict.reason == "cannot tell: another machine"
+    assert verdict.reason == "not comparable: another machine"
 
 
-def test_a_missing_reason_is_said_too() -> None:
+def test_a_missing_reason_is_stated() -> None:
     (verdict,) = judge_gates([gate("speedup", 1.0)], {"accuracy": {"graphs": {}}, "latency": {"speedup": None}})
     assert verdict.reason == "not measured: no reason was recorded"
 
@@ -88,17 +88,17 @@ def test_a_missing_reason_is_said_too() -> None:
 @pytest.mark.parametrize(
     ("noise", "p50", "outcome"), [([], 2.0, "failed"), (["busy"], 2.0, "unsure"), (["busy"], 9.0, "failed")]
 )
-def test_a_p99_that_a_neighbour_made_is_no_failure(noise: list[str], p50: float, outcome: str) -> None:
+def test_a_p99_of_a_disturbed_run_does_not_fail(noise: list[str], p50: float, outcome: str) -> None:
     latency = {"int8": {"p99_ms": 8.0, "p99_ms_ci95": [7.0, 9.0], "p50_ms": p50}, "noise": noise}
     (verdict,) = judge_gates([gate("p99_ms", 5.0)], {"latency": latency})
     assert verdict.outcome == outcome
-    assert ("cannot tell: busy" in verdict.reason) is (outcome == "unsure")
+    assert ("uncertain: busy" in verdict.reason) is (outcome == "unsure")
 
 
 # ---- how many images -------------------------------------------------------------------------------------------------
 
 
-def test_an_unsure_drop_says_how_many_images_would_do() -> None:
+def test_an_unsure_drop_says_how_many_images_would_decide() -> None:
     drop = paired_drop_pp(3, 1, 200)
     group = {"drop_pp": drop.value, "drop_pp_ci95": [drop.low, drop.high], "lost": 3, "gained": 1, "total": 200}
     given = {"accuracy": {"graphs": {"cpu": group}, "images": 200}}
@@ -107,7 +107,7 @@ def test_an_unsure_drop_says_how_many_images_would_do() -> None:
     assert verdict.images_needed == images_for_drop(3, 1, 200, 3.0)
     assert verdict.images_needed is not None
     assert verdict.images_needed > 200
-    assert f"cannot tell with 200 images, about {round_up(verdict.images_needed):,} would do" in verdict.reason
+    assert f"uncertain with 200 images: about {round_up(verdict.images_needed):,} would decide" in verdict.reason
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_so_many_images_decide_four_times_in_five(p_lost: float, p_gained: float
     assert decided >= 0.72 * 300  # four in five, less three standard errors
     few = np.random.default_rng(5).multinomial(n // 8, [p_lost, p_gained, 1 - p_lost - p_gained], 300)
     intervals = [paired_drop_pp(int(lost), int(gained), n // 8) for lost, gained, _ in few]
-    assert sum(not i.low <= limit <= i.high for i in intervals) < decided  # and no number is asked for in vain
+    assert sum(not i.low <= limit <= i.high for i in intervals) < decided  # fewer images would not do
 
 
 @settings(deadline=None)
@@ -152,7 +152,7 @@ def test_estimates_are_rounded_up_to_two_digits(images: int, rounded: int) -> No
 
 @pytest.mark.parametrize(("p_gained", "limit"), [(0.01, 1.0), (0.03, 2.0), (0.0, 0.5)])
 def test_a_drop_at_its_limit_fails_or_passes_one_time_in_forty(p_gained: float, limit: float) -> None:
-    """Exactly, over every outcome of 400 images: each of the two errors of a build that is as bad as allowed."""
+    """Exact probability of both errors over every outcome of 400 images, for a build exactly at the limit."""
     n, p_lost = 400, limit / 100 + p_gained
     wrong = {"failed": 0.0, "passed": 0.0}
     for lost in range(40):
@@ -162,7 +162,7 @@ def test_a_drop_at_its_limit_fails_or_passes_one_time_in_forty(p_gained: float, 
             drop = paired_drop_pp(lost, gained, n)
             wrong["failed"] += chance * (drop.low > limit)
             wrong["passed"] += chance * (drop.high <= limit)
-    # 2.5 % each, give or take what a discrete distribution does to a score interval
+    # 2.5 % each, plus the error of a score interval on a discrete distribution
     assert max(wrong.values()) <= 0.035
 
 
@@ -185,11 +185,11 @@ def _classes(*falling: dict[str, Any], largest: int = 62) -> dict[str, Any]:
     [
         ([], "passed"),
         ([_row("exit", 60, 40, 62, 0.001)], "failed"),
-        ([_row("exit", 60, 40, 62, 0.03)], "passed"),  # as likely luck, over all classes
-        ([_row("exit", 600, 590, 620, 0.001)], "passed"),  # no luck, but within the limit
+        ([_row("exit", 60, 40, 62, 0.03)], "passed"),  # not significant over all classes
+        ([_row("exit", 600, 590, 620, 0.001)], "passed"),  # significant, but within the limit
     ],
 )
-def test_a_class_is_named_where_it_fell_far_and_by_more_than_luck(falling: list[Any], outcome: str) -> None:
+def test_a_class_fails_where_its_loss_is_beyond_the_limit_and_significant(falling: list[Any], outcome: str) -> None:
     (verdict,) = judge_gates([gate("class_drop_pp", 10.0)], _classes(*falling))
     assert verdict.outcome == outcome
     if falling:
@@ -197,10 +197,10 @@ def test_a_class_is_named_where_it_fell_far_and_by_more_than_luck(falling: list[
         assert "in the cpu graph" in verdict.reason
 
 
-def test_too_few_images_for_any_class_are_told() -> None:
+def test_too_few_images_in_every_class_leave_the_gate_unsure() -> None:
     (verdict,) = judge_gates([gate("class_drop_pp", 10.0)], _classes(_row("exit", 9, 0, 9, 0.05), largest=9))
     assert verdict.outcome == "unsure"
-    assert "cannot tell with 9 images a class at most; with 10" in verdict.reason
+    assert "uncertain with at most 9 images per class: a loss is significant from 10 images on" in verdict.reason
 
 
 def test_classes_without_labels_are_not_measured() -> None:
@@ -231,7 +231,7 @@ def test_limits_become_gates() -> None:
         ({"max_slowdown": math.inf}, "not a limit for slowdown_percent"),
     ],
 )
-def test_limits_refuse_what_no_run_could_mean(options: dict[str, Any], words: str) -> None:
+def test_limits_have_to_be_finite(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         Limits(**options)
     with pytest.raises(UsageError, match="no metric 'top-1'"):

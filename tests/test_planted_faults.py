@@ -112,20 +112,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def verify(
     made: Made, bundle: Path | None = None, validation: Path | None = None, allow: tuple[str, ...] = (), **limits: Any
 ) -> dict[str, Any]:
-    wide = Limits(max_drop=4.0, max_regression=4.0)  # with 12 images a class nothing narrower can be told
+    wide = Limits(max_drop=4.0, max_regression=4.0)  # 12 images per class decide nothing narrower
     options = VerifyOptions(GateChoice(replace(wide, **limits), allow=allow, baseline=made.baseline))
     choice = DataChoice(validation=str(validation or made.folder / "validation.npz"))
     return verify_bundle(bundle or made.bundle, choice, options)
 
 
 def faults(report: dict[str, Any]) -> dict[str, str]:
-    """What failed, by the names of metrics and checks, with the reason."""
+    """The reasons of failed gates and checks, by metric or check."""
     gates = {v["gate"]["metric"]: v["reason"] for v in report["verdicts"] if v["outcome"] == "failed"}
     return gates | {c["name"]: c["reason"] for c in report["checks"] if c["outcome"] == "failed"}
 
 
 def spoilt(made: Made, spoil: Callable[[Path], None], name: str = FORMS["cpu"].file) -> Path:
-    """A copy of the good bundle with one file changed, sealed again as if nothing had happened."""
+    """A copy of the good bundle with one file changed, and a manifest that matches it."""
     copy = made.folder / f"spoilt-{name}-{spoil.__name__}"
     shutil.copytree(made.bundle, copy, dirs_exist_ok=True)
     spoil(copy / name)
@@ -133,7 +133,7 @@ def spoilt(made: Made, spoil: Callable[[Path], None], name: str = FORMS["cpu"].f
     return copy
 
 
-def test_the_good_bundle_is_good(made: Made) -> None:
+def test_the_good_bundle_has_no_faults(made: Made) -> None:
     report = verify(made)
     assert faults(report) == {}
     assert report["outcome"] == "passed"
@@ -165,7 +165,7 @@ def test_wrong_mean_and_std(made: Made, wrong_mean: Path) -> None:
     assert changed["option input"]["std"] == [1, 1, 1]
 
 
-def test_wrong_mean_and_std_have_a_name_without_a_baseline(made: Made, wrong_mean: Path) -> None:
+def test_wrong_mean_and_std_are_found_without_a_baseline(made: Made, wrong_mean: Path) -> None:
     choice = DataChoice(validation=str(made.folder / "validation.npz"))
     report = verify_bundle(wrong_mean, choice, VerifyOptions(GateChoice(Limits(max_drop=None))))
     assert set(faults(report)) == {"preprocessing"}
@@ -177,14 +177,14 @@ def test_wrong_mean_and_std_have_a_name_without_a_baseline(made: Made, wrong_mea
     ids=["none", "std"],
 )
 def test_calibration_alone_with_wrong_mean_and_std(made: Made, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Images whose bytes, normalized rightly, are what others are when normalized wrongly."""
+    """Images whose bytes, with the right normalization, equal others with the wrong one."""
     data = dict(np.load(made.folder / "calibration.npz"))
     right_mean, right_std = np.array(IMAGENET_MEAN), np.array(IMAGENET_STD)
     as_wrong = (data["images"] / 255 - np.array(mean)) / np.array(std)
     bytes_ = np.rint(255 * (right_mean + right_std * as_wrong)).clip(0, 255).astype(np.uint8)
     np.savez(made.folder / "grey.npz", images=bytes_, labels=data["labels"])
     found = faults(verify(made, build(made.folder, made.folder / "grey.npz", f"grey{std[0]}{mean[0]}.edgeres")))
-    assert "another mean, std or scale of pixels" in found["preprocessing"]
+    assert "mean, std or pixel scale differ" in found["preprocessing"]
 
 
 def test_one_scale_for_all_channels_of_a_weight(made: Made) -> None:
@@ -205,7 +205,7 @@ def test_one_scale_for_all_channels_of_a_weight(made: Made) -> None:
         onnx.save(model, path)
 
     found = faults(verify(made, spoilt(made, per_tensor, FORMS["tensorrt"].file)))
-    assert "layers of the tensorrt graph have one scale for all channels" in found["weights"]
+    assert "layers of the tensorrt graph have one weight scale for all channels" in found["weights"]
 
 
 def test_one_scale_ten_times_too_small(made: Made) -> None:
@@ -239,7 +239,7 @@ def test_swapped_labels(made: Made, where: str) -> None:
         names = list(CLASSES)
         names[a], names[b] = names[b], names[a]
         seal(copy, replace(manifest, model=replace(manifest.model, labels=tuple(names))))
-        folders = made.folder / "folders"  # as images with names come: one folder per class
+        folders = made.folder / "folders"  # one folder per class, so that images have class names
         pictures(made, folders)
         report = verify(made, copy, validation=folders)
     found = faults(report)
@@ -257,8 +257,8 @@ def pictures(made: Made, folder: Path) -> None:
         Image.fromarray(made.images["images"][i]).save(path)
 
 
-def test_a_stale_engine(made: Made) -> None:
-    """An engine in the bundle, then a new graph, and nobody ran ``edgeres engine``."""
+def test_an_engine_older_than_its_graph(made: Made) -> None:
+    """The graph was replaced after the engine was built, and ``edgeres engine`` was not run."""
     old = made.folder / "engine.edgeres"
     shutil.copytree(made.bundle, old)
     record = EngineRecord("rtx", "rtx", "1.7", "int8", "built, not run here", "engines/rtx.engine", 9)
@@ -273,7 +273,7 @@ def test_a_stale_engine(made: Made) -> None:
     model.doc_string = "another graph"
     onnx.save(model, old / FORMS["tensorrt"].file)
     seal(old, replace(Bundle(made.bundle).manifest, engines=(record,)))
-    assert "engines/rtx.engine is stale" in faults(verify(made, old))["engines"]
+    assert "engines/rtx.engine is out of date" in faults(verify(made, old))["engines"]
 
 
 def test_the_images_of_one_class_are_gone(made: Made) -> None:
@@ -291,7 +291,7 @@ def test_slower_int8(made: Made, monkeypatch: pytest.MonkeyPatch, slower: float,
     assert report["passed"] is not caught
 
 
-def test_an_allowed_fault_is_told_and_let_through(made: Made) -> None:
+def test_an_allowed_fault_is_reported_and_does_not_fail_the_run(made: Made) -> None:
     kept = made.images["labels"] != CLASSES.index("stop")
     fewer = made.validation("fewer", images=made.images["images"][kept], labels=made.images["labels"][kept])
     report = verify(made, validation=fewer, allow=("classes",))

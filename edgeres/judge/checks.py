@@ -1,7 +1,7 @@
-"""Faults with a name: looked for in answers, images, graphs and files, whether or not any accuracy was lost yet.
+"""Checks for known faults in answers, images, graphs and files, even where no accuracy is lost yet.
 
-A gate says that something is lost; a check says what is wrong, and has no limit to set. One that cannot be made on this
-machine is ``unsure`` with the reason, and fails nothing.
+A gate shows that something is lost; a check shows what is wrong, and has no limit to set. A check that cannot be made
+is ``unsure``, gives the reason, and does not fail the run.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from edgeres.verify.accuracy import Comparison
 from edgeres.verify.answers import REFERENCE
 from edgeres.verify.layer_noise import LayerNoise
 
-LEAST_IMAGES = 5  # of a class, before the majority of its answers says anything
-CERTAIN, LIKELY = 4.0, 2.0  # standard errors: two means that are certainly different, and that may be the same
-# Shares of zeros behind a ReLU. Of networks on signs and CIFAR-10, with 16 to 512 images: the same preparation of other
-# images is 0.01 to 0.05 apart, also where all are of one class; another mean and std 0.05 to 0.24; pixels of 0 to 255
-# in place of 0 to 1 0.35 and more.
-ZEROS_APART = 0.08
-# int8 codes that fit give 25 dB and more; 10 dB is a tenth of the signal lost in one place.
-LEAST_OWN_DB = 10.0
+MIN_IMAGES = 5  # of a class; with fewer, the majority of its answers means nothing
+DIFFERENT, SAME = 4.0, 2.0  # standard errors: means further apart are different, means less apart may be the same
+# Difference of the shares of zeros after a ReLU, measured for networks on signs and CIFAR-10 with 16 to 512 images:
+# 0.01 to 0.05 for other images with the same preprocessing, even if all are of one class; 0.05 to 0.24 for another mean
+# and std; 0.35 and more for pixels of 0 to 255 in place of 0 to 1.
+MAX_ZEROS_DIFFERENCE = 0.08
+# int8 codes that fit have an SQNR of 25 dB and more; at 10 dB a tenth of the signal power is lost in one tensor.
+MIN_OWN_DB = 10.0
 
 
 @dataclass(frozen=True)
 class Check:
-    """What was looked for, and what was found.
+    """A check with its outcome.
 
     Attributes:
-        name: for ``--allow``.
-        title: what was looked for, for people.
+        name: the word for ``--allow``.
+        title: what was checked, for messages.
     """
 
     name: str
@@ -47,15 +47,16 @@ class Check:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the checks look at; None and empty where there is nothing.
+    """The input of the checks; None or empty where something was not measured.
 
     Attributes:
         labels: class names.
-        calibration: what the calibration images look like.
+        calibration: mean colours of the calibration images.
         layer_noise: by graph; ``no_layer_noise`` says why there is none.
-        baseline: the section of the report.
-        engines: of the manifest.
-        files: SHA-256 by path, now; ``files_then`` when the bundle was built, and in the baseline.
+        baseline: the section ``baseline`` of the report.
+        engines: engines in the manifest.
+        files: SHA-256 by path, now.
+        earlier_files: SHA-256 by path when the bundle was built, and in the baseline.
     """
 
     labels: tuple[str, ...]
@@ -66,115 +67,110 @@ class Evidence:
     baseline: Mapping[str, Any] | None = None
     engines: Sequence[EngineRecord] = ()
     files: Mapping[str, str] = field(default_factory=dict)
-    files_then: Sequence[Mapping[str, str]] = ()
+    earlier_files: Sequence[Mapping[str, str]] = ()
 
 
 def check(evidence: Evidence) -> list[Check]:
-    """Make every check there is."""
-    return [Check(name, title, *look(evidence)) for name, (title, look) in CHECKS.items()]
+    """Make all checks."""
+    return [Check(name, title, *make(evidence)) for name, (title, make) in CHECKS.items()]
 
 
-Found = tuple[Outcome, str]
+Finding = tuple[Outcome, str]  # the outcome and the reason
 
 
-def _labels(e: Evidence) -> Found:
-    """Classes whose images FP32 calls by each other's names: the network is right, and the labels are not."""
+def _labels(e: Evidence) -> Finding:
+    """Fails where FP32 puts most images of some classes into each other in a cycle: then the labels are wrong."""
     c = e.comparison
     if c is None or not c.table.labelled:
         return "unsure", "there are no labels"
-    table, mostly = c.table, {}
-    for label in np.flatnonzero(table.class_sizes >= LEAST_IMAGES).tolist():
+    table, majority = c.table, {}
+    for label in np.flatnonzero(table.class_sizes >= MIN_IMAGES).tolist():
         answers = np.bincount(table.answers[REFERENCE][table.labels == label], minlength=table.num_classes)
         if 2 * answers.max() > answers.sum():
-            mostly[label] = int(answers.argmax())
-    wrong = {label: answer for label, answer in mostly.items() if answer != label}
-    rings = _rings(wrong)
-    if rings:
-        told = "; ".join(" -> ".join(e.labels[label] for label in (*ring, ring[0])) for ring in rings[:3])
-        more = f" and {len(rings) - 3} more" if len(rings) > 3 else ""
-        return "failed", f"labels look swapped, FP32 itself calls most images of one by the next: {told}{more}"
-    renamed = _renamed(e)
-    if renamed:
-        return "failed", renamed
-    return "passed", f"FP32 calls no class by another's name ({len(mostly)} classes looked at)"
+            majority[label] = int(answers.argmax())
+    cycles = _cycles({label: answer for label, answer in majority.items() if answer != label})
+    if cycles:
+        names = "; ".join(" -> ".join(e.labels[label] for label in (*cycle, cycle[0])) for cycle in cycles[:3])
+        more = f" and {len(cycles) - 3} more" if len(cycles) > 3 else ""
+        return "failed", f"labels look swapped: FP32 puts most images of each class into the next: {names}{more}"
+    if reordered := _reordered(e):
+        return "failed", reordered
+    return "passed", f"no labels look swapped ({len(majority)} classes checked)"
 
 
-def _rings(wrong: Mapping[int, int]) -> list[list[int]]:
-    """Closed circles in a map of each class to another."""
-    rings, seen = [], set[int]()
-    for start in wrong:
+def _cycles(answers: Mapping[int, int]) -> list[list[int]]:
+    """The cycles in a map of classes to classes."""
+    cycles, seen = [], set[int]()
+    for start in answers:
         path: list[int] = []
         label: int | None = start
-        while label is not None and label not in seen and label in wrong:
+        while label is not None and label not in seen and label in answers:
             seen.add(label)
             path.append(label)
-            label = wrong[label]
+            label = answers[label]
         if label in path:
-            rings.append(path[path.index(label) :])
-    return rings
+            cycles.append(path[path.index(label) :])
+    return cycles
 
 
-def _renamed(e: Evidence) -> str | None:
+def _reordered(e: Evidence) -> str | None:
+    """A message where the labels are in another order than in the baseline."""
     changed = {change["what"]: change for change in (e.baseline or {}).get("changed", ())}
     if "labels" not in changed:
         return None
     before, after = changed["labels"]["before"] or [], changed["labels"]["after"] or []
     if sorted(before) != sorted(after):
-        return None  # other classes are another model
+        return None  # a model with other classes
     moved = [name for name, other in zip(before, after, strict=True) if name != other]
-    return f"the order of {len(moved)} labels is not the baseline's: {', '.join(moved[:4])}"
+    return f"{len(moved)} labels are in another order than in the baseline: {', '.join(moved[:4])}"
 
 
-def _classes(e: Evidence) -> Found:
+def _classes(e: Evidence) -> Finding:
     if e.baseline is None:
         return "unsure", "there is no baseline"
     missing = e.baseline["missing_classes"]
     if missing:
-        told = ", ".join(f"{row['name']} ({row['before']} in the baseline)" for row in missing[:4])
+        names = ", ".join(f"{row['name']} ({row['before']} in the baseline)" for row in missing[:4])
         more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
-        return "failed", f"no validation images of {told}{more}"
-    return "passed", "every class of the baseline's images has images"
+        return "failed", f"no validation images of {names}{more}"
+    return "passed", "no class of the baseline's images is missing"
 
 
-def _calibration(e: Evidence) -> Found:
-    """Red and blue exchanged: the means of calibration fit validation's only with the channels turned round."""
-    then, now = e.calibration, e.comparison.pixels if e.comparison else None
-    if then is None or now is None:
-        return "unsure", "what the calibration images look like was not recorded"
-    error = math.hypot(then.error, now.error) or 1e-9
-    straight, turned = (then.red_minus_blue - sign * now.red_minus_blue for sign in (1, -1))
-    told = f"red minus blue is {then.red_minus_blue:.1f} there and {now.red_minus_blue:.1f} in validation"
-    if abs(straight) > CERTAIN * error and abs(turned) < LIKELY * error:
-        return "failed", f"the calibration images look like BGR: {told} (standard error {error:.1f})"
-    return "passed", f"calibration and validation agree about red and blue: {told}"
+def _calibration(e: Evidence) -> Finding:
+    """Fails where red and blue are exchanged: red minus blue of calibration and validation have opposite signs."""
+    calibration, validation = e.calibration, e.comparison.pixels if e.comparison else None
+    if calibration is None or validation is None:
+        return "unsure", "the mean colours of the calibration images were not recorded"
+    error = math.hypot(calibration.error, validation.error) or 1e-9
+    straight, swapped = (calibration.red_minus_blue - sign * validation.red_minus_blue for sign in (1, -1))
+    values = f"{calibration.red_minus_blue:.1f} in calibration and {validation.red_minus_blue:.1f} in validation"
+    if abs(straight) > DIFFERENT * error and abs(swapped) < SAME * error:
+        return "failed", f"calibration images look like BGR: red minus blue is {values} (standard error {error:.1f})"
+    return "passed", f"red and blue are not exchanged: red minus blue is {values}"
 
 
-def _preprocessing(e: Evidence) -> Found:
-    """Mean, std and scale of pixels: tried otherwise, held against calibration's, and against the baseline's."""
+def _preprocessing(e: Evidence) -> Finding:
+    """Fails where another preprocessing fits better, or where it differs from calibration's or the baseline's."""
     c = e.comparison
     if c is not None and (better := c.better_input) is not None:
-        told = f"FP32 is right on {better.right} of {better.images} images, and on {better.right_otherwise} with"
-        return (
-            "failed",
-            f"{told} {better.way} (p = {better.p:.1g}): mean, std, scale or channel order are not those of training",
-        )
-    zeros = [one for graph in e.layer_noise.values() for one in graph.zeros]
-    worst = max(zeros, key=lambda one: one.difference, default=None)
-    if worst is not None and worst.difference > ZEROS_APART:
-        share = (
-            f"{100 * worst.calibration:.0f} % of {worst.tensor} was zero then and {100 * worst.validation:.0f} % is now"
-        )
-        why = "another mean, std or scale of pixels, or images of another kind"
-        return "failed", f"calibration saw other inputs than validation, {share}: {why}"
+        counts = f"FP32 is right on {better.right} of {better.images} images, but on {better.right_otherwise} with"
+        why = "mean, std, pixel scale or channel order are not those of training"
+        return "failed", f"{counts} {better.way} (p = {better.p:.1g}): {why}"
+    shares = [share for graph in e.layer_noise.values() for share in graph.zeros]
+    worst = max(shares, key=lambda share: share.difference, default=None)
+    if worst is not None and worst.difference > MAX_ZEROS_DIFFERENCE:
+        zeros = f"{100 * worst.calibration:.0f} % zeros in calibration and {100 * worst.validation:.0f} % in validation"
+        why = "mean, std or pixel scale differ, or the images are of another kind"
+        return "failed", f"{worst.tensor} has {zeros}: {why}"
     changed = [change["what"] for change in (e.baseline or {}).get("changed", ()) if _is_input(change["what"])]
     fp32 = (e.baseline or {}).get("fp32")
     if changed and fp32 and fp32["drop_pp_ci95"][0] > 0:
-        told = f"{', '.join(changed)} changed since the baseline, and FP32 itself lost {fp32['drop_pp']:.3g} pp"
-        return "failed", f"{told}: mean, std or scale of pixels are not those of training"
+        lost = f"{', '.join(changed)} changed since the baseline, and FP32 lost {fp32['drop_pp']:.3g} pp"
+        return "failed", f"{lost}: mean, std or pixel scale are not those of training"
     if c is None and worst is None:
-        return "unsure", "nothing was compared, and calibration left no record of what it saw"
-    return "passed", "no other mean, std, scale or order of channels fits better" if worst is None else (
-        f"calibration and validation agree to {100 * worst.difference:.1f} points of zeros behind every ReLU"
+        return "unsure", "nothing was compared, and calibration recorded no shares of zeros"
+    return "passed", "no other mean, std, pixel scale or channel order fits better" if worst is None else (
+        f"shares of zeros after each ReLU differ by at most {100 * worst.difference:.1f} points from calibration's"
     )
 
 
@@ -182,47 +178,46 @@ def _is_input(what: str) -> bool:
     return what == "option input" or what.startswith("preprocessing ")
 
 
-def _weights(e: Evidence) -> Found:
+def _weights(e: Evidence) -> Finding:
     if not e.layer_noise:
         return "unsure", e.no_layer_noise
     for name, graph in e.layer_noise.items():
         if graph.per_tensor:
-            some = ", ".join(graph.per_tensor[:3])
-            share = f"{len(graph.per_tensor)} of {graph.weights}"
-            return "failed", f"weights of {share} layers of the {name} graph have one scale for all channels: {some}"
-    return "passed", "every weight has a scale per output channel"
+            layers = f"{len(graph.per_tensor)} of {graph.weights} layers of the {name} graph"
+            return "failed", f"{layers} have one weight scale for all channels: {', '.join(graph.per_tensor[:3])}"
+    return "passed", "all weights have one scale per output channel"
 
 
-def _ranges(e: Evidence) -> Found:
+def _ranges(e: Evidence) -> Finding:
     if not e.layer_noise:
         return "unsure", e.no_layer_noise
     fits = [(fit, name) for name, graph in e.layer_noise.items() for fit in graph.ranges]
-    poor = sorted((pair for pair in fits if pair[0].own_db < LEAST_OWN_DB), key=lambda pair: pair[0].own_db)
+    poor = sorted((pair for pair in fits if pair[0].own_db < MIN_OWN_DB), key=lambda pair: pair[0].own_db)
     if poor:
         fit, name = poor[0]
         more = f", and {len(poor) - 1} more" if len(poor) > 1 else ""
-        covers = f"({fit.own_db:.1f} dB): its codes cover {100 * fit.covered:.0f} % of what the images put there"
+        covers = f"({fit.own_db:.1f} dB): its codes cover {100 * fit.covered:.0f} % of the range of its values"
         return "failed", f"the scale of {fit.tensor} in the {name} graph does not fit {covers}{more}"
     if not fits:
         return "passed", "no activation is quantized"
     worst, name = min(fits, key=lambda pair: pair[0].own_db)
-    return "passed", f"every scale fits its activations; the least is {worst.own_db:.1f} dB in the {name} graph"
+    return "passed", f"all scales fit their activations; the lowest SQNR is {worst.own_db:.1f} dB in the {name} graph"
 
 
-def _engines(e: Evidence) -> Found:
-    """An engine that is older than its graph: the same bytes as when the graph was another."""
+def _engines(e: Evidence) -> Finding:
+    """Fails where an engine is older than its graph: the graph changed since ``earlier_files``, the engine did not."""
     built = [engine for engine in e.engines if engine.file]
     graph = e.files.get(FLOAT.file)
-    for then in e.files_then:
-        if then.get(FLOAT.file) in (None, graph):
+    for earlier in e.earlier_files:
+        if earlier.get(FLOAT.file) in (None, graph):
             continue
-        stale = [engine.file for engine in built if engine.file and then.get(engine.file) == e.files.get(engine.file)]
-        if stale:
-            return "failed", f"{stale[0]} is stale: its graph was replaced since, and edgeres engine was not run"
-    return "passed", f"no engine is older than its graph ({len(built)} looked at)" if built else "there is no engine"
+        old = [engine.file for engine in built if engine.file and earlier.get(engine.file) == e.files.get(engine.file)]
+        if old:
+            return "failed", f"{old[0]} is out of date: its graph was replaced later; run edgeres engine"
+    return "passed", f"no engine is older than its graph ({len(built)} checked)" if built else "there is no engine"
 
 
-CHECKS: Mapping[str, tuple[str, Callable[[Evidence], Found]]] = {
+CHECKS: Mapping[str, tuple[str, Callable[[Evidence], Finding]]] = {
     "labels": ("labels in order", _labels),
     "classes": ("classes with images", _classes),
     "calibration": ("calibration images", _calibration),

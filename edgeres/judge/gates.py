@@ -1,13 +1,13 @@
-"""Limits on figures, judged on the figures as they stand in report.json.
+"""Gates: limits on the figures of report.json, each with one of three outcomes.
 
-A metric is one line of :data:`METRICS`: which side of the limit is good, the unit, and the path of the figure. A ``*``
-in the path means that every graph in the bundle has to pass, and the worst one is named.
+Each row of :data:`METRICS` is a figure that can be limited: its path in report.json, its unit, and which side of a
+limit is good. A ``*`` in the path stands for every graph in the bundle: all have to pass, and the worst is named.
 
-A figure that was measured on a sample has an interval, and a limit lies beside it in one of three ways:
+A figure that was measured on a sample has an interval:
 
-    passed   all of the interval is on the good side, or the figure has no interval and is itself
-    failed   all of it is on the other side
-    unsure   the limit lies inside: with this many images nobody can tell
+    passed   the whole interval is on the good side of the limit (or the figure itself, where it has no interval)
+    failed   the whole interval is on the other side
+    unsure   the limit is inside the interval, so this number of images does not decide
 """
 
 from __future__ import annotations
@@ -26,17 +26,16 @@ from edgeres.verify.statistics import images_for_drop, images_for_share
 
 @dataclass(frozen=True)
 class Metric:
-    """What a gate can limit.
+    """A figure that a gate can limit.
 
     Attributes:
-        title: the figure's name for people.
+        title: the figure's name in messages.
         bound: a ceiling passes at or below the limit, a floor at or above it.
-        path: of the figure in report.json; its interval stands beside it under the same name with ``_ci95``.
-        each: what a ``*`` in the path stands for, in words.
-        scale: what the figure is multiplied with before it is compared: report.json has bytes, people have megabytes.
+        path: dotted path of the figure in report.json; its interval has the same path with ``_ci95``.
         option: field of :class:`Limits` that sets the limit.
-        against: what the figure compares with; a figure that a baseline cannot give leaves the gate unsure, one that
-            this run did not give fails it.
+        each: what a ``*`` in the path stands for, in words.
+        scale: factor between the figure in report.json and the limit, e.g. from bytes to megabytes.
+        against: what INT8 is compared with. A missing figure leaves the gate unsure for ``baseline``, else it fails.
         labelled: whether the figure needs labels.
     """
 
@@ -98,11 +97,11 @@ class Limits:
 
     Attributes:
         max_drop: top-1 lost against FP32.
-        max_class_drop: of any class, against FP32 and against the baseline; it must be more than luck, too.
+        max_class_drop: top-1 lost by any class, against FP32 and against the baseline; the loss must be significant.
         min_agreement: images that FP32 and INT8 put into the same class.
         min_speedup: FP32's p50 latency over INT8's, in one run.
         max_p99_ms: INT8's p99 latency.
-        max_size_mb: of each INT8 graph and engine.
+        max_size_mb: size of each INT8 graph and engine.
         max_regression: top-1 lost against the baseline, by INT8 and by FP32 itself.
         max_sqnr_loss: logit SQNR lost against the baseline.
         max_slowdown: INT8's latency against the baseline's, each as a share of FP32's in its own run.
@@ -119,7 +118,7 @@ class Limits:
     max_slowdown: float | None = 15.0
 
     def __post_init__(self) -> None:
-        """Refuse what is no number.
+        """Refuse limits that are not finite.
 
         Raises:
             UsageError: a limit is not finite.
@@ -133,8 +132,8 @@ class Limits:
         """The gates that are set.
 
         Args:
-            baseline: whether there is one to compare with.
-            labels: False leaves out what cannot be told without them.
+            baseline: whether there is a baseline; False leaves out the gates that need one.
+            labels: whether images have labels; False leaves out the gates that need them.
         """
         wanted = (
             metric
@@ -162,13 +161,13 @@ def gate(metric: str, limit: float) -> Gate:
 
 
 def judge_gates(gates: Iterable[Gate], figures: Mapping[str, Any]) -> list[Verdict]:
-    """Hold each gate against the figures and their intervals.
+    """Compare the figures and their intervals with the limits.
 
-    A figure that was not measured fails its gate, with the reason why it was not; a baseline that cannot be compared
-    with leaves it unsure.
+    A gate fails where its figure was not measured, and is unsure where the figure cannot be compared with the
+    baseline; the reason says why.
 
     Args:
-        figures: ``accuracy``, ``latency``, ``sizes``, ``baseline`` and ``reasons`` of a report.
+        figures: the sections ``accuracy``, ``latency``, ``sizes``, ``baseline`` and ``reasons`` of a report.
     """
     return [_judge_classes(gate, figures) if not METRICS[gate.metric].path else _judge(gate, figures) for gate in gates]
 
@@ -186,27 +185,25 @@ class _Reading:
 
 def _judge(gate: Gate, figures: Mapping[str, Any]) -> Verdict:
     metric = METRICS[gate.metric]
-    found = list(expand(metric.path, figures))
-    missing = [path for path in found if look_up(path, figures) is None]
-    if missing or not found:
+    paths = list(expand(metric.path, figures))
+    missing = [path for path in paths if look_up(path, figures) is None]
+    if missing or not paths:
         return _unmeasured(gate, missing[0] if missing else metric.path, figures)
-    seen = [_read(metric, gate.limit, path, figures) for path in found]
-    outcome = _worst_outcome(one.outcome for one in seen)
+    readings = [_read(metric, gate.limit, path, figures) for path in paths]
+    outcome = _worst_outcome(reading.outcome for reading in readings)
     sign = 1 if metric.bound == "ceiling" else -1
-    worst = max((one for one in seen if one.outcome == outcome), key=lambda one: sign * one.value)
-    is_worst = all(sign * one.value <= sign * worst.value for one in seen)
+    worst = max((reading for reading in readings if reading.outcome == outcome), key=lambda r: sign * r.value)
+    is_worst = all(sign * reading.value <= sign * worst.value for reading in readings)
     since = metric.against == "baseline" and metric.unit == "pp"
     level = look_up("baseline.interval_percent", figures) if since else 95.0
     interval = "" if worst.low is None else f" ({level:g} % interval {worst.low:.3g} to {worst.high:.3g})"
     name = metric.each.format(_starred(metric.path, worst.path))
-    where = f" of the {name}{f', the worst of {len(seen)}' if is_worst else ''}" if len(seen) > 1 else ""
+    where = f" of the {name}{f', the worst of {len(readings)}' if is_worst else ''}" if len(readings) > 1 else ""
     reason = f"{worst.value:.3g} {gate.unit}{interval}{where}; the limit is {metric.words(gate.limit)}"
-    needed = (
-        _enough(metric, gate.limit, look_up(worst.path.rpartition(".")[0], figures)) if outcome == "unsure" else None
-    )
-    if outcome == "unsure":
-        reason += f"; {_doubt(metric, needed, figures)}"
-    return Verdict(gate, worst.value, outcome, reason, needed)
+    if outcome != "unsure":
+        return Verdict(gate, worst.value, outcome, reason)
+    needed = _images_needed(metric, gate.limit, look_up(worst.path.rpartition(".")[0], figures))
+    return Verdict(gate, worst.value, outcome, f"{reason}; {_why_unsure(metric, needed, figures)}", needed)
 
 
 def _read(metric: Metric, limit: float, path: str, figures: Mapping[str, Any]) -> _Reading:
@@ -220,7 +217,7 @@ def _read(metric: Metric, limit: float, path: str, figures: Mapping[str, Any]) -
 
 
 def _disturbed(limit: float, figures: Mapping[str, Any]) -> bool:
-    """A neighbour on the machine makes a p99 of any length; it is no alibi where the median is beyond the limit too."""
+    """Whether only the p99, but not the median, is above the limit in a run that other processes disturbed."""
     return bool(look_up("latency.noise", figures)) and float(look_up("latency.int8.p50_ms", figures)) <= limit
 
 
@@ -232,12 +229,12 @@ def _worst_outcome(outcomes: Iterable[Outcome]) -> Outcome:
 def _unmeasured(gate: Gate, path: str, figures: Mapping[str, Any]) -> Verdict:
     why = why_missing(path, figures)
     if METRICS[gate.metric].against == "baseline":
-        return Verdict(gate, None, "unsure", f"cannot tell: {why}")
+        return Verdict(gate, None, "unsure", f"not comparable: {why}")
     return Verdict(gate, None, "failed", f"not measured: {why}")
 
 
-def _enough(metric: Metric, limit: float, group: Mapping[str, Any]) -> int | None:
-    """Images that would decide it, where it is a matter of images."""
+def _images_needed(metric: Metric, limit: float, group: Mapping[str, Any]) -> int | None:
+    """Number of images that would decide the gate; None where more images would not help."""
     if metric.name == "agreement":
         return images_for_share(group["same"], group["images"], limit)
     if group.get("lost") is not None:
@@ -245,21 +242,22 @@ def _enough(metric: Metric, limit: float, group: Mapping[str, Any]) -> int | Non
     return None
 
 
-def _doubt(metric: Metric, needed: int | None, figures: Mapping[str, Any]) -> str:
+def _why_unsure(metric: Metric, needed: int | None, figures: Mapping[str, Any]) -> str:
     if metric.path.startswith("latency") or metric.name == "slowdown_percent":
-        disturbed = look_up("latency.noise", figures)
-        return f"cannot tell: {disturbed[0]}" if disturbed else "cannot tell: measure again on a quieter machine"
+        noise = look_up("latency.noise", figures)
+        return f"uncertain: {noise[0]}" if noise else "uncertain: measure again on a machine with less load"
     if metric.against == "baseline" and not look_up("baseline.same_images", figures):
-        return f"cannot tell: {why_missing('baseline.same_images', figures)}; on those every image would count"
+        why = why_missing("baseline.same_images", figures)
+        return f"uncertain: {why}; validate on those images to compare image by image"
     images = look_up("accuracy.images", figures)
-    with_these = f"cannot tell with {images:,} images" if images else "cannot tell"
+    uncertain = f"uncertain with {images:,} images" if images else "uncertain"
     if needed is None:
-        return f"{with_these}: it lies too close to the limit"
-    return f"{with_these}, about {round_up(needed):,} would do"
+        return f"{uncertain}: the figure is too close to the limit"
+    return f"{uncertain}: about {round_up(needed):,} would decide"
 
 
 def round_up(images: int) -> int:
-    """To two digits, as an estimate deserves.
+    """Round up to two significant digits.
 
     >>> round_up(1234)
     1300
@@ -269,7 +267,7 @@ def round_up(images: int) -> int:
 
 
 def _judge_classes(gate: Gate, figures: Mapping[str, Any]) -> Verdict:
-    """Failed where a class fell further than the limit and, all classes considered, by more than luck."""
+    """The gate fails where a class lost more than the limit, and the loss is significant over all classes."""
     metric = METRICS[gate.metric]
     path = "accuracy.graphs" if metric.against == "fp32" else "baseline.graphs"
     groups = {name: group["classes"] for name, group in (look_up(path, figures) or {}).items()}
@@ -277,27 +275,30 @@ def _judge_classes(gate: Gate, figures: Mapping[str, Any]) -> Verdict:
         return _unmeasured(gate, f"{path}.*.classes", figures)
     fallen = [(row, name) for name, classes in groups.items() for row in classes["falling"]]
     fallen.sort(key=lambda pair: -pair[0]["drop_pp"])
-    sure = [(row, name) for row, name in fallen if row["p_holm"] < groups[name]["alpha"]]
-    collapsed = [(row, name) for row, name in sure if row["drop_pp"] > gate.limit]
+    significant = [(row, name) for row, name in fallen if row["p_holm"] < groups[name]["alpha"]]
+    beyond = [(row, name) for row, name in significant if row["drop_pp"] > gate.limit]
     observed = max((row["drop_pp"] for row, _ in fallen), default=0.0)
-    if collapsed:
-        told = "; ".join(_class_words(row, name) for row, name in collapsed[:3])
-        more = f"; and {len(collapsed) - 3} more" if len(collapsed) > 3 else ""
-        return Verdict(gate, observed, "failed", f"{told}{more}; the limit is {metric.words(gate.limit)}")
+    if beyond:
+        losses = "; ".join(_class_words(row, name) for row, name in beyond[:3])
+        more = f"; and {len(beyond) - 3} more" if len(beyond) > 3 else ""
+        return Verdict(gate, observed, "failed", f"{losses}{more}; the limit is {metric.words(gate.limit)}")
     first = next(iter(groups.values()))
     if first["least_found"] > first["largest"]:
-        words = f"cannot tell with {first['largest']} images a class at most; with {first['least_found']} a loss of all"
-        return Verdict(gate, observed, "unsure", f"{words} would just be more than luck")
-    worst = f"the largest fall is {_class_words(*fallen[0])}" if fallen else "no class fell"
-    return Verdict(gate, observed, "passed", f"{worst}; the limit is {metric.words(gate.limit)}, and more than luck")
+        words = f"uncertain with at most {first['largest']} images per class: a loss is significant from"
+        return Verdict(gate, observed, "unsure", f"{words} {first['least_found']} images on, all of them lost")
+    worst = f"the largest loss is {_class_words(*fallen[0])}" if fallen else "no class lost accuracy"
+    limit = f"the limit is {metric.words(gate.limit)} where the loss is significant"
+    return Verdict(gate, observed, "passed", f"{worst}; {limit}")
 
 
 def _class_words(row: Mapping[str, Any], graph: str) -> str:
-    was, now = f"{row['before']} of {row['total_before']}", f"{row['after']} of {row['total']}"
-    return f"{row['name']} from {was} to {now} right in the {graph} graph (p = {row['p_holm']:.2g} over all classes)"
+    before, after = f"{row['before']} of {row['total_before']}", f"{row['after']} of {row['total']}"
+    return (
+        f"{row['name']} from {before} to {after} right in the {graph} graph (p = {row['p_holm']:.2g} over all classes)"
+    )
 
 
 def _starred(pattern: str, path: str) -> str:
-    """What stands in a path where the pattern has its star."""
+    """The part of a path that the pattern's ``*`` stands for."""
     head, _, tail = pattern.partition("*")
     return path[len(head) : len(path) - len(tail)] if fnmatchcase(path, pattern) else path

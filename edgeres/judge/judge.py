@@ -139,5 +139,5 @@ def _evidence(asked: Asked, made: Made, measured: Measured, baseline: Json | Non
         baseline=baseline,
         engines=made.engines,
         files=made.files,
-        files_then=[files for files in (made.files_when_built, accepted) if files],
+        earlier_files=[files for files in (made.files_when_built, accepted) if files],
     )
