@@ -18,22 +18,22 @@ from edgeres.errors import EdgeresError
 
 # name: (module in this package, one line for --help); the modules stay unimported until their command runs.
 COMMANDS = {
-    "build": ("build", "Take a trained ResNet to a verified INT8 bundle."),
+    "build": ("build", "Build a verified INT8 bundle from a trained ResNet."),
     "export": ("export", "Write a model of the zoo as FP32 ONNX."),
     "quantize": ("quantize", "Quantize any ResNet-like ONNX file."),
-    "calibrate": ("calibrate", "Measure ranges once for many builds, and exchange them."),
-    "engine": ("engine", "Build a bundle's engine for the GPU of this machine."),
-    "dla": ("dla", "Tell what a Jetson's DLA can take, and write its graph and cache."),
+    "calibrate": ("calibrate", "Measure ranges once for many builds, or exchange them."),
+    "engine": ("engine", "Build a bundle's engine on the machine that will run it."),
+    "dla": ("dla", "Show which layers a Jetson's DLA can run, and write its graph."),
     "remote": ("remote", "Build and verify a bundle's engine on another machine, over ssh."),
     "bench": ("bench", "Measure a bundle's latency and throughput on this machine."),
-    "verify": ("verify", "Measure a bundle against its FP32 baseline, and judge."),
-    "baseline": ("baseline", "Keep the last accepted build, to hold later ones against."),
-    "compare": ("compare", "Tell what changed between builds, the likely cause first."),
+    "verify": ("verify", "Measure a bundle against its FP32 reference, and judge it."),
+    "baseline": ("baseline", "Record an accepted build, to compare later builds with."),
+    "compare": ("compare", "Show what changed between builds, likely causes first."),
     "inspect": ("inspect", "Show what is quantized, what is not, and why."),
     "predict": ("predict", "Classify images with a bundle."),
     "models": ("models", "List architectures and weights."),
     "targets": ("targets", "List devices and runtimes to build for."),
-    "doctor": ("doctor", "Tell what this machine can do, and what is missing."),
+    "doctor": ("doctor", "Check what this machine can do, and what is missing."),
 }
 
 # 128 + the signal, as shells report SIGINT and SIGPIPE; 70 (EX_SOFTWARE) is a fault of edgeres.

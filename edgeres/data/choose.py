@@ -48,10 +48,10 @@ class Sources:
 
     @property
     def warnings(self) -> list[str]:
-        """What the user should know before anything is computed."""
+        """Warnings on the choice of images, to show before anything is computed."""
         told = [f"no gate on the drop: {self.reasons['accuracy']}"] if "accuracy" in self.reasons else []
         if self.overlap:
-            told.append("calibration and validation are the same images, which flatters INT8")
+            told.append("calibration and validation are the same images, which makes INT8 look better than it is")
         return told
 
 

@@ -1,4 +1,4 @@
-"""What a report tells of the images that a run used."""
+"""Records of the images that a run used, for reports."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class DataRecord:
     """A data source as it was used.
 
     Attributes:
-        images: that were read and counted.
-        unreadable: names of those that could not be decoded.
-        pixels: what they look like on average; None where that was not measured.
+        images: number of images that were read.
+        unreadable: names of images that could not be decoded.
+        pixels: mean colours; None where they were not measured.
     """
 
     description: str
@@ -26,13 +26,13 @@ class DataRecord:
 
     @staticmethod
     def of(loader: Loader, images: int, pixels: Pixels | None) -> DataRecord:
-        """What a loader read; it must have been run through."""
+        """The record of a loader after its iteration."""
         return DataRecord(loader.source.description, loader.source.digest(), images, tuple(loader.unreadable), pixels)
 
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """How ranges were found; ``images`` come from ``data`` in batches of ``batch_size``."""
+    """How ranges were found: from the images ``data``, in batches of ``batch_size``."""
 
     data: DataRecord
     method: str
