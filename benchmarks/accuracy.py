@@ -87,7 +87,7 @@ def recipes(case: Case, choice: Choice) -> Iterator[Result]:
             refined.quantized.graphs["tensorrt"],
             validation,
             cost=cost,
-            steps=[step.to_dict() for step in refined.steps],
+            steps=[asdict(step) for step in refined.steps],
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import hypothesis.extra.numpy as hnp
@@ -231,7 +231,7 @@ def test_every_decision_has_a_reason_that_travels_with_the_file(quantized: Quant
         assert found.quantized and all(tensor.reason for tensor in found.quantized)
         assert found.skipped and all(reason for _, reason in found.skipped)
         assert not found.refused
-        json.dumps(found.to_dict(), allow_nan=False)
+        json.dumps(asdict(found), allow_nan=False)
 
 
 def test_plan_digest_sees_every_scale(quantized: Quantized) -> None:

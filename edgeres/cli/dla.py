@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,7 @@ def command(bundle: Path, target: str, batch: int, tensorrt: str, output: Path |
                 "target": target,
                 "batch": batch,
                 "loadables": found.loadables,
-                "layers": [layer.to_dict() for layer in found.layers],
+                "layers": [asdict(layer) for layer in found.layers],
                 "rewritten": list(found.rewritten),
                 "notes": list(found.notes),
                 "files": [str(output / name) for name in (GRAPH, CACHE)] if output else [],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,8 @@ def _graphs(path: Path) -> list[Json]:
     return [
         {
             "kind": "graph",
-            **graph.to_dict(),
-            "lost": [loss.to_dict() for loss in losses(load_onnx(Path(graph.file)))] if graph.quantized else [],
+            **asdict(graph),
+            "lost": [asdict(loss) for loss in losses(load_onnx(Path(graph.file)))] if graph.quantized else [],
         }
         for graph in inspect(path)
     ]

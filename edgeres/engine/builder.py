@@ -178,9 +178,7 @@ def build_engine(
         meter = Meter(advance)
         started = time.monotonic()
         try:
-            data, batch = _interruptible(
-                lambda: _build(trt, log, model, _BuildSetup(request, meter, timing)), meter.stop
-            )
+            data, batch = _interruptible(lambda: _build(trt, log, model, request, meter, timing), meter.stop)
         except EngineError as error:
             raise error from RuntimeError("\n".join(log.lines))
         meter.complete()
@@ -217,16 +215,9 @@ def _capabilities(request: BuildRequest, flavour: Flavour) -> tuple[str, ...]:
     return (here.gpu.sm,)
 
 
-@dataclass(frozen=True)
-class _BuildSetup:
-    """A request, its progress bar, and the cache of earlier timings (None: there is none)."""
-
-    request: BuildRequest
-    meter: Meter
-    timing: TimingCache | None
-
-
-def _build(trt: Any, log: VendorLog, model: Path | bytes, setup: _BuildSetup) -> tuple[bytes, Batch]:
+def _build(
+    trt: Any, log: VendorLog, model: Path | bytes, request: BuildRequest, meter: Meter, timing: TimingCache | None
+) -> tuple[bytes, Batch]:
     """One build; the parser owns the weights, so it must live until the engine is serialized."""
     where = model if isinstance(model, Path) else None
     try:
@@ -239,18 +230,18 @@ def _build(trt: Any, log: VendorLog, model: Path | bytes, setup: _BuildSetup) ->
     path = None if where is None else str(where)
     if not parser.parse(model if isinstance(model, bytes) else model.read_bytes(), path):
         raise _parser_error(parser, where)
-    config = _configure(trt, builder, setup.request)
-    batch = _add_profile(builder, network, config, setup.request.batch)
-    config.progress_monitor = _monitor(trt, setup.meter)
-    if setup.timing is not None:
-        setup.timing.attach(config)
+    config = _configure(trt, builder, request)
+    batch = _add_profile(builder, network, config, request.batch)
+    config.progress_monitor = _monitor(trt, meter)
+    if timing is not None:
+        timing.attach(config)
     plan = builder.build_serialized_network(network, config)
-    if setup.meter.error is not None:
-        raise setup.meter.error
+    if meter.error is not None:
+        raise meter.error
     if plan is None:
         raise _build_error(log, where)
-    if setup.timing is not None:
-        setup.timing.keep(config)
+    if timing is not None:
+        timing.keep(config)
     return bytes(plan), batch
 
 

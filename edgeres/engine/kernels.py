@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from math import ceil, prod
 from typing import Any
 
@@ -141,9 +141,6 @@ class LostInt8:
     node: str
     layers: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"node": self.node, "layers": list(self.layers)}
-
 
 @dataclass(frozen=True)
 class Program:
@@ -186,7 +183,7 @@ class Program:
         return tuple(found)
 
     def to_dict(self) -> dict[str, Any]:
-        kinds = dict.fromkeys(kernel.kind for kernel in self.kernels)
+        kinds = {kernel.kind: self.of_kind(kernel.kind) for kernel in self.kernels}
         return {
             "accelerators": list(self.accelerators),
             "portable": self.portable,
@@ -194,14 +191,14 @@ class Program:
             "constant_bytes": self.constant_bytes,
             "kinds": {
                 kind: {
-                    "kernels": len(self.of_kind(kind)),
-                    "moved_bytes": sum(kernel.moved_bytes for kernel in self.of_kind(kind)),
-                    "constant_bytes": sum(kernel.constant_bytes for kernel in self.of_kind(kind)),
+                    "kernels": len(kernels),
+                    "moved_bytes": sum(kernel.moved_bytes for kernel in kernels),
+                    "constant_bytes": sum(kernel.constant_bytes for kernel in kernels),
                 }
-                for kind in kinds
+                for kind, kernels in kinds.items()
             },
             "kernels": [kernel.to_dict() for kernel in self.kernels],
-            "lost": [lost.to_dict() for lost in self.lost],
+            "lost": [asdict(lost) for lost in self.lost],
         }
 
 

@@ -79,18 +79,19 @@ def _memories(target: Target) -> list[int]:
 
 
 def _opsets(folder: Path, target: Target) -> Iterator[str]:
+    if target.tensorrt is None:  # TensorRT-RTX is installed here: its own parser tells
+        return
     try:
         import onnx
+
+        from edgeres.graph.graph import opset_of
     except ImportError:
-        return
-    if target.tensorrt is None:  # TensorRT-RTX is installed here: its own parser tells
         return
     for name in (form_for(target.runtime).file, FP32):
         path = folder / name
         if not path.is_file():
             continue
-        model = onnx.load(str(path), load_external_data=False)
-        opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+        opset = opset_of(onnx.load(str(path), load_external_data=False))
         if opset > target.max_opset:
             documented = f"TensorRT {target.tensorrt[0]} documents up to {target.max_opset}"
             yield f"{name} has opset {opset}, and {documented}: export the model with opset {min(target.max_opset, 17)}"

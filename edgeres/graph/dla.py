@@ -51,9 +51,6 @@ class DlaLayer:
     reason: str = ""
     precision: str = "int8"
 
-    def to_dict(self) -> dict[str, str]:
-        return {**vars(self)}
-
 
 @dataclass(frozen=True)
 class DlaModel:

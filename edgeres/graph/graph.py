@@ -387,6 +387,11 @@ def inputs_of(node: onnx.NodeProto) -> Iterator[str]:
             yield from inputs_of(inner)
 
 
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of the ONNX operators in a model; 0 if it has none."""
+    return max((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), default=0)
+
+
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     """A node's attributes by name; their types depend on the operator."""
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}

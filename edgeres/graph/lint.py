@@ -56,24 +56,14 @@ def lint(model: onnx.ModelProto) -> list[Finding]:
     """
     graph = Graph(model)
     found = list(_about_opsets(model)) + list(_about_types(graph))
-    for node in model.graph.node:
-        for rule in _NODE_RULES:
+    for node in graph.nodes:
+        for rule in _PAIR_RULES if node.op_type in _PAIR else _RULES:
             found.extend(rule(graph, node))
     return found
 
 
 def _name(node: onnx.NodeProto) -> str:
     return node.name or node.op_type
-
-
-def _is_qdq(node: onnx.NodeProto) -> bool:
-    return node.op_type in ("QuantizeLinear", "DequantizeLinear")
-
-
-def _reads(graph: Graph, tensor: str) -> Iterator[tuple[onnx.NodeProto, int]]:
-    """The readers of a tensor, each with the place of the tensor among its inputs."""
-    for node in graph.consumers(tensor):
-        yield from ((node, index) for index, name in enumerate(node.input) if name == tensor)
 
 
 def _is_weight(graph: Graph, tensor: str) -> bool:
@@ -90,23 +80,15 @@ def _type_name(data_type: int) -> str:
 def _about_opsets(model: onnx.ModelProto) -> Iterator[Finding]:
     for opset in model.opset_import:
         if opset.domain in _ONNX_DOMAINS and opset.version not in OPSETS:
-            yield Finding(
-                "",
-                "",
-                "opset",
-                "version",
-                f"opset {opset.version}, and TensorRT 10.3 takes {OPSETS[0]} to {OPSETS[-1]}; export with opset 17",
-            )
+            hint = f"opset {opset.version}, and TensorRT 10.3 takes {OPSETS[0]} to {OPSETS[-1]}; export with opset 17"
+            yield Finding("", "", "opset", "version", hint)
 
 
 def _about_types(graph: Graph) -> Iterator[Finding]:
     """Data types of inputs, weights and casts."""
     declared = [("", value.name, value.type.tensor_type.elem_type) for value in graph.model.graph.input]
     declared += [("", tensor.name, tensor.data_type) for tensor in graph.model.graph.initializer]
-    for node in graph.model.graph.node:
-        target = attributes(node).get("to") if node.op_type == "Cast" else None
-        if target is not None:
-            declared.append((_name(node), node.output[0], target))
+    declared += [(_name(cast), cast.output[0], attributes(cast)["to"]) for cast in graph.of("Cast")]
     for node_name, tensor, data_type in declared:
         kind = _type_name(data_type)
         if kind in _MISSING_TYPES:
@@ -131,36 +113,29 @@ def _operators(graph: Graph, node: onnx.NodeProto) -> Iterator[Finding]:
 
 
 def _scales(graph: Graph, node: onnx.NodeProto) -> Iterator[Finding]:
-    if not _is_qdq(node):
-        return
     tensor = input_at(node, 1)
     if not graph.is_constant(tensor):
         yield Finding(_name(node), tensor, "scale", "version", "the scale is computed; store it as a constant")
         return
     scale = graph.constant(tensor).astype(np.float64)
     if not np.all(scale > 0):
-        yield Finding(
-            _name(node), tensor, "scale", "refused", "a scale is 0, negative or not a number; calibrate again"
-        )
+        hint = "a scale is 0, negative or not a number; calibrate again"
+        yield Finding(_name(node), tensor, "scale", "refused", hint)
     elif not np.all(np.isfinite(scale)):
         yield Finding(_name(node), tensor, "scale", "wrong", "a scale is infinite; calibrate again")
 
 
 def _zero_points(graph: Graph, node: onnx.NodeProto) -> Iterator[Finding]:
     tensor = input_at(node, 2)
-    if not _is_qdq(node) or not tensor:
-        return
-    if not graph.is_constant(tensor):
+    if tensor and not graph.is_constant(tensor):
         yield Finding(_name(node), tensor, "zero-point", "version", "the zero_point is computed; store 0 as a constant")
-    elif np.any(graph.constant(tensor).astype(np.float64) != 0):
+    elif tensor and np.any(graph.constant(tensor).astype(np.float64) != 0):
         hint = "zero_point is not 0; quantize symmetrically"
         yield Finding(_name(node), tensor, "zero-point", "refused", hint)
 
 
 def _code_types(graph: Graph, node: onnx.NodeProto) -> Iterator[Finding]:
     """uint8 codes, which TensorRT reads as int8, and int32 codes (ONNX Runtime's quantized biases)."""
-    if not _is_qdq(node):
-        return
     tensor = input_at(node, 0) if node.op_type == "DequantizeLinear" else node.output[0]
     codes, zero_point = graph.stored(tensor), graph.stored(input_at(node, 2))
     if codes is not None:
@@ -183,7 +158,7 @@ def _code_types(graph: Graph, node: onnx.NodeProto) -> Iterator[Finding]:
 def _axes(graph: Graph, node: onnx.NodeProto) -> Iterator[Finding]:
     """One scale per tensor for activations, one per output channel for weights."""
     scale = graph.stored(input_at(node, 1))
-    if not _is_qdq(node) or scale is None:
+    if scale is None:
         return
     if (attributes(node).get("block_size") or 0) > 0:
         hint = "a scale per block of int8 codes; use one per output channel"
@@ -207,8 +182,8 @@ def _weight_axis(graph: Graph, node: onnx.NodeProto, scales: int) -> Iterator[Fi
             hint = f"{scales} scales for the {codes.dims[axis]} channels of axis {axis}"
             yield Finding(_name(node), input_at(node, 1), "scale-count", "refused", hint)
             return
-    for reader, index in _reads(graph, node.output[0]):
-        wanted = _output_channels(reader, index, rank)
+    for reader in graph.consumers(node.output[0]):
+        wanted = _output_channels(reader, rank) if input_at(reader, 1) == node.output[0] else None
         if wanted is not None and axis != wanted:
             hint = f"{reader.op_type} has its output channels on axis {wanted}, and the scales are on axis {axis}"
             yield Finding(_name(node), input_at(node, 1), "weight-axis", "slow", hint)
@@ -217,10 +192,8 @@ def _weight_axis(graph: Graph, node: onnx.NodeProto, scales: int) -> Iterator[Fi
             yield Finding(_name(node), input_at(node, 1), "weight-axis", "version", hint)
 
 
-def _output_channels(reader: onnx.NodeProto, index: int, rank: int | None) -> int | None:
-    """The axis of a weight that counts output channels; None where the tensor is no weight of this node."""
-    if index != 1:
-        return None
+def _output_channels(reader: onnx.NodeProto, rank: int | None) -> int | None:
+    """The axis of a node's weight that counts output channels; None if the node has no weight, or it is unknown."""
     if reader.op_type == "Gemm":
         return 0 if attributes(reader).get("transB") else 1
     if reader.op_type == "MatMul":
@@ -229,13 +202,10 @@ def _output_channels(reader: onnx.NodeProto, index: int, rank: int | None) -> in
 
 
 def _pairs(graph: Graph, node: onnx.NodeProto) -> Iterator[Finding]:
-    if node.op_type != "QuantizeLinear":
-        return
     tensor = node.output[0]
     others = [_name(reader) for reader in graph.consumers(tensor) if reader.op_type != "DequantizeLinear"]
-    if tensor in graph.outputs:
-        others.append("the graph's output")
-    if others:
+    others += ["the graph's output"] if tensor in graph.outputs else []
+    if others and node.op_type == "QuantizeLinear":
         hint = f"int8 codes go to {', '.join(others)} without a DequantizeLinear; write Q and DQ as a pair"
         yield Finding(_name(node), tensor, "pair", "version", hint)
 
@@ -251,12 +221,7 @@ def _half_quantized(graph: Graph, node: onnx.NodeProto) -> Iterator[Finding]:
         yield Finding(_name(node), node.input[dequantized.index(False)], "half", "slow", hint)
 
 
-_NODE_RULES: tuple[Callable[[Graph, onnx.NodeProto], Iterator[Finding]], ...] = (
-    _operators,
-    _scales,
-    _zero_points,
-    _code_types,
-    _axes,
-    _pairs,
-    _half_quantized,
-)
+_Rule = Callable[[Graph, onnx.NodeProto], Iterator[Finding]]
+_PAIR = ("QuantizeLinear", "DequantizeLinear")
+_PAIR_RULES: tuple[_Rule, ...] = (_operators, _scales, _zero_points, _code_types, _axes, _pairs)
+_RULES: tuple[_Rule, ...] = (_operators, _half_quantized)

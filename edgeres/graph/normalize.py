@@ -11,8 +11,9 @@ the same arithmetic.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ import onnx
 from onnx import TensorProto, helper, shape_inference, version_converter
 
 from edgeres.errors import ModelError
-from edgeres.graph.graph import Graph
+from edgeres.graph.graph import Graph, opset_of
 from edgeres.graph.interface import Interface, find_interface, score_width
 from edgeres.graph.probe import InputValues, compare, in_words, input_values
 from edgeres.records import Layout, Preprocess
@@ -104,7 +105,7 @@ def normalize(model: onnx.ModelProto, *, where: object = None) -> Canonical:
     _keep(work, interface)
     _convert_opset(work, notes, where)
     reference = model
-    if _opset(model) < _OLDEST:
+    if opset_of(model) < _OLDEST:
         reference = onnx.ModelProto()
         reference.CopyFrom(work)
     if interface.bytes_in:
@@ -150,12 +151,8 @@ def _keep(model: onnx.ModelProto, interface: Interface) -> None:
                 dim.dim_param = BATCH
 
 
-def _opset(model: onnx.ModelProto) -> int:
-    return next((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), 0)
-
-
 def _convert_opset(model: onnx.ModelProto, notes: list[str], where: object) -> None:
-    found = _opset(model)
+    found = opset_of(model)
     if OPSET <= found <= OPSET_MAX:
         return
     wanted = OPSET if found < OPSET else OPSET_MAX
@@ -291,15 +288,11 @@ def _name_everything(graph: onnx.GraphProto) -> None:
     seen = {""}
     for node in graph.node:
         if node.name in seen:
-            node.name = next(name for name in _names(node) if name not in taken)
+            stem = node.name or f"{node.op_type}_{node.output[0]}"
+            names = chain([stem], (f"{stem}_{index}" for index in count(1)))
+            node.name = next(name for name in names if name not in taken)
             taken.add(node.name)
         seen.add(node.name)
-
-
-def _names(node: onnx.NodeProto) -> Iterator[str]:
-    stem = node.name or f"{node.op_type}_{node.output[0]}"
-    yield stem
-    yield from (f"{stem}_{index}" for index in range(1, 1 << 31))
 
 
 def _softmax_at_end(model: onnx.ModelProto) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,8 +85,8 @@ def make(
         export={"max_error": fp32.max_error, "notes": list(fp32.notes)},
         calibration=made_from,
         plans={str(style): plan for style, plan in quantized.plans.items()},
-        refinement=tuple(step.to_dict() for step in refined.steps),
-        residual=tuple(cost.to_dict() for cost in refined.skips),
+        refinement=tuple(asdict(step) for step in refined.steps),
+        residual=tuple(asdict(cost) for cost in refined.skips),
         timings=watch.seconds,
         reasons=_reasons(network, refined),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgeres.data.choose import DataChoice, choose_calibration
@@ -67,6 +67,6 @@ def _numbers(refined: Refined, style: Style) -> dict[str, Any]:
         "images": refined.quantized.images,
         "activations": len(plan.edges),
         "weights": len(plan.weights),
-        "refinement": [step.to_dict() for step in refined.steps],
-        "residual": [cost.to_dict() for cost in refined.skips],
+        "refinement": [asdict(step) for step in refined.steps],
+        "residual": [asdict(cost) for cost in refined.skips],
     }

@@ -84,19 +84,10 @@ def _read(path: Path, content: bytes) -> tuple[str, dict[str, tuple[float, float
         return "a TensorRT calibration cache", dict(_from_cache(path, text))
     if text.lstrip().startswith("{"):
         return "ONNX Runtime's calibration", dict(_from_json(path, text))
-    first = text.partition("\n")[0].split(" ")
-    if len(first) == 2 and _is_number(first[1]):
+    if re.match(r"\S+ [-+]?[\d.]+(e[-+]?\d+)?(\n|$)", text):
         hint = "give the calibration.json that was written beside it"
         raise InputError("is ONNX Runtime's plain table, which keeps one end of each range", where=path, hint=hint)
     raise InputError("is no file of ranges that edgeres knows", where=path, hint=f"give {_FORMS}")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _from_cache(path: Path, text: str) -> Iterator[tuple[str, tuple[float, float]]]:

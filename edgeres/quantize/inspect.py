@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 from onnx import helper, numpy_helper
 
 from edgeres.bundle import FP32, Bundle
 from edgeres.graph.forms import GRAPH_FILES
-from edgeres.graph.graph import Graph
+from edgeres.graph.graph import Graph, opset_of
 from edgeres.graph.lint import lint
 from edgeres.graph.normalize import load_onnx
 from edgeres.quantize.rewrite import PLAN_KEY
@@ -53,9 +52,6 @@ class Inspected:
     skipped: tuple[tuple[str, str], ...]
     refused: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def inspect(path: Path) -> list[Inspected]:
     """Read an ONNX file, or every graph of a bundle.
@@ -77,7 +73,7 @@ def _inspect(path: Path) -> Inspected:
     for_tensorrt = bool(quantized) and plan.get("style") != "cpu"
     return Inspected(
         file=str(path),
-        opset=max((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), default=0),
+        opset=opset_of(model),
         style=plan.get("style"),
         operators=dict(Counter(node.op_type for node in model.graph.node).most_common()),
         quantized=quantized,

@@ -13,8 +13,7 @@ be fused into the Conv before it, and with codes on neither it carries a float t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -43,9 +42,6 @@ class Loss:
     op: str
     edge: str
     reason: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

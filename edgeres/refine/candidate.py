@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,12 +34,8 @@ class CandidatePlan:
 def logits(model: onnx.ModelProto, images: F32) -> F32:
     """The graph's output for (N, ...) inputs, (N, classes), with float arithmetic between Q/DQ pairs."""
     with OrtRunner(model.SerializeToString(), integer=False) as runner:
-        return np.concatenate([runner.infer({runner.input_name: part})[runner.output_name] for part in _parts(images)])
-
-
-def _parts(images: F32) -> Iterator[F32]:
-    for start in range(0, len(images), _BATCH):
-        yield images[start : start + _BATCH]
+        parts = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
+        return np.concatenate([runner.infer({runner.input_name: part})[runner.output_name] for part in parts])
 
 
 def typical_noise(reference: F32, found: F32) -> float:

@@ -15,7 +15,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -33,9 +32,6 @@ from edgeres.refine.choice import RefineChoice
 from edgeres.refine.equalize import equalize
 from edgeres.refine.residual import SkipCost, choose_residual, keep_in_half, skips
 from edgeres.zoo.download import cache_dir
-
-if TYPE_CHECKING:
-    from edgeres.refine.reconstruct import ReconstructOptions
 
 # Most bytes of inputs that refinement holds in memory: 512 images at 32 px, 111 at 224 px.
 _IMAGE_BYTES = 64 << 20
@@ -67,9 +63,6 @@ class Step:
     kept: bool
     seconds: float
     note: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        return vars(self).copy()
 
 
 @dataclass(frozen=True)
@@ -215,44 +208,32 @@ class _Refiner:
         return self.fit[: min(max(32, _STATISTICS_BYTES // self.fit[0].nbytes), images)]
 
     def refine(self, candidate: CandidatePlan) -> CandidatePlan:
-        if candidate.plan.style == "tensorrt":
-            candidate = self._residual(candidate)
-        if self.choice.effort == "best" or (self.choice.effort == "balanced" and candidate.plan.style == "tensorrt"):
-            candidate = self._try("learned ranges", candidate, self._learn_ranges)
-        if self.choice.effort == "best" and candidate.plan.style == "tensorrt":
-            candidate = self._try("learned rounding", candidate, self._learn_rounding)
-        if self.choice.effort != "fast":
+        """Take one style's plan through the steps of the effort."""
+        effort, for_tensorrt = self.choice.effort, candidate.plan.style == "tensorrt"
+        if for_tensorrt and self.choice.residual == "auto":
+            candidate, self.skips = choose_residual(candidate, self.reference, self.held, progress=self.progress)
+        elif for_tensorrt and self.choice.residual == "fp16":
+            candidate = _all_half(candidate)
+        if effort == "best" or (effort == "balanced" and for_tensorrt):
+            candidate = self._try("learned ranges", candidate, lambda c: self._learn(c, rounding=False))
+        if effort == "best" and for_tensorrt:
+            candidate = self._try("learned rounding", candidate, lambda c: self._learn(c, rounding=True))
+        if effort != "fast":
             # The last step: it corrects the mean error that all others have left.
             fp32, images = self.graphs[candidate.plan.style], self._some(_BIAS_IMAGES)
             candidate = self._try("bias correction", candidate, lambda c: correct_bias(c, fp32, images, self.progress))
         return candidate
 
-    def _residual(self, candidate: CandidatePlan) -> CandidatePlan:
-        if self.choice.residual == "auto":
-            candidate, self.skips = choose_residual(candidate, self.reference, self.held, progress=self.progress)
-        elif self.choice.residual == "fp16":
-            candidate = _all_half(candidate)
-        return candidate
+    def _learn(self, candidate: CandidatePlan, *, rounding: bool) -> CandidatePlan:
+        from edgeres.refine.reconstruct import ReconstructOptions, reconstruct
 
-    def _learn_ranges(self, candidate: CandidatePlan) -> CandidatePlan:
-        from edgeres.refine.reconstruct import ReconstructOptions
-
-        if self.choice.effort == "best":
-            return self._learn(candidate, ReconstructOptions(batch=self._batch))
-        return self._learn(candidate, ReconstructOptions.balanced(_LEARNING_PASSES * len(self.fit), self._batch))
-
-    def _learn_rounding(self, candidate: CandidatePlan) -> CandidatePlan:
-        from edgeres.refine.reconstruct import ReconstructOptions
-
-        return self._learn(candidate, ReconstructOptions.with_rounding(self._batch))
-
-    @property
-    def _batch(self) -> int:
-        return _LARGE_INPUT_BATCH if self.fit[0].size > _LARGE_INPUT else 32
-
-    def _learn(self, candidate: CandidatePlan, options: ReconstructOptions) -> CandidatePlan:
-        from edgeres.refine.reconstruct import reconstruct
-
+        batch = _LARGE_INPUT_BATCH if self.fit[0].size > _LARGE_INPUT else 32
+        if rounding:
+            options = ReconstructOptions.with_rounding(batch)
+        elif self.choice.effort == "best":
+            options = ReconstructOptions(batch=batch)
+        else:
+            options = ReconstructOptions.balanced(_LEARNING_PASSES * len(self.fit), batch)
         options = replace(options, resume=cache_dir() / "learning")
         return reconstruct(candidate, self.graphs[candidate.plan.style], self.fit, options, self.progress)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from edgeres.graph.graph import Graph
 from edgeres.progress import SILENT, Progress
@@ -45,9 +45,6 @@ class SkipCost:
     noise: float
     bytes_moved: int
     precision: Literal["int8", "fp16"]
-
-    def to_dict(self) -> dict[str, Any]:
-        return vars(self).copy()
 
 
 def skips(graph: Graph, plan: QuantPlan) -> dict[str, str]:

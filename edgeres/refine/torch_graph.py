@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from edgeres.errors import ModelError
 from edgeres.graph.graph import Graph, attributes, input_at
 from edgeres.quantize.affine import codes
-from edgeres.records import F32, Edge, QuantParams, QuantPlan, WeightEdge
+from edgeres.records import F32, QuantParams, QuantPlan, WeightEdge
 from edgeres.refine.blocks import Block
 from edgeres.refine.candidate import CandidatePlan
 from edgeres.refine.torch_ops import OPS
@@ -279,13 +279,10 @@ class TorchGraph:
         graph = Graph.copy_of(self.graph.model)
         for name, bias in self._biases.items():
             graph.set_constant(name, bias.learned())
-        edges = tuple(self._learned_edge(edge) for edge in self._plan.edges)
+        read = ((edge, self._readings[edge.tensor, edge.consumers[0]].learned()) for edge in self._plan.edges)
+        edges = tuple(replace(edge, params=replace(edge.params, scale=learned.scale)) for edge, learned in read)
         weights = tuple(self._learned_weight(weight) for weight in self._plan.weights)
         return CandidatePlan(graph.model, replace(self._plan, edges=edges, weights=weights))
-
-    def _learned_edge(self, edge: Edge) -> Edge:
-        quantizer = self._readings[edge.tensor, edge.consumers[0]]
-        return replace(edge, params=replace(edge.params, scale=quantizer.learned().scale))
 
     def _learned_weight(self, edge: WeightEdge) -> WeightEdge:
         node = self.graph.node(edge.node)
