@@ -580,7 +580,7 @@ def test_a_mismatch_names_the_tensors(tmp_path: Path) -> None:
         load_model("resnet20", str(save(state, tmp_path / "a.pth")))
     line = str(caught.value)
     assert "does not fit resnet20: 10 missing (layer3.2.conv1.weight, layer3.2.bn1.weight, layer3.2.bn1.bias" in line
-    assert ", and 7 more)" in line
+    assert " and 7 more)" in line
     assert "1 unexpected (head.extra)" in line
     assert "1 with another shape (conv1.weight 16x1x3x3 for 16x3x3x3)" in line
 

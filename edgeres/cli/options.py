@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 import click
 from click.core import ParameterSource
 
+from edgeres.data.base import FORMS
 from edgeres.errors import UsageError
 from edgeres.records import CODES, METHODS
 from edgeres.refine.choice import EFFORTS, RESIDUALS
@@ -23,7 +24,7 @@ class Decorator(Protocol):
     def __call__(self, function: Command, /) -> Command: ...
 
 
-SRC = "A directory with one folder per class, a .zip of one, an .npz, a CIFAR-10 directory, or signs[:count][@seed]"
+SRC = FORMS[0].upper() + FORMS[1:]
 
 
 def _all(*options: Decorator) -> Decorator:

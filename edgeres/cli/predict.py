@@ -54,7 +54,7 @@ def command(
     answers = [answer for answer in told if not isinstance(answer, UnreadableImage)]
     unreadable = [answer for answer in told if isinstance(answer, UnreadableImage)]
     if not answers:
-        raise SourceError(f"none of {len(told):,} images can be read: {_some(unreadable)}", where=images[0])
+        raise SourceError(f"none of {len(told):,} images can be read: {_named(unreadable)}", where=images[0])
     answers = in_order(answers, sort or "path")
     if sheet is not None:
         write_file(sheet, _sheet(sheet, bundle, answers, unreadable, sort or "unsure"))
@@ -68,7 +68,7 @@ def command(
         if sheet is not None:
             click.echo(f"sheet: {sheet}")
     if unreadable:
-        click.echo(f"{_left_out(unreadable)}: {_some(unreadable)}", err=True)
+        click.echo(_left_out(unreadable), err=True)
 
 
 def _check_sheet(sheet: Path | None) -> None:
@@ -87,7 +87,7 @@ def _sheet(
         return draw_sheet(answers, by)
     told = [_summary(answers)]
     if unreadable:
-        told.append(f"{_left_out(unreadable)}: {_some(unreadable)}")
+        told.append(_left_out(unreadable))
     return render_sheet(f"What {bundle.name} says", told, answers, by).encode(errors="replace")
 
 
@@ -116,17 +116,14 @@ def _summary(answers: Sequence[ImagePrediction]) -> str:
 
 
 def _left_out(unreadable: Sequence[UnreadableImage]) -> str:
-    return f"{len(unreadable):,} image{'s' * (len(unreadable) > 1)} cannot be read and {_are(unreadable)} left out"
+    words = "images cannot be read and are" if len(unreadable) > 1 else "image cannot be read and is"
+    return f"{len(unreadable):,} {words} left out: {_named(unreadable)}"
 
 
-def _are(unreadable: Sequence[UnreadableImage]) -> str:
-    return "are" if len(unreadable) > 1 else "is"
+def _named(unreadable: Sequence[UnreadableImage]) -> str:
+    from edgeres.data.base import some
 
-
-def _some(unreadable: Sequence[UnreadableImage]) -> str:
-    names = [f"{one.file.path} ({one.why})" for one in unreadable[:NAMED]]
-    beyond = len(unreadable) - len(names)
-    return ", ".join(names) + (f" and {beyond:,} more" if beyond else "")
+    return some((f"{one.file.path} ({one.why})" for one in unreadable), len(unreadable), NAMED)
 
 
 def _as_json(

@@ -15,6 +15,7 @@ from edgeres.errors import SourceError, UsageError
 from edgeres.records import I64, U8
 
 Role = Literal["calibration", "validation"]
+FORMS = "a directory or .zip with one folder per class, an .npz, a CIFAR-10 directory, or signs[:count][@seed]"
 
 
 class Source(ABC):

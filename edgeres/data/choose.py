@@ -7,13 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from edgeres.data.base import Role, Source, View, subset
+from edgeres.data.base import FORMS, Role, Source, View, subset
 from edgeres.data.matching import match_labels
 from edgeres.data.sources import locate, open_source
 from edgeres.errors import UsageError
 from edgeres.records import ModelSpec
-
-_FORMS = "a directory with one folder per class, a .zip of one, an .npz, a CIFAR-10 directory, or signs[:count][@seed]"
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ def _named(text: str | None, spec: ModelSpec, role: Role) -> str:
 
     if spec.labels == CLASSES or spec.weights == "random":
         return "signs"
-    raise UsageError(f"{spec.name} ({spec.weights}) needs {role} images", hint=f"--{role} SRC: {_FORMS}")
+    raise UsageError(f"{spec.name} ({spec.weights}) needs {role} images", hint=f"--{role} SRC: {FORMS}")
 
 
 def _side(spec: ModelSpec) -> int:

@@ -7,14 +7,13 @@ import re
 from pathlib import Path
 
 from edgeres.data.arrays import is_cifar10, open_cifar10, open_npz
-from edgeres.data.base import Role, Source
+from edgeres.data.base import FORMS, Role, Source
 from edgeres.data.files import open_folder, open_zip
 from edgeres.data.tree import SUFFIXES
 from edgeres.errors import SourceError
 
 _SIGNS = re.compile(r"signs(?::(?P<count>\d+))?(?:@(?P<seed>\d+))?")
 _SIGNS_COUNT = {"calibration": 512, "validation": 1000}
-_FORMS = "a directory or .zip with one folder per class, an .npz, a CIFAR-10 directory, or signs[:count][@seed]"
 
 
 def open_source(text: str | Path, *, role: Role, px: int) -> Source:
@@ -56,7 +55,7 @@ def open_source(text: str | Path, *, role: Role, px: int) -> Source:
         elif suffix in (".gz", ".tgz", ".tar"):
             hint = "unpack it and give the directory"
         else:
-            hint = f"expected {_FORMS}"
+            hint = f"expected {FORMS}"
         raise SourceError("is no source of images", where=path, hint=hint)
     return (open_zip if suffix == ".zip" else open_npz)(path, role)
 
@@ -89,5 +88,5 @@ def locate(text: str | Path) -> Path | None:
         raise SourceError(
             f"cannot be looked up: {error}", where=text, hint="check the path and its permissions"
         ) from None
-    hint = f"did you mean {missing.parent / near[0]}?" if near else f"expected {_FORMS}"
+    hint = f"did you mean {missing.parent / near[0]}?" if near else f"expected {FORMS}"
     raise SourceError("does not exist", where=path, hint=hint)

@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from edgeres.data.base import some
 from edgeres.data.labels import imagenet_classes
 from edgeres.documents import OPTIONAL, DocumentKind
 from edgeres.errors import WeightsError
@@ -170,7 +171,9 @@ def _fit(arch: Architecture, state: State, num_classes: int | None, path: Path) 
     ]
     differences = ((missing, "missing"), (unexpected, "unexpected"), (reshaped, "with another shape"))
     if any(keys for keys, _ in differences):
-        listed = "; ".join(f"{len(keys)} {what} ({_some(keys)})" for keys, what in differences if keys)
+        listed = "; ".join(
+            f"{len(keys)} {what} ({some(keys, len(keys), _NAMED)})" for keys, what in differences if keys
+        )
         raise WeightsError(f"does not fit {arch.name}: {listed}", where=path, hint=_advice(arch, state, unexpected))
     return classes
 
@@ -205,11 +208,6 @@ def _shapes(name: str, classes: int) -> dict[str, torch.Size]:
     with torch.device("meta"):
         state = create(name, classes).state_dict()
     return {key: tensor.shape for key, tensor in state.items() if not key.endswith("num_batches_tracked")}
-
-
-def _some(keys: list[str]) -> str:
-    rest = len(keys) - _NAMED
-    return ", ".join(keys[:_NAMED]) + (f", and {rest} more" if rest > 0 else "")
 
 
 def _dims(shape: torch.Size) -> str:
