@@ -13,7 +13,6 @@ writer is killed. Every file is checked against the manifest when it is asked fo
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import sys
@@ -21,16 +20,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from edgeres.documents import DocumentKind
+from edgeres.documents import DocumentKind, Json
 from edgeres.errors import BundleError, EnvironmentError_
 from edgeres.files import DISK_FULL, FREE_SPACE, abandoned, sha256, sync, write_file, write_json
 from edgeres.graph.forms import GRAPH_FILES
 from edgeres.records import EngineRecord, Manifest
 
 MANIFEST = "manifest.json"
-MANIFEST_KIND = DocumentKind(Manifest, MANIFEST, "build it again", schemas=(2, 2), digest="required", error=BundleError)
+MANIFEST_KIND = DocumentKind(
+    Manifest, f"a {MANIFEST}", "build it again", schemas=(2, 2), digest="required", error=BundleError
+)
 FP32 = "model.fp32.onnx"
 CALIBRATION = "calibration.json"
 REPORT, REPORT_PAGE = "report.json", "report.html"
@@ -86,10 +86,11 @@ class Bundle:
         for name in self.manifest.files:
             self.file(name)
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> Json:
         """The content of report.json."""
-        data: dict[str, Any] = json.loads(self.file(REPORT).read_text(encoding="utf-8"))
-        return data
+        from edgeres.reports import read_report  # here, since a robot does not need it
+
+        return read_report(self.file(REPORT))
 
     def add_engines(
         self, engines: Mapping[EngineRecord, bytes | None], logs: Mapping[str, bytes] | None = None

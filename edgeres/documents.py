@@ -71,7 +71,7 @@ class DocumentKind(Generic[R]):
 
     Attributes:
         record: the frozen dataclass that it becomes.
-        name: for messages, e.g. ``calibration.json``.
+        name: with its article, for messages: ``a calibration.json``.
         hint: the next step where it is damaged or too old.
         schemas: the oldest and the newest format that is read; None: it has no ``schema``.
         kind: what it states under ``kind``; None: it has no such key.
@@ -94,7 +94,7 @@ class DocumentKind(Generic[R]):
         """Read a file.
 
         Raises:
-            EdgeresError: of class ``error``: the file cannot be read or is no valid document of this kind.
+            EdgeresError: of class ``error``: the file cannot be read or is not a valid document of this kind.
         """
         try:
             with Path(path).open("rb") as stream:
@@ -110,12 +110,14 @@ class DocumentKind(Generic[R]):
             where: it comes from, for messages.
 
         Raises:
-            EdgeresError: of class ``error``: it is no valid document of this kind.
+            EdgeresError: of class ``error``: it is not a valid document of this kind.
         """
         try:
             if len(content) > self.max_bytes:
                 raise _Fault("", f"is larger than {self.max_bytes:,} bytes")
             raw = parse(content)
+        except ValueError as error:
+            raise self.error(f"is not {self.name}: {error}", where=where, hint=self.hint) from None
         except _Fault as fault:
             raise self._refusal(fault, where) from None
         return self.convert(raw, where)
@@ -125,7 +127,7 @@ class DocumentKind(Generic[R]):
         try:
             _check_values(raw, self.root)
             if not isinstance(raw, dict):
-                raise _Fault("", f"is no {self.name}")
+                raise _Fault("", f"is not {self.name}")
             return _decoded(self._body(dict(raw), where), self.record, self.root)
         except _Fault as fault:
             raise self._refusal(fault, where) from None
@@ -139,11 +141,11 @@ class DocumentKind(Generic[R]):
     def _body(self, raw: Json, where: object) -> Json:
         """The document without ``schema``, ``kind`` and ``digest``, which are checked."""
         if self.kind is not None and raw.get("kind") != self.kind:
-            raise _Fault("", f"is no {self.name}")
+            raise _Fault("", f"is not {self.name}")
         if self.schemas is not None:
             schema, (oldest, newest) = raw.get("schema"), self.schemas
             if type(schema) is not int:
-                raise _Fault("", f"is no {self.name}: it states no schema")
+                raise _Fault("", f"is not {self.name}: it states no schema")
             if not oldest <= schema <= newest:
                 what = f"written in format {schema}, this edgeres reads {newest}"
                 raise self.error(what, where=where, hint="upgrade edgeres" if schema > newest else self.hint)
@@ -178,14 +180,11 @@ class _Repeated:
 
 
 def parse(content: bytes) -> object:
-    """JSON with each key once, in UTF-8, no deeper than :data:`MAX_DEPTH`."""
+    """JSON in UTF-8, no deeper than :data:`MAX_DEPTH`; an object with a key twice becomes :class:`_Repeated`."""
     brackets = _STRING.sub(b"", content).translate(None, _NO_BRACKETS)
     if max(accumulate(1 if bracket in b"[{" else -1 for bracket in brackets), default=0) > MAX_DEPTH:
         raise _Fault("", f"is nested more than {MAX_DEPTH} levels deep")
-    try:
-        return json.loads(content.decode("utf-8"), object_pairs_hook=_object, parse_int=_integer)
-    except ValueError as error:
-        raise _Fault("", f"is no JSON ({error})") from None
+    return json.loads(content.decode("utf-8"), object_pairs_hook=_object, parse_int=_integer)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Json | _Repeated:
@@ -225,11 +224,11 @@ def _check_text(text: str, path: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise _Fault(path, "the text is no Unicode") from None
+        raise _Fault(path, "the text is not Unicode") from None
 
 
 def _step(key: str) -> str:
-    """One key of a path: ``.mean``, or ``["layer1.0"]`` where it is no plain word."""
+    """One key of a path: ``.mean``, or ``["layer1.0"]`` where it is not a plain word."""
     if re.fullmatch(r"[A-Za-z_][\w-]{0,60}", key, re.ASCII):
         return f".{key}"
     return f"[{json.dumps(key if len(key) <= 60 else key[:60] + '...')}]"
@@ -270,7 +269,7 @@ def _by_field(raw: Json, record: Any, path: str) -> Json:
         from difflib import get_close_matches
 
         near = get_close_matches(key[:_SHOWN], _keys(record), n=1)
-        raise _Fault(path + _step(key), f"is no known key{f', did you mean {near[0]}?' if near else ''}")
+        raise _Fault(path + _step(key), f"is not a known key{f', did you mean {near[0]}?' if near else ''}")
     return found
 
 
@@ -317,7 +316,7 @@ def _located(raw: object, kind: Any, path: str) -> _Fault:
 
 @cache
 def _hints(record: Any) -> dict[str, Any]:
-    return get_type_hints(record)
+    return get_type_hints(record, include_extras=True)
 
 
 @cache

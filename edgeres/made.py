@@ -81,14 +81,14 @@ def read_made(bundle: Bundle) -> Made:
     """
     bundle.check()
     manifest, built = bundle.manifest, bundle.report() if bundle.has(REPORT) else {}
-    calibration = (built.get("data") or {}).get("calibration") or {}
+    pixels = ((built.get("data") or {}).get("calibration") or {}).get("pixels")
     return Made(
         bundle.path,
         manifest,
         artefacts_of(manifest.files),
         graph_sizes(bundle.path),
         built.get("facts", {}),
-        Pixels.from_dict(calibration["pixels"]) if calibration.get("pixels") else None,
+        Pixels(**pixels | {"mean": tuple(pixels["mean"])}) if pixels else None,
         built.get("files", {}),
     )
 

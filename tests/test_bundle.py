@@ -349,16 +349,16 @@ def test_a_file_that_the_bundle_does_not_name_is_refused(tmp_path: Path) -> None
     ("manifest", "words"),
     [
         (None, "not a bundle: it has no manifest.json; give a directory"),
-        ("{", "is no JSON (Expecting"),
-        ("[1]", "is no manifest.json; build it again"),
-        ("{}", "is no manifest.json: it states no schema"),
-        ('{"schema": "new"}', "is no manifest.json: it states no schema"),
-        ('{"schema": null}', "is no manifest.json: it states no schema"),
+        ("{", "is not a manifest.json: Expecting"),
+        ("[1]", "is not a manifest.json; build it again"),
+        ("{}", "is not a manifest.json: it states no schema"),
+        ('{"schema": "new"}', "is not a manifest.json: it states no schema"),
+        ('{"schema": null}', "is not a manifest.json: it states no schema"),
         ('{"schema": 1, "model": {}}', "written in format 1, this edgeres reads 2; build it again"),
         ('{"schema": 2}', "was changed after it was written: its digest differs; build it again"),
         ('{"schema": 2, "schema": 2}', "$.schema: is there twice"),
         ('{"schema": 99}', "written in format 99, this edgeres reads 2; upgrade edgeres"),
-        (b"\xff\xfe", "is no JSON ("),
+        (b"\xff\xfe", "is not a manifest.json: 'utf-8' codec"),
     ],
 )
 def test_a_manifest_that_is_none_is_refused_in_one_line(
@@ -406,7 +406,7 @@ def test_a_manifest_says_when_it_was_changed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"invented_later": 1}, "$.invented_later: is no known key"),
+        ({"invented_later": 1}, "$.invented_later: is not a known key"),
         ({"files": {"../../etc/passwd": 64 * "0"}}, "$: files are named by paths inside the bundle"),
         ({"files": {"/etc/passwd": 64 * "0"}}, "$: files are named by paths inside the bundle"),
         ({"files": {"a\0b": 64 * "0"}}, "$: files are named by paths inside the bundle"),

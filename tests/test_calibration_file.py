@@ -238,7 +238,7 @@ def test_files_that_are_none_are_refused(recorded: Path) -> None:
         return {key: value for key, value in good.items() if key != gone}
 
     cases = {
-        "is no calibration.json": [{}, [], {"schema": "2", "tensors": {}}],
+        "is not a calibration.json": [{}, [], {"schema": "2", "tensors": {}}],
         "written in format 3, this edgeres reads 2; upgrade edgeres": [{**good, "schema": 3}],
         "written in format 1, this edgeres reads 2; edgeres calibrate makes one": [{**good, "schema": 1}],
         "was changed after it was written: its digest differs": [{**good, "samples": 46}, {**good, "digest": None}],
@@ -265,7 +265,7 @@ def test_files_that_are_none_are_refused(recorded: Path) -> None:
             assert str(caught.value).startswith(f"{recorded}: {words}")
     recorded.write_bytes(b"\xff\x00")
     with pytest.raises(
-        InputError, match=r"is no JSON .*edgeres calibrate makes one, of another tool's file with --import"
+        InputError, match=r"is not a calibration.*edgeres calibrate makes one, of another tool's file with --import"
     ):
         read_calibration(recorded)
     with pytest.raises(InputError, match="cannot be read"):

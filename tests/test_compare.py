@@ -206,7 +206,7 @@ def test_ranges_stand_in_for_scales_where_onnx_is_missing(builds: Path, monkeypa
 
 def test_nothing_compared_is_no_fault(builds: Path, tmp_path: Path) -> None:
     def spoil(report: dict[str, Any]) -> None:
-        report["accuracy"] |= {"answers": None, "graphs": {}}
+        report["accuracy"] |= {"answers": None, "graphs": {}, "graph": None}
 
     bare = with_report(builds, tmp_path / "r.json", spoil)
     for pair in ((builds / "first", bare), (bare, builds / "first")):
@@ -286,11 +286,14 @@ def test_the_command_prints_tables_json_and_a_page(builds: Path, tmp_path: Path)
     ("spoil", "words"),
     [
         (lambda folder: folder / "nowhere", "no such bundle"),
-        (lambda folder: folder / "first" / FP32, "not a report of edgeres"),
-        (lambda folder: folder / "first" / CALIBRATION, "not a report of edgeres"),
-        (lambda folder: without_answers(folder), "from an older edgeres"),
+        (lambda folder: folder / "first" / FP32, "is not a report of edgeres: "),
+        (
+            lambda folder: folder / "first" / CALIBRATION,
+            "$.edgeres: is missing; edgeres verify BUNDLE -o DIR writes one",
+        ),
+        (lambda folder: without_answers(folder), "$.accuracy.answers: is missing"),
         (lambda folder: packed_wrong(folder), "cannot be unpacked"),
-        (lambda folder: damaged(folder), "report is damaged"),
+        (lambda folder: damaged(folder), "$.latency.int8: is missing"),
     ],
 )
 def test_bad_inputs_are_one_line(builds: Path, spoil: Callable[[Path], Path], words: str) -> None:

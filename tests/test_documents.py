@@ -42,8 +42,8 @@ class Robot:
 
 
 ROBOT = Robot({"left": Wheel(0.5, (1, 2)), "front right": Wheel(1)}, (0.0, 2.5), Size(3, "a"), free={"x": [1, None]})
-KIND = DocumentKind(Robot, "robot.json", "build it again", schemas=(2, 3), kind="robot")
-DIGESTED = DocumentKind(Robot, "robot.json", "build it again", schemas=(2, 2), digest="required", error=WeightsError)
+KIND = DocumentKind(Robot, "a robot.json", "build it again", schemas=(2, 3), kind="robot")
+DIGESTED = DocumentKind(Robot, "a robot.json", "build it again", schemas=(2, 2), digest="required", error=WeightsError)
 
 
 def content(**changes: object) -> bytes:
@@ -73,17 +73,17 @@ def test_what_is_written_is_read() -> None:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        (b"", "is no JSON (Expecting value: line 1 column 1 (char 0))"),
-        (b"\xff", "is no JSON ("),
-        (b"[1]", "is no robot.json"),
+        (b"", "is not a robot.json: Expecting value: line 1 column 1 (char 0)"),
+        (b"\xff", "is not a robot.json: 'utf-8' codec"),
+        (b"[1]", "is not a robot.json"),
         (b'{"schema": 3, "kind": "robot", "kind": "robot"}', "$.kind: is there twice"),
-        (content(kind="boat"), "is no robot.json"),
-        (content(schema="3"), "is no robot.json: it states no schema"),
-        (content(schema=True), "is no robot.json: it states no schema"),
+        (content(kind="boat"), "is not a robot.json"),
+        (content(schema="3"), "is not a robot.json: it states no schema"),
+        (content(schema=True), "is not a robot.json: it states no schema"),
         (content(schema=1), "written in format 1, this edgeres reads 3; build it again"),
         (content(schema=4), "written in format 4, this edgeres reads 3; upgrade edgeres"),
-        (content(heigth=1), "$.heigth: is no known key, did you mean height?; build it again"),
-        (content(**{"\x1b[31m": 1}), '$["\\u001b[31m"]: is no known key'),
+        (content(heigth=1), "$.heigth: is not a known key, did you mean height?; build it again"),
+        (content(**{"\x1b[31m": 1}), '$["\\u001b[31m"]: is not a known key'),
         (content(corner=[1, 2, 3]), "$.corner: expected array of length 2, got 3"),
         (content(corner=[1, float("nan")]), "$.corner[1]: expected a finite number"),
         (content(corner=[1, -float("inf")]), "$.corner[1]: expected a finite number"),
@@ -99,8 +99,8 @@ def test_what_is_written_is_read() -> None:
         (content(wheels={"a": {"radius_m": 1, "kind": "steel"}}), "$.wheels.a.spokes: is missing"),
         (content(wheels={"a": {"radius_m": 1, "spokes": [1, None], "kind": "steel"}}), "$.wheels.a.spokes[1]: exp"),
         (content(spare=[1]), "$.spare: expected object | null, got array"),
-        (content(free="\ud800"), "$.free: the text is no Unicode"),
-        (content(free={"\ud800": 1}), "$.free: the text is no Unicode"),
+        (content(free="\ud800"), "$.free: the text is not Unicode"),
+        (content(free={"\ud800": 1}), "$.free: the text is not Unicode"),
         (b'{"x":' * 5000 + b"1" + b"}" * 5000, "is nested more than 64 levels deep"),
         (b"[" * 500_000, "is nested more than 64 levels deep"),
     ],
@@ -136,7 +136,7 @@ def test_a_file_is_read_to_its_bound_and_no_further(tmp_path: Path) -> None:
     path = tmp_path / "robot.json"
     path.write_bytes(content())
     assert KIND.read(path) == ROBOT
-    small = DocumentKind(Robot, "robot.json", "build it again", max_bytes=100)
+    small = DocumentKind(Robot, "a robot.json", "build it again", max_bytes=100)
     with pytest.raises(InputError, match=r"robot\.json: is larger than 100 bytes; build it again"):
         small.read(path)
     with pytest.raises(InputError, match=r"absent: cannot be read \(No such file or directory\); check the path"):

@@ -30,7 +30,7 @@ FLOORS = (
     ("_version", "errors"),
     ("documents",),
     ("progress", "records"),
-    ("files",),
+    ("files", "reports"),
     ("device", "data"),
     ("graph",),
     ("bundle",),

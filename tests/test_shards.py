@@ -153,7 +153,7 @@ def test_damaged_states_are_refused(parts: list[bytes], tmp_path: Path) -> None:
     wrong.append(path.read_bytes())
     for content in wrong:
         path.write_bytes(content)
-        with pytest.raises(InputError, match=r"state\.npz: is no state of a calibration, or damaged"):
+        with pytest.raises(InputError, match=r"state\.npz: is not a state of a calibration, or damaged"):
             read_state(path)
     with pytest.raises(InputError, match="cannot be read"):
         read_state(tmp_path / "nowhere.npz")

@@ -622,7 +622,7 @@ def test_metadata_of_a_safetensors_file_is_heard(tmp_path: Path) -> None:
     misspelt = {**preprocess.to_dict(), "maen": 0.5}
     del misspelt["mean"]
     wrong = [
-        ({"labels": "stop, go, turn"}, r"is no JSON .*; write it as JSON"),
+        ({"labels": "stop, go, turn"}, r"is not metadata: Expecting value.*; write it as JSON"),
         ({"labels": "[1, 2, 3]"}, r"\$\.labels\[0\]: expected str, got int; write it as JSON"),
         ({"preprocess": json.dumps(misspelt)}, r"\$\.preprocess\.mean: is missing; write it as JSON"),
         ({"preprocess": json.dumps({**preprocess.to_dict(), "std": [0.5, 0, 0.5]})}, r"\$\.preprocess: std and pixel"),

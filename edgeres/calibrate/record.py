@@ -132,7 +132,7 @@ class CalibrationFile:
 
 CALIBRATION_KIND = DocumentKind(
     CalibrationFile,
-    "calibration.json",
+    "a calibration.json",
     "edgeres calibrate makes one, of another tool's file with --import",
     schemas=(2, 2),
     digest="optional",

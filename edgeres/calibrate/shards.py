@@ -115,7 +115,7 @@ class _Header:
         require(1 <= self.shard[0] <= self.shard[1] <= MAX_SHARDS, "shard is 1/1 to N/N, and no more than a million")
 
 
-_STATE = DocumentKind(_Header, "state of a calibration", _AGAIN, schemas=(1, 1), kind="edgeres calibration state")
+_STATE = DocumentKind(_Header, "a state of a calibration", _AGAIN, schemas=(1, 1), kind="edgeres calibration state")
 
 
 @dataclass
@@ -219,7 +219,7 @@ class State:
             images = len(header.job.positions(done))
             require(header.samples + len(header.unreadable) == images, "samples are the images of its batches")
         except (ValueError, KeyError) as error:
-            what = f"is no state of a calibration, or damaged ({error})"
+            what = f"is not a state of a calibration, or damaged ({error})"
             raise InputError(what, where=where, hint=_AGAIN) from error
         return State(header.job, set(done.tolist()), sketches, header.samples, [*header.unreadable], header.shard)
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -30,13 +28,6 @@ class Pixels:
     mean: tuple[float, float, float]
     red_minus_blue: float
     error: float
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> Pixels:
-        return Pixels(data["images"], tuple(data["mean"]), data["red_minus_blue"], data["error"])
 
 
 class PixelTally:

@@ -71,7 +71,7 @@ def find_gpu(run: Runner = run_command) -> tuple[Gpu | None, str]:
     from edgeres.errors import InputError
 
     try:
-        found = DocumentKind(_GpuAnswer, "answer about a GPU", "see: nvidia-smi").decode(
+        found = DocumentKind(_GpuAnswer, "an answer about a GPU", "see: nvidia-smi").decode(
             answer.encode(), "the GPU's driver"
         )
     except InputError as error:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from edgeres.errors import InputError
 from edgeres.judge.causes import causes
 from edgeres.judge.document import Json, Section
 from edgeres.judge.regression import crowded, regression
@@ -29,34 +28,27 @@ def compare_builds(before: Side, after: Side, *, any_machine: bool = False) -> J
 
     Args:
         any_machine: give a ratio of latencies of two machines, too.
-
-    Raises:
-        InputError: a report is damaged.
     """
-    try:
-        first, second = standing_of(before.report, "the first"), standing_of(after.report, "the second")
-        regressed = regression(first, second, any_machine=any_machine)
-        since, scales, placements = regressed.content, _scales(before, after), _placements(before, after)
-        found: Json = {
-            "before": _head(before),
-            "after": _head(after),
-            "same_images": since["same_images"],
-            "changed": since["changed"],
-            "files": _files(before.files, after.files),
-            "scales": scales.content or None,
-            "placements": placements.content if not placements.reasons else None,
-            "accuracy": _accuracy(before.report, after.report, since, _same_answers(first, second, since)),
-            "latency": _latency(before.report, after.report, since),
-            "sizes": _sizes(before.report["sizes"], after.report["sizes"]),
-            "reasons": {
-                **{name or "baseline": why for name, why in regressed.reasons.items()},
-                **scales.reasons_below("scales"),
-                **placements.reasons_below("placements"),
-            },
-        }
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        where = f"{before.name} or {after.name}"
-        raise InputError(f"its report is damaged ({type(error).__name__}: {error})", where=where) from error
+    first, second = standing_of(before.report, "the first"), standing_of(after.report, "the second")
+    regressed = regression(first, second, any_machine=any_machine)
+    since, scales, placements = regressed.content, _scales(before, after), _placements(before, after)
+    found: Json = {
+        "before": _head(before),
+        "after": _head(after),
+        "same_images": since["same_images"],
+        "changed": since["changed"],
+        "files": _files(before.files, after.files),
+        "scales": scales.content or None,
+        "placements": placements.content if not placements.reasons else None,
+        "accuracy": _accuracy(before.report, after.report, since, _same_answers(first, second, since)),
+        "latency": _latency(before.report, after.report, since),
+        "sizes": _sizes(before.report["sizes"], after.report["sizes"]),
+        "reasons": {
+            **{name or "baseline": why for name, why in regressed.reasons.items()},
+            **scales.reasons_below("scales"),
+            **placements.reasons_below("placements"),
+        },
+    }
     return {"schema": SCHEMA, "causes": causes(found), **found}
 
 

@@ -14,8 +14,6 @@ from typing import Any
 
 Json = dict[str, Any]
 
-SCHEMA = 2
-
 
 @dataclass(frozen=True)
 class Section:

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from edgeres._version import __version__
 from edgeres.judge.asked import Asked, GateChoice
 from edgeres.judge.checks import Check, Evidence, check
-from edgeres.judge.document import SCHEMA, Json, Section, to_json
+from edgeres.judge.document import Json, Section, to_json
 from edgeres.judge.gates import METRICS, judge_gates
 from edgeres.judge.regression import regression
 from edgeres.judge.sections import (
@@ -27,6 +27,7 @@ from edgeres.judge.sections import (
 from edgeres.judge.standing import Images, Standing, finite_sqnr
 from edgeres.made import Made
 from edgeres.records import Verdict
+from edgeres.reports import REPORT_FORMAT
 from edgeres.verify.measure import Measured
 
 
@@ -53,7 +54,7 @@ def judge(asked: Asked, made: Made, measured: Measured) -> Json:
     verdicts = [_verdict(verdict, asked.gates) for verdict in judge_gates(gates, figures)]
     checks = [_check(one, asked.gates) for one in check(_evidence(asked, made, measured, figures["baseline"]))]
     report = {
-        "schema": SCHEMA,
+        "schema": REPORT_FORMAT,
         "edgeres": __version__,
         "created": measured.created,
         **_outcome(verdicts, checks, asked.gates),

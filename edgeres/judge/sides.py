@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +12,9 @@ from edgeres.calibrate.ranges_file import read_calibration
 from edgeres.errors import BundleError, InputError
 from edgeres.graph.forms import PLANNED
 from edgeres.judge.document import Json
+from edgeres.judge.standing import standing_of
 from edgeres.made import artefacts_of
-
-# What is read of a report, and so must be there.
-_PARTS = ("model", "outcome", "accuracy", "latency", "sizes", "data", "environment", "facts", "files", "created")
+from edgeres.reports import read_report
 
 
 @dataclass(frozen=True)
@@ -69,11 +67,12 @@ def read_side(path: Path) -> Side:
     """Open a bundle or a report.json.
 
     Raises:
-        BundleError: the bundle is incomplete or was changed. InputError: a file is no report, or an older one.
+        BundleError: the bundle is incomplete or was changed.
+        InputError: a file is not a report, or a damaged one.
     """
     if path.is_file():
         why = f"{path} is a report alone; give the bundle"
-        report = _report(path, path)
+        report = _whole(read_report(path), path)
         return Side(str(path), report, report["files"], reasons={"ranges": why, "graphs": why})
     bundle = Bundle(path)
     if not bundle.has(REPORT):
@@ -81,21 +80,15 @@ def read_side(path: Path) -> Side:
     reasons: dict[str, str] = {}
     ranges, graphs = _ranges(bundle, reasons), _graphs(bundle, reasons)
     files = artefacts_of(bundle.manifest.files)
-    return Side(str(path), _report(bundle.file(REPORT), path), files, ranges, graphs, reasons)
+    return Side(str(path), _whole(bundle.report(), path), files, ranges, graphs, reasons)
 
 
-def _report(path: Path, where: Path) -> Json:
-    """The content of a report.json, checked for what is read later."""
+def _whole(report: Json, where: Path) -> Json:
+    """A report whose answers can be unpacked."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        missing = [part for part in _PARTS if part not in content]
-        whole = "answers" in content["accuracy"] and "deployed_bytes" in content["sizes"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError("not a report of edgeres", where=where, hint="give a bundle, or a report.json") from error
-    if missing or not whole:
-        hint = "edgeres verify BUNDLE -o DIR writes a new one"
-        raise InputError("its report is from an older edgeres, or incomplete", where=where, hint=hint)
-    report: Json = content
+        standing_of(report, "")
+    except InputError as error:
+        raise InputError(error.what, where=where, hint="edgeres verify BUNDLE -o DIR writes a report") from None
     return report
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,6 @@ from edgeres.bundle import CALIBRATION, Bundle
 from edgeres.calibrate.ranges_file import read_calibration
 from edgeres.data.choose import DataChoice, choose_validation
 from edgeres.data.loader import Loader
-from edgeres.errors import InputError
 from edgeres.judge.asked import Asked
 from edgeres.judge.baseline import accept
 from edgeres.judge.document import Json
@@ -19,6 +17,7 @@ from edgeres.made import Made, read_made
 from edgeres.pipeline.candidates import candidates_in
 from edgeres.pipeline.options import VerifyOptions, flat, plain
 from edgeres.progress import SILENT, Progress
+from edgeres.reports import read_report
 from edgeres.verify.measure import Measured, MeasurePlan, Validation, measure
 
 VALIDATION_BATCH = 16
@@ -66,11 +65,6 @@ def accept_baseline(path: Path) -> Json:
     """The content of a baseline.json: of a bundle as it was built, or of a report.json of a verification.
 
     Raises:
-        BundleError, InputError: neither can be read, or it is from an older edgeres.
+        BundleError, InputError: neither can be read, or its report compares nothing.
     """
-    if path.is_dir() or not path.exists():
-        return accept(Bundle(path).report(), path)
-    try:
-        return accept(json.loads(path.read_text(encoding="utf-8")), path)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError("not a report of edgeres", where=path, hint="give a bundle, or a report.json") from error
+    return accept(Bundle(path).report() if path.is_dir() or not path.exists() else read_report(path), path)

@@ -18,12 +18,13 @@ from typing import Any
 
 from edgeres._version import __version__
 from edgeres.bundle import ENGINES, MANIFEST, MANIFEST_KIND, Bundle, log_of
-from edgeres.documents import OPTIONAL, DocumentKind
+from edgeres.documents import OPTIONAL, DocumentKind, Json
 from edgeres.errors import BundleError, EngineError, EnvironmentError_
 from edgeres.files import FREE_SPACE, sha256, write_json
 from edgeres.progress import SILENT, Progress
 from edgeres.records import EngineRecord
 from edgeres.remote.ssh import Done, Host
+from edgeres.reports import read_report, report_kind
 
 _REPORT = "report.json"
 _PROBE = r"""
@@ -91,9 +92,9 @@ class _StepsDone:
 
 
 _HINT = "install the same version of edgeres there"
-_CHECKS = DocumentKind(_DoctorAnswer, "answer of edgeres doctor", _HINT, error=EnvironmentError_)
-_ENGINES = DocumentKind(_EngineAnswer, "answer of edgeres engine", _HINT, error=EnvironmentError_)
-_STATE = DocumentKind(_StepsDone, "state", "run it again", error=EnvironmentError_)
+_CHECKS = DocumentKind(_DoctorAnswer, "an answer of edgeres doctor", _HINT, error=EnvironmentError_)
+_ENGINES = DocumentKind(_EngineAnswer, "an answer of edgeres engine", _HINT, error=EnvironmentError_)
+_STATE = DocumentKind(_StepsDone, "a state", "run it again", error=EnvironmentError_)
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class RemoteResult:
     """
 
     engines: tuple[EngineRecord, ...]
-    report: dict[str, Any] | None
+    report: Json | None
     checks: tuple[RemoteCheck, ...]
 
     @property
@@ -253,7 +254,7 @@ class _Session:
         _ENGINES.decode(f'{{"engines": {said}}}'.encode(), f"{self.host.name}: edgeres engine")
         self._did("engine", key)
 
-    def verify(self, validation: str | None, output: Path, checks: Sequence[RemoteCheck]) -> dict[str, Any] | None:
+    def verify(self, validation: str | None, output: Path, checks: Sequence[RemoteCheck]) -> Json | None:
         """``edgeres verify`` over there; its report, or the one that is here already."""
         if validation is None:
             return None
@@ -263,12 +264,12 @@ class _Session:
         kept = output / _REPORT
         if self.state.verify == key and kept.is_file():
             self.progress.say(f"{self.host.name}: it is verified already, see {kept}")
-            known: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
-            return known
+            return read_report(kept)
         self.progress.say(f"{self.host.name}: verifying")
         from edgeres.pipeline.render import write_report
 
-        report: dict[str, Any] = json.loads(_said(self.host, argv, self.host.watch(argv, self._tell), codes=(0, 1)))
+        said = _said(self.host, argv, self.host.watch(argv, self._tell), codes=(0, 1))
+        report: Json = report_kind().content(report_kind().decode(said.encode(), f"{self.host.name}: edgeres verify"))
         output.mkdir(parents=True, exist_ok=True)
         write_report(output, report)
         self._did("verify", key)

@@ -68,7 +68,7 @@ class _TrainingLog:
         require(0 <= self.top1 <= 100, "top1 lies in 0 to 100")
 
 
-_LOG = DocumentKind(_TrainingLog, "training log", "install edgeres again", error=WeightsError)
+_LOG = DocumentKind(_TrainingLog, "a training log", "install edgeres again", error=WeightsError)
 
 
 @dataclass(frozen=True)

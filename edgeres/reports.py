@@ -1,0 +1,166 @@
+"""report.json and baseline.json read back, as their published JSON Schemas describe them.
+
+The records that they are decoded into are made from the schemas, so what is published is what is checked. Callers get
+the plain document, which is then known to have every key, every type and every bound.
+"""
+
+from __future__ import annotations
+
+import json
+import keyword
+import re
+from collections.abc import Callable
+from dataclasses import field, make_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+from edgeres.documents import OPTIONAL, DocumentKind, Json, named, require
+
+SCHEMAS = Path(__file__).with_name("report")
+REPORT_SCHEMA, BASELINE_SCHEMA = "schema.json", "baseline.schema.json"
+REPORT_FORMAT, BASELINE_FORMAT = 2, 1
+_BASELINE = "edgeres baseline"
+# What DocumentKind reads by itself.
+_HEAD = {"schema", "kind", "digest"}
+_SIZES = {"fp32_bytes", "int8_bytes", "deployed_bytes"}
+_PLAIN: dict[str, Any] = {"string": str, "integer": int, "number": float, "boolean": bool, "null": None}
+_BOUNDS = {"minimum": "ge", "exclusiveMinimum": "gt", "maximum": "le", "pattern": "pattern"}
+
+
+def read_report(path: Path) -> Json:
+    """The document in a report.json.
+
+    Raises:
+        InputError: it is damaged, in another format, or something else.
+    """
+    found: Json = report_kind().content(report_kind().read(path))
+    return found
+
+
+def read_baseline(path: Path) -> Json:
+    """The document in a baseline.json.
+
+    Raises:
+        InputError: it is damaged, in another format, or something else.
+    """
+    found: Json = baseline_kind().content(baseline_kind().read(path))
+    return found
+
+
+@cache
+def report_kind() -> DocumentKind[Any]:
+    """How a report.json is read."""
+    record = _record(_schema(REPORT_SCHEMA), REPORT_SCHEMA, _consistent_report)
+    return DocumentKind(
+        record, "a report of edgeres", "edgeres verify BUNDLE -o DIR writes one", schemas=(2, REPORT_FORMAT)
+    )
+
+
+@cache
+def baseline_kind() -> DocumentKind[Any]:
+    """How a baseline.json is read and written."""
+    record = _record(_schema(BASELINE_SCHEMA), BASELINE_SCHEMA, _consistent)
+    hint = "edgeres baseline accept BUNDLE writes one"
+    schemas = (1, BASELINE_FORMAT)
+    return DocumentKind(record, "a baseline of edgeres", hint, schemas, kind=_BASELINE, digest="optional")
+
+
+def _consistent(document: Any) -> None:
+    """Refuse a report or a baseline whose parts contradict each other."""
+    sizes, latency, labels = document.sizes, document.latency, document.facts.get("labels") or ()
+    require(
+        isinstance(labels, list | tuple) and all(isinstance(name, str) for name in labels), "facts.labels are no names"
+    )
+    require(sizes.keys() >= _SIZES and isinstance(sizes["deployed_bytes"], dict), "sizes lack a key")
+    graphs, answers = document.accuracy.graphs, document.accuracy.answers or {}
+    require(graphs.keys() == answers.keys() - {"labels", "fp32"}, "accuracy.graphs are not those of accuracy.answers")
+    others = [key for key in sizes if key not in _SIZES and not re.fullmatch("int8_.+_bytes", key)]
+    require(not others and not isinstance(sizes["fp32_bytes"], dict), "sizes have a key too many")
+    if latency.speedup is not None:
+        times = [(part.p50_ms, part.p99_ms, part.throughput_ips) for part in (latency.fp32, latency.int8)]
+        known = (latency.scope, latency.batch, latency.speedup_ci95, *times[0], *times[1])
+        require(None not in known and 0 < latency.speedup_ci95[0] <= latency.speedup_ci95[1], "latency is not whole")
+
+
+def _consistent_report(report: Any) -> None:
+    _consistent(report)
+    accuracy, classes = report.accuracy, len(report.model.labels)
+    require(report.model.num_classes == classes, "num_classes is not the number of labels")
+    require(accuracy.graph is None or accuracy.graph in accuracy.graphs, "accuracy.graph is none of the graphs")
+    indices = [row.class_ for row in accuracy.per_class or ()]
+    for graph in accuracy.graphs.values():
+        indices += [index for row in graph.confusions for index in (row.label, row.answer)]
+        images = (*graph.lost_images, *graph.gained_images)
+        indices += [index for row in images for index in (row.label, row.reference, row.candidate)]
+    require(all(0 <= index < classes for index in indices), "a class is none of the labels")
+    bins = report.latency.histogram
+    require(bins is None or len(bins.fp32) == len(bins.int8) > 0, "the histograms have other lengths")
+
+
+@cache
+def _schema(file: str) -> Json:
+    content: Json = json.loads((SCHEMAS / file).read_text(encoding="utf-8"))
+    return content
+
+
+def _type(schema: Json, file: str) -> Any:
+    """The type that a schema describes; ``file`` is where its references begin."""
+    if "$ref" in schema:
+        return _type(*_referred(schema["$ref"], file))
+    if "oneOf" in schema:
+        return Union[tuple(_type(one, file) for one in schema["oneOf"])]  # noqa: UP007
+    if "enum" in schema:
+        words = all(isinstance(value, str) for value in schema["enum"])
+        return Literal[tuple(schema["enum"])] if words else float
+    kinds = schema.get("type", ())
+    if isinstance(kinds, list):
+        return Union[tuple(_type({**schema, "type": kind}, file) for kind in kinds)]  # noqa: UP007
+    if kinds == "object":
+        return _object(schema, file)
+    if kinds == "array":
+        item: Any = _type(schema["items"], file)
+        return tuple.__class_getitem__((item,) * schema["maxItems"] if "maxItems" in schema else (item, ...))
+    return _scalar(schema, kinds) if kinds else Any
+
+
+def _scalar(schema: Json, kind: str) -> Any:
+    from msgspec import Meta
+
+    applies = _BOUNDS.keys() & schema.keys() if kind != "null" else ()
+    bounds: Json = {_BOUNDS[name]: schema[name] for name in applies}
+    return Annotated[_PLAIN[kind], Meta(**bounds)] if bounds else _PLAIN[kind]
+
+
+def _object(schema: Json, file: str) -> Any:
+    """A mapping where keys are free, otherwise a record."""
+    values = [*schema.get("properties", {}).values(), *schema.get("patternProperties", {}).values()]
+    if "allOf" not in schema and ("patternProperties" in schema or not values):
+        inner = tuple(_type(value, file) for value in values or [schema.get("additionalProperties") or {}])
+        return dict.__class_getitem__((str, Union[inner]))  # noqa: UP007
+    return _record(schema, file)
+
+
+def _record(schema: Json, file: str, consistent: Callable[[Any], None] | None = None) -> type[Any]:
+    parts = [(schema, file), *(_referred(part["$ref"], file) for part in schema.get("allOf", ()))]
+    keys = {key: (of, where) for part, where in parts for key, of in part.get("properties", {}).items()}
+    required = {key for part, _ in parts for key in part.get("required", ())}
+    own = {key: _type(*of) for key, of in keys.items() if key not in _HEAD}
+    rows = [
+        (f"{key}_" if keyword.iskeyword(key) else key, kind, field(metadata=named(key)))
+        if key in required
+        else (key, kind, field(default=None, metadata=OPTIONAL))
+        for key, kind in own.items()
+    ]
+    methods = {"__post_init__": consistent} if consistent else {}
+    return make_dataclass("Part", rows, frozen=True, kw_only=True, namespace=methods)
+
+
+def _referred(reference: str, file: str) -> tuple[Json, str]:
+    """The schema at ``file#/path``, and the file it is in."""
+    other, _, pointer = reference.partition("#")
+    file = other or file
+    inner: Any = _schema(file)
+    for key in pointer.split("/")[1:]:
+        inner = inner[int(key) if key.isdigit() else key]
+    return inner, file
