@@ -15,7 +15,8 @@ from edgeres._version import __version__
 from edgeres.bundle import MANIFEST_KIND
 from edgeres.calibrate import shards
 from edgeres.calibrate.record import CALIBRATION_KIND
-from edgeres.judge import baseline, differences, document
+from edgeres.judge import differences
+from edgeres.reports import BASELINE_FORMAT, REPORT_FORMAT
 
 REPOSITORY = Path(__file__).parents[1]
 DOCS = REPOSITORY / "docs"
@@ -75,9 +76,9 @@ def test_the_changelog_knows_the_version_and_every_format() -> None:
     stated = dict(re.findall(r"^\| (.+?) \| (\d+) \|", page, re.M))
     newest = {
         "`manifest.json` of a bundle": MANIFEST_KIND.schemas,
-        "`report.json`": document.SCHEMA,
+        "`report.json`": REPORT_FORMAT,
         "`calibration.json`": CALIBRATION_KIND.schemas,
-        "`baseline.json`": baseline.SCHEMA,
+        "`baseline.json`": BASELINE_FORMAT,
         "state of a calibration or of its shard": shards._STATE.schemas,
         "`edgeres compare --json`": differences.SCHEMA,
     }
