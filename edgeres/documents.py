@@ -269,7 +269,8 @@ def _by_field(raw: Json, record: Any, path: str) -> Json:
         from difflib import get_close_matches
 
         near = get_close_matches(key[:_SHOWN], _keys(record), n=1)
-        raise _Fault(path + _step(key), f"is not a known key{f', did you mean {near[0]}?' if near else ''}")
+        known = f", did you mean {near[0]}?" if near else f"; there are {', '.join(_keys(record))}"
+        raise _Fault(path + _step(key), f"is not a known key{known}")
     return found
 
 
@@ -288,13 +289,17 @@ def _parts(raw: Any, kind: Any) -> Iterator[tuple[Any, str, object, Any]]:
 
 def _container(raw: object, kind: Any) -> Any:
     """The type, or the one of a union's, by which a dict or a list is divided; None for all other values."""
-    for arm in get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,):
+    for arm in _arms(kind):
         origin = get_origin(arm)
         if isinstance(raw, dict) and (is_dataclass(arm) or origin in (dict, Mapping)):
             return arm
         if isinstance(raw, list) and origin in (tuple, list):
             return arm
     return None
+
+
+def _arms(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
 def _located(raw: object, kind: Any, path: str) -> _Fault:
@@ -310,6 +315,9 @@ def _located(raw: object, kind: Any, path: str) -> _Fault:
         msgspec.convert(raw, kind, strict=True)
     except msgspec.ValidationError as error:
         what = str(error).partition(" - at `$")[0].replace("`", "")
+        words = [str(word) for arm in _arms(kind) if get_origin(arm) is Literal for word in get_args(arm)]
+        if what.startswith("Invalid enum"):
+            what = f"expected one of {', '.join(words)}"
         return _Fault(path, what[:1].lower() + what[1:])
     raise AssertionError("a value that was refused was accepted")
 

@@ -95,7 +95,10 @@ def test_what_is_written_is_read() -> None:
         (content(**{"class": None}), "$.class: expected str, got null"),
         (content(wheels={"a b": {"radius_m": "1", "spokes": [], "kind": "steel"}}), '$.wheels["a b"].radius_m: exp'),
         (content(wheels={"a": {"radius_m": 0, "spokes": [], "kind": "steel"}}), "$.wheels.a: radius_m is not positive"),
-        (content(wheels={"a": {"radius_m": 1, "spokes": [], "kind": "wood"}}), "$.wheels.a.kind: invalid enum"),
+        (
+            content(wheels={"a": {"radius_m": 1, "spokes": [], "kind": "wood"}}),
+            "$.wheels.a.kind: expected one of steel, rubber; build",
+        ),
         (content(wheels={"a": {"radius_m": 1, "kind": "steel"}}), "$.wheels.a.spokes: is missing"),
         (content(wheels={"a": {"radius_m": 1, "spokes": [1, None], "kind": "steel"}}), "$.wheels.a.spokes[1]: exp"),
         (content(spare=[1]), "$.spare: expected object | null, got array"),

@@ -11,14 +11,15 @@ Options on the command line come first. Paths are relative to the file. ``false`
 
 from __future__ import annotations
 
-import difflib
+import os
 import sys
-from dataclasses import fields
+from dataclasses import field, fields, make_dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeres.documents import OPTIONAL, DocumentKind, named, require
 from edgeres.errors import UsageError
-from edgeres.judge.asked import GateChoice
+from edgeres.judge.asked import GateChoice, OnUnsure
 from edgeres.judge.gates import LIMITS, Limits
 
 if sys.version_info >= (3, 11):
@@ -27,17 +28,36 @@ else:
     import tomli as tomllib
 
 FILE = "pyproject.toml"
-# Keys are the names of the options; (type, what it is for people).
-_KEYS: dict[str, tuple[tuple[type, ...], str]] = {
-    **dict.fromkeys(LIMITS, ((int, float), "a number, or false for no limit")),
-    "on_unsure": ((str,), "warn or fail"),
-    "allow": ((list,), "a list of checks"),
-    "baseline": ((str,), "a path"),
-    "any_machine": ((bool,), "true or false"),
-    "validation": ((str,), "a source of images"),
-    "validation_size": ((int,), "a number of images"),
-    "thumbnails": ((bool,), "true or false"),
+# Keys are the names of the options.
+_TYPES: dict[str, Any] = {
+    **dict.fromkeys(LIMITS, float | bool),
+    "on_unsure": OnUnsure,
+    "allow": tuple[str, ...],
+    "baseline": str,
+    "any_machine": bool,
+    "validation": str,
+    "validation_size": int,
+    "thumbnails": bool,
 }
+
+
+def _no_limit_is_true(table: Any) -> None:
+    for name in LIMITS:
+        require(getattr(table, name) is not True, f"{_key(name)} is a number, or false for no limit")
+
+
+def _key(name: str) -> str:
+    return name.replace("_", "-")
+
+
+_ROWS = [(name, kind, field(default=None, metadata={**OPTIONAL, **named(_key(name))})) for name, kind in _TYPES.items()]
+_TABLE: DocumentKind[Any] = DocumentKind(
+    make_dataclass("ToolTable", _ROWS, frozen=True, namespace={"__post_init__": _no_limit_is_true}),
+    "a table",
+    "correct it",
+    root="[tool.edgeres]",
+    error=UsageError,
+)
 
 
 def read_config(start: Path | None = None) -> dict[str, Any]:
@@ -54,7 +74,8 @@ def read_config(start: Path | None = None) -> dict[str, Any]:
         path = candidate / FILE
         table = _table(path) if path.is_file() else None
         if table is not None:
-            return {_name(key, path): _value(key, value, path) for key, value in table.items()}
+            given = vars(_TABLE.convert({_key(key): value for key, value in table.items()}, path))
+            return {name: _value(name, value, path) for name, value in given.items() if value is not None}
     return {}
 
 
@@ -67,35 +88,20 @@ def gates_from(values: dict[str, Any]) -> GateChoice:
 
 def _table(path: Path) -> dict[str, Any] | None:
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        tool = tomllib.loads(path.read_text(encoding="utf-8")).get("tool")
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"cannot be read ({error})", where=path, hint="correct it") from error
-    table = document.get("tool", {}).get("edgeres")
+    table = tool.get("edgeres") if isinstance(tool, dict) else None
     if table is not None and not isinstance(table, dict):
         raise UsageError("tool.edgeres is not a table", where=path, hint="write [tool.edgeres] and keys under it")
     return table
 
 
-def _name(key: str, path: Path) -> str:
-    name = key.replace("-", "_")
-    if name in _KEYS:
-        return name
-    words = [known.replace("_", "-") for known in _KEYS]
-    near = difflib.get_close_matches(key.replace("_", "-"), words, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(words)}"
-    raise UsageError(f"[tool.edgeres] has no key {key!r}", where=path, hint=hint)
-
-
-def _value(key: str, value: Any, path: Path) -> Any:
-    name = _name(key, path)
-    kinds, words = _KEYS[name]
+def _value(name: str, value: Any, path: Path) -> Any:
     if name in LIMITS and value is False:
         return None
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise UsageError(f"[tool.edgeres] {key} = {value!r} is not {words}", where=path, hint="correct it")
-    if name == "baseline":
-        return path.parent / Path(str(value)).expanduser()
-    if name == "validation":
-        named = path.parent / Path(str(value)).expanduser()
-        return str(named) if named.exists() else value  # other words, as signs:200, are no path
-    return value
+    if name not in ("baseline", "validation"):
+        return value
+    named_file = path.parent / os.path.expanduser(value)  # noqa: PTH111  Path.expanduser raises for unknown users
+    # Other words for images, as signs:200, are no path.
+    return named_file if name == "baseline" else str(named_file) if named_file.exists() else value
