@@ -28,8 +28,8 @@ QUICK = frozenset(
     f"test_{name}.py"
     for name in (
         *("backends", "baseline", "bench", "bias", "checks", "config", "conformance", "dla", "docs", "documents"),
-        *("exact_input", "fit", "forms", "frames", "gates", "layer_noise", "layers", "lint", "memory", "predict"),
-        *("preprocessing_check", "runtime", "signs", "targets", "timed", "verify", "zero_points"),
+        *("exact_input", "forms", "frames", "gates", "layer_noise", "layers", "lint", "memory", "predict"),
+        *("preflight", "preprocessing_check", "runtime", "signs", "targets", "timed", "verify", "zero_points"),
     )
 )
 # Models are loaded by torch, and engines are compiled by TensorRT-RTX.

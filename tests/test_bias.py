@@ -1,4 +1,4 @@
-"""Bias correction: means of every layer come back to FP32's, in both styles."""
+"""Bias correction: every layer's mean is FP32's again, in both styles."""
 
 from __future__ import annotations
 

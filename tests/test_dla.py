@@ -1,4 +1,4 @@
-"""What a DLA takes: each of NVIDIA's limits on a layer made for it; the graph and cache that are written for one."""
+"""Layers on a DLA: each of NVIDIA's limits, on a layer made for it; and the graph and cache for a DLA."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BYTES = Preprocess(crop_px=(32, 32), mean=(128.0,) * 3, std=(1.0,) * 3, pixel_sc
 
 
 def cache_of(graph: onnx.ModelProto, left_out: str = "") -> tuple[str, dict[str, float]]:
-    """A scale for what every ReLU and Add gives."""
+    """A scale for the output of every ReLU and Add."""
     names = [n.output[0] for n in graph.graph.node if n.op_type in ("Relu", "Add", "Gemm") and n.output[0] != left_out]
     scales = {name: float(np.float32(0.01 * (index + 1))) for index, name in enumerate(names)}
     return HEADER + "\n" + "".join(f"{n}: {struct.pack('!f', s).hex()}\n" for n, s in scales.items()), scales
@@ -51,7 +51,7 @@ def taken(graph: onnx.ModelProto, target: Any = NX, batch: int = 1) -> DlaModel:
 
 
 def verdict(graph: onnx.ModelProto, target: Any = NX) -> tuple[str, str]:
-    """Of the last node."""
+    """Where the last node runs, and why."""
     layer = taken(graph, target).layers[-1]
     return layer.where, layer.reason
 

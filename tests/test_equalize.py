@@ -1,4 +1,4 @@
-"""Factors that a network does not notice, and the noise model that chooses them."""
+"""Factors per channel that keep the function, and the noise model that chooses them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_zoo_networks_keep_their_function(name: str) -> None:
 @settings(deadline=None, max_examples=15)
 @given(st.lists(st.sampled_from([4, 8]), min_size=1, max_size=5), st.integers(0, 99), st.sampled_from([1, 4]))
 def test_random_networks_keep_their_function(widths: list[int], seed: int, group: int) -> None:
-    """Blocks of any widths, a skip wherever the shape allows one, ReLU or not."""
+    """Blocks of any widths, with a skip wherever shapes allow one, with or without ReLU."""
     w = foreign_graphs.Writer()
     rng = np.random.default_rng(seed)
     x, channels = w.conv("data", (3, 8)), 8
@@ -116,7 +116,7 @@ def test_rounding_tables_against_codes_written_out() -> None:
 
 
 def test_sensitivities_are_the_noise_gain_of_a_linear_layer() -> None:
-    """Mean and classifier: the model is exact. White noise goes in, one channel at a time, and is measured behind."""
+    """Mean and classifier, for which the prediction is exact: white noise on one channel at a time, and its effect."""
     w = foreign_graphs.Writer()
     model = normalize(w.model(w.head(w.conv("data", (3, 6)), 6))).model
     inner = model.graph.node[0].output[0]
@@ -150,7 +150,7 @@ def test_a_convolution_and_a_relu_pass_variance_back() -> None:
 
 
 def test_channels_of_unequal_size_end_up_with_like_ranges() -> None:
-    """Two layers whose channels differ by powers of ten, all equally useful to the reader: the factors undo it."""
+    """Two layers whose channels differ by powers of ten but matter equally: the factors make them equal again."""
     w = foreign_graphs.Writer()
     model = normalize(w.model(w.head(w.op("Relu", w.conv(w.op("Relu", w.conv("data", (3, 8))), (8, 8))), 8))).model
     groups = find_channel_groups(Graph(model))

@@ -1,4 +1,4 @@
-"""The image as bytes: held against the float preprocessing, border and all."""
+"""The image as bytes, compared with the float preprocessing, the border included."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def one_conv(kernel: int, stride: int, pads: list[int]) -> onnx.ModelProto:
 def test_bytes_give_what_the_normalized_image_gives(
     kernel: int, stride: int, pads: list[int], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> None:
-    """Wide borders on a small image: most of the scores comes from where padding is read."""
+    """Wide borders on a small image, so that padding decides most of the scores."""
     graph, before = one_conv(kernel, stride, pads), Preprocess((PX, PX), mean=mean, std=std)
     found = exact_input(graph, before)
     assert isinstance(found, ExactInput)
@@ -115,7 +115,7 @@ def test_the_known_range_codes_every_byte_without_error_and_keeps_integer_kernel
 def test_a_normalized_input_is_taken_back_to_its_bytes(
     kernel: int, stride: int, pads: list[int], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> None:
-    """The interface stays, and the codes of the input are the bytes themselves, minus 128."""
+    """The input stays the normalized image, and its codes are the bytes minus 128."""
     graph, before = one_conv(kernel, stride, pads), Preprocess((PX, PX), mean=mean, std=std)
     found = exact_input(graph, before, "normalized")
     assert isinstance(found, ExactInput)

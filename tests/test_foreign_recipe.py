@@ -1,4 +1,4 @@
-"""Every form of ResNet that other exporters write goes through the whole recipe."""
+"""ResNets as other exporters write them go through the whole recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of graph forms: what each row says, and what is derived from it."""
+"""The table of graph forms: its rows, and what is derived from them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_each_runtime_gets_its_form_and_what_that_is_made_from(runtimes: list[Ru
 
 
 def test_a_form_may_be_made_from_one_that_is_made_from_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One row and its function are all that a new form takes."""
+    """A new form needs one row and its function."""
 
     def named(model: onnx.ModelProto) -> onnx.ModelProto:
         copy = onnx.ModelProto()

@@ -1,4 +1,4 @@
-"""The index of a graph against a recomputation, after any edits; and the questions about a residual network."""
+"""The index of a graph equals a recomputation after any edits; and the questions about a residual network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from edgeres.zoo.architectures import ARCHITECTURES
 from edgeres.zoo.export import export
 from edgeres.zoo.resnet import ResNet
 
-# The index. Graphs are random and need not be computable: only names matter here.
+# The index. The graphs are random and cannot be computed: only their names matter.
 
 TENSORS = [f"t{i}" for i in range(6)]
 
@@ -43,7 +43,7 @@ def models(draw: st.DrawFn) -> onnx.ModelProto:
 
 
 def edit(graph: Graph, draw: Callable[..., int], number: int) -> None:
-    """One edit of any kind; names that it brings end in its number."""
+    """Make one edit of any kind; ``number`` makes its new names unique."""
     nodes = graph.nodes
     if not nodes:
         return
@@ -112,7 +112,7 @@ def test_the_index_is_that_of_a_new_graph_after_any_edits(model: onnx.ModelProto
 
 
 def _is_circular(nodes: list[onnx.NodeProto]) -> bool:
-    """Whether an Identity reads, over others, its own output: edits at random may do that."""
+    """Whether an Identity reads its own output, through others perhaps: random edits may do that."""
     source = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Identity" and node.input}
     return any(_walks_back(source, name) for name in source)
 
@@ -214,13 +214,13 @@ def mean(w: Writer, x: str) -> str:
 
 
 def gate(w: Writer, x: str) -> str:
-    """Squeeze and excite: two further convolutions, but not on the way of the image."""
+    """Squeeze and excite: it has two convolutions, but not between its input and its output."""
     small = relu(w, w.conv(w.op("GlobalAveragePool", x), (4, 4), 1))
     return w.op("Mul", x, w.op("Sigmoid", w.conv(small, (4, 4), 1)))
 
 
 def view_of(*branches: list[Branch]) -> tuple[Graph, onnx.NodeProto, list[str]]:
-    """A stem, one branch per list behind it, their Add: the view, the Add, and the branches' ends."""
+    """A stem, behind it a branch for each list, and their Add: the graph, the Add, and the outputs of the branches."""
     w = Writer()
     x = relu(w, w.conv("data", (3, 4)))
     ends = []
@@ -268,7 +268,7 @@ def test_skip_is_the_shorter_way_whichever_side_it_stands(main: list[Branch], sk
     light=st.lists(st.lists(st.sampled_from([relu, batch_norm, mean]), max_size=3), min_size=2, max_size=2),
 )
 def test_skip_has_fewer_weighted_layers(counts: tuple[int, int], light: list[list[Branch]]) -> None:
-    """However many operators without weights lie on either side; of equals it is the second."""
+    """The skip has fewer weighted layers, with any number of other operators; of equals it is the second."""
     left, right = ([*others, *[conv] * count] for others, count in zip(light, counts, strict=True))
     view, add, ends = view_of(left, right)
     if counts[0] != counts[1]:

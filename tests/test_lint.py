@@ -1,4 +1,4 @@
-"""Each rule of the lint on a graph made for it, and against the parser that it stands in for."""
+"""Each rule of the lint on a graph made for it; TensorRT-RTX's parser gets the same graphs where it is installed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def half(side: str) -> onnx.ModelProto:
 
 
 def chain(*ops: tuple[str, dict[str, Any]]) -> onnx.ModelProto:
-    """x through operators of one input each, in float."""
+    """A chain of float operators with one input each."""
     names = ["x", *(f"t{i}" for i in range(len(ops) - 1)), "y"]
     nodes = [
         helper.make_node(op, [names[i]], [names[i + 1]], name=op.lower(), **attributes)
@@ -226,7 +226,7 @@ def _rtx(built: onnx.ModelProto) -> BuiltEngine:
 
 
 def _dequantizes_first(engine: BuiltEngine) -> bool:
-    """Whether codes go back to float before a layer reads them: RTX names the kernels it writes after what they do."""
+    """Whether a kernel dequantizes codes before a layer reads them: RTX names its kernels after their operations."""
     return any(b"CastMul" in name for name in re.findall(rb"__myl_[A-Za-z]+", engine.data))
 
 
@@ -288,7 +288,7 @@ def test_a_finding_reads_as_one_line() -> None:
 
 
 def test_uint8_codes_are_wrong_because_they_clip_at_127() -> None:
-    """What the rule "codes" warns of, in numbers: 25.5 / 0.1 = code 255 as uint8, 127 as int8."""
+    """The error that the rule "codes" warns of: 25.5 / 0.1 is code 255 as uint8, and 127 as int8."""
     import onnxruntime
 
     pixels = np.full((1, 3, 8, 8), 25.5, np.float32)
@@ -300,7 +300,7 @@ def test_uint8_codes_are_wrong_because_they_clip_at_127() -> None:
 
 
 class _Images:
-    """What onnxruntime's calibration reads."""
+    """The reader that onnxruntime's calibration takes."""
 
     def __init__(self) -> None:
         rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Foreign graphs to canonical form and through quantization, against ONNX Runtime on the files as they were."""
+"""Foreign graphs, normalized and quantized, compared with the original files on ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from edgeres.quantize.graphs import Quantized, RangeChoice, quantize
 from edgeres.records import Preprocess
 from edgeres.runtime.ort import OrtRunner
 
-# Patches of colour: noise alone would leave little of the difference between images behind the mean of the last layer.
+# Patches of colour: images of noise alone would hardly differ behind the mean of the last layer.
 IMAGES = np.random.default_rng(1).integers(0, 256, (16, 4, 4, 3)).astype(np.uint8).repeat(PX // 4, 1).repeat(PX // 4, 2)
 Build = Callable[[], onnx.ModelProto]
 Array = npt.NDArray[Any]
@@ -64,7 +64,7 @@ def case(name: str) -> Case:
 
 
 def original_scores(original: onnx.ModelProto, inputs: Array) -> Array:
-    """What the file computes as it is, with the batch it was exported for: the last output, (N, classes)."""
+    """The last output of the original file, (N, classes), run with the batch that it was exported for."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -77,7 +77,7 @@ def original_scores(original: onnx.ModelProto, inputs: Array) -> Array:
 
 
 def sqnr_db(expected: Array, found: Array) -> float:
-    """Of what differs between images: scores that all of them share carry nothing."""
+    """SQNR of the differences between images: a part that all scores share does not count."""
     signal = expected - expected.mean(axis=0)
     return float(10 * np.log10((signal**2).sum() / ((found - expected) ** 2).sum()))
 
@@ -291,7 +291,7 @@ def test_pads_that_are_not_zero_keep_their_values() -> None:
     assert padded not in {edge.tensor for edge in plan.edges}
 
 
-# What cannot be taken.
+# Graphs that are refused.
 
 
 def plain(shape: tuple[Any, ...] = ("N", 3, PX, PX), **options: Any) -> onnx.ModelProto:

@@ -1,4 +1,4 @@
-"""Codes, placement and rewrite, held against ONNX Runtime's operators and numpy written out."""
+"""Codes, placement and rewrite, compared with ONNX Runtime's operators and with numpy."""
 
 from __future__ import annotations
 

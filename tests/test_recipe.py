@@ -1,4 +1,4 @@
-"""The recipe keeps what lowers the error, says what it did, and leaves the rest alone."""
+"""The recipe keeps the steps that lower the error, and records all steps."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_too_few_images_are_all_used_for_calibration(fp32: Fp32Model) -> None:
 
 
 def test_the_input_is_exact(fp32: Fp32Model, loader: Loader) -> None:
-    """Bytes minus 128 have the codes that they are: scale 1 and no error, in both styles."""
+    """Bytes minus 128 equal their codes: scale 1 and no error, in both styles."""
     done = quantize(fp32.graph, ["tensorrt", "cpu"], loader, RangeChoice(known=fp32.known))
     first = next(iter(fp32.known))
     for style, zero_point in (("tensorrt", 0), ("cpu", 128)):

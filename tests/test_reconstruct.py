@@ -1,4 +1,4 @@
-"""Learned rounding against every rounding there is, and learned networks against FP32 on images not learned from."""
+"""Learned rounding against all possible roundings, and learned networks against FP32 on other images."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_block_ends_behind_every_residual_add() -> None:
 
 
 def one_layer(weight: F32, scale: float) -> CandidatePlan:
-    """logits = x @ weight.T, weights rounded to nearest on a grid as coarse as ``scale``, inputs hardly at all."""
+    """logits = x @ weight.T, with weights rounded to multiples of ``scale`` and inputs on a very fine grid."""
     graph = helper.make_graph(
         [helper.make_node("Gemm", ["x", "w"], ["y"], name="layer", transB=1)],
         "layer",
@@ -84,7 +84,7 @@ def one_layer(weight: F32, scale: float) -> CandidatePlan:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_learned_rounding_is_near_the_best_of_all(seed: int) -> None:
-    """Two rows of eight weights: 256 roundings up or down each, and every one of them tried."""
+    """Two rows of eight weights: all 256 choices of up and down are tried for each."""
     rng = np.random.default_rng(seed)
     mixing = rng.standard_normal((8, 8)) * 0.5 + 1.0  # correlated inputs: where nearest is not best
     images = (rng.standard_normal((256, 8)) @ mixing / 3).astype(np.float32)
@@ -145,7 +145,7 @@ def test_the_same_seed_gives_the_same_network_and_another_another() -> None:
 
 
 class StopAt(Silent):
-    """Ctrl-C after so many steps of learning."""
+    """Raises KeyboardInterrupt after a number of learning steps."""
 
     def __init__(self, steps: int) -> None:
         self.left = steps
@@ -199,7 +199,7 @@ def test_without_rounding_codes_stay() -> None:
 
 
 def test_a_small_cache_takes_fewer_images() -> None:
-    """With no room the first image alone is learned from, as if it were all there is."""
+    """Without memory for activations, learning uses the first image only, as if no other was given."""
     candidate, images = planned(foreign_graphs.option_a, "tensorrt", count=32)
     options = replace(QUICK, steps=0, block_steps=2, cache_mb=0)
     small, alone = (reconstruct(candidate, candidate.graph, part, options) for part in (images, images[:1]))
@@ -210,7 +210,7 @@ def test_a_small_cache_takes_fewer_images() -> None:
 
 
 def test_an_exact_input_stays_exact() -> None:
-    """Codes that are the values themselves have no rounding error, so their scale has no gradient."""
+    """Values that equal their codes have no rounding error, so their scale gets no gradient."""
     candidate, images = planned(foreign_graphs.option_a, "tensorrt", count=16)
     name = Graph(candidate.graph).input
     exact = QuantParams(np.asarray(1.0, np.float32), 0, "int8")

@@ -1,4 +1,4 @@
-"""Precision of the residual stream: what changes in the graph, what it costs, and that auto keeps its budget."""
+"""Precision of the residual stream: the change of the graph, its cost, and the budget of ``auto``."""
 
 from __future__ import annotations
 

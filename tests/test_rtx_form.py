@@ -1,4 +1,4 @@
-"""The graph for TensorRT-RTX: the same codes as the one for TensorRT, and fewer bytes moved for them."""
+"""The form for TensorRT-RTX has the same codes as the graph for TensorRT, and moves fewer bytes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ needs_rtx = pytest.mark.skipif(not available("rtx").importable, reason="TensorRT
 
 
 def types(model: onnx.ModelProto) -> dict[str, int]:
-    """By ONNX's own inference, which refuses operators whose inputs do not go together."""
+    """Types by ONNX's own inference, which refuses operators whose inputs do not fit each other."""
     inferred = shape_inference.infer_shapes(model, check_type=True, strict_mode=True).graph
     return {value.name: value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.output)}
 
@@ -47,7 +47,7 @@ def quantized(name: str) -> tuple[onnx.ModelProto, QuantPlan, np.ndarray]:
 
 
 def differences(plan: QuantPlan, plain: onnx.ModelProto, form: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
-    """Of every activation's code, in steps."""
+    """Differences of every activation's codes, in steps."""
     codes = [f"{edge.tensor}_q" for edge in plan.edges]
     expected, found = run(plain, x, *codes), run(form, x, *codes)
     return np.concatenate([np.abs(expected[code].astype(int) - found[code]).ravel() for code in codes])

@@ -1,4 +1,4 @@
-"""Torch's forms of ONNX operators and of fake quantization, held against ONNX Runtime."""
+"""ONNX operators and fake quantization in torch, compared with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def single(op: str, shape: tuple[int, ...], constants: list[Any], opset: int, attributes: dict[str, Any]) -> Any:
-    """A graph of one node ``y = op(x, *constants)``; None among the constants is an input left out."""
+    """A graph of one node ``y = op(x, *constants)``; None stands for an optional input that is left out."""
     names = ["" if value is None else f"c{i}" for i, value in enumerate(constants)]
     node = helper.make_node(op, ["x", *names], ["y"], name="node", **attributes)
     graph = helper.make_graph(
@@ -167,7 +167,7 @@ def test_what_has_no_counterpart_is_named(op: str, constants: list[Any], attribu
 
 
 def planned(graph: Maker, style: Style, count: int = 6) -> tuple[CandidatePlan, np.ndarray]:
-    """A graph with a plan from its own tensors' largest values, and images of the kind it was made from."""
+    """A candidate plan with ranges from its tensors' largest values, and the images that they were measured on."""
     model = normalize(graph()).model
     view = Graph(model)
     shape = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim][1:]
@@ -209,7 +209,7 @@ def tapped(model: onnx.ModelProto, tensor: str, x: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("style", ["tensorrt", "cpu"])
-def test_nothing_learned_is_the_same_draft(style: Style) -> None:
+def test_nothing_learned_is_the_same_candidate(style: Style) -> None:
     candidate, _ = planned(foreign_graphs.option_a, style)
     again = TorchGraph(candidate.graph, candidate.plan).candidate()
     assert plan_digest(again.plan) == plan_digest(candidate.plan)

@@ -1,4 +1,4 @@
-"""Zero points folded away: held against ONNX Runtime's own QuantizeLinear with zero_point -128."""
+"""Folded zero points, compared with ONNX Runtime's own QuantizeLinear with zero_point -128."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PX = foreign_graphs.PX
 
 
 def run(model: onnx.ModelProto, x: np.ndarray, *more: str) -> dict[str, np.ndarray]:
-    """Outputs and the codes named, with every operator computed as it stands."""
+    """The output and the named tensors, without any optimization of ONNX Runtime."""
     shown = onnx.ModelProto()
     shown.CopyFrom(model)
     shown.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.INT8, None) for name in more)
@@ -123,7 +123,7 @@ def conv_behind_relu(
     st.integers(0, 2**32 - 1),
 )
 def test_the_border_is_exact(kernel: int, stride: int, pads: list[int], seed: int) -> None:
-    """All numbers are multiples of 1/4 and small, so that float arithmetic is exact and so must be the result."""
+    """All numbers are small multiples of 1/4, so float arithmetic is exact, and the result must be too."""
     rng = np.random.default_rng(seed)
     weight = rng.integers(-9, 10, (4, 3, kernel, kernel)).astype(np.float32)
     bias = rng.integers(-9, 10, 4).astype(np.float32)

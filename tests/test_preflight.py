@@ -1,4 +1,4 @@
-"""What is said before a build: memory that will not do, an opset too new; held against the vendor's own count."""
+"""Warnings before a build, for want of memory or by the opset; memory is compared with the vendor's own count."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def folder(path: Path, graph: onnx.ModelProto | None = None) -> Path:
-    """A bundle in the making."""
+    """The directory of an unfinished bundle."""
     graph = graph or resnet(quantized=False, width=64, px=64)
     for name in (FP32, FORMS["tensorrt"].file):
         onnx.save(graph, path / name)
@@ -42,7 +42,7 @@ def folder(path: Path, graph: onnx.ModelProto | None = None) -> Path:
 
 
 def plain(channels: list[int], skips: bool) -> onnx.ModelProto:
-    """A chain of 1x1 convolutions on (n, channels[0], 4, 4); with skips, an Add of its input at each that keeps it."""
+    """A chain of 1x1 convolutions on (n, channels[0], 4, 4); with skips, an Add behind each that keeps the channels."""
     nodes, weights, tensor = [], [], "x"
     for index, (before, after) in enumerate(pairwise(channels)):
         weights.append(constant(f"w{index}", np.zeros((after, before, 1, 1), np.float32)))
@@ -67,7 +67,7 @@ def test_activations_are_those_of_the_widest_node(channels: list[int], skips: bo
 
 @pytest.mark.parametrize(("width", "px"), [(16, 32), (64, 64)])
 def test_activations_are_near_what_the_builder_takes(width: int, px: int) -> None:
-    """RTX tells what its activations take at the largest batch: a constant, and so much an image."""
+    """RTX reports the memory of its activations at the largest batch: a constant and an amount per image."""
     pytest.importorskip("tensorrt_rtx", reason="asks the vendor's builder")
     graph = resnet(quantized=False, width=width, px=px)
 
@@ -88,7 +88,7 @@ def test_weights_are_counted(tmp_path: Path) -> None:
     assert need.total == 3 * need.weights + 4 * peak_activations(graph, 1) + 1000
 
 
-def test_a_batch_that_does_not_fit_is_said_for_each_size_of_the_board(tmp_path: Path) -> None:
+def test_a_batch_that_does_not_fit_is_warned_of_for_each_size_of_the_board(tmp_path: Path) -> None:
     here = folder(tmp_path)
     assert list(warnings(here, NANO, 8)) == []
     (only,) = warnings(here, NANO, 2000)
@@ -127,7 +127,7 @@ def test_without_onnx_weights_alone_are_counted(tmp_path: Path, monkeypatch: pyt
     assert "activations not counted: onnx is not installed" in line
 
 
-def test_an_opset_that_the_device_does_not_document_is_said(tmp_path: Path) -> None:
+def test_an_opset_that_the_device_does_not_document_is_warned_of(tmp_path: Path) -> None:
     new = model([helper.make_node("Relu", ["x"], ["y"])], [], opsets={"": 20})
     lines = list(warnings(folder(tmp_path, new), XAVIER, 1))
     assert lines[0] == (
@@ -138,7 +138,7 @@ def test_an_opset_that_the_device_does_not_document_is_said(tmp_path: Path) -> N
     assert list(warnings(folder(tmp_path), XAVIER, 1)) == []
 
 
-def test_this_board_is_told_by_its_device_tree(tmp_path: Path) -> None:
+def test_this_board_is_recognized_by_its_device_tree(tmp_path: Path) -> None:
     for text, name in (("NVIDIA Jetson Orin Nano\0", "jetson-orin-nano"), ("NVIDIA Jetson Nano\0", None), ("PC", None)):
         (tmp_path / "model").write_text(text)
         board = this_board(tmp_path / "model")
