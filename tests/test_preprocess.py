@@ -188,7 +188,13 @@ def test_what_is_not_an_image_is_refused(image):
 
 @pytest.mark.parametrize("change", [{"std": (1.0, 0.0, 1.0)}, {"mean": (0.5,)}, {"pixel_scale": float("nan")}])
 def test_constants_that_cannot_normalize_are_refused(change):
-    with pytest.raises(UsageError, match="mean"):
+    with pytest.raises(ValueError, match="mean and std have three values|std and pixel_scale are above 0"):
+        replace(IMAGENET, **change)
+
+
+@pytest.mark.parametrize("change", [{"std": (1.0, np.inf, 1.0)}, {"mean": (0.5, np.nan, 0.5)}, {"pixel_scale": np.inf}])
+def test_constants_that_are_not_finite_are_refused(change):
+    with pytest.raises(UsageError, match="must be finite"):
         normalize(noise(2, 2), replace(IMAGENET, **change))
 
 

@@ -19,18 +19,15 @@ from edgeres.records import I64, U8
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _CIFAR10_BATCHES = {"calibration": tuple(f"data_batch_{n}" for n in range(1, 6)), "validation": ("test_batch",)}
-_CIFAR10_SUFFIXES = ("", ".bin")
+# What NumPy raises on a file that is damaged, or is no .npz.
+_DAMAGED = (ValueError, EOFError, OSError, MemoryError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError)
 _HOW = "write it with np.savez(path, images=..., labels=...): uint8 (N, H, W, 3) RGB and integers (N,)"
 
 Array = npt.NDArray[Any]
 
 
 class Arrays(Source):
-    """Decoded images of one size, in memory.
-
-    Attributes:
-        images: (N, H, W, 3) uint8 RGB.
-    """
+    """Decoded images of one size, in memory: ``images`` is (N, H, W, 3) uint8 RGB."""
 
     def __init__(self, images: U8, labels: I64, classes: tuple[str, ...], title: str) -> None:
         found = len(np.unique(labels[labels >= 0]))
@@ -98,23 +95,15 @@ def _read_npz(path: Path) -> dict[str, Array]:
         with archive:
             wanted = ("images", "labels", "classes")
             return {key: np.asarray(archive[key]) if key in wanted else np.empty(0) for key in archive.files}
-    except (
-        ValueError,
-        EOFError,
-        OSError,
-        MemoryError,
-        zipfile.BadZipFile,
-        zlib.error,
-        pickle.UnpicklingError,
-    ) as error:
+    except _DAMAGED as error:
         raise SourceError(f"cannot be read as .npz ({error})", where=path, hint=_HOW) from None
 
 
 def _batches(path: Path, role: Role) -> list[Path]:
-    for suffix in _CIFAR10_SUFFIXES:
-        files = [path / f"{name}{suffix}" for name in _CIFAR10_BATCHES[role]]
-        if any(file.is_file() for file in files):
-            return [file for file in files if file.is_file()]
+    for suffix in ("", ".bin"):
+        files = [file for name in _CIFAR10_BATCHES[role] if (file := path / f"{name}{suffix}").is_file()]
+        if files:
+            return files
     return []
 
 
@@ -173,8 +162,7 @@ def _check_images(images: Array, path: Path) -> U8:
     elif not images.size:
         hint = "it holds no images"
     else:
-        checked: U8 = images
-        return checked
+        return images
     raise SourceError(f"expected images of uint8 (N, H, W, 3), found {images.dtype} {shape}", where=path, hint=hint)
 
 
@@ -182,12 +170,10 @@ def _check_labels(labels: Array, count: int, classes: int, path: Path) -> I64:
     """Labels as int64 (N,), checked against the number of classes; 0: unknown."""
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         hint = "store labels.argmax(1)" if labels.ndim == 2 and labels.shape[1] > 1 else _HOW
-        raise SourceError(
-            f"expected labels of integers (N,), found {labels.dtype} {labels.shape}", where=path, hint=hint
-        )
+        what = f"expected labels of integers (N,), found {labels.dtype} {labels.shape}"
+        raise SourceError(what, where=path, hint=hint)
     if len(labels) != count:
-        raise SourceError(
-            f"has {count:,} images but {len(labels):,} labels", where=path, hint="store one label per image"
-        )
+        what = f"has {count:,} images but {len(labels):,} labels"
+        raise SourceError(what, where=path, hint="store one label per image")
     check_labels_below(classes or 2**31, labels, "images[{}]".format, where=path)
     return labels.astype(np.int64)

@@ -19,8 +19,7 @@ class DataChoice:
     """The user's choice of images; None: the default.
 
     Attributes:
-        calibration_size: images chosen from the calibration source.
-        validation_size: images chosen from the validation source; None takes all.
+        calibration_size, validation_size: images chosen from these sources; None takes all.
         seed: of the random choice of images.
     """
 
@@ -54,11 +53,7 @@ class Sources:
 
 
 def check_paths(choice: DataChoice) -> None:
-    """Check the paths before a model is loaded.
-
-    Raises:
-        SourceError: a path does not exist.
-    """
+    """Raise a SourceError for a path that does not exist, before a model is loaded."""
     for text in (choice.calibration, choice.validation):
         if text is not None:
             locate(text)
@@ -71,8 +66,7 @@ def choose_calibration(choice: DataChoice, spec: ModelSpec) -> Source:
         UsageError: none are named, and the weights have no images of their own.
         SourceError: the images cannot be used.
     """
-    source = open_source(_named(choice.calibration, spec, "calibration"), role="calibration", px=_side(spec))
-    return subset(source, choice.calibration_size, choice.seed)
+    return subset(_open(choice.calibration, spec, "calibration"), choice.calibration_size, choice.seed)
 
 
 def choose_validation(choice: DataChoice, spec: ModelSpec) -> tuple[Source, Mapping[str, str]]:
@@ -84,13 +78,12 @@ def choose_validation(choice: DataChoice, spec: ModelSpec) -> tuple[Source, Mapp
     Raises:
         UsageError, SourceError: as :func:`choose_calibration`, and where labels do not match the model's.
     """
-    source = open_source(_named(choice.validation, spec, "validation"), role="validation", px=_side(spec))
+    source = _open(choice.validation, spec, "validation")
     if choice.validation_size is not None:
         source = subset(source, choice.validation_size, choice.seed)
     if choice.validation is None and spec.weights == "random":
         unlabelled = np.full(len(source), -1, np.int64)
-        description = f"{source.description}, labels ignored"
-        view = View(source, np.arange(len(source)), unlabelled, (), description)
+        view = View(source, np.arange(len(source)), unlabelled, (), f"{source.description}, labels ignored")
         return view, {"accuracy": "the weights are random, so there is no accuracy to lose"}
     return match_labels(source, spec.labels), {}
 
@@ -101,16 +94,12 @@ def choose_sources(choice: DataChoice, spec: ModelSpec) -> Sources:
     return Sources(choose_calibration(choice, spec), validation, reasons)
 
 
-def _named(text: str | None, spec: ModelSpec, role: Role) -> str:
-    if text is not None:
-        return text
-    from edgeres.data.signs import CLASSES
+def _open(text: str | None, spec: ModelSpec, role: Role) -> Source:
+    """Open the images that the user names, or the generated set, at the size that the model's resize produces."""
+    if text is None:
+        from edgeres.data.signs import CLASSES
 
-    if spec.labels == CLASSES or spec.weights == "random":
-        return "signs"
-    raise UsageError(f"{spec.name} ({spec.weights}) needs {role} images", hint=f"--{role} SRC: {FORMS}")
-
-
-def _side(spec: ModelSpec) -> int:
-    """Side in pixels at which a generated set is rendered: the size that the resize produces."""
-    return spec.preprocess.resize_px or min(spec.preprocess.crop_px)
+        if spec.labels != CLASSES and spec.weights != "random":
+            raise UsageError(f"{spec.name} ({spec.weights}) needs {role} images", hint=f"--{role} SRC: {FORMS}")
+    px = spec.preprocess.resize_px or min(spec.preprocess.crop_px)
+    return open_source("signs" if text is None else text, role=role, px=px)

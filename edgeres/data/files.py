@@ -119,9 +119,7 @@ class _Folder(_Files):
 
 class _Zip(_Files):
     def __init__(self, archive: zipfile.ZipFile, path: Path, role: Role) -> None:
-        members = {
-            _member_name(info): info for info in archive.infolist()
-        }  # of two members with one name, the later one
+        members = {_member_name(info): info for info in archive.infolist()}  # the later one of equal names
         tree = arrange(members, str(path), role)
         super().__init__(path.name, tree)
         self._archive = archive

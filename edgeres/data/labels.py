@@ -13,5 +13,4 @@ def imagenet_classes() -> tuple[tuple[str, str], ...]:
     Ids ascend. Names are those of torchvision's weights; all 1,000 differ.
     """
     lines = Path(__file__).with_name("imagenet.txt").read_text(encoding="utf-8").splitlines()
-    pairs = (line.split(" ", 1) for line in lines)
-    return tuple((wnid, name) for wnid, name in pairs)
+    return tuple((wnid, name) for wnid, _, name in (line.partition(" ") for line in lines))

@@ -18,6 +18,7 @@ from edgeres.errors import SourceError, UsageError
 from edgeres.records import F32, I64, Preprocess
 
 OnUnreadable = Literal["fail", "skip"]
+_HINTS = {"fail": "remove them or pass --skip-unreadable", "skip": "give images that Pillow can read"}
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,12 @@ class Loader:
         finally:
             pool.shutdown(cancel_futures=True)
         if self.unreadable and (self.on_unreadable == "fail" or len(self.unreadable) == len(self.source)):
-            raise self._error()
+            some_unreadable = some(self.unreadable, len(self.unreadable), 10)
+            raise SourceError(
+                f"{len(self.unreadable):,} of {len(self.source):,} images cannot be read: {some_unreadable}",
+                where=self.source.description,
+                hint=_HINTS[self.on_unreadable],
+            )
 
     def _batches(self, pool: ThreadPoolExecutor) -> Iterator[Batch]:
         inputs: list[F32] = []
@@ -97,17 +103,18 @@ class Loader:
 
     def _ahead(self, pool: ThreadPoolExecutor) -> Iterator[tuple[int, Future[F32]]]:
         """Futures of all images in order; a limited number of them are pending."""
+
+        def load(index: int) -> F32:
+            return apply(self.source.image(index), self.preprocess)
+
         todo = iter(range(len(self.source)))
         waiting: deque[tuple[int, Future[F32]]] = deque()
         while True:
             room = self.batch_size + self.workers - len(waiting)
-            waiting.extend((index, pool.submit(self._load, index)) for index in islice(todo, room))
+            waiting.extend((index, pool.submit(load, index)) for index in islice(todo, room))
             if not waiting:
                 return
             yield waiting.popleft()
-
-    def _load(self, index: int) -> F32:
-        return apply(self.source.image(index), self.preprocess)
 
     def _take(self, inputs: list[F32], indices: list[int]) -> Batch:
         """Stack a batch and empty the lists, so that no image is in memory twice while the consumer computes."""
@@ -116,12 +123,3 @@ class Loader:
         inputs.clear()
         indices.clear()
         return batch
-
-    def _error(self) -> SourceError:
-        count = len(self.unreadable)
-        skipped = self.on_unreadable == "skip"
-        return SourceError(
-            f"{count:,} of {len(self.source):,} images cannot be read: {some(self.unreadable, count, 10)}",
-            where=self.source.description,
-            hint="give images that Pillow can read" if skipped else "remove them or pass --skip-unreadable",
-        )

@@ -36,9 +36,8 @@ def match_labels(source: Source, spec_labels: Names) -> Source:
         SourceError: there are no labels, some are out of range, or names do not match; the message shows both.
     """
     if (source.labels < 0).any():
-        raise SourceError(
-            "has no labels", where=source.description, hint="validation needs one folder per class, or labels"
-        )
+        hint = "validation needs one folder per class, or labels"
+        raise SourceError("has no labels", where=source.description, hint=hint)
     if source.classes:
         outputs = np.array(_match(source, spec_labels), np.int64)
     else:
@@ -79,18 +78,14 @@ def _by_wnid(names: Names, spec_labels: Names) -> Outputs:
 
 
 def _by_number(names: Names, spec_labels: Names) -> Outputs:
-    if not _are_numbers(names):
-        return []
-    return [int(name) if int(name) < len(spec_labels) else None for name in names]
+    numbers = map(int, names) if _are_numbers(names) else ()
+    return [number if number < len(spec_labels) else None for number in numbers]
 
 
 def _by_order(names: Names, spec_labels: Names) -> Outputs:
     """Names that are numbers are left to :func:`_by_number`; sorted as text they would get wrong outputs."""
-    return (
-        [*range(len(names))]
-        if _is_generic(spec_labels) and len(names) == len(spec_labels) and not _are_numbers(names)
-        else []
-    )
+    fits = _is_generic(spec_labels) and len(names) == len(spec_labels) and not _are_numbers(names)
+    return [*range(len(names))] if fits else []
 
 
 def _index_of_unique(labels: Iterable[str]) -> dict[str, int]:

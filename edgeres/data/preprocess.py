@@ -65,14 +65,13 @@ def normalize(pixels: U8, p: Preprocess, out: F32 | None = None) -> F32:
         float32, contiguous: (..., 3, H, W) for the layout NCHW, (..., H, W, 3) for NHWC.
 
     Raises:
-        UsageError: mean and std do not have three values, or are zero or not finite.
+        UsageError: mean, std or pixel scale are not finite.
     """
     *leading, height, width, _ = pixels.shape
     if out is None:
         out = np.empty((*leading, 3, height, width) if p.layout == "NCHW" else pixels.shape, np.float32)
     planes = out if p.layout == "NCHW" else np.moveaxis(out, -1, -3)
-    level = _level(p)
-    if level is not None:
+    if (level := _level(p)) is not None:
         np.subtract(np.moveaxis(pixels, -1, -3), level, out=planes)
         return out
     for channel, values in enumerate(_table(p)):
@@ -90,13 +89,8 @@ def apply(image: U8, p: Preprocess, out: F32 | None = None) -> F32:
 def _table(p: Preprocess) -> F32:
     """(3, 256) float32: the normalized value of every byte, per channel."""
     mean, std = np.array(p.mean, np.float64), np.array(p.std, np.float64)
-    if mean.shape != (3,) or std.shape != (3,):
-        raise UsageError(f"mean and std need three values each, found {p.mean} and {p.std}")
-    if not np.isfinite([*mean, *std, p.pixel_scale]).all() or not (std.all() and p.pixel_scale):
-        raise UsageError(
-            "mean, std and pixel scale must be finite, std and pixel scale not zero, "
-            f"found {p.mean}, {p.std}, {p.pixel_scale}"
-        )
+    if not np.isfinite([*mean, *std, p.pixel_scale]).all():
+        raise UsageError(f"mean, std and pixel scale must be finite, found {p.mean}, {p.std}, {p.pixel_scale}")
     return ((np.arange(256) * p.pixel_scale - mean[:, None]) / std[:, None]).astype(np.float32)
 
 
@@ -173,8 +167,7 @@ def _cut(image: Image, window: Window, axis: int) -> Image:
     first, last = window.keep
     if (first, last) == (0, image.size[axis]):
         return image
-    box = (first, 0, last, image.height) if axis == 0 else (0, first, image.width, last)
-    return image.crop(box)
+    return image.crop((first, 0, last, image.height) if axis == 0 else (0, first, image.width, last))
 
 
 def _offset(side: int, crop: int) -> int:

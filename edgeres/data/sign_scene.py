@@ -48,16 +48,13 @@ class Canvas:
         self.image.paste(pixels.resize((self.size, self.size), Image.Resampling.BICUBIC))
 
     def polygon(self, points: Points, rgb: Rgb, alpha: float = 1.0) -> None:
-        corners = (points * self.size).ravel().tolist()
-        self.draw.polygon(corners, fill=(*rgb, round(255 * alpha)))
+        self.draw.polygon((points * self.size).ravel().tolist(), fill=(*rgb, round(255 * alpha)))
 
     def box(self, left: float, top: float, right: float, bottom: float, rgb: Rgb) -> None:
-        size = self.size
-        self.draw.rectangle((left * size, top * size, right * size, bottom * size), fill=rgb)
+        self.draw.rectangle([side * self.size for side in (left, top, right, bottom)], fill=rgb)
 
     def disc(self, x: float, y: float, radius: float, rgb: Rgb, alpha: float = 1.0) -> None:
-        size = self.size
-        corners = ((x - radius) * size, (y - radius) * size, (x + radius) * size, (y + radius) * size)
+        corners = [side * self.size for side in (x - radius, y - radius, x + radius, y + radius)]
         self.draw.ellipse(corners, fill=(*rgb, round(255 * alpha)))
 
 
@@ -88,9 +85,6 @@ def paint(canvas: Canvas, face: Face, rng: Rng) -> bool:
     if rng.random() < 0.5:
         (foliage if outdoors else parcels)(canvas, pose, rng)
     return outdoors
-
-
-# Surroundings
 
 
 def ground(horizon: float, above: Rgb, below: Rgb, rng: Rng) -> F32:
@@ -124,12 +118,9 @@ def road(canvas: Canvas, rng: Rng) -> None:
     canvas.polygon(asphalt, near(rng, (84, 86, 90), 10))
     middle = (near_left + near_right) / 2
     for start in (0.08, 0.3, 0.65):
-        end = start * 1.6
-        ends = [
-            (vanishing + (middle - vanishing) * t + d * t, horizon + (1 - horizon) * t)
-            for t, d in ((start, -0.02), (start, 0.02), (end, 0.02), (end, -0.02))
-        ]
-        canvas.polygon(np.array(ends), (214, 214, 206))
+        t, d = np.array([start, start, start * 1.6, start * 1.6]), np.array([-0.02, 0.02, 0.02, -0.02])
+        dash = np.stack([vanishing + (middle - vanishing) * t + d * t, horizon + (1 - horizon) * t], axis=1)
+        canvas.polygon(dash, (214, 214, 206))
 
 
 def house(canvas: Canvas, left: float, right: float, base: float, rng: Rng) -> None:
@@ -194,9 +185,6 @@ def litter(canvas: Canvas, rng: Rng) -> None:
         canvas.polygon(disc(x, y, size * 0.6, corners), near(rng, colours[rng.integers(len(colours))], 12))
 
 
-# The sign
-
-
 def hang(rng: Rng) -> Pose:
     """A pose that keeps most of the sign inside the image."""
     radius = float(np.exp(rng.uniform(np.log(0.17), np.log(0.42))))
@@ -237,11 +225,9 @@ def draw_face(canvas: Canvas, face: Face, pose: Pose, rng: Rng) -> None:
     fade, pale, tint = rng.beta(1.2, 3.0) * 0.75, near(rng, (170, 168, 162), 18), near(rng, (128, 128, 128), 12)
     flip = -1.0 if face.mirrors and rng.random() < 0.5 else 1.0
     corners = pose.project(np.concatenate([part.points for part in face.parts]) * (flip, 1.0))
-    start = 0
-    for part in face.parts:
-        end = start + len(part.points)
-        canvas.polygon(corners[start:end], mix(mix(part.rgb, tint, 0.12), pale, fade))
-        start = end
+    ends = np.cumsum([len(part.points) for part in face.parts])
+    for part, points in zip(face.parts, np.split(corners, ends[:-1]), strict=True):
+        canvas.polygon(points, mix(mix(part.rgb, tint, 0.12), pale, fade))
     for _ in range(rng.poisson(2.0)):
         x, y, size = rng.uniform((-0.8, -0.8, 0.05), (0.8, 0.8, 0.3))
         blot = disc(x, y, size, 9) * (1, rng.uniform(0.4, 1.6))
@@ -257,9 +243,7 @@ def shade(canvas: Canvas, pose: Pose, rng: Rng) -> None:
     along, across = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
     middle = np.array([pose.x, pose.y]) + along * pose.radius * rng.uniform(-0.6, 0.6)
     if rng.random() < 0.65:
-        dark = np.array(
-            [middle - 2 * across, middle + 2 * across, middle + 2 * (across + along), middle + 2 * (along - across)]
-        )
+        dark = middle + 2 * np.array([-across, across, across + along, along - across])
         canvas.polygon(dark, (10, 12, 24), rng.uniform(0.3, 0.65))
     else:
         size = pose.radius * rng.uniform(0.4, 1.0)
@@ -280,19 +264,15 @@ def foliage(canvas: Canvas, pose: Pose, rng: Rng) -> None:
     for t in rng.uniform(0, 1, rng.integers(10, 26)):
         x, y = root + (tip - root) * t + rng.normal(0, 0.2 * pose.radius, 2)
         petal = disc(0, 0, 1, 8) * (pose.radius * rng.uniform(0.08, 0.17), pose.radius * 0.06)
-        turn = rng.uniform(0, np.pi)
-        c, s = _cos_sin(turn)
+        c, s = _cos_sin(rng.uniform(0, np.pi))
         canvas.polygon(petal @ np.array([(c, s), (-s, c)]) + (x, y), near(rng, leaf, 14))
 
 
 def parcels(canvas: Canvas, pose: Pose, rng: Rng) -> None:
     """A stack of boxes or a strut in front of the sign."""
     if rng.random() < 0.4:
-        x, width, lean = (
-            pose.x + pose.radius * rng.uniform(-0.8, 0.8),
-            pose.radius * rng.uniform(0.05, 0.15),
-            rng.normal(0, 0.3),
-        )
+        x, width = pose.x + pose.radius * rng.uniform(-0.8, 0.8), pose.radius * rng.uniform(0.05, 0.15)
+        lean = rng.normal(0, 0.3)
         strut = np.array([(x - width - lean, 0), (x + width - lean, 0), (x + width + lean, 1), (x - width + lean, 1)])
         canvas.polygon(strut, near(rng, (200, 110, 40), 24))
         return

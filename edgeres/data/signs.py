@@ -44,13 +44,10 @@ def render(split: Split, seed: int, index: int, px: int) -> tuple[U8, int]:
     """
     sequence = np.random.SeedSequence((GENERATOR, SPLITS[split], seed, index))
     composition, sensor = (np.random.default_rng(s) for s in sequence.spawn(2))
-    label = index % len(CLASSES)
-    thumbnail = -(-SENSOR_PX // px)
-    sensor_px = px * thumbnail
-    canvas = Canvas(SUPERSAMPLING * sensor_px)
+    label, thumbnail = index % len(CLASSES), -(-SENSOR_PX // px)
+    canvas = Canvas(SUPERSAMPLING * px * thumbnail)
     outdoors = paint(canvas, faces()[label], composition)
-    shot = take_shot(composition, outdoors=outdoors)
-    photograph = expose(canvas.image, sensor_px, shot, sensor)
+    photograph = expose(canvas.image, px * thumbnail, take_shot(composition, outdoors=outdoors), sensor)
     return np.array(Image.fromarray(photograph).reduce(thumbnail)), label
 
 
@@ -65,16 +62,12 @@ class Signs(Source):
 
     def __init__(self, split: Split, count: int, px: int, seed: int = 0) -> None:
         if count < 1 or seed < 0 or px < 16:
-            raise SourceError(
-                f"cannot render {count} images at {px} px from seed {seed}",
-                where="signs",
-                hint="count >= 1, px >= 16 and seed >= 0 are needed",
-            )
+            what = f"cannot render {count} images at {px} px from seed {seed}"
+            raise SourceError(what, where="signs", hint="count >= 1, px >= 16 and seed >= 0 are needed")
         self.split, self.px, self.seed = split, px, seed
         self.labels = np.arange(count, dtype=np.int64) % len(CLASSES)
-        self.description = (
-            f"signs {split}: {count:,} images rendered at {px} px from seed {seed}, {len(CLASSES)} classes"
-        )
+        rendered = f"{count:,} images rendered at {px} px from seed {seed}"
+        self.description = f"signs {split}: {rendered}, {len(CLASSES)} classes"
 
     def name(self, index: int) -> str:
         return f"signs[{index}]"

@@ -49,15 +49,11 @@ def open_source(text: str | Path, *, role: Role, px: int) -> Source:
     if path.is_dir():
         return (open_cifar10 if is_cifar10(path) else open_folder)(path, role)
     suffix = path.suffix.lower()
-    if suffix not in (".zip", ".npz"):
-        if suffix in SUFFIXES:
-            hint = "give the directory it lies in"
-        elif suffix in (".gz", ".tgz", ".tar"):
-            hint = "unpack it and give the directory"
-        else:
-            hint = f"expected {FORMS}"
-        raise SourceError("is no source of images", where=path, hint=hint)
-    return (open_zip if suffix == ".zip" else open_npz)(path, role)
+    if suffix in (".zip", ".npz"):
+        return (open_zip if suffix == ".zip" else open_npz)(path, role)
+    hint = "unpack it and give the directory" if suffix in (".gz", ".tgz", ".tar") else f"expected {FORMS}"
+    hint = "give the directory it lies in" if suffix in SUFFIXES else hint
+    raise SourceError("is no source of images", where=path, hint=hint)
 
 
 def _open_signs(text: str, role: Role, px: int) -> Source:
@@ -85,8 +81,7 @@ def locate(text: str | Path) -> Path | None:
         missing = next(p for p in (path, *path.parents) if p.parent.is_dir())
         near = difflib.get_close_matches(missing.name, [p.name for p in missing.parent.iterdir()], n=1)
     except (OSError, RuntimeError) as error:  # a parent folder without permission, or a user without a home
-        raise SourceError(
-            f"cannot be looked up: {error}", where=text, hint="check the path and its permissions"
-        ) from None
+        hint = "check the path and its permissions"
+        raise SourceError(f"cannot be looked up: {error}", where=text, hint=hint) from None
     hint = f"did you mean {missing.parent / near[0]}?" if near else f"expected {FORMS}"
     raise SourceError("does not exist", where=path, hint=hint)

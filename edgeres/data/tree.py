@@ -72,10 +72,14 @@ def arrange(entries: Iterable[str], where: str, role: Role) -> Tree:
     outside = sorted(image for image in found.images if len(image) < depth)
     folders = sorted(folder for folder in found.folders if len(folder) == depth and folder[:-1] == prefix)
 
-    _refuse_nested([image for image in inside if len(image) > depth + 1], where)
+    if deeper := [image for image in inside if len(image) > depth + 1]:
+        what = f"{len(deeper):,} images lie in folders inside a class, e.g. {'/'.join(deeper[0])}"
+        raise SourceError(what, where=where, hint=CLASSES_BELOW)
     left_out = [_count(found.hidden, "hidden"), _count(found.others, "not images")]
     if in_class:
-        _refuse_empty(set(folders) - {image[:-1] for image in in_class}, where)
+        if empty := sorted(folder[-1] for folder in set(folders) - {image[:-1] for image in in_class}):
+            what = f"class folders without images ({len(empty):,}): {some(empty, len(empty))}"
+            raise SourceError(what, where=where, hint="fill or remove them")
         left_out += [_count(outside + loose, "outside class folders")]
     else:
         _refuse_unlabelled(loose, "; ".join(filter(None, left_out)), where, role)
@@ -125,29 +129,14 @@ def _descend(found: _Listing, where: str, role: Role) -> tuple[Parts, list[str]]
     return (*prefix, wanted[0]), splits
 
 
-def _refuse_nested(deeper: list[Parts], where: str) -> None:
-    if deeper:
-        what = f"{len(deeper):,} images lie in folders inside a class, e.g. {'/'.join(deeper[0])}"
-        raise SourceError(what, where=where, hint=CLASSES_BELOW)
-
-
-def _refuse_empty(empty: set[Parts], where: str) -> None:
-    if empty:
-        named = some(sorted(folder[-1] for folder in empty), len(empty))
-        raise SourceError(
-            f"class folders without images ({len(empty):,}): {named}", where=where, hint="fill or remove them"
-        )
-
-
 def _refuse_unlabelled(loose: list[Parts], left_out: str, where: str, role: Role) -> None:
     if not loose:
         what = f"holds no images ({left_out or 'it is empty'})"
         raise SourceError(what, where=where, hint=f"image files end in {', '.join(SUFFIXES)}")
     if role == "validation":
         what = f"holds images ({len(loose):,}) but no class folders, and validation needs labels"
-        raise SourceError(
-            what, where=where, hint="sort them into one folder per class; calibration takes them as they are"
-        )
+        hint = "sort them into one folder per class; calibration takes them as they are"
+        raise SourceError(what, where=where, hint=hint)
 
 
 def _count(paths: Iterable[Parts], what: str) -> str:

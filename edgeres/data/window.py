@@ -85,14 +85,9 @@ def _bicubic(x: F64) -> F64:
     return np.where(x < 1, inner, outer)
 
 
-def _lanczos(x: F64) -> F64:
-    result: F64 = np.sinc(x) * np.sinc(x / 3)
-    return result
-
-
 # Support and weight by distance, both in output pixels, as in Pillow.
 _FILTERS: dict[str, tuple[int, Callable[[F64], F64]]] = {
     "bilinear": (1, lambda x: 1 - x),
     "bicubic": (2, _bicubic),
-    "lanczos": (3, _lanczos),
+    "lanczos": (3, lambda x: np.sinc(x) * np.sinc(x / 3)),
 }

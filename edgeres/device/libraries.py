@@ -72,10 +72,7 @@ def load(flavour: Flavour) -> ModuleType:
         raise EngineError(f"{name} is not installed", hint=_INSTALL[flavour]) from error
     except (ImportError, OSError, RuntimeError) as error:  # what a missing or mismatched shared library raises
         raise EngineError(f"{name} is installed but does not load ({error})", hint=_INSTALL[flavour]) from error
-    version, oldest = (
-        getattr(module, "__version__", "0.0"),
-        OLDEST[flavour],
-    )  # an empty folder has none
+    version, oldest = (getattr(module, "__version__", "0.0"), OLDEST[flavour])  # an empty folder has none
     if tuple(int(part) for part in version.split(".")[:2]) < oldest:
         wanted = ".".join(map(str, oldest))
         raise EngineError(f"{name} {version} is older than {wanted}, which edgeres needs", hint=_INSTALL[flavour])

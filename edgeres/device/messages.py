@@ -13,21 +13,13 @@ _MEANINGS = (
     (r"Scale coefficients must all be positive", "a scale is 0, negative or not a number", "calibrate again"),
     (r"number of scales is not equal", "the scales do not match the channels of the axis", "check the node's axis"),
     (r"input type of UINT8|legalUINT8", "uint8 inside the graph", _START_FLOAT),
-    (
-        r"unsupported datatype|import initializer",
-        "weights of a type that it does not support",
-        "export in float32",
-    ),
+    (r"unsupported datatype|import initializer", "weights of a type that it does not support", "export in float32"),
     (r"data type|date type", "a data type that it does not support", "export the graph in float32"),
     (r"Plugin not found|^false$|No importer registered", "it does not support this operator", _START_FLOAT),
     (r"violate shape constraints", "a layer cannot take the sizes asked for", "check the input's size and the batch"),
     (r"within workspace limit|any implementation", "a layer does not fit into the workspace", "raise the workspace"),
     (r"[Oo]ut ?[Oo]f ?[Mm]emory", "not enough memory", "lower the largest batch, or close other programs"),
-    (
-        r"CUDA init|cudaError|Cuda Runtime",
-        "the GPU or its driver does not work with it",
-        "see: edgeres doctor",
-    ),
+    (r"CUDA init|cudaError|Cuda Runtime", "the GPU or its driver does not work with it", "see: edgeres doctor"),
 )
 # Printed with every error where there is no GPU, although RTX needs none to build.
 _NOISE = re.compile(r"^Invalid Node - |catchCudaError")
