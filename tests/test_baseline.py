@@ -1,4 +1,4 @@
-"""The accepted build: what goes into baseline.json, and what a later run is told about itself."""
+"""The content of baseline.json, and how a later run is compared with it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HERE = {"processor": "some CPU", "system": "Linux x86_64", "onnxruntime": "1.32.
 
 
 def comparison(n: int = 800, seed: int = 0, sqnr: float = 30.0) -> Comparison:
-    """Random images of eight classes; FP32 has 95 %, and INT8 gives another answer to 1 %, which costs 0.8 pp."""
+    """Random answers for eight classes: FP32 has about 95 % top-1; INT8 answers 1 % otherwise, which costs 0.8 pp."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, CLASSES, n)
 
@@ -76,7 +76,7 @@ def report(found: Comparison | None = None, digest: str = "ab" * 32, **changes: 
 
 @pytest.fixture
 def accepted(tmp_path: Path) -> Callable[..., Any]:
-    """Writes a report's baseline and opens it again."""
+    """Writes a report's baseline to a file and reads it back."""
 
     def keep(of: dict[str, Any] | None = None, **options: Any) -> Any:
         path = tmp_path / "baseline.json"
@@ -116,7 +116,7 @@ def test_what_was_not_packed_is_refused(text: str) -> None:
 # ---- classes ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_paired_class_is_a_sign_test_of_its_own() -> None:
+def test_a_paired_class_has_the_p_value_of_a_sign_test() -> None:
     labels = np.repeat([0, 1, 2], 40)
     before, after = np.ones(120, bool), np.ones(120, bool)
     after[:12], before[40:43] = False, False  # class 0 loses 12, class 1 gains 3
@@ -129,26 +129,26 @@ def test_a_paired_class_is_a_sign_test_of_its_own() -> None:
     assert (found.judged, found.largest, found.least_found) == (3, 40, 7)  # 3 / 2^7 < 0.025 < 3 / 2^6
 
 
-def test_an_unpaired_class_is_a_fisher_test_of_its_own() -> None:
+def test_an_unpaired_class_has_the_p_value_of_fishers_test() -> None:
     hits, sizes = np.array([30, 20]), np.array([31, 31])
     now, sizes_now = np.array([5, 8]), np.array([15, 12])
     found = unpaired_falls(hits, sizes, now, sizes_now)
     fall = found.falls[0]
-    ways = sum(math.comb(15, k) * math.comb(31, 35 - k) for k in range(4, 6))  # 35 hits in all, 4 at least fall here
+    ways = sum(math.comb(15, k) * math.comb(31, 35 - k) for k in range(4, 6))  # 35 hits in all, at least 4 of them here
     assert fall.label == 0
     assert fall.p == pytest.approx(float(Fraction(ways, math.comb(46, 35))))
 
 
 @pytest.mark.parametrize("classes", [16, 1000])
-def test_no_class_is_named_by_luck(classes: int) -> None:
-    """INT8 and FP32 equally often right, with many disagreements: one family in forty at most, whatever its size."""
-    rng, named, runs = np.random.default_rng(2), 0, 150
+def test_false_alarms_stay_below_alpha_for_any_number_of_classes(classes: int) -> None:
+    """INT8 and FP32 are right equally often, with many disagreements."""
+    rng, alarms, runs = np.random.default_rng(2), 0, 150
     labels = np.repeat(np.arange(classes), 50)
     for _ in range(runs):
-        turn = rng.random(len(labels))
-        found = paired_falls(labels, turn > 0.12, (turn < 0.06) | (turn > 0.18), classes)
-        named += any(fall.p_holm < ALPHA_PAIRED for fall in found.falls)
-    assert named <= 0.025 * runs + 3 * math.sqrt(0.025 * runs)
+        draw = rng.random(len(labels))
+        found = paired_falls(labels, draw > 0.12, (draw < 0.06) | (draw > 0.18), classes)
+        alarms += any(fall.p_holm < ALPHA_PAIRED for fall in found.falls)
+    assert alarms <= 0.025 * runs + 3 * math.sqrt(0.025 * runs)
 
 
 # ---- the same images -------------------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ def test_lost_images_are_counted_one_by_one(accepted: Any) -> None:
     assert found["passed"] is False
 
 
-def test_a_class_that_collapses_is_named_though_top1_holds(accepted: Any) -> None:
+def test_a_large_loss_of_one_class_fails_where_top1_passes(accepted: Any) -> None:
     worse = comparison()
     right = np.flatnonzero((worse.table.labels == 5) & worse.table.right("cpu"))
     worse.table.answers["cpu"][right[:25]] = 6
@@ -191,7 +191,7 @@ def test_a_class_that_collapses_is_named_though_top1_holds(accepted: Any) -> Non
     assert reasons(found)["class_regression_pp"].startswith("thing 5 from ")
 
 
-def test_a_worse_fp32_is_told_apart_from_worse_quantization(accepted: Any) -> None:
+def test_a_loss_of_fp32_fails_another_gate_than_a_loss_of_int8(accepted: Any) -> None:
     worse = comparison()
     right = np.flatnonzero(worse.table.right("fp32"))[:60]
     for answers in worse.table.answers.values():
@@ -201,7 +201,7 @@ def test_a_worse_fp32_is_told_apart_from_worse_quantization(accepted: Any) -> No
     assert told["fp32_regression_pp"] == "failed"
 
 
-def test_a_noisier_graph_is_seen_before_it_costs_an_image(accepted: Any) -> None:
+def test_more_noise_fails_even_where_no_image_is_lost(accepted: Any) -> None:
     found = report(comparison(sqnr=20.0), baseline=accepted())
     assert verdicts(found)["sqnr_loss_db"] == "failed"
     assert reasons(found)["sqnr_loss_db"].startswith("10 dB (95 % interval 9.58 to 10.4)")
@@ -214,7 +214,7 @@ def test_three_percent_slower_is_noise_and_thirty_is_not(accepted: Any, slower: 
     assert found["baseline"]["slowdown_percent"] == pytest.approx(100 * (slower - 1), abs=1.5)
 
 
-def test_another_machine_is_no_measure_unless_asked(accepted: Any) -> None:
+def test_latency_of_another_machine_is_compared_only_on_request(accepted: Any) -> None:
     elsewhere = {**HERE, "processor": "another CPU"}
     found = report(baseline=accepted(), environment=elsewhere, latency=latency(1.5))
     assert verdicts(found)["slowdown_percent"] == "unsure"
@@ -224,7 +224,7 @@ def test_another_machine_is_no_measure_unless_asked(accepted: Any) -> None:
     assert verdicts(asked)["slowdown_percent"] == "failed"
 
 
-def test_what_was_changed_is_listed(accepted: Any) -> None:
+def test_changed_facts_are_listed(accepted: Any) -> None:
     newer = {**HERE, "onnxruntime": "1.33.0"}
     found = report(baseline=accepted(), environment=newer, options={"method": "minmax", "max_drop": 3.0})
     changed = {row["what"]: (row["before"], row["after"]) for row in found["baseline"]["changed"]}
@@ -236,7 +236,7 @@ def test_what_was_changed_is_listed(accepted: Any) -> None:
 # ---- other images ----------------------------------------------------------------------------------------------------
 
 
-def test_other_images_are_compared_by_what_int8_loses_in_each(accepted: Any) -> None:
+def test_on_other_images_the_losses_of_int8_are_compared(accepted: Any) -> None:
     found = report(comparison(400, seed=5), "cd" * 32, baseline=accepted())
     section = found["baseline"]
     assert (section["same_images"], section["interval_percent"]) == (False, 99.9)
@@ -266,21 +266,23 @@ def test_other_images_of_an_unchanged_network_raise_no_alarm() -> None:
     assert failed == []
 
 
-def test_a_class_without_images_is_missed(accepted: Any) -> None:
+def test_a_class_without_images_is_reported_missing(accepted: Any) -> None:
     fewer = comparison(600, seed=6)
     fewer.table.labels[fewer.table.labels == 3] = 2
     section = report(fewer, "cd" * 32, baseline=accepted())["baseline"]
     assert [row["name"] for row in section["missing_classes"]] == ["thing 3"]
     few = comparison(12, seed=7)
     few.table.labels[few.table.labels == 3] = 2
-    assert report(few, "cd" * 32, baseline=accepted())["baseline"]["missing_classes"] == []  # of 12 it may be chance
+    assert (
+        report(few, "cd" * 32, baseline=accepted())["baseline"]["missing_classes"] == []
+    )  # with 12 images it may be chance
 
 
 def test_other_classes_cannot_be_compared(accepted: Any) -> None:
     base = report(model=ModelSpec("net", Preprocess((8, 8)), (*NAMES, "one more"), "own"))
     found = report(baseline=accepted(base))
     assert found["baseline"]["fp32"] is None
-    assert reasons(found)["regression_pp"] == "not comparable: the baseline has 9 classes, this model 8"
+    assert reasons(found)["regression_pp"] == "not comparable: the baseline has 9 classes, this run has 8"
 
 
 def test_a_new_graph_has_no_baseline(accepted: Any) -> None:

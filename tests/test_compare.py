@@ -81,7 +81,7 @@ def scales_in(path: Path) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        ("first", "the builds are the same: no graph differs in a byte"),
+        ("first", "the builds are the same: all graphs are equal byte by byte"),
         ("calibration", "the calibration images differ (digest "),
         ("method", "the options differ (method mse to minmax): "),
         ("residual", "the options differ (residual int8 to fp16): "),
@@ -115,7 +115,7 @@ def test_a_scale_changed_behind_the_back_of_the_build_is_found(builds: Path, tmp
     seal(path.parent, Bundle(path.parent).manifest)
     found = compared(builds, path.parent)
     assert found["causes"][0].startswith(
-        f"{FORMS['cpu'].file} changed, although nothing recorded of the build did: 1 of "
+        f"{FORMS['cpu'].file} changed, although the recorded facts are the same: 1 of "
     )
     worst = found["scales"]["cpu"]["rows"][0]
     assert (worst["tensor"], worst["ratio"]) == (node.output[0].removesuffix("_q"), pytest.approx(0.1))
@@ -172,18 +172,18 @@ def test_latency_of_another_machine_is_no_ratio_unless_asked(builds: Path, tmp_p
     found = compared(builds, other)
     assert found["latency"]["slowdown_percent"] is None
     assert "another machine" in found["reasons"]["slowdown_percent"]
-    assert any(cause.startswith("timed on other machines") for cause in found["causes"])
+    assert any(cause.startswith("timed on different machines") for cause in found["causes"])
     assert compared(builds, other, any_machine=True)["latency"]["slowdown_percent"] == pytest.approx(0.0, abs=1e-9)
 
 
-def test_a_crowded_run_is_told(builds: Path, tmp_path: Path) -> None:
+def test_a_busy_machine_is_reported(builds: Path, tmp_path: Path) -> None:
     def spoil(report: dict[str, Any]) -> None:
         int8 = report["latency"]["int8"]
         int8["throughput_ips"] = 1e3 / (2 * int8["p50_ms"])  # the mean is twice the median
 
     found = compared(builds, with_report(builds, tmp_path / "r.json", spoil))
     assert found["latency"]["after"]["crowded"] is True
-    assert any("while others used the machine" in cause for cause in found["causes"])
+    assert any("the machine was busy" in cause for cause in found["causes"])
 
 
 def test_a_report_alone_says_what_it_lacks(builds: Path) -> None:

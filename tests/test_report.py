@@ -232,7 +232,7 @@ def test_what_was_not_measured_is_null_and_fails_its_gate() -> None:
 def test_top5_is_null_up_to_five_classes() -> None:
     report = judged(**described(**VARIANTS["five classes"]))
     assert report["accuracy"]["int8"]["top5"] is None
-    assert report["reasons"]["accuracy.int8.top5"] == "top-5 says nothing about 5 classes"
+    assert report["reasons"]["accuracy.int8.top5"] == "top-5 is not meaningful with 5 classes"
     assert report["accuracy"]["int8"]["top1"] is not None
 
 

@@ -1,4 +1,4 @@
-"""What a run was asked for, as far as the verdict depends on it."""
+"""The user's choices that decide the verdict: limits, allowed checks and the baseline."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ OnUnsure = Literal["warn", "fail"]
 
 @dataclass(frozen=True)
 class GateChoice:
-    """What the verdict is made with.
+    """How a run is judged.
 
     Attributes:
         limits: one gate for each limit that is set.
-        on_unsure: whether an uncertain gate fails the run.
-        allow: names of :data:`edgeres.judge.checks.CHECKS` whose findings are reported and do not fail the run.
-        baseline: an accepted build to compare with, of ``edgeres baseline accept``.
+        on_unsure: whether an unsure gate fails the run.
+        allow: names in :data:`edgeres.judge.checks.CHECKS`; these checks are reported but do not fail the run.
+        baseline: file of an accepted build to compare with, written by ``edgeres baseline accept``.
         any_machine: compare latency with a baseline of another machine, too.
     """
 
@@ -34,10 +34,10 @@ class GateChoice:
     any_machine: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse words that do not exist.
+        """Refuse unknown words.
 
         Raises:
-            UsageError: ``on_unsure`` or a name in ``allow`` is none of those there are.
+            UsageError: ``on_unsure`` or a name in ``allow`` does not exist.
         """
         if self.on_unsure not in get_args(OnUnsure):
             raise UsageError(f"no such on_unsure: {self.on_unsure!r}", hint=f"one of {', '.join(get_args(OnUnsure))}")
@@ -46,7 +46,7 @@ class GateChoice:
                 raise UsageError(f"there is no check {name!r} to allow", hint=f"choose one of {', '.join(CHECKS)}")
 
     def read_baseline(self) -> Baseline | None:
-        """The baseline, where one was named.
+        """Read the baseline; None where none was given.
 
         Raises:
             InputError: it cannot be read.
@@ -61,7 +61,7 @@ class Asked:
     Attributes:
         command: one line that reproduces the run.
         options: all options with their values, plain JSON types.
-        baseline: the baseline of ``gates``, read.
+        baseline: the content of the file ``gates.baseline``.
     """
 
     command: str = ""

@@ -1,4 +1,4 @@
-"""Why two builds differ: what was recorded of their making, ordered by how much of a build depends on it."""
+"""Explains why two builds differ, from the recorded facts of both; facts that change most of a build come first."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from edgeres.judge.document import Json
 
 Changed = Mapping[str, tuple[Any, Any]]
 
-# Options that choose which engines are built or how images are read; they change no code of a graph by themselves.
+# Options for engines and for reading images; they do not change the codes of a graph.
 _NO_CODES = frozenset({f.name for f in fields(EngineChoice)} | {"targets", "on_unreadable", "name", "batch"})
 _IMAGES = ("calibration_size", "seed")
 _SHOWN = 4
 
 
-def causes(found: Json) -> list[str]:
-    """What explains the differences, the likely cause first; never empty.
+def causes(differences: Json) -> list[str]:
+    """The causes of the differences, the likeliest first; never empty.
 
     Args:
-        found: of :func:`edgeres.judge.differences.compare_builds`.
+        differences: what :func:`edgeres.judge.differences.compare_builds` found.
     """
-    changed = {row["what"]: (row["before"], row["after"]) for row in found["changed"]}
+    changed = {row["what"]: (row["before"], row["after"]) for row in differences["changed"]}
     built = [*_network(changed), *_input(changed), *_calibration(changed), *_options(changed), *_labels(changed)]
-    graphs = [name for name in found["files"]["changed"] if name.endswith(".onnx")]
+    graphs = [name for name in differences["files"]["changed"] if name.endswith(".onnx")]
     if graphs and not built:
-        built = [*_exporter(changed, graphs), f"{_and(graphs)} changed, although nothing recorded of the build did"]
-    effect = _effect(found)
+        built = [*_exporter(changed), f"{' and '.join(graphs)} changed, although the recorded facts are the same"]
     if built:
-        told = [f"{built[0]}: {effect}" if effect else built[0], *built[1:]]
-    elif found["files"]["same"]:
-        told = ["the builds are the same: no graph differs in a byte"]
+        effect = _effect(differences)
+        built[0] = f"{built[0]}: {effect}" if effect else built[0]
+    elif differences["files"]["same"]:
+        built = ["the builds are the same: all graphs are equal byte by byte"]
     else:
-        told = ["nothing recorded of the builds differs"]
-    return [*told, *_measured(found, changed)]
+        built = ["the recorded facts of the builds are the same"]
+    return [*built, *_measured(differences, changed)]
 
 
 def _network(changed: Changed) -> Iterator[str]:
@@ -54,51 +54,51 @@ def _labels(changed: Changed) -> Iterator[str]:
 
 
 def _input(changed: Changed) -> Iterator[str]:
-    """How pixels become the network's input."""
-    told = [f"{what.removeprefix('preprocessing ')} {_arrow(pair)}" for what, pair in _under("preprocessing ", changed)]
+    """Differences of the preprocessing; where an option was given, its value is shown instead of the result."""
+    pairs = {what.removeprefix("preprocessing "): pair for what, pair in _under("preprocessing ", changed)}
     if "option input" in changed:
         before, after = (side or {} for side in changed["option input"])
-        names = dict.fromkeys((*before, *after))
-        own = [f"{n} {_arrow((before.get(n), after.get(n)))}" for n in names if before.get(n) != after.get(n)]
-        told = own + [words for words in told if words.split()[0] not in names]
-    if told:
-        yield f"the preprocessing differs ({_some(told)})"
+        given = {name: (before.get(name), after.get(name)) for name in dict.fromkeys((*before, *after))}
+        others = {name: pair for name, pair in pairs.items() if name not in given}
+        pairs = {name: pair for name, pair in given.items() if pair[0] != pair[1]} | others
+    if pairs:
+        yield f"the preprocessing differs ({_some([f'{name} {_arrow(pair)}' for name, pair in pairs.items()])})"
 
 
 def _calibration(changed: Changed) -> Iterator[str]:
     if "calibration images" not in changed:
         return
-    told = [f"digest {_digests(changed['calibration images'])}"]
-    told += [f"{name} {_arrow(changed[f'option {name}'])}" for name in _IMAGES if f"option {name}" in changed]
-    yield f"the calibration images differ ({', '.join(told)})"
+    details = [f"digest {_digests(changed['calibration images'])}"]
+    details += [f"{name} {_arrow(changed[f'option {name}'])}" for name in _IMAGES if f"option {name}" in changed]
+    yield f"the calibration images differ ({', '.join(details)})"
 
 
 def _options(changed: Changed) -> Iterator[str]:
-    own = {what.removeprefix("option "): pair for what, pair in _under("option ", changed)}
-    told = [f"{name} {_arrow(pair)}" for name, pair in own.items() if name not in {"input", *_IMAGES, *_NO_CODES}]
-    if told:
-        yield f"the options differ ({_some(told)})"
+    options = {what.removeprefix("option "): pair for what, pair in _under("option ", changed)}
+    shown = [f"{name} {_arrow(pair)}" for name, pair in options.items() if name not in {"input", *_IMAGES, *_NO_CODES}]
+    if shown:
+        yield f"the options differ ({_some(shown)})"
 
 
-def _exporter(changed: Changed, graphs: list[str]) -> Iterator[str]:
+def _exporter(changed: Changed) -> Iterator[str]:
     versions = [f"{what.removeprefix('built with ')} {_arrow(pair)}" for what, pair in _under("built with ", changed)]
     if versions:
         yield f"built with other versions ({_some(versions)})"
 
 
-def _measured(found: Json, changed: Changed) -> Iterator[str]:
-    """What makes figures differ or hard to compare, whatever was built."""
+def _measured(differences: Json, changed: Changed) -> Iterator[str]:
+    """Differences of the measurements, which do not depend on the builds."""
     if "validation images" in changed:
-        yield "validated on other images, so only what INT8 loses against FP32 in each can be compared"
-    elif found["accuracy"]["missing_classes"]:
-        yield f"no images of {_some(found['accuracy']['missing_classes'])} any more"
-    latency = found["latency"]
+        yield "validated on other images, so only the loss of INT8 against FP32 is compared"
+    elif differences["accuracy"]["missing_classes"]:
+        yield f"the second has no images of {_some(differences['accuracy']['missing_classes'])}"
+    latency = differences["latency"]
     sides = (latency["before"], latency["after"])
     if sides[0]["machine"] != sides[1]["machine"]:
-        yield f"timed on other machines ({_arrow((sides[0]['machine'], sides[1]['machine']))})"
-    crowded = [name for name, side in zip(("first", "second"), sides, strict=True) if side["crowded"]]
-    if crowded:
-        yield f"latency of the {' and the '.join(crowded)} was taken while others used the machine"
+        yield f"timed on different machines ({_arrow((sides[0]['machine'], sides[1]['machine']))})"
+    busy = [name for name, side in zip(("first", "second"), sides, strict=True) if side["crowded"]]
+    if busy:
+        yield f"the machine was busy when latency of the {' and the '.join(busy)} was measured"
     versions = [
         f"{what.removeprefix('version of ')} {_arrow(pair)}"
         for what, pair in _under("version of ", changed)
@@ -108,22 +108,20 @@ def _measured(found: Json, changed: Changed) -> Iterator[str]:
         yield f"measured with other versions ({_some(versions)})"
 
 
-def _effect(found: Json) -> str:
-    """What became of the codes, of the graph in which most did."""
-    told = []
-    if found["scales"]:
-        style, scales = max(found["scales"].items(), key=lambda pair: int(pair[1]["changed"]))
+def _effect(differences: Json) -> str:
+    """Changes of scales, in the graph with most of them, and of Q/DQ pairs."""
+    effects = []
+    if differences["scales"]:
+        style, scales = max(differences["scales"].items(), key=lambda pair: int(pair[1]["changed"]))
         count = f"{scales['changed']} of {scales['tensors']}" if scales["changed"] else "no"
         kind = "scale" if scales["of"] == "graph" else "range"
-        several = "s" if scales["changed"] != 1 or scales["tensors"] > 1 else ""
-        told.append(
-            f"{count} {kind}{several if scales['changed'] else ''} of the {style} graph changed by more than 10 %"
-        )
-    for style, places in (found["placements"] or {}).items():
-        moved = [f"{len(places[key])} {key}" for key in ("gained", "lost") if places[key]]
-        if moved:
-            told.append(f"{' and '.join(moved)} Q/DQ pairs in the {style} graph")
-    return ", ".join(told)
+        plural = "s" if scales["changed"] and scales["tensors"] > 1 else ""
+        effects.append(f"{count} {kind}{plural} of the {style} graph changed by more than 10 %")
+    for style, places in (differences["placements"] or {}).items():
+        counts = [f"{len(places[key])} {key}" for key in ("gained", "lost") if places[key]]
+        if counts:
+            effects.append(f"{' and '.join(counts)} Q/DQ pairs in the {style} graph")
+    return ", ".join(effects)
 
 
 def _under(prefix: str, changed: Changed) -> list[tuple[str, tuple[Any, Any]]]:
@@ -143,10 +141,6 @@ def _plain(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def _some(told: list[str]) -> str:
-    beyond = len(told) - _SHOWN
-    return ", ".join(told[:_SHOWN]) + (f" and {beyond} more" if beyond > 0 else "")
-
-
-def _and(names: list[str]) -> str:
-    return " and ".join(names)
+def _some(words: list[str]) -> str:
+    more = len(words) - _SHOWN
+    return ", ".join(words[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -1,6 +1,6 @@
-"""Whether what a team has committed fits together: limits, baseline and bundle. No image is read, nothing is run.
+"""Checks that limits, baseline and bundle fit together, without images and without running a graph.
 
-It takes a second, so it can stand before every commit; ``edgeres verify`` measures.
+This takes less than a second, so it can run before every commit.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from edgeres.records import Outcome
 
 
 def consistency(baseline: Baseline, limits: Limits, bundles: Iterable[Bundle]) -> list[Check]:
-    """What was looked for, and what was found.
+    """Check the baseline against the limits and against each bundle.
 
     Raises:
-        BundleError: a file of a bundle is missing, or not as it was written.
+        BundleError: a file of a bundle is missing, or was changed.
     """
-    found = [_accepted(baseline), _limits(baseline, limits)]
+    checks = [_accepted(baseline), _limits(baseline, limits)]
     for bundle in bundles:
         bundle.check()
-        found.append(_same_build(baseline, bundle))
-    return found
+        checks.append(_same_build(baseline, bundle))
+    return checks
 
 
 def _accepted(baseline: Baseline) -> Check:
-    then: Outcome = baseline.document["outcome"]
-    told = {"failed": "was accepted although a gate had failed", "unsure": "was accepted, a gate unsure"}
+    outcome: Outcome = baseline.document["outcome"]
+    words = {"failed": "although a gate or check had failed", "unsure": "with an unsure gate"}
     day = str(baseline.document["accepted"])[:10]
-    words = f"{baseline.where}: {told.get(then, 'was accepted, every gate passed')}, {day}"
-    return Check("accepted", "accepted build", "failed" if then == "failed" else "passed", words)
+    reason = f"{baseline.where}: accepted on {day} {words.get(outcome, 'with every gate passed')}"
+    return Check("accepted", "accepted build", "failed" if outcome == "failed" else "passed", reason)
 
 
 def _limits(baseline: Baseline, limits: Limits) -> Check:
-    """The accepted figures themselves against the limits of today; without intervals, which a baseline has not."""
+    """Compare the accepted figures with the current limits; without intervals, because a baseline has none."""
     title = "limits and baseline"
     document = baseline.document
     figures = {part: document[part] for part in ("accuracy", "latency", "sizes")}
@@ -49,18 +49,19 @@ def _limits(baseline: Baseline, limits: Limits) -> Check:
     ]
     if beyond:
         return Check("limits", title, "failed", f"the accepted build itself is beyond a limit: {'; '.join(beyond)}")
-    names = ", ".join(METRICS[gate.metric].title for gate in wanted) or "no limit is set"
-    return Check("limits", title, "passed", f"the accepted build lies within: {names}")
+    names = ", ".join(METRICS[gate.metric].title for gate in wanted)
+    reason = f"the accepted build is within the limits of {names}" if names else "no limit is set"
+    return Check("limits", title, "passed", reason)
 
 
 def _same_build(baseline: Baseline, bundle: Bundle) -> Check:
     title = f"baseline of {bundle.path}"
-    then: Mapping[str, str] = baseline.document["files"]
-    now = artefacts_of(bundle.manifest.files)
-    shared = [name for name in now if name in then]
-    other = [name for name in shared if now[name] != then[name]] + [name for name in then if name not in now]
+    accepted: Mapping[str, str] = baseline.document["files"]
+    files = artefacts_of(bundle.manifest.files)
+    shared = [name for name in files if name in accepted]
+    other = [name for name in accepted if files.get(name) != accepted[name]]
     if not shared or other:
-        named = f"{other[0]} is another" if other else "they have no file in common"
+        difference = f"{other[0]} {'differs' if other[0] in files else 'is missing'}" if other else "no file is shared"
         hint = f"edgeres baseline accept {bundle.path} after it passed, or restore the bundle"
-        return Check("files", title, "failed", f"{baseline.where} is of another build, {named}; {hint}")
+        return Check("files", title, "failed", f"{baseline.where} is of another build, {difference}; {hint}")
     return Check("files", title, "passed", f"{len(shared)} graphs and engines are those that were accepted")

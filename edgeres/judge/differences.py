@@ -1,7 +1,7 @@
-"""What tells one build from another: options, scales, placements, accuracy, latency and sizes, as plain JSON.
+"""Lists the differences of two builds as plain JSON: options, scales, placements, accuracy, latency and sizes.
 
-Figures of two reports are compared as ``verify --baseline`` compares them, by the same code: image by image where both
-saw the same images, latency in units of FP32 and only on one machine.
+Figures are compared by the same code as in ``verify --baseline``: image by image where both were measured on the same
+images, latency in units of FP32's, by default only on the same machine.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from dataclasses import dataclass
 
 from edgeres.judge.causes import causes
 from edgeres.judge.document import Json, Section
-from edgeres.judge.regression import crowded, regression
+from edgeres.judge.regression import regression, was_busy
 from edgeres.judge.sides import Side
 from edgeres.judge.standing import Standing, standing_of
 from edgeres.verify.answers import REFERENCE
 from edgeres.verify.statistics import proportion_percent
 
 SCHEMA = 1
-TOLD_PERCENT = 10.0  # a scale that changed by more is counted as changed
+CHANGED_PERCENT = 10.0  # a scale counts as changed above this
 _TIMES = ("p50_ms", "p99_ms")
 
 
 def compare_builds(before: Side, after: Side, *, any_machine: bool = False) -> Json:
-    """All differences; what cannot be compared is null, and ``reasons`` says why.
+    """List all differences; figures that cannot be compared are null, and ``reasons`` says why.
 
     Args:
-        any_machine: give a ratio of latencies of two machines, too.
+        any_machine: compare latency between different machines, too.
     """
     first, second = standing_of(before.report, "the first"), standing_of(after.report, "the second")
     regressed = regression(first, second, any_machine=any_machine)
@@ -66,7 +66,7 @@ def _head(side: Side) -> Json:
 
 
 def _files(before: Mapping[str, str], after: Mapping[str, str]) -> Json:
-    """Graphs and engines, by what became of them."""
+    """Names of the graphs and engines, by whether they are the same, changed, gone or new."""
     both = [name for name in after if name in before]
     return {
         "same": [name for name in both if before[name] == after[name]],
@@ -78,7 +78,11 @@ def _files(before: Mapping[str, str], after: Mapping[str, str]) -> Json:
 
 @dataclass(frozen=True)
 class _Widths:
-    """By tensor what a range covers: the scale of its codes, or the width of its range, which is 255 scales."""
+    """The scale of each tensor's codes, or the width of its range, which is proportional to the scale.
+
+    Attributes:
+        of: where the values come from.
+    """
 
     of: str
     tensors: Mapping[str, float]
@@ -93,9 +97,9 @@ def _widths(side: Side, style: str, *, graphs: bool) -> _Widths | None:
 
 
 def _scales(before: Side, after: Side) -> Section:
-    """By graph, every tensor that is quantized in both, the largest change first."""
+    """Scales of the tensors that are quantized in both, by graph, the largest change first."""
     graphs = before.graphs is not None and after.graphs is not None
-    found, reasons = {}, {}
+    content, reasons = {}, {}
     for style in _styles(before, after):
         old, new = _widths(before, style, graphs=graphs), _widths(after, style, graphs=graphs)
         if not old or not new:
@@ -104,21 +108,21 @@ def _scales(before: Side, after: Side) -> Section:
         pairs = [(name, old.tensors[name], new.tensors[name]) for name in new.tensors if name in old.tensors]
         rows = [{"tensor": name, "before": a, "after": b, "ratio": b / a} for name, a, b in pairs if a > 0 and b > 0]
         rows.sort(key=lambda row: -abs(math.log(row["ratio"])))  # type: ignore[arg-type]
-        changed = sum(abs(math.log(row["ratio"])) > math.log1p(TOLD_PERCENT / 100) for row in rows)  # type: ignore[arg-type]
-        found[style] = {"of": new.of, "tensors": len(rows), "changed": changed, "rows": rows}
-    if not found:
+        changed = sum(abs(math.log(row["ratio"])) > math.log1p(CHANGED_PERCENT / 100) for row in rows)  # type: ignore[arg-type]
+        content[style] = {"of": new.of, "tensors": len(rows), "changed": changed, "rows": rows}
+    if not content:
         reasons[""] = _why("ranges" if not graphs else "graphs", before, after)
-    return Section(found, reasons)
+    return Section(content, reasons)
 
 
 def _placements(before: Side, after: Side) -> Section:
-    """By graph, the tensors that gained or lost their Q/DQ pair, and what is newly left in float."""
+    """The tensors that gained or lost their Q/DQ pair, and what is newly left in float, by graph."""
     if before.graphs is None or after.graphs is None:
         return Section({}, {"": _why("graphs", before, after)})
-    found = {}
+    content = {}
     for style in (style for style in after.graphs if style in before.graphs):
         old, new = before.graphs[style], after.graphs[style]
-        found[style] = {
+        content[style] = {
             "both": len(old.tensors.keys() & new.tensors.keys()),
             "gained": [name for name in new.tensors if name not in old.tensors],
             "lost": [name for name in old.tensors if name not in new.tensors],
@@ -126,19 +130,19 @@ def _placements(before: Side, after: Side) -> Section:
                 {"what": what, "reason": reason} for what, reason in new.skipped.items() if what not in old.skipped
             ],
         }
-    return Section(found)
+    return Section(content)
 
 
 def _styles(before: Side, after: Side) -> Iterable[str]:
-    """Graphs of either; ranges alone may also have styles that no graph has."""
-    wanted = {*before.report["accuracy"]["graphs"], *after.report["accuracy"]["graphs"]}
+    """Styles of the graphs of both sides; calibration.json may have styles without a graph, which are left out."""
+    reported = {*before.report["accuracy"]["graphs"], *after.report["accuracy"]["graphs"]}
     known = {*(before.graphs or before.ranges or {}), *(after.graphs or after.ranges or {})}
-    return sorted(known & wanted if wanted else known)
+    return sorted(known & reported if reported else known)
 
 
 def _why(part: str, before: Side, after: Side) -> str:
-    told = (side.reasons[part] for side in (before, after) if part in side.reasons)
-    return next(told, "the two have no graph in common")
+    reasons = (side.reasons[part] for side in (before, after) if part in side.reasons)
+    return next(reasons, "the two have no graph in common")
 
 
 def _accuracy(before: Json, after: Json, since: Json, same: Mapping[str, Json]) -> Json:
@@ -181,18 +185,18 @@ _NOT_THE_SAME: Json = {"same_answers": None, "same_answers_ci95": None}
 
 
 def _same_answers(before: Standing, after: Standing, since: Json) -> dict[str, Json]:
-    """By candidate, how many images both builds put into the same class, with Wilson's interval; {} on other images."""
+    """Per cent of the images that both builds put into the same class, by candidate; empty on other images."""
     if not since["same_images"] or before.table is None or after.table is None:
         return {}
-    old, new, found = before.table.answers, after.table.answers, {}
+    old, new, shares = before.table.answers, after.table.answers, {}
     for name in (name for name in new if name in old):
         share = proportion_percent(int((old[name] == new[name]).sum()), len(new[name]))
-        found[name] = {"same_answers": share.value, "same_answers_ci95": [share.low, share.high]}
-    return found
+        shares[name] = {"same_answers": share.value, "same_answers_ci95": [share.low, share.high]}
+    return shares
 
 
 def _fallen(classes: Json | None) -> list[Json]:
-    """Classes that fell by more than luck."""
+    """Classes whose loss is significant."""
     if classes is None:
         return []
     return [
@@ -203,9 +207,9 @@ def _fallen(classes: Json | None) -> list[Json]:
 
 
 def _latency(before: Json, after: Json, since: Json) -> Json:
-    """Each as it was measured, and INT8's in units of FP32's, where that says something."""
+    """Latency of both sides, and the change of INT8's in units of FP32's, where they are comparable."""
 
-    def taken(report: Json) -> Json:
+    def figures(report: Json) -> Json:
         latency = report["latency"]
         measured = latency["speedup"] is not None
         return {
@@ -213,20 +217,20 @@ def _latency(before: Json, after: Json, since: Json) -> Json:
             "scope": latency["scope"],
             "speedup": latency["speedup"],
             "speedup_ci95": latency["speedup_ci95"],
-            "crowded": crowded(latency) if measured else None,
+            "crowded": was_busy(latency) if measured else None,
             **{precision: {key: latency[precision][key] for key in _TIMES} for precision in ("fp32", "int8")},
         }
 
     return {
-        "before": taken(before),
-        "after": taken(after),
+        "before": figures(before),
+        "after": figures(after),
         "slowdown_percent": since["slowdown_percent"],
         "slowdown_percent_ci95": since["slowdown_percent_ci95"],
     }
 
 
 def _sizes(before: Json, after: Json) -> list[Json]:
-    """Bytes of each graph and engine, those of either."""
+    """Bytes of the graphs and engines of both sides, by name."""
     old, new = ({"fp32 graph": sizes["fp32_bytes"], **sizes["deployed_bytes"]} for sizes in (before, after))
     return [
         {

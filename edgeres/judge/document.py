@@ -1,8 +1,8 @@
-"""The finished report document: plain JSON that every page, table and file is drawn from.
+"""Helpers for report documents: plain JSON from which every page, table and file is rendered.
 
 The shape never changes: a figure that was not measured is null, and ``reasons`` says why, under the figure's dotted
 path or that of a group it belongs to (``"accuracy": "the validation source has no labels"``).
-``edgeres/report/schema.json`` describes all of it.
+``edgeres/report/schema.json`` describes the report.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a document, and why figures in it are null.
+    """A part of a document, and the reasons why figures in it are null.
 
     Attributes:
         content: plain JSON types.
@@ -28,12 +28,12 @@ class Section:
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     def reasons_below(self, path: str) -> dict[str, str]:
-        """The reasons as they stand in a document where this part is at ``path``."""
+        """The reasons with the paths they have in a document where this part is at ``path``."""
         return {f"{path}.{name}" if name else path: why for name, why in self.reasons.items()}
 
 
 def to_json(report: Json) -> str:
-    """The text of report.json: strict JSON, readable, UTF-8."""
+    """The text of report.json: indented UTF-8 without NaN and infinity."""
     return json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
@@ -46,7 +46,7 @@ def look_up(path: str, figures: Mapping[str, Any]) -> Any:
 
 
 def expand(path: str, figures: Mapping[str, Any]) -> Iterator[str]:
-    """The paths that a path with a ``*`` stands for; a path without one stands for itself."""
+    """The paths that match a path with a ``*``; a path without one matches itself."""
     head, star, tail = path.partition(".*")
     if not star:
         yield path
@@ -55,7 +55,7 @@ def expand(path: str, figures: Mapping[str, Any]) -> Iterator[str]:
 
 
 def why_missing(path: str, figures: Mapping[str, Any]) -> str:
-    """Why a figure is null: the reason given for it, or for the nearest group it belongs to."""
+    """The reason why a figure is null: its own, or that of the nearest group it belongs to."""
     reasons: Mapping[str, str] = figures.get("reasons", {})
     keys = path.replace(".*", "").split(".")
     prefixes = (".".join(keys[:n]) for n in range(len(keys), 0, -1))

@@ -1,4 +1,4 @@
-"""From what was asked, made and measured to the finished report document: figures, gates, checks and the verdict.
+"""Makes the report document from what was asked, made and measured: figures, gates, checks and the verdict.
 
 Nothing here reads an image, a graph or a file.
 """
@@ -33,7 +33,7 @@ from edgeres.verify.measure import Measured
 
 def judge(asked: Asked, made: Made, measured: Measured) -> Json:
     """The content of report.json: plain JSON types, no NaN, no infinity."""
-    facts: Json = json.loads(json.dumps(made.facts))  # lists for tuples, as the facts of a baseline are
+    facts: Json = json.loads(json.dumps(made.facts))  # tuples become lists, as in a baseline
     making = made.making
     sections = {
         "accuracy": accuracy_section(measured, made),
@@ -45,14 +45,15 @@ def judge(asked: Asked, made: Made, measured: Measured) -> Json:
     }
     baseline = _baseline(asked, _standing(made, measured, sections["latency"].content, facts))
     sections["baseline"] = baseline
-    found = {name: why for path, section in sections.items() for name, why in section.reasons_below(path).items()}
-    reasons = found | dict(making.reasons if making else {}) | dict(measured.reasons)
+    reasons = {name: why for path, section in sections.items() for name, why in section.reasons_below(path).items()}
+    reasons |= dict(making.reasons if making else {}) | dict(measured.reasons)
     figures: Json = {name: section.content for name, section in sections.items()} | {"reasons": reasons}
     if asked.baseline is None:
         figures["baseline"] = None
     gates = asked.gates.limits.gates(baseline=asked.baseline is not None, labels="accuracy" not in measured.reasons)
     verdicts = [_verdict(verdict, asked.gates) for verdict in judge_gates(gates, figures)]
-    checks = [_check(one, asked.gates) for one in check(_evidence(asked, made, measured, figures["baseline"]))]
+    evidence = _evidence(asked, made, measured, figures["baseline"])
+    checks = [_check(result, asked.gates) for result in check(evidence)]
     report = {
         "schema": REPORT_FORMAT,
         "edgeres": __version__,
@@ -75,7 +76,7 @@ def judge(asked: Asked, made: Made, measured: Measured) -> Json:
         "command": asked.command,
         "options": dict(asked.options),
     }
-    # As read from disk: lists for tuples, and file names that are no UTF-8 with their odd bytes as "?"
+    # As read back from disk: tuples become lists, and bytes of file names that are not UTF-8 become "?".
     plain: Json = json.loads(to_json(report).encode(errors="replace"))
     return plain
 
@@ -104,9 +105,9 @@ def _baseline(asked: Asked, now: Standing) -> Section:
 
 
 def _outcome(verdicts: list[Json], checks: list[Json], gates: GateChoice) -> Json:
-    """``passed`` decides the exit code, ``outcome`` tells whether anything is open."""
+    """The verdict of the run: ``passed`` decides the exit code, ``outcome`` also says whether a gate is unsure."""
     outcomes = {verdict["outcome"] for verdict in verdicts}
-    failed = "failed" in outcomes or any(found["outcome"] == "failed" and not found["allowed"] for found in checks)
+    failed = "failed" in outcomes or any(result["outcome"] == "failed" and not result["allowed"] for result in checks)
     unsure = "unsure" in outcomes
     return {
         "passed": not failed and not (unsure and gates.on_unsure == "fail"),
@@ -125,8 +126,8 @@ def _verdict(verdict: Verdict, gates: GateChoice) -> Json:
     }
 
 
-def _check(found: Check, gates: GateChoice) -> Json:
-    return asdict(found) | {"allowed": found.name in gates.allow}
+def _check(result: Check, gates: GateChoice) -> Json:
+    return asdict(result) | {"allowed": result.name in gates.allow}
 
 
 def _evidence(asked: Asked, made: Made, measured: Measured, baseline: Json | None) -> Evidence:

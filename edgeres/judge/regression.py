@@ -1,9 +1,8 @@
-"""This run against the last accepted build: what it lost, which classes fell, how much slower it is, what was changed.
+"""Compares a run with an accepted build: accuracy, classes, SQNR, latency, and what was made differently.
 
-On the same images the comparison is paired, image by image. On other images only figures that were paired in
-themselves are compared (INT8's drop against FP32, then and now), with 99.9 % intervals: every run draws other images,
-and a run a day should not cry once a month. Latency is compared as a share of FP32's in the same run, and only on the
-machine of the baseline unless asked otherwise.
+On the same images the comparison is paired, image by image. On other images only INT8's drop against FP32 is compared,
+with 99.9 % intervals, because each run is a new sample and a run per day would otherwise often raise a false alarm.
+Latency is compared as a share of FP32's in the same run, by default only on the same machine.
 """
 
 from __future__ import annotations
@@ -21,21 +20,20 @@ from edgeres.verify.answers import REFERENCE, AnswerTable
 from edgeres.verify.classes import ALPHA_UNPAIRED, ClassFalls, paired_falls, unpaired_falls
 from edgeres.verify.statistics import Z95, Z999, Estimate, difference, holm, paired_drop_pp, proportion_percent, ratio
 
-# Relative standard deviation of a speedup from run to run, beyond what blocks within a run show: other neighbours
-# leave other caches. Measured, see docs/verification.md. A run is crowded where the mean latency is so much longer than
-# the median: the difference is what others took.
-RUN_TO_RUN, RUN_TO_RUN_CROWDED = 0.01, 0.037
-CROWDED = 1.1
+# Relative standard deviation of a speedup between runs, in addition to that between the blocks of a run; measured, see
+# docs/verification.md. A machine was busy where the mean latency is more than BUSY times the median.
+RUN_TO_RUN, RUN_TO_RUN_BUSY = 0.01, 0.037
+BUSY = 1.1
 _MACHINE = ("processor", "system")
 _DROP = ("drop_pp", "drop_pp_ci95", "lost", "gained", "total")
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """The answers of both sides, which both have labels for the same classes.
+    """The answers of both sides; both have labels of the same classes.
 
     Attributes:
-        names: of the classes.
+        names: class names.
         same_images: whether answers can be compared image by image.
     """
 
@@ -46,22 +44,22 @@ class _Pair:
 
 
 def regression(before: Standing, now: Standing, *, any_machine: bool = False) -> Section:
-    """What ``now`` lost against ``before``; what cannot be compared is null, with its reason.
+    """Compare two builds; figures that cannot be compared are null, with a reason.
 
     Args:
-        any_machine: compare latency with that of another machine, too.
+        any_machine: compare latency between different machines, too.
     """
     reasons: dict[str, str] = {}
     same_images = _same_images(before, now)
     if not same_images:
-        told = before.images.description if before.images else "others"
-        reasons["same_images"] = f"{before.called} was measured on other images: {told}"
+        description = before.images.description if before.images else "not described"
+        reasons["same_images"] = f"{before.name} was measured on other images: {description}"
     why = _not_comparable(before, now)
     pair = None
     if why:
         reasons[""] = why
     elif before.table and now.table and now.class_names:
-        # A table that was read back may not know how many classes there are.
+        # A table that was read back may not have the number of classes.
         pair = _Pair(replace(before.table, num_classes=now.table.num_classes), now.table, now.class_names, same_images)
     graphs = {name: _graph(name, before, now, pair) for name in (now.table.candidates if now.table else ())}
     slowdown = _slowdown(before, now, any_machine)
@@ -82,12 +80,12 @@ def regression(before: Standing, now: Standing, *, any_machine: bool = False) ->
 
 
 def _not_comparable(before: Standing, now: Standing) -> str | None:
-    """Why there is no drop of accuracy between the two."""
+    """The reason why accuracy cannot be compared; None where it can."""
     if not (now.table and now.table.labelled and before.table and before.table.labelled):
-        return "there are no labels on both sides"
+        return f"{before.name} or {now.name} has no labels"
     known, names = before.class_names, now.class_names or ()
     if known is not None and len(known) != len(names):
-        return f"{before.called} has {len(known)} classes, this model {len(names)}"
+        return f"{before.name} has {len(known)} classes, {now.name} has {len(names)}"
     return None
 
 
@@ -98,7 +96,7 @@ def _same_images(before: Standing, now: Standing) -> bool:
 
 
 def _fp32(pair: _Pair) -> Json:
-    """FP32's top-1 lost: model, preprocessing or data have changed, not the quantization."""
+    """Top-1 that FP32 lost: by a change of the model, the preprocessing or the data, not of the quantization."""
     if pair.same_images:
         return _paired(pair, REFERENCE)
     shares = (
@@ -120,14 +118,14 @@ def _drop(drop: Estimate) -> Json:
 def _graph(name: str, before: Standing, now: Standing, pair: _Pair | None) -> Section:
     graph: Json = dict.fromkeys((*_DROP, "classes", "sqnr_loss_db", "sqnr_loss_db_ci95"))
     if before.table is None or name not in before.table.candidates:
-        return Section(graph, {"": f"{before.called} has no {name} graph"})
+        return Section(graph, {"": f"{before.name} has no {name} graph"})
     reasons = {}
     if name in before.sqnr and name in now.sqnr:
-        # The two intervals are taken as independent, which on the same images is on the safe side.
+        # The intervals are taken as independent; on the same images this makes the interval of the loss too wide.
         loss = difference(before.sqnr[name], now.sqnr[name])
         graph |= {"sqnr_loss_db": loss.value, "sqnr_loss_db_ci95": [loss.low, loss.high]}
     else:
-        reasons["sqnr_loss_db"] = "one of the two logit SQNR is not finite"
+        reasons["sqnr_loss_db"] = f"the logit SQNR of {before.name} or {now.name} is not finite"
     if pair:
         graph |= _int8(name, pair) | {"classes": _falls(name, pair).to_dict(pair.names)}
     return Section(graph, reasons)
@@ -149,48 +147,48 @@ def _falls(name: str, pair: _Pair) -> ClassFalls:
 
 
 def _missing_classes(pair: _Pair) -> list[Json]:
-    """Classes that the images of before had and these lack, where chance is out of the question."""
+    """Classes that had images before and have none now, where that cannot be chance."""
     before, now = pair.before.class_sizes, pair.now.class_sizes
-    had = np.flatnonzero(before).tolist()
-    chances = [float((1 - before[c] / before.sum()) ** pair.now.labelled) for c in had]
+    present = np.flatnonzero(before).tolist()
+    p_values = [float((1 - before[c] / before.sum()) ** pair.now.labelled) for c in present]
     return [
         {"class": c, "name": pair.names[c], "before": int(before[c])}
-        for c, p in zip(had, holm(chances), strict=True)
+        for c, p in zip(present, holm(p_values), strict=True)
         if now[c] == 0 and p < ALPHA_UNPAIRED
     ]
 
 
 def _slowdown(before: Standing, now: Standing, any_machine: bool) -> Section:
-    """How much longer INT8 takes, in units of FP32 on the same machine in the same run."""
-    machine, here = ([side.environment.get(key) for key in _MACHINE] for side in (before, now))
+    """Change of INT8's latency in per cent, each in units of FP32's latency in the same run."""
+    machine_before, machine_now = ([side.environment.get(key) for key in _MACHINE] for side in (before, now))
     why = None
     if now.latency["speedup"] is None:
         why = "latency was not measured in this run"
     elif before.latency["speedup"] is None:
-        why = f"{before.called} holds no latency"
+        why = f"{before.name} has no latency"
     elif before.latency["scope"] != now.latency["scope"]:
-        why = f"{before.called}'s latency is {before.latency['scope']}, this one {now.latency['scope']}"
-    elif machine != here and not any_machine:
-        why = f"{before.called} was timed on another machine ({machine[0]}); --any-machine compares all the same"
+        why = f"latency of {before.name} is {before.latency['scope']}, of {now.name} {now.latency['scope']}"
+    elif machine_before != machine_now and not any_machine:
+        why = f"{before.name} was timed on another machine ({machine_before[0]}); --any-machine compares anyway"
     if why:
         return Section({"slowdown_percent": None, "slowdown_percent_ci95": None}, {"slowdown_percent": why})
-    slower = ratio(*(_from_run_to_run(side.latency) for side in (before, now)))
-    percents = [100 * (limit - 1) for limit in (slower.value, slower.low, slower.high)]
+    slower = ratio(*(_between_runs(side.latency) for side in (before, now)))
+    percents = [100 * (factor - 1) for factor in (slower.value, slower.low, slower.high)]
     return Section({"slowdown_percent": percents[0], "slowdown_percent_ci95": percents[1:]})
 
 
-def _from_run_to_run(measured: Mapping[str, Any]) -> Estimate:
-    """A speedup with an interval that also holds for another run."""
+def _between_runs(measured: Mapping[str, Any]) -> Estimate:
+    """A speedup with its interval widened by the variation between runs."""
     low, high = measured["speedup_ci95"]
-    spread = Z95 * (RUN_TO_RUN_CROWDED if crowded(measured) else RUN_TO_RUN)
+    spread = Z95 * (RUN_TO_RUN_BUSY if was_busy(measured) else RUN_TO_RUN)
     value: float = measured["speedup"]
     below, above = (math.hypot(math.log(high / low), spread) for low, high in ((low, value), (value, high)))
     return Estimate(value, value * math.exp(-below), value * math.exp(above))
 
 
-def crowded(measured: Mapping[str, Any]) -> bool:
-    """Whether others took so much of the machine that it shows; of a section ``latency`` that was measured."""
-    return any(_mean_ms(measured, name) > CROWDED * measured[name]["p50_ms"] for name in ("fp32", "int8"))
+def was_busy(measured: Mapping[str, Any]) -> bool:
+    """Whether other processes slowed the measurement down; ``measured`` is a section ``latency`` with figures."""
+    return any(_mean_ms(measured, name) > BUSY * measured[name]["p50_ms"] for name in ("fp32", "int8"))
 
 
 def _mean_ms(measured: Mapping[str, Any], name: str) -> float:
@@ -199,7 +197,7 @@ def _mean_ms(measured: Mapping[str, Any], name: str) -> float:
 
 
 def changes(before: Standing, now: Standing) -> list[Json]:
-    """What was made or measured differently: facts of the build and versions of the run, as (what, before, after)."""
+    """Differences of the builds' facts and of the runs' versions, as ``what``, ``before`` and ``after``."""
     old, new = (
         {**side.facts, **{f"version of {name}": v for name, v in side.environment.items()}} for side in (before, now)
     )

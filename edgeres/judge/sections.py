@@ -1,4 +1,4 @@
-"""The sections of a report: what was measured as plain JSON, and for every figure that is missing the reason."""
+"""Makes the sections of a report: figures as plain JSON, and a reason for every figure that is missing."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ _TIMES = (
 
 
 def accuracy_section(measured: Measured, made: Made) -> Section:
-    """Top-1 and top-5 of each candidate, and what each loses against FP32."""
+    """Top-1 and top-5 of FP32 and each candidate, and the candidates' losses against FP32."""
     comparison, headline = measured.comparison, measured.headline
     if comparison is None:
         empty = dict.fromkeys(_HITS)
         nothing: Json = {"graph": None, "fp32": empty, "int8": empty, **dict.fromkeys(_PAIRED)}
         more: Json = {"images": 0, "per_class": None, "graphs": {}, "answers": None}
-        return Section(nothing | more, {"": "nothing was compared in this run"})
+        return Section(nothing | more, {"": "no images were compared in this run"})
     parts = {"fp32": _hits(comparison, REFERENCE), "int8": _hits(comparison, headline)}
     graphs = {name: _graph(comparison, name, made) for name in comparison.table.candidates}
     paired = _paired(comparison, headline)
@@ -89,7 +89,7 @@ def _hits(comparison: Comparison, name: str) -> Section:
         "total": accuracy.total,
         "runner": runner,
     }
-    return Section(content, {"top5": f"top-5 says nothing about {classes} classes"} if few_classes else {})
+    return Section(content, {"top5": f"top-5 is not meaningful with {classes} classes"} if few_classes else {})
 
 
 def _paired(comparison: Comparison, name: str) -> Section:
@@ -99,10 +99,10 @@ def _paired(comparison: Comparison, name: str) -> Section:
     sqnr, limits = scored.sqnr_db, scored.sqnr_db_ci95
     reasons = {}
     if sqnr is None or not math.isfinite(sqnr):
-        reasons["logit_sqnr_db"] = "no finite ratio: the logits equal those of FP32, or FP32's are all zero"
+        reasons["logit_sqnr_db"] = "not finite: the logits equal FP32's, or FP32's are all zero"
         sqnr = limits = None
     if limits is None:
-        reasons["logit_sqnr_db_ci95"] = "one image, or no finite ratio"
+        reasons["logit_sqnr_db_ci95"] = "the SQNR is not finite, or there is only one image"
     content = {
         "drop_pp": drop.value if drop else None,
         "drop_pp_ci95": _ci(drop) if drop else None,
@@ -146,7 +146,7 @@ def _per_class(comparison: Comparison, headline: str) -> list[Json] | None:
 
 
 def latency_section(measured: Mapping[str, Measurement] | None) -> Section:
-    """FP32 and INT8 as they were timed in one run."""
+    """Latency of FP32 and INT8, measured in one run."""
     if measured is None:
         head = ("backend", "scope", "batch", "warmup_seconds", "speedup", "speedup_ci95", "histogram")
         times: Json = {"fp32": dict.fromkeys(_TIMES), "int8": dict.fromkeys(_TIMES), "noise": []}
@@ -162,7 +162,7 @@ def latency_section(measured: Mapping[str, Measurement] | None) -> Section:
         "int8": _times(int8),
         "speedup": ratio.value,
         "speedup_ci95": _ci(ratio),
-        "noise": [f"{name}: {what}" for name, m in (("FP32", fp32), ("INT8", int8)) for what in noise(m)],
+        "noise": [f"{name}: {reason}" for name, m in (("FP32", fp32), ("INT8", int8)) for reason in noise(m)],
         "histogram": _histogram(fp32.seconds, int8.seconds),
     }
     return Section(content)
@@ -176,23 +176,24 @@ def _times(m: Measurement) -> Json:
 
 
 def _histogram(fp32: F64, int8: F64) -> Json:
-    """Counts in bins of equal width from zero, the same for both; the last bin also holds all that took longer.
+    """Counts in bins of equal width from zero, the same bins for both; the last bin also counts all longer times.
 
-    On a machine that others use, the 99th percentile may be theirs: no more than four medians are drawn.
+    The bins end near the 99th percentile, but at most at about four medians, because on a busy machine other processes
+    make the 99th percentile very long.
     """
     top = 1.1e3 * max(min(np.percentile(seconds, 99), 4 * np.median(seconds)) for seconds in (fp32, int8))
     width = top / HISTOGRAM_BINS
 
     def counts(seconds: F64) -> list[int]:
         bins = np.minimum(1e3 * seconds / width, HISTOGRAM_BINS - 1).astype(np.int64)
-        found: list[int] = np.bincount(bins, minlength=HISTOGRAM_BINS).tolist()
-        return found
+        per_bin: list[int] = np.bincount(bins, minlength=HISTOGRAM_BINS).tolist()
+        return per_bin
 
     return {"bin_ms": float(width), "fp32": counts(fp32), "int8": counts(int8)}
 
 
 def sizes_section(made: Made, headline: str) -> Section:
-    """Bytes of graphs and engines."""
+    """Sizes of graphs and engines in bytes."""
     fp32, int8 = made.sizes.get("fp32"), made.sizes.get(headline)
     candidates = {name: size for name, size in made.sizes.items() if name != "fp32"}
     engines = {_engine_name(e): e.size_bytes for e in made.engines if e.precision == "int8" and e.file}
@@ -204,26 +205,26 @@ def sizes_section(made: Made, headline: str) -> Section:
 
 
 def export_section(making: Making | None) -> Section:
-    """How close the FP32 graph is to where it came from."""
+    """How far the FP32 graph differs from the original model."""
     if making is None:
         return Section(dict.fromkeys(("max_error", "notes")), {"": "nothing was exported in this run"})
     return Section(dict(making.export))
 
 
 def data_section(making: Making | None, measured: Measured) -> Section:
-    """The images that were used."""
+    """The calibration and validation images."""
     calibration = making.calibration.data if making and making.calibration else None
-    found = {"validation": measured.images, "calibration": calibration}
-    missing = {"validation": "no validation source was given", "calibration": "nothing was calibrated in this run"}
-    reasons = {role: missing[role] for role, record in found.items() if record is None}
-    for role, record in found.items():
+    records = {"validation": measured.images, "calibration": calibration}
+    missing = {"validation": "no validation images were given", "calibration": "nothing was calibrated in this run"}
+    reasons = {role: missing[role] for role, record in records.items() if record is None}
+    for role, record in records.items():
         if record and record.pixels is None:
-            reasons[f"{role}.pixels"] = "the mean of the images was not measured"
-    return Section({role: asdict(record) if record else None for role, record in found.items()}, reasons)
+            reasons[f"{role}.pixels"] = "the mean colours of the images were not measured"
+    return Section({role: asdict(record) if record else None for role, record in records.items()}, reasons)
 
 
 def calibration_section(making: Making | None) -> Section:
-    """How ranges were found."""
+    """How ranges were measured."""
     record = making.calibration if making else None
     if record is None:
         nothing = dict.fromkeys(("method", "images", "batch_size"))
@@ -232,7 +233,7 @@ def calibration_section(making: Making | None) -> Section:
 
 
 def plan_summary(plan: QuantPlan) -> Json:
-    """What a plan quantizes and what it leaves in floating point."""
+    """Counts of what a plan quantizes, and the tensors that it leaves in floating point."""
     return {
         "activations": len(plan.edges),
         "weights": len(plan.weights),
@@ -242,15 +243,15 @@ def plan_summary(plan: QuantPlan) -> Json:
 
 
 def layer_noise_summary(noise: LayerNoise) -> Json:
-    """The noise in one graph, layer by layer."""
+    """The noise of one graph, layer by layer."""
     plain = noise.to_dict()
-    for fit in plain["ranges"]:  # a tensor that was zero on every image has no ratio
+    for fit in plain["ranges"]:  # a tensor that is zero on every image has no finite SQNR
         fit["own_db"] = fit["own_db"] if math.isfinite(fit["own_db"]) else None
     return plain
 
 
 def _engine_name(engine: EngineRecord) -> str:
-    """``rtx engine sm86``; without dots, which part the path of a figure."""
+    """A name such as ``rtx engine sm86``, without dots, because dots separate the keys in the path of a figure."""
     made_for = "".join(f" sm{capability}" for capability in engine.portability.compute_capabilities)
     return f"{engine.target} engine{made_for}".replace(".", "")
 

@@ -1,4 +1,4 @@
-"""A build as another one is compared with it: measured now, accepted as the baseline, or read back from a report."""
+"""The figures of one build for a comparison: measured now, accepted as the baseline, or read back from a report."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class Standing:
     """One side of a comparison.
 
     Attributes:
-        called: how messages name it, e.g. ``the baseline``.
+        name: how messages name it, e.g. ``the baseline``.
         images: None where nothing was compared.
         table: None where nothing was compared.
         sqnr: finite logit SQNR in dB by candidate.
         class_names: in the order of the outputs; None where they are not known.
-        latency: the section ``latency`` of a report.
+        latency: the section ``latency`` of the report.
         environment: versions and machine of the measurement.
         facts: how the build was made.
     """
 
-    called: str
+    name: str
     images: Images | None
     table: AnswerTable | None
     sqnr: Mapping[str, Estimate]
@@ -47,36 +47,36 @@ class Standing:
 
 
 def finite_sqnr(comparison: Comparison | None) -> dict[str, Estimate]:
-    """Logit SQNR of the candidates in dB; those that are infinite or undefined are left out."""
-    found = {}
+    """Logit SQNR of the candidates in dB; infinite and undefined ones are left out."""
+    sqnr = {}
     for name, scored in comparison.scored.items() if comparison else ():
         if scored.sqnr_db is not None and math.isfinite(scored.sqnr_db):
-            found[name] = Estimate(scored.sqnr_db, *(scored.sqnr_db_ci95 or (scored.sqnr_db, scored.sqnr_db)))
-    return found
+            sqnr[name] = Estimate(scored.sqnr_db, *(scored.sqnr_db_ci95 or (scored.sqnr_db, scored.sqnr_db)))
+    return sqnr
 
 
-def standing_of(document: Mapping[str, Any], called: str) -> Standing:
-    """The standing in a report's document, or in a baseline's.
+def standing_of(document: Mapping[str, Any], name: str) -> Standing:
+    """Read the figures from the document of a report or of a baseline.
 
     Raises:
         InputError: the answers are damaged.
     """
     accuracy, facts = document["accuracy"], document["facts"]
     validation = document["validation"] if "validation" in document else document["data"]["validation"]
-    named = document.get("model", facts).get("labels")
-    names = None if named is None else tuple(named)
+    labels = document.get("model", facts).get("labels")
+    class_names = None if labels is None else tuple(labels)
     sqnr = {
-        name: Estimate(value, *(graph["logit_sqnr_db_ci95"] or (value, value)))
-        for name, graph in accuracy["graphs"].items()
+        candidate: Estimate(value, *(graph["logit_sqnr_db_ci95"] or (value, value)))
+        for candidate, graph in accuracy["graphs"].items()
         if (value := graph["logit_sqnr_db"]) is not None
     }
     packed = accuracy["answers"]
     return Standing(
-        called,
+        name,
         Images(validation["description"], validation["sha256"]) if validation else None,
-        AnswerTable.unpack(packed, len(names) if names else 0) if packed else None,
+        AnswerTable.unpack(packed, len(class_names or ())) if packed else None,
         sqnr,
-        names,
+        class_names,
         document["latency"],
         document["environment"],
         facts,
