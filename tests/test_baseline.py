@@ -327,5 +327,5 @@ def test_what_is_no_baseline_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_report_without_answers_cannot_be_accepted(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="compares nothing"):
+    with pytest.raises(InputError, match="no answers to accept"):
         accept(report(comparison=None, images=None), tmp_path)

@@ -1,4 +1,4 @@
-"""The last accepted build, in a file to commit: what it answered on every image, how fast it was, how it was made."""
+"""Writes and reads baseline.json, the file with the answers, latency and facts of the last accepted build."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 from edgeres import reports
 from edgeres._version import __version__
 from edgeres.errors import InputError
+from edgeres.judge.build_figures import BuildFigures, figures_of
 from edgeres.judge.document import Json
-from edgeres.judge.standing import Standing, standing_of
 
 FILE = "baseline.json"
 _LATENCY = ("backend", "scope", "batch", "speedup", "speedup_ci95", "fp32", "int8", "noise")
@@ -24,7 +24,8 @@ class Baseline:
     """An accepted build.
 
     Attributes:
-        where: the file, as it was named.
+        where: the file, as the user named it.
+        document: the content of the file.
         any_machine: compare latency with that of another machine, too.
     """
 
@@ -33,22 +34,22 @@ class Baseline:
     any_machine: bool = False
 
     @property
-    def standing(self) -> Standing:
-        return standing_of(self.document, "the baseline")
+    def figures(self) -> BuildFigures:
+        return figures_of(self.document, "the baseline")
 
 
 def accept(report: Mapping[str, Any], where: str | Path) -> Json:
-    """The content of baseline.json for a report that was accepted.
+    """The content of baseline.json for an accepted report.
 
     Args:
-        where: the report came from, for messages.
+        where: where the report came from, for messages.
 
     Raises:
-        InputError: the report holds no answers.
+        InputError: the report has no answers.
     """
     accuracy, latency = report["accuracy"], report["latency"]
     if accuracy["answers"] is None:
-        raise InputError("its report compares nothing, so there is nothing to accept", where=where, hint="verify it")
+        raise InputError("its report has no answers to accept", where=where, hint="verify the bundle, then accept it")
     content = {
         "schema": reports.BASELINE_FORMAT,
         "kind": "edgeres baseline",
@@ -69,19 +70,19 @@ def accept(report: Mapping[str, Any], where: str | Path) -> Json:
         "latency": {key: latency[key] for key in _LATENCY},
     }
     kind = reports.baseline_kind()
-    found: Json = kind.content(kind.convert(content, where))
-    return found
+    document: Json = kind.content(kind.convert(content, where))
+    return document
 
 
 def read_baseline(path: str | Path, *, any_machine: bool = False) -> Baseline:
-    """Open a baseline.json.
+    """Read a baseline.json.
 
     Raises:
-        InputError: it is missing, something else, or from a newer edgeres.
+        InputError: it is missing, damaged, no baseline, or from a newer edgeres.
     """
     baseline = Baseline(str(path), reports.read_baseline(Path(path)), any_machine)
     try:
-        baseline.standing  # noqa: B018  its answers can be unpacked
+        baseline.figures  # noqa: B018  raises where the answers cannot be unpacked
     except InputError as error:
         raise InputError(error.what, where=path, hint="accept the bundle again") from error
     return baseline

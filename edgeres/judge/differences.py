@@ -10,11 +10,11 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from edgeres.judge.build_figures import BuildFigures, figures_of
 from edgeres.judge.causes import causes
 from edgeres.judge.document import Json, Section
 from edgeres.judge.regression import regression, was_busy
 from edgeres.judge.sides import Side
-from edgeres.judge.standing import Standing, standing_of
 from edgeres.verify.answers import REFERENCE
 from edgeres.verify.statistics import proportion_percent
 
@@ -29,7 +29,7 @@ def compare_builds(before: Side, after: Side, *, any_machine: bool = False) -> J
     Args:
         any_machine: compare latency between different machines, too.
     """
-    first, second = standing_of(before.report, "the first"), standing_of(after.report, "the second")
+    first, second = figures_of(before.report, "the first"), figures_of(after.report, "the second")
     regressed = regression(first, second, any_machine=any_machine)
     since, scales, placements = regressed.content, _scales(before, after), _placements(before, after)
     found: Json = {
@@ -90,8 +90,8 @@ class _Widths:
 
 def _widths(side: Side, style: str, *, graphs: bool) -> _Widths | None:
     if graphs:
-        codes = (side.graphs or {}).get(style)
-        return _Widths("graph", {name: code.scale for name, code in codes.tensors.items()}) if codes else None
+        graph = (side.graphs or {}).get(style)
+        return _Widths("graph", graph.scales) if graph else None
     ranges = (side.ranges or {}).get(style)
     return _Widths("calibration.json", {name: high - low for name, (low, high) in ranges.items()}) if ranges else None
 
@@ -123,9 +123,9 @@ def _placements(before: Side, after: Side) -> Section:
     for style in (style for style in after.graphs if style in before.graphs):
         old, new = before.graphs[style], after.graphs[style]
         content[style] = {
-            "both": len(old.tensors.keys() & new.tensors.keys()),
-            "gained": [name for name in new.tensors if name not in old.tensors],
-            "lost": [name for name in old.tensors if name not in new.tensors],
+            "both": len(old.scales.keys() & new.scales.keys()),
+            "gained": [name for name in new.scales if name not in old.scales],
+            "lost": [name for name in old.scales if name not in new.scales],
             "left_in_float": [
                 {"what": what, "reason": reason} for what, reason in new.skipped.items() if what not in old.skipped
             ],
@@ -184,7 +184,7 @@ def _figures(row: Json) -> Json:
 _NOT_THE_SAME: Json = {"same_answers": None, "same_answers_ci95": None}
 
 
-def _same_answers(before: Standing, after: Standing, since: Json) -> dict[str, Json]:
+def _same_answers(before: BuildFigures, after: BuildFigures, since: Json) -> dict[str, Json]:
     """Per cent of the images that both builds put into the same class, by candidate; empty on other images."""
     if not since["same_images"] or before.table is None or after.table is None:
         return {}

@@ -10,6 +10,7 @@ from dataclasses import asdict
 
 from edgeres._version import __version__
 from edgeres.judge.asked import Asked, GateChoice
+from edgeres.judge.build_figures import BuildFigures, Images, finite_sqnr
 from edgeres.judge.checks import Check, Evidence, check
 from edgeres.judge.document import Json, Section, to_json
 from edgeres.judge.gates import METRICS, judge_gates
@@ -24,7 +25,6 @@ from edgeres.judge.sections import (
     plan_summary,
     sizes_section,
 )
-from edgeres.judge.standing import Images, Standing, finite_sqnr
 from edgeres.made import Made
 from edgeres.records import Verdict
 from edgeres.reports import REPORT_FORMAT
@@ -43,7 +43,7 @@ def judge(asked: Asked, made: Made, measured: Measured) -> Json:
         "data": data_section(making, measured),
         "calibration": calibration_section(making),
     }
-    baseline = _baseline(asked, _standing(made, measured, sections["latency"].content, facts))
+    baseline = _baseline(asked, _figures(made, measured, sections["latency"].content, facts))
     sections["baseline"] = baseline
     reasons = {name: why for path, section in sections.items() for name, why in section.reasons_below(path).items()}
     reasons |= dict(making.reasons if making else {}) | dict(measured.reasons)
@@ -81,9 +81,9 @@ def judge(asked: Asked, made: Made, measured: Measured) -> Json:
     return plain
 
 
-def _standing(made: Made, measured: Measured, latency: Json, facts: Json) -> Standing:
+def _figures(made: Made, measured: Measured, latency: Json, facts: Json) -> BuildFigures:
     images, comparison = measured.images, measured.comparison
-    return Standing(
+    return BuildFigures(
         "this run",
         Images(images.description, images.sha256) if images else None,
         comparison.table if comparison else None,
@@ -95,11 +95,11 @@ def _standing(made: Made, measured: Measured, latency: Json, facts: Json) -> Sta
     )
 
 
-def _baseline(asked: Asked, now: Standing) -> Section:
+def _baseline(asked: Asked, now: BuildFigures) -> Section:
     accepted = asked.baseline
     if accepted is None:
         return Section({}, {"": "no baseline was given"})
-    since = regression(accepted.standing, now, any_machine=accepted.any_machine)
+    since = regression(accepted.figures, now, any_machine=accepted.any_machine)
     head = {"file": accepted.where, "accepted": accepted.document["accepted"]}
     return Section(head | since.content, since.reasons)
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from edgeres.judge.build_figures import BuildFigures
 from edgeres.judge.document import Json, Section
-from edgeres.judge.standing import Standing
 from edgeres.verify.answers import REFERENCE, AnswerTable
 from edgeres.verify.classes import ALPHA_UNPAIRED, ClassFalls, paired_falls, unpaired_falls
 from edgeres.verify.statistics import Z95, Z999, Estimate, difference, holm, paired_drop_pp, proportion_percent, ratio
@@ -43,7 +43,7 @@ class _Pair:
     same_images: bool
 
 
-def regression(before: Standing, now: Standing, *, any_machine: bool = False) -> Section:
+def regression(before: BuildFigures, now: BuildFigures, *, any_machine: bool = False) -> Section:
     """Compare two builds; figures that cannot be compared are null, with a reason.
 
     Args:
@@ -79,7 +79,7 @@ def regression(before: Standing, now: Standing, *, any_machine: bool = False) ->
     )
 
 
-def _not_comparable(before: Standing, now: Standing) -> str | None:
+def _not_comparable(before: BuildFigures, now: BuildFigures) -> str | None:
     """The reason why accuracy cannot be compared; None where it can."""
     if not (now.table and now.table.labelled and before.table and before.table.labelled):
         return f"{before.name} or {now.name} has no labels"
@@ -89,7 +89,7 @@ def _not_comparable(before: Standing, now: Standing) -> str | None:
     return None
 
 
-def _same_images(before: Standing, now: Standing) -> bool:
+def _same_images(before: BuildFigures, now: BuildFigures) -> bool:
     if before.images is None or now.images is None or before.table is None or now.table is None:
         return False
     return before.images.sha256 == now.images.sha256 and np.array_equal(before.table.labels, now.table.labels)
@@ -115,7 +115,7 @@ def _drop(drop: Estimate) -> Json:
     return dict.fromkeys(_DROP) | {"drop_pp": drop.value, "drop_pp_ci95": [drop.low, drop.high]}
 
 
-def _graph(name: str, before: Standing, now: Standing, pair: _Pair | None) -> Section:
+def _graph(name: str, before: BuildFigures, now: BuildFigures, pair: _Pair | None) -> Section:
     graph: Json = dict.fromkeys((*_DROP, "classes", "sqnr_loss_db", "sqnr_loss_db_ci95"))
     if before.table is None or name not in before.table.candidates:
         return Section(graph, {"": f"{before.name} has no {name} graph"})
@@ -158,7 +158,7 @@ def _missing_classes(pair: _Pair) -> list[Json]:
     ]
 
 
-def _slowdown(before: Standing, now: Standing, any_machine: bool) -> Section:
+def _slowdown(before: BuildFigures, now: BuildFigures, any_machine: bool) -> Section:
     """Change of INT8's latency in per cent, each in units of FP32's latency in the same run."""
     machine_before, machine_now = ([side.environment.get(key) for key in _MACHINE] for side in (before, now))
     why = None
@@ -196,7 +196,7 @@ def _mean_ms(measured: Mapping[str, Any], name: str) -> float:
     return mean
 
 
-def changes(before: Standing, now: Standing) -> list[Json]:
+def changes(before: BuildFigures, now: BuildFigures) -> list[Json]:
     """Differences of the builds' facts and of the runs' versions, as ``what``, ``before`` and ``after``."""
     old, new = (
         {**side.facts, **{f"version of {name}": v for name, v in side.environment.items()}} for side in (before, now)

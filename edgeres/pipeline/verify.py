@@ -65,6 +65,6 @@ def accept_baseline(path: Path) -> Json:
     """The content of a baseline.json: of a bundle as it was built, or of a report.json of a verification.
 
     Raises:
-        BundleError, InputError: neither can be read, or its report compares nothing.
+        BundleError, InputError: neither can be read, or its report has no answers.
     """
     return accept(Bundle(path).report() if path.is_dir() or not path.exists() else read_report(path), path)

@@ -22,8 +22,8 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """One side of a comparison.
+class BuildFigures:
+    """The figures of one build.
 
     Attributes:
         name: how messages name it, e.g. ``the baseline``.
@@ -55,8 +55,8 @@ def finite_sqnr(comparison: Comparison | None) -> dict[str, Estimate]:
     return sqnr
 
 
-def standing_of(document: Mapping[str, Any], name: str) -> Standing:
-    """Read the figures from the document of a report or of a baseline.
+def figures_of(document: Mapping[str, Any], name: str) -> BuildFigures:
+    """Read the figures from a report or a baseline.
 
     Raises:
         InputError: the answers are damaged.
@@ -71,7 +71,7 @@ def standing_of(document: Mapping[str, Any], name: str) -> Standing:
         if (value := graph["logit_sqnr_db"]) is not None
     }
     packed = accuracy["answers"]
-    return Standing(
+    return BuildFigures(
         name,
         Images(validation["description"], validation["sha256"]) if validation else None,
         AnswerTable.unpack(packed, len(class_names or ())) if packed else None,
