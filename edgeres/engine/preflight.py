@@ -60,7 +60,7 @@ def warnings(folder: Path, target: Target, max_batch: int, workspace_mb: int | N
     memories = _memories(target)
     need = memory_need(folder / FP32, max_batch, 0) if memories else MemoryNeed(0, None, 0)
     for memory in memories:
-        own = target.workspace_bytes(memory) or 0  # the vendor's default takes what is left
+        own = target.workspace_bytes(memory) or 0  # the vendor's default: all memory that is left
         workspace = own if workspace_mb is None else workspace_mb << 20
         system = SYSTEM_BYTES if target.shared_memory else 0
         full = MemoryNeed(need.weights, need.activations, workspace)
@@ -79,7 +79,7 @@ def _memories(target: Target) -> list[int]:
 
 
 def _opsets(folder: Path, target: Target) -> Iterator[str]:
-    if target.tensorrt is None:  # TensorRT-RTX is installed here: its own parser tells
+    if target.tensorrt is None:  # TensorRT-RTX builds here, and its own parser reports the opset
         return
     try:
         import onnx

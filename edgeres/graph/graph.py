@@ -69,7 +69,7 @@ class Graph:
         copy.CopyFrom(model)
         return cls(copy)
 
-    # --- what is there -----------------------------------------------------------------------------------------------
+    # --- queries -----------------------------------------------------------------------------------------------------
 
     @property
     def input(self) -> str:
@@ -127,7 +127,7 @@ class Graph:
         return tensor in self._producer or tensor in self._initializers or tensor in self.inputs
 
     def is_constant(self, tensor: str) -> bool:
-        """Whether it is an initializer, the output of a Constant node, or an Identity of such."""
+        """Whether a tensor is an initializer, the output of a Constant node, or an Identity of one of these."""
         return self.stored(tensor) is not None
 
     def constant(self, tensor: str) -> Values:
@@ -142,7 +142,7 @@ class Graph:
         return numpy_helper.to_array(stored)
 
     def stored(self, tensor: str) -> onnx.TensorProto | None:
-        """A constant as it is stored, for its type and sizes; None where it is no constant."""
+        """The protobuf of a constant, for its type and sizes; None if the tensor is no constant."""
         while tensor not in self._initializers:
             node = self._producer.get(tensor)
             if node is None or node.op_type not in {"Identity", "Constant"}:
@@ -163,7 +163,7 @@ class Graph:
         return self._types
 
     def shape(self, tensor: str) -> tuple[int, ...]:
-        """Shape; unknown sizes, such as a dynamic batch, are 0. () where nothing is known, and for a scalar."""
+        """Shape; unknown sizes, such as a dynamic batch, are 0. () for scalars and for unknown tensors."""
         if tensor in self._initializers:
             return tuple(self._initializers[tensor].dims)
         value = self.types.get(tensor)

@@ -112,7 +112,7 @@ def _layout(dims: Sequence[int], where: object) -> tuple[Layout, tuple[int, int]
 
 
 def _scores(model: onnx.ModelProto, where: object) -> str:
-    """The output; of several, the one that looks like scores and that no other such output is computed from."""
+    """The output. Of several, the one that looks like scores and from which no other such output is computed."""
     if len(model.graph.output) == 1:
         return str(model.graph.output[0].name)
     outputs = shape_inference.infer_shapes(model).graph.output

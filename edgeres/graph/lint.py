@@ -106,7 +106,7 @@ def _operators(graph: Graph, node: onnx.NodeProto) -> Iterator[Finding]:
         hint = f"TensorRT has no {node.op_type}; write Q/DQ around the float operator"
         yield Finding(_name(node), "", "operator", "refused", hint)
     elif node.domain not in _ONNX_DOMAINS:
-        # The parser looks an operator up by its name alone, so a contributed operator with an ONNX name gets through.
+        # The parser knows operators by name only, so it accepts a contributed operator with the name of an ONNX one.
         known = defs.has(node.op_type)
         hint = f"{node.op_type} of {node.domain} is not ONNX; export without fused or contributed operators"
         yield Finding(_name(node), "", "operator", "version" if known else "refused", hint)

@@ -24,7 +24,7 @@ LIMIT = 1e-3
 
 
 def input_values(model: onnx.ModelProto, batch: int, where: object) -> InputValues:
-    """The values that the graph takes, told from what reaches its first Conv when the images are all 0 and all 1.
+    """The values that the graph takes, found from the input of its first Conv for images of zeros and of ones.
 
     A network sees values of about unit variance. Where the graph itself scales by 1/0.23 it is given [0, 1]; where it
     scales by 1/58, or subtracts 104 to 124, it is given [0, 255].

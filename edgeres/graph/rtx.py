@@ -20,7 +20,7 @@ from onnx import TensorProto
 
 from edgeres.graph.graph import Graph, attributes
 
-# Their output has the type of their input, whatever that is.
+# Operators whose output has the type of their input.
 _TYPE_PRESERVING = frozenset({"Pad", "Transpose", "Identity"})
 
 
@@ -34,7 +34,7 @@ def rtx_form(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def channel_factor(model: onnx.ModelProto) -> onnx.ModelProto:
-    """One scale for all weights of a layer, and what is left of each channel's scale as a factor: the same products.
+    """Give a layer's weights one scale, and multiply each channel by the rest of its scale: the same products.
 
     Before:
         DQ(codes, scale per channel) -> Conv(+ bias)
@@ -70,7 +70,7 @@ def channel_factor(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def half_between(model: onnx.ModelProto) -> onnx.ModelProto:
-    """float16 between the codes; scales stay in float32.
+    """Compute in float16 between the codes; scales stay in float32.
 
     Before:
         DQ -> Conv, Add, ReLU -> Q                      float32

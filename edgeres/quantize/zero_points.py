@@ -112,7 +112,7 @@ class _Folding:
         return next((name for name in add.input if name in self.inserted), "")
 
     def _conv_into(self, add: onnx.NodeProto) -> onnx.NodeProto | None:
-        """The Conv of which nothing but this residual Add reads the output."""
+        """A Conv whose output only this residual Add reads; None if neither input comes from one."""
         if add.op_type != "Add":
             return None
         found = (self.graph.producer(name) for name in add.input if self._has_one_reader(name))

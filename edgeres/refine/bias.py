@@ -130,7 +130,7 @@ def _cut(model: onnx.ModelProto, block: Block, outputs: Sequence[str], rank: int
         [tensor for tensor in model.graph.initializer if tensor.name in read],
     )
     cut = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
-    return shape_inference.infer_shapes(cut)  # the checker wants the outputs' ranks
+    return shape_inference.infer_shapes(cut)  # the checker requires the outputs' ranks
 
 
 def _with_own_biases(candidate: CandidatePlan) -> CandidatePlan:

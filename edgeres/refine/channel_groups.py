@@ -257,7 +257,8 @@ def _mul(walk: _Walk, node: onnx.NodeProto) -> bool:
     return True
 
 
-# Each tells whether the operator commutes with factors, and if so, takes its channels over; else its inputs are pinned.
+# Each returns whether the operator commutes with factors. If so, it sets the channels of the output; else the inputs
+# are pinned.
 _RULES: dict[str, Callable[[_Walk, onnx.NodeProto], bool]] = {
     "Conv": _conv,
     "Gemm": _matmul,

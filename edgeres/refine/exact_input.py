@@ -104,7 +104,7 @@ def exact_input(model: onnx.ModelProto, preprocess: Preprocess, interface: Inter
 
 
 def _path_to_conv(graph: Graph) -> list[onnx.NodeProto] | str:
-    """The nodes from the graph's input to its first Conv, or why there is no such way."""
+    """The nodes from the graph's input to its first Conv, or the reason why they cannot be followed."""
     path: list[onnx.NodeProto] = []
     tensor = graph.input
     while not path or path[-1].op_type != "Conv":

@@ -41,7 +41,7 @@ _LEAST_IMAGES = 32
 _STATISTICS_BYTES = 16 << 20
 _EQUALIZE_IMAGES, _BIAS_IMAGES, _TRIAL_IMAGES = 128, 128, 64
 _LEARNING_PASSES = 8  # forward passes over the calibration images that learning may cost in ``balanced``
-# A learning step on images above 128 px takes seconds per image: such steps take fewer images.
+# With images above 128 px, a learning step takes seconds per image, so it uses fewer of them.
 _LARGE_INPUT = 3 * 128 * 128
 _LARGE_INPUT_BATCH = 8
 

@@ -35,7 +35,7 @@ class Resume:
             return None
         try:
             state: dict[str, Any] = torch.load(self._path, weights_only=True)
-        except Exception:  # written by another torch, or damaged: learning starts anew
+        except Exception:  # written by another torch, or damaged: learning starts again
             return None
         return state
 
