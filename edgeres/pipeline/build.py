@@ -14,9 +14,9 @@ from edgeres.data.loader import Loader
 from edgeres.judge.asked import Asked
 from edgeres.judge.document import Json
 from edgeres.judge.judge import judge
-from edgeres.pipeline.make import MakeChoice, Stopwatch, choose_images, choose_targets, make
-from edgeres.pipeline.network import NetworkChoice, take_network
-from edgeres.pipeline.options import BuildOptions, facts_among
+from edgeres.pipeline.make import Stopwatch, choose_images, choose_targets, make
+from edgeres.pipeline.network import take_network
+from edgeres.pipeline.options import BuildOptions
 from edgeres.pipeline.render import write_report
 from edgeres.pipeline.verify import VALIDATION_BATCH, measure_bundle
 from edgeres.progress import SILENT, Progress
@@ -54,11 +54,12 @@ def build(model: Any, *, progress: Progress = SILENT, command: str = "", **optio
         (True, 0.0)
     """
     o, watch = BuildOptions.of(model, options), Stopwatch()
-    targets, baseline = choose_targets(o.targets), o.gates.read_baseline()
+    choose_targets(o.targets)  # a misspelt one is refused before anything is done
+    baseline = o.gates.read_baseline()
     if o.output is not None:
         check_target(o.output)
     with watch.stage("export"):
-        network = take_network(NetworkChoice(o.model, o.data, o.ranges, o.refine), progress=progress)
+        network = take_network(o.model, o.data, o.ranges, o.refine, progress=progress)
     o = replace(o, ranges=network.ranges, refine=network.refine)
     spec, images = network.fp32.spec, choose_images(network, o.data)
     for line in images.warnings:
@@ -67,8 +68,7 @@ def build(model: Any, *, progress: Progress = SILENT, command: str = "", **optio
     validation = Loader(images.validation, spec.preprocess, VALIDATION_BATCH, o.ranges.on_unreadable)
     output = o.output or Path(f"{spec.name}.edgeres")
     with new_bundle(output) as folder:
-        choice = MakeChoice(targets, o.engines, facts_among(o.to_dict()))
-        made = make(folder, network, calibration, choice, watch, progress)
+        made = make(folder, network, calibration, o, watch, progress)
         plan = MeasurePlan(thumbnails=o.thumbnails)
         measured = measure_bundle(made, Validation(validation, o.data, images.reasons), plan, progress)
         report = judge(Asked(command, o.to_dict(), o.gates, baseline), made, measured)

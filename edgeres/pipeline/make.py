@@ -18,11 +18,12 @@ from edgeres.data.record import CalibrationRecord, DataRecord
 from edgeres.device.environment import environment
 from edgeres.device.libraries import MODULES, available
 from edgeres.device.targets import Target, get_target
-from edgeres.engine.engines import EngineChoice, Engines, build_engines
+from edgeres.engine.engines import Engines, build_engines
 from edgeres.files import write_file
 from edgeres.graph.forms import FORMS, written
 from edgeres.made import Made, Making, artefacts, graph_sizes
 from edgeres.pipeline.network import Network, quantize_network
+from edgeres.pipeline.options import BuildOptions, facts_among
 from edgeres.pipeline.take import Fp32Model
 from edgeres.progress import SILENT, Progress
 from edgeres.records import EngineRecord, Manifest, ModelSpec, Style, TensorInfo
@@ -45,21 +46,8 @@ class Stopwatch:
         self.seconds[name] = time.perf_counter() - start
 
 
-@dataclass(frozen=True)
-class MakeChoice:
-    """What is made of a network.
-
-    Attributes:
-        facts: the options that decide how it is made, for the record.
-    """
-
-    targets: tuple[Target, ...]
-    engines: EngineChoice
-    facts: Mapping[str, Any]
-
-
 def make(
-    folder: Path, network: Network, loader: Loader, choice: MakeChoice, watch: Stopwatch, progress: Progress = SILENT
+    folder: Path, network: Network, loader: Loader, o: BuildOptions, watch: Stopwatch, progress: Progress = SILENT
 ) -> Made:
     """Fill a directory with graphs, ranges, labels and engines.
 
@@ -69,15 +57,15 @@ def make(
     Raises:
         EdgeresError: in one line, what prevents it.
     """
-    fp32, source = network.fp32, loader.source
+    fp32, source, targets = network.fp32, loader.source, choose_targets(o.targets)
     with watch.stage("quantize"):
-        styles: list[Style] = list(dict.fromkeys(target.style for target in choice.targets))
+        styles: list[Style] = list(dict.fromkeys(target.style for target in targets))
         refined = quantize_network(network, styles, loader, progress)
         quantized = refined.quantized
         pixels = sample_pixels(source, fp32.spec.preprocess) if len(source) else None
-        _write_graphs(folder, fp32, quantized, choice.targets)
+        _write_graphs(folder, fp32, quantized, targets)
     with watch.stage("engines"):
-        engines = build_engines(folder, choice.targets, choice.engines, progress)
+        engines = build_engines(folder, targets, o.engines, progress)
         _write_engines(folder, engines)
     images = DataRecord.of(loader, quantized.images, pixels)
     made_from = CalibrationRecord(images, network.ranges.method, network.ranges.batch) if images.images else None
@@ -95,7 +83,7 @@ def make(
         manifest=_manifest(fp32, quantized, tuple(engines)),
         files=artefacts(folder),
         sizes=graph_sizes(folder),
-        facts=facts_of(fp32.spec, choice.facts, making, environment()),
+        facts=facts_of(fp32.spec, facts_among(o.to_dict()), making, environment()),
         calibration_pixels=pixels if made_from else None,
         making=making,
     )

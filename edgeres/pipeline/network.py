@@ -37,18 +37,13 @@ class Network:
     refine: RefineChoice
 
 
-@dataclass(frozen=True)
-class NetworkChoice:
-    """What decides which network is quantized, and how."""
-
-    model: ModelChoice
-    data: DataChoice
-    ranges: RangeOptions
-    refine: RefineChoice
-
-
 def take_network(
-    choice: NetworkChoice, interface: Literal["bytes", "normalized"] = "bytes", progress: Progress = SILENT
+    model: ModelChoice,
+    data: DataChoice,
+    ranges: RangeOptions,
+    refine: RefineChoice,
+    interface: Literal["bytes", "normalized"] = "bytes",
+    progress: Progress = SILENT,
 ) -> Network:
     """Take the model, and find the recorded ranges that belong to it.
 
@@ -58,17 +53,16 @@ def take_network(
     Raises:
         EdgeresError: in one line, what prevents it.
     """
-    check_paths(choice.data)
-    recorded, refine = _reuse(choice.ranges.calibration_file, choice.data, choice.refine)
-    taken = take(choice.model, progress)
+    check_paths(data)
+    recorded, possible = _reuse(ranges.calibration_file, data, refine)
+    taken = take(model, progress)
     fp32 = with_exact_input(taken, interface)
-    ranges = choice.ranges
     if recorded is not None:
         recorded = recorded.of(input_variants(fp32, taken))
-        if refine != choice.refine:
+        if possible != refine:
             progress.say(f"ranges are those of {recorded.path}; nothing is refined without --calibration images")
         ranges = replace(ranges, method=recorded.method, batch=recorded.content.batch or ranges.batch)
-    return Network(fp32, recorded, ranges, refine)
+    return Network(fp32, recorded, ranges, possible)
 
 
 def quantize_network(network: Network, styles: Sequence[Style], loader: Loader, progress: Progress = SILENT) -> Refined:

@@ -11,7 +11,7 @@ from edgeres.data.loader import Loader
 from edgeres.device.targets import get_target
 from edgeres.errors import UsageError
 from edgeres.graph.forms import form_for, rewritten
-from edgeres.pipeline.network import NetworkChoice, quantize_network, take_network
+from edgeres.pipeline.network import quantize_network, take_network
 from edgeres.pipeline.options import QuantizeOptions
 from edgeres.pipeline.take import ModelChoice
 from edgeres.progress import SILENT, Progress
@@ -42,7 +42,7 @@ def quantize_file(
         raise UsageError(
             "calibration images are needed", hint="--calibration SRC; edgeres quantize --help lists the forms"
         )
-    network = take_network(NetworkChoice(model, data, ranges, options.refine), "normalized", progress)
+    network = take_network(model, data, ranges, options.refine, "normalized", progress)
     fp32, ranges, recorded = network.fp32, network.ranges, network.recorded
     source = recorded.images() if recorded and data.calibration is None else choose_calibration(data, fp32.spec)
     loader = Loader(source, fp32.spec.preprocess, ranges.batch, ranges.on_unreadable)
