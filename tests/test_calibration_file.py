@@ -251,7 +251,7 @@ def test_files_that_are_none_are_refused(recorded: Path) -> None:
         "$.model: expected object, got null": [{**good, "model": None}],
         "$.model.weights: is missing": [{**good, "model": {"graph": "x"}}],
         "$.tensors: expected object, got array": [{**good, "tensors": []}],
-        "$.method: expected one of minmax, percentile, entropy, mse, imported": [{**good, "method": "luck"}],
+        "$.method: expected one of mse, entropy, percentile, minmax, imported": [{**good, "method": "luck"}],
         "$.samples: expected int, got float": [{**good, "samples": 45.0}],
         "$: source_digest has 64 hex digits": [{**good, "source_digest": "no"}],
     }
