@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgeres.cli.options import UserPath, as_json, file_option
+from edgeres.cli.options import UserPath, as_json, file_option, output_option
 from edgeres.cli.show import print_json
 from edgeres.errors import UsageError
 
@@ -17,9 +17,7 @@ FILE = "baseline.json"
 @click.command("baseline")
 @click.argument("action", type=click.Choice(["accept", "check"]))
 @click.argument("builds", type=UserPath(), nargs=-1, metavar="[BUNDLE|REPORT.json]")
-@click.option(
-    "-o", "--output", type=UserPath(dir_okay=False), metavar="FILE", help=f"File that accept writes.  [default: {FILE}]"
-)
+@output_option("FILE", f"File that accept writes.  [default: {FILE}]", dir_okay=False)
 @file_option("--baseline", f"File that check reads.  [default: that of pyproject.toml, or {FILE}]")
 @as_json
 @click.pass_context
@@ -76,8 +74,7 @@ def _check(builds: tuple[Path, ...], output: Path | None, baseline: Path | None,
 
     if output is not None:
         raise UsageError("is for accept; check writes nothing", where="-o", hint="leave it out")
-    values = read_config()
-    gates = gates_from(values)
+    gates = gates_from(read_config())
     accepted = read_baseline(baseline or gates.baseline or Path(FILE))
     found = consistency(accepted, gates.limits, map(Bundle, builds))
     if as_json:

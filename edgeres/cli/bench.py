@@ -13,6 +13,7 @@ from edgeres.cli.show import print_json, print_table
 from edgeres.device.targets import Flavour
 
 Json = dict[str, Any]
+_BACKENDS = ("auto", *get_args(Flavour), "cpu")
 _ALL = "Repeatable.  [default: all]"
 
 
@@ -24,12 +25,7 @@ def _number(flag: str, text: str, default: float, metavar: str, *, zero: bool = 
 @click.command("bench")
 @click.argument("bundle", type=UserPath())
 @click.option("--precision", "precisions", multiple=True, type=click.Choice(["fp32", "fp16", "int8"]), help=_ALL)
-@choice(
-    "--backend",
-    ("auto", *get_args(Flavour), "cpu"),
-    "auto: the bundle's engines where they run here, else the CPU.",
-    "auto",
-)
+@choice("--backend", _BACKENDS, "auto: the bundle's engines where they run here, else the CPU.", "auto")
 @whole_number("--batch", "Images per inference.", 1)
 @whole_number("--threads", "Threads on the CPU; 0: every core.", 1, least=0)
 @_number("--warmup", "Warm-up of each precision.", 200, "MS", zero=True)
@@ -49,16 +45,9 @@ def command(bundle: Path, as_json: bool, **given: Any) -> None:
     from edgeres.bench.contenders import BenchOptions
     from edgeres.bench.session import bench
 
-    options = BenchOptions(
-        backend=given["backend"],
-        precisions=given["precisions"],
-        batch=given["batch"],
-        threads=given["threads"],
-        warmup_seconds=given["warmup"] / 1e3,
-        min_seconds=given["duration"],
-        min_iterations=given["iterations"],
-        power_seconds=given["duration"],
-    )
+    seconds, least = given.pop("duration"), given.pop("iterations")
+    times = {"warmup_seconds": given.pop("warmup") / 1e3, "min_seconds": seconds, "power_seconds": seconds}
+    options = BenchOptions(**given, **times, min_iterations=least)
     found = bench(bundle, options, progress(quiet=as_json))
     if as_json:
         print_json(found)
@@ -75,17 +64,12 @@ def _show(found: Json) -> None:
         f" {settings['min_iterations']} inferences\n"
     )
     columns = ("min", "mean", "median", "p90", "p95", "p99", "max")
-    rows = (
-        (
-            name,
-            f"{of['Throughput']['images_per_second']:.4g} img/s",
-            *(f"{of['Host to Host'][f'{column}_ms']:.3f}" for column in columns),
-        )
-        for name, of in found["precisions"].items()
-    )
-    print_table(
-        ("", "Throughput", *(f"{c} ms" for c in columns)), rows, right=("Throughput", *(f"{c} ms" for c in columns))
-    )
+    rows = []
+    for name, of in found["precisions"].items():
+        times = (f"{of['Host to Host'][f'{column}_ms']:.3f}" for column in columns)
+        rows.append((name, f"{of['Throughput']['images_per_second']:.4g} img/s", *times))
+    figures = ("Throughput", *(f"{column} ms" for column in columns))
+    print_table(("", *figures), rows, right=figures)
     click.echo("\nTimes are from input to output, both in the CPU's memory.")
     _show_gpu(found["precisions"])
     for name, ratio in found["speedup"].items():
@@ -103,12 +87,9 @@ def _show(found: Json) -> None:
 def _show_gpu(precisions: Json) -> None:
     """Print the times of engines by trtexec's names."""
     names = ("Latency", "Enqueue Time", "H2D Latency", "GPU Compute Time", "D2H Latency")
+    cell = "{median_ms:.3f} ({p99_ms:.3f})".format
     rows = [
-        (
-            name,
-            *("{median_ms:.3f} ({p99_ms:.3f})".format(**of[metric]) for metric in names),
-            "yes" if of["cuda_graph"] else "no",
-        )
+        (name, *(cell(**of[metric]) for metric in names), "yes" if of["cuda_graph"] else "no")
         for name, of in precisions.items()
         if of["timed_iterations"]
     ]
@@ -120,8 +101,7 @@ def _show_gpu(precisions: Json) -> None:
 
 def _show_board(found: Json) -> None:
     for name, of in found["precisions"].items():
-        if of["energy"]:
-            energy = of["energy"]
+        if energy := of["energy"]:
             click.echo(
                 f"{name}: {energy['per_image_mj']:.3g} mJ per image, {energy['mean_w']:.2f} W"
                 f" ({energy['idle_w']:.2f} W at rest)"
@@ -130,10 +110,10 @@ def _show_board(found: Json) -> None:
     if after is None:
         return
     hottest = max(after["celsius"].items(), key=lambda item: item[1], default=None)
-    parts = [f"power mode {after['power_mode']}" if after["power_mode"] else ""]
-    parts.append(
-        f"GPU at {after['gpu_hz'] / 1e6:.0f} of {after['gpu_max_hz'] / 1e6:.0f} MHz" if after["gpu_hz"] else ""
+    parts = (
+        f"power mode {after['power_mode']}" if after["power_mode"] else "",
+        f"GPU at {after['gpu_hz'] / 1e6:.0f} of {after['gpu_max_hz'] / 1e6:.0f} MHz" if after["gpu_hz"] else "",
+        f"{hottest[0]} {hottest[1]:.0f} °C" if hottest else "",
+        f"power of {' + '.join(after['total_of'])}" if after["total_of"] else "",
     )
-    parts.append(f"{hottest[0]} {hottest[1]:.0f} °C" if hottest else "")
-    parts.append(f"power of {' + '.join(after['total_of'])}" if after["total_of"] else "")
-    click.echo("board: " + ", ".join(part for part in parts if part))
+    click.echo("board: " + ", ".join(filter(None, parts)))

@@ -6,23 +6,9 @@ from typing import Any
 
 import click
 
-from edgeres.cli.options import (
-    UserPath,
-    as_json,
-    calibration_file_option,
-    calibration_options,
-    check_calibration_file,
-    engine_options,
-    gate_choice,
-    gate_options,
-    input_choice,
-    input_options,
-    model_options,
-    refine_options,
-    validation_options,
-)
+from edgeres.cli import options
 from edgeres.cli.progress import progress
-from edgeres.cli.show import command_line
+from edgeres.cli.show import command_line, print_report
 
 
 @click.command("build")
@@ -30,17 +16,17 @@ from edgeres.cli.show import command_line
     "--model", required=True, metavar="NAME|FILE.onnx", help="An architecture of `edgeres models`, or an ONNX file."
 )
 @click.option("--int8", is_flag=True, default=True, help="Quantize to INT8 after training; always on.")
-@model_options
-@input_options
-@calibration_options
-@calibration_file_option
-@refine_options
-@validation_options
+@options.model_options
+@options.input_options
+@options.calibration_options
+@options.calibration_file_option
+@options.refine_options
+@options.validation_options
 @click.option("--target", "targets", multiple=True, metavar="NAME", help="Target from `edgeres targets`; repeatable.")
-@engine_options
-@gate_options
-@click.option("-o", "--output", type=UserPath(), metavar="DIR", help="Bundle to write.  [default: MODEL.edgeres]")
-@as_json
+@options.engine_options
+@options.gate_options
+@options.output_option("DIR", "Bundle to write.  [default: MODEL.edgeres]")
+@options.as_json
 @click.pass_context
 def command(ctx: click.Context, /, **given: Any) -> None:
     """Build a verified INT8 bundle from a trained ResNet.
@@ -50,29 +36,22 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     edgeres build --model resnet50 --weights my.pth --calibration train/ --validation val/
     edgeres build --model my.onnx --calibration train/ --validation val/ --target jetson-orin-nx
     """
-    from edgeres.judge.document import to_json
     from edgeres.pipeline.build import build
-    from edgeres.report.terminal import render_terminal
 
-    check_calibration_file(given)
+    options.check_calibration_file(given)
     given.pop("int8")
     quiet = given.pop("as_json")
-    gates = gate_choice(given)
+    gates = options.gate_choice(given)
     result = build(
         given.pop("model"),
         progress=progress(quiet=quiet),
         command=command_line(),
-        on_unreadable="skip" if given.pop("skip_unreadable") else "fail",
-        **input_choice(given),
+        **options.input_choice(given),
         gates=gates["gates"],
         thumbnails=gates["thumbnails"],
         **given,
     )
-    if quiet:
-        click.echo(to_json(result.report), nl=False)
-    else:
-        from rich.console import Console
-
-        render_terminal(result.report, Console())
+    print_report(result.report, as_json=quiet)
+    if not quiet:
         click.echo(f"\nbundle: {result.path}    report: {result.path / 'report.html'}")
     ctx.exit(0 if result.passed else 1)

@@ -7,13 +7,15 @@ from typing import Any
 
 import click
 
-from edgeres.cli.options import UserPath, as_json, calibration_options, input_choice, input_options, model_options
+from edgeres.cli import options
 from edgeres.cli.progress import progress
 from edgeres.cli.show import print_json
 from edgeres.errors import UsageError
 
 # The same as in edgeres.quantize.exchange, which --help does not import.
 FORMATS, TENSORRT = ("trt-cache", "ort"), "10.3.0"
+_IMPORT = "Take MODEL's ranges from a TensorRT cache, ONNX Runtime's calibration JSON, or any Q/DQ ONNX file."
+_EXPORT = "Write a calibration.json's ranges as a TensorRT cache, or for ONNX Runtime's quantize_static."
 
 
 class Shard(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
@@ -30,29 +32,17 @@ class Shard(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
 
 @click.command("calibrate")
 @click.argument("paths", metavar="MODEL|FILE...", nargs=-1, required=True)
-@model_options
-@input_options
-@calibration_options
+@options.model_options
+@options.input_options
+@options.calibration_options
 @click.option("--shard", type=Shard(), metavar="I/N", help="Run only part I of N, and write a state for --merge.")
 @click.option("--merge", is_flag=True, help="Make calibration.json from the states of all shards.")
 @click.option("--scheduler", metavar="tcp://HOST:8786", help="Run on the Dask cluster of this scheduler.")
-@click.option(
-    "--import",
-    "imported",
-    type=UserPath(dir_okay=False),
-    metavar="FILE",
-    help="Take MODEL's ranges from a TensorRT cache, ONNX Runtime's calibration JSON, or any Q/DQ ONNX file.",
-)
-@click.option(
-    "--export",
-    type=click.Choice(FORMATS),
-    help="Write a calibration.json's ranges as a TensorRT cache, or for ONNX Runtime's quantize_static.",
-)
-@click.option(
-    "--tensorrt", default=TENSORRT, show_default=True, metavar="VERSION", help="Version that the exported cache is for."
-)
-@click.option("-o", "--output", required=True, type=UserPath(dir_okay=False), metavar="FILE", help="File to write.")
-@as_json
+@click.option("--import", "imported", type=options.UserPath(dir_okay=False), metavar="FILE", help=_IMPORT)
+@options.choice("--export", FORMATS, _EXPORT)
+@options.text_option("--tensorrt", default=TENSORRT, metavar="VERSION", text="Version that the exported cache is for.")
+@options.output_option("FILE", "File to write.", required=True, dir_okay=False)
+@options.as_json
 def command(paths: tuple[str, ...], output: Path, as_json: bool, **given: Any) -> None:
     """Measure the ranges of a model's tensors on images, once for many builds; or exchange ranges with other tools.
 
@@ -98,9 +88,8 @@ def _mode(given: dict[str, Any]) -> str:
 
 def _single(paths: tuple[str, ...], where: str) -> str:
     if len(paths) > 1:
-        raise UsageError(
-            f"takes one file, {len(paths)} are given", where=where, hint="only --merge takes several files"
-        )
+        what = f"takes one file, {len(paths)} are given"
+        raise UsageError(what, where=where, hint="only --merge takes several files")
     return paths[0]
 
 
@@ -108,7 +97,7 @@ def _model(name: str, given: dict[str, Any]) -> Any:
     from edgeres.pipeline.take import InputChoice, ModelChoice
 
     own = {key: given[key] for key in ("weights", "num_classes", "labels")}
-    return ModelChoice(name, **own, input=InputChoice(**input_choice(given)))
+    return ModelChoice(name, **own, input=InputChoice(**options.input_choice(given)))
 
 
 def _measure(name: str, output: Path, given: dict[str, Any], shown: Any) -> dict[str, Any]:
@@ -116,14 +105,9 @@ def _measure(name: str, output: Path, given: dict[str, Any], shown: Any) -> dict
     from edgeres.pipeline.calibrate import CalibrateOptions, calibrate_file
 
     data = DataChoice(given["calibration"], None, given["calibration_size"], None, given["seed"])
-    options = CalibrateOptions(
-        given["method"],
-        given["batch"],
-        "skip" if given["skip_unreadable"] else "fail",
-        given["shard"],
-        given["scheduler"],
-    )
-    state = calibrate_file(_model(name, given), data, options, output, shown)
+    names = ("method", "batch", "on_unreadable", "shard", "scheduler")
+    chosen = CalibrateOptions(**{key: given[key] for key in names})
+    state = calibrate_file(_model(name, given), data, chosen, output, shown)
     if state.unreadable:
         shown.say(f"unreadable images, left out: {', '.join(sorted(state.unreadable))}")
     return _summary(state, None if given["shard"] else given["method"])

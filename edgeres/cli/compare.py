@@ -33,9 +33,8 @@ def command(builds: tuple[Path, ...], html: Path | None, any_machine: bool, as_j
     from edgeres.report.terminal_compare import render_comparison
 
     if len(builds) < 2:
-        raise UsageError(
-            "is the only build, there is nothing to compare it with", where=builds[0], hint="give two or more builds"
-        )
+        what = "is the only build, there is nothing to compare it with"
+        raise UsageError(what, where=builds[0], hint="give two or more builds")
     first, *others = map(read_side, builds)
     pairs = [compare_builds(first, other, any_machine=any_machine) for other in others]
     if html is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeres.cli.options import UserPath, as_json, whole_number
+from edgeres.cli.options import UserPath, as_json, output_option, text_option, whole_number
 from edgeres.cli.show import print_json, print_table
 
 if TYPE_CHECKING:
@@ -24,14 +24,10 @@ COMMAND = (
 
 @click.command("dla")
 @click.argument("bundle", type=UserPath())
-@click.option("--target", default="jetson-orin-nx", show_default=True, metavar="NAME", help="A Jetson that has a DLA.")
+@text_option("--target", default="jetson-orin-nx", metavar="NAME", text="A Jetson that has a DLA.")
 @whole_number("--batch", "The only batch that the DLA will take.", 1)
-@click.option(
-    "--tensorrt", default="10.3.0", show_default=True, metavar="VERSION", help="Version that the cache is for."
-)
-@click.option(
-    "-o", "--output", type=UserPath(file_okay=False), metavar="DIR", help="Write the graph and the cache here."
-)
+@text_option("--tensorrt", default="10.3.0", metavar="VERSION", text="Version that the cache is for.")
+@output_option("DIR", "Write the graph and the cache here.", file_okay=False)
 @as_json
 def command(bundle: Path, target: str, batch: int, tensorrt: str, output: Path | None, as_json: bool) -> None:
     """Show which layers a Jetson's DLA can run, before anything is built.

@@ -9,7 +9,7 @@ import click
 
 from edgeres.cli.options import UserPath, as_json, engine_options
 from edgeres.cli.progress import progress
-from edgeres.cli.show import print_json
+from edgeres.cli.show import print_engines, print_json
 
 
 @click.command("engine")
@@ -32,7 +32,5 @@ def command(bundle: Path, target: str | None, as_json: bool, **given: Any) -> No
     records = add_engines(bundle, target, EngineChoice(**given), progress(quiet=as_json))
     if as_json:
         print_json([record.to_dict() for record in records])
-        return
-    for record in records:
-        what = bundle / record.file if record.file else f"{record.target} {record.precision}"
-        click.echo(f"{what}: {record.size_bytes / 1e6:.1f} MB, {record.status}")
+    else:
+        print_engines(bundle, records)

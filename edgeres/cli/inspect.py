@@ -124,9 +124,8 @@ def _show_engine(engine: Json) -> None:
     click.echo(f"convolutions: {convolutions or 'none'}\n")
     rows = [(kind, *_figures(of_kind["kernels"], of_kind)) for kind, of_kind in engine["kinds"].items()]
     rows.append(("all", *_figures(len(engine["kernels"]), engine)))
-    print_table(
-        ("one inference", "kernels", "activations", "weights"), rows, right=("kernels", "activations", "weights")
-    )
+    figures = ("kernels", "activations", "weights")
+    print_table(("one inference", *figures), rows, right=figures)
     click.echo()
     _show_kernels("with weights", [k for k in engine["kernels"] if k["kind"] in _WEIGHTED])
     _show_kernels("outside them", [k for k in engine["kernels"] if k["kind"] not in _WEIGHTED])

@@ -62,6 +62,27 @@ def file_option(flag: str, text: str) -> Decorator:
     return click.option(flag, type=UserPath(dir_okay=False), metavar="FILE", help=text)
 
 
+def text_option(*names: str, default: str, metavar: str, text: str) -> Decorator:
+    """An option that takes any text; ``names`` are its flag and, where it differs, the name of its parameter."""
+    return click.option(*names, default=default, show_default=True, metavar=metavar, help=text)
+
+
+def output_option(metavar: str, text: str, *, required: bool = False, **rules: bool) -> Decorator:
+    """``-o``, the path that a command writes; ``rules`` are those of :class:`UserPath`."""
+    return click.option("-o", "--output", required=required, type=UserPath(**rules), metavar=metavar, help=text)
+
+
+# Help texts that are too long for the line of their option.
+_RANGES = "Use the ranges of this calibration.json, from `edgeres calibrate` or a bundle; images are not needed then."
+_EFFORT = "fast: one calibration pass. balanced: as long as 20 more passes. best: minutes."
+_RESIDUAL = "Precision of the residual stream for TensorRT; auto uses float16 where int8 loses most."
+_CODES = "Codes behind a ReLU, for TensorRT: all 256 of int8, or half of them without a Pad before convolutions."
+_WORKSPACE = "Scratch memory of one layer.  [default: a quarter of a Jetson's memory, else all]"
+_LEVEL = "Builder optimization level. 0: fast build. 5: fast engine."
+_HARDWARE = "Build engines for other GPUs from Ampere on, too; not on Jetsons."
+_RTX_GPUS = "Build RTX engines for this GPU, e.g. 8.9; repeatable. Default: a portable engine."
+_THUMBNAILS = "Show images that INT8 gets wrong in the report.  [default: yes]"
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print only the result, as JSON on stdout.")
 
 model_options = _all(
@@ -78,39 +99,29 @@ input_options = _all(
     choice("--channel-order", ("RGB", "BGR"), "Order of the network's channels; --mean and --std stay R G B."),
 )
 
+unreadable_option = click.option(
+    "--skip-unreadable",
+    "on_unreadable",
+    flag_value="skip",
+    default="fail",
+    help="Leave out images that cannot be read, and list them.",
+)
+
 calibration_options = _all(
     click.option("--calibration", metavar="SRC", help=f"Images for calibration. {SRC}."),
     whole_number("--calibration-size", "Number of images taken from it.", 512),
     choice("--method", METHODS, "How ranges are chosen.", "mse"),
     whole_number("--batch", "Images per calibration step.", 8),
     whole_number("--seed", "Seed of the choice of images.", 0, least=0),
-    click.option("--skip-unreadable", is_flag=True, help="Leave out images that cannot be read, and list them."),
+    unreadable_option,
 )
 
-calibration_file_option = file_option(
-    "--calibration-file",
-    "Use the ranges of this calibration.json, from `edgeres calibrate` or a bundle; images are not needed then.",
-)
+calibration_file_option = file_option("--calibration-file", _RANGES)
 
 refine_options = _all(
-    choice(
-        "--effort",
-        EFFORTS,
-        "fast: one calibration pass. balanced: as long as 20 more passes. best: minutes.",
-        "balanced",
-    ),
-    choice(
-        "--residual",
-        RESIDUALS,
-        "Precision of the residual stream for TensorRT; auto uses float16 where int8 loses most.",
-        "int8",
-    ),
-    choice(
-        "--codes",
-        CODES,
-        "Codes behind a ReLU, for TensorRT: all 256 of int8, or half of them without a Pad before convolutions.",
-        "full",
-    ),
+    choice("--effort", EFFORTS, _EFFORT, "balanced"),
+    choice("--residual", RESIDUALS, _RESIDUAL, "int8"),
+    choice("--codes", CODES, _CODES, "full"),
 )
 
 engine_options = _all(
@@ -119,29 +130,11 @@ engine_options = _all(
     ),
     whole_number("--max-batch", "Largest batch of the engines.", 8),
     whole_number("--opt-batch", "Batch that kernels are chosen for.", 1),
-    whole_number(
-        "--workspace-mb",
-        "Scratch memory of one layer.  [default: a quarter of a Jetson's memory, else all]",
-        metavar="MB",
-    ),
-    click.option(
-        "--builder-level",
-        type=click.IntRange(0, 5),
-        default=3,
-        show_default=True,
-        help="Builder optimization level. 0: fast build. 5: fast engine.",
-    ),
+    whole_number("--workspace-mb", _WORKSPACE, metavar="MB"),
+    click.option("--builder-level", type=click.IntRange(0, 5), default=3, show_default=True, help=_LEVEL),
     click.option("--version-compatible", is_flag=True, help="Build engines for later versions of TensorRT, too."),
-    click.option(
-        "--hardware-compatible", is_flag=True, help="Build engines for other GPUs from Ampere on, too; not on Jetsons."
-    ),
-    click.option(
-        "--compute-capability",
-        "compute_capabilities",
-        multiple=True,
-        metavar="SM",
-        help="Build RTX engines for this GPU, e.g. 8.9; repeatable. Default: a portable engine.",
-    ),
+    click.option("--hardware-compatible", is_flag=True, help=_HARDWARE),
+    click.option("--compute-capability", "compute_capabilities", multiple=True, metavar="SM", help=_RTX_GPUS),
 )
 
 
@@ -186,11 +179,7 @@ gate_options = _all(
     click.option("--any-machine", is_flag=True, default=None, help="Compare latency also between different machines."),
     choice("--on-unsure", ("warn", "fail"), "Outcome of gates that too few images leave uncertain.  [default: warn]"),
     click.option("--allow", multiple=True, metavar="CHECK", help="Only report this check, if it fails; repeatable."),
-    click.option(
-        "--thumbnails/--no-thumbnails",
-        default=None,
-        help="Show images that INT8 gets wrong in the report.  [default: yes]",
-    ),
+    click.option("--thumbnails/--no-thumbnails", default=None, help=_THUMBNAILS),
 )
 
 
@@ -234,5 +223,4 @@ def check_calibration_file(given: dict[str, Any]) -> None:
 def input_choice(given: dict[str, Any]) -> dict[str, Any]:
     """Take the options on the input out of ``given``; those that are None were not given."""
     names = ("mean", "std", "pixel_scale", "resize_px", "channel_order")
-    said = {name: given.pop(name) for name in names}
-    return {name: value for name, value in said.items() if value is not None}
+    return {name: value for name in names if (value := given.pop(name)) is not None}

@@ -110,9 +110,8 @@ def _summary(answers: Sequence[ImagePrediction]) -> str:
     if not known:
         return f"{count}; no folder is named as a label, so no answer can be called right or wrong"
     wrong = sum(answer.wrong for answer in known)
-    return (
-        f"{count}, {len(known):,} in folders of labels: {100 * (1 - wrong / len(known)):.2f} % right, {wrong:,} wrong"
-    )
+    right = f"{100 * (1 - wrong / len(known)):.2f} % right"
+    return f"{count}, {len(known):,} in folders of labels: {right}, {wrong:,} wrong"
 
 
 def _left_out(unreadable: Sequence[UnreadableImage]) -> str:

@@ -21,16 +21,9 @@ class Bars:
 
     @contextmanager
     def task(self, name: str, total: int | None) -> Iterator[Advance]:
-        bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-            transient=True,
-        )
-        with bar:
+        name_column = TextColumn("{task.description}")
+        columns = (SpinnerColumn(), name_column, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self._console, transient=True) as bar:
             number = bar.add_task(name, total=total)
             yield lambda steps: bar.advance(number, steps)
 

@@ -7,31 +7,20 @@ from typing import Any
 
 import click
 
-from edgeres.cli.options import (
-    UserPath,
-    as_json,
-    calibration_file_option,
-    calibration_options,
-    check_calibration_file,
-    input_choice,
-    input_options,
-    refine_options,
-)
+from edgeres.cli import options
 from edgeres.cli.progress import progress
 from edgeres.cli.show import print_json
 
 
 @click.command("quantize")
-@click.argument("model", type=UserPath(), metavar="MODEL.onnx")
-@input_options
-@calibration_options
-@calibration_file_option
-@refine_options
-@click.option("--target", default="tensorrt", show_default=True, metavar="NAME", help="Target from `edgeres targets`.")
-@click.option(
-    "-o", "--output", required=True, type=UserPath(dir_okay=False), metavar="OUT.onnx", help="INT8 graph to write."
-)
-@as_json
+@click.argument("model", type=options.UserPath(), metavar="MODEL.onnx")
+@options.input_options
+@options.calibration_options
+@options.calibration_file_option
+@options.refine_options
+@options.text_option("--target", default="tensorrt", metavar="NAME", text="Target from `edgeres targets`.")
+@options.output_option("OUT.onnx", "INT8 graph to write.", required=True, dir_okay=False)
+@options.as_json
 def command(model: Path, output: Path, target: str, as_json: bool, **given: Any) -> None:
     """Quantize any ResNet-like FP32 ONNX file to INT8 with Q/DQ. A checkpoint is not needed.
 
@@ -46,14 +35,13 @@ def command(model: Path, output: Path, target: str, as_json: bool, **given: Any)
     from edgeres.pipeline.take import InputChoice, ModelChoice
     from edgeres.refine.choice import RefineChoice
 
-    check_calibration_file(given)
+    options.check_calibration_file(given)
     if model.suffix.lower() != ".onnx":
         raise UsageError("is not named .onnx", where=model, hint="edgeres export writes a model of the zoo as ONNX")
     if output.resolve() == model.resolve():
         raise UsageError("would overwrite the FP32 graph", where=output, hint="choose another -o")
-    choice = ModelChoice(model, labels=given.pop("labels"), input=InputChoice(**input_choice(given)))
+    choice = ModelChoice(model, labels=given.pop("labels"), input=InputChoice(**options.input_choice(given)))
     data = DataChoice(given.pop("calibration"), None, given.pop("calibration_size"), None, given.pop("seed"))
-    given["on_unreadable"] = "skip" if given.pop("skip_unreadable") else "fail"
     refine = RefineChoice(given.pop("effort"), given.pop("residual"))
     done = quantize_file(choice, data, QuantizeOptions(target, RangeOptions(**given), refine), progress(quiet=as_json))
     write_file(output, done.model)

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from edgeres.cli.options import SRC, UserPath, as_json, engine_options
+from edgeres.cli.options import SRC, UserPath, as_json, engine_options, output_option, text_option
 from edgeres.cli.progress import progress
-from edgeres.cli.show import print_json
+from edgeres.cli.show import print_engines, print_json, print_report
 from edgeres.errors import UsageError
-
-_ENGINE = (
-    "also",
-    "max_batch",
-    "opt_batch",
-    "workspace_mb",
-    "builder_level",
-    "version_compatible",
-    "hardware_compatible",
-    "compute_capabilities",
-)
 
 
 @click.command("remote")
@@ -34,20 +23,12 @@ _ENGINE = (
 @click.option("--validation", metavar="SRC", help=f"Images to verify on; they are copied to the machine. {SRC}.")
 @click.option("--target", metavar="NAME", help="cpu: no engine, only verify.  [default: what that machine can build]")
 @engine_options
-@click.option("--to", "directory", default="edgeres", show_default=True, metavar="DIR", help="Folder on that machine.")
-@click.option(
-    "--edgeres", default="edgeres", show_default=True, metavar="PATH", help="Command of edgeres on that machine."
-)
+@text_option("--to", "directory", default="edgeres", metavar="DIR", text="Folder on that machine.")
+@text_option("--edgeres", default="edgeres", metavar="PATH", text="Command of edgeres on that machine.")
 @click.option("--python", metavar="PATH", help="Python on that machine that has edgeres, instead of --edgeres.")
-@click.option(
-    "--ssh",
-    default="ssh",
-    show_default=True,
-    metavar="COMMAND",
-    help='Command of ssh, e.g. "ssh -p 2222" or "ssh -F FILE".',
-)
+@text_option("--ssh", default="ssh", metavar="COMMAND", text='Command of ssh, e.g. "ssh -p 2222" or "ssh -F FILE".')
 @click.option("--any-version", is_flag=True, help="Continue where that machine has another version of edgeres.")
-@click.option("-o", "--output", type=UserPath(), metavar="DIR", help="Folder of the report.  [default: BUNDLE.HOST]")
+@output_option("DIR", "Folder of the report.  [default: BUNDLE.HOST]")
 @as_json
 @click.pass_context
 def command(ctx: click.Context, /, host: str, bundle: Path, output: Path | None, as_json: bool, **given: Any) -> None:
@@ -71,9 +52,8 @@ def command(ctx: click.Context, /, host: str, bundle: Path, output: Path | None,
     if given["directory"].startswith("~"):
         raise UsageError("is relative to the home folder there anyway", where="--to", hint="leave ~/ out")
     if given["verify_options"] and given["validation"] is None:
-        raise UsageError(
-            "are for edgeres verify, which needs images", where="options behind --", hint="--validation SRC"
-        )
+        what = "are for edgeres verify, which needs images"
+        raise UsageError(what, where="options behind --", hint="--validation SRC")
     python = given["python"]
     choice = RemoteChoice(
         directory=given["directory"].rstrip("/") or "/",
@@ -90,7 +70,10 @@ def command(ctx: click.Context, /, host: str, bundle: Path, output: Path | None,
     if as_json:
         print_json({"host": host, **asdict(result), "engines": [record.to_dict() for record in result.engines]})
     else:
-        _show(bundle, where, result)
+        print_engines(bundle, result.engines)
+        if result.report is not None:
+            print_report(result.report, as_json=False)
+            click.echo(f"report: {where / 'report.html'}")
     ctx.exit(0 if result.passed else 1)
 
 
@@ -103,27 +86,13 @@ def _words(option: str, text: str) -> tuple[str, ...]:
 
 def _engine_arguments(ctx: click.Context) -> list[str]:
     """The engine options on the command line, as arguments for the other machine."""
-    words: list[str] = []
+    from edgeres.engine.engines import EngineChoice
+
+    names, words = {field.name for field in fields(EngineChoice)}, []
     for parameter in ctx.command.params:
-        name = str(parameter.name)
-        if name not in _ENGINE or ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
-            continue
-        value = ctx.params[name]
-        if value is True:
-            words.append(parameter.opts[0])
-        for one in value if isinstance(value, tuple) else () if value is True else (value,):
-            words += [parameter.opts[0], str(one)]
+        name, flag = str(parameter.name), parameter.opts[0]
+        if name in names and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            value = ctx.params[name]
+            for one in value if isinstance(value, tuple) else (value,):
+                words += [flag] if one is True else [flag, str(one)]
     return words
-
-
-def _show(bundle: Path, where: Path, result: Any) -> None:
-    for record in result.engines:
-        what = bundle / record.file if record.file else f"{record.target} {record.precision}"
-        click.echo(f"{what}: {record.size_bytes / 1e6:.1f} MB, {record.status}")
-    if result.report is not None:
-        from rich.console import Console
-
-        from edgeres.report.terminal import render_terminal
-
-        render_terminal(result.report, Console())
-        click.echo(f"report: {where / 'report.html'}")

@@ -6,9 +6,15 @@ import json
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from edgeres.records import EngineRecord
+
+Json = dict[str, Any]
 
 
 def print_json(content: Any) -> None:
@@ -32,6 +38,26 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right:
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)
+
+
+def print_report(report: Json, *, as_json: bool) -> None:
+    """Print a report as the JSON of report.json, or as text."""
+    from rich.console import Console
+
+    from edgeres.judge.document import to_json
+    from edgeres.report.terminal import render_terminal
+
+    if as_json:
+        click.echo(to_json(report), nl=False)
+    else:
+        render_terminal(report, Console())
+
+
+def print_engines(bundle: Path, records: Iterable[EngineRecord]) -> None:
+    """Print size and status of each engine of a bundle, by its file or, without one, by its target and precision."""
+    for record in records:
+        what = bundle / record.file if record.file else f"{record.target} {record.precision}"
+        click.echo(f"{what}: {record.size_bytes / 1e6:.1f} MB, {record.status}")
 
 
 def command_line() -> str:
