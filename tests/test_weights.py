@@ -638,7 +638,7 @@ def test_published_weights_bring_their_labels_and_preprocessing(
 ) -> None:
     """A small network of 1,000 classes replaces the file of 98 MB; its digest is entered in the table."""
     file = save(create("resnet20", 1000).state_dict(), tmp_path / "mine.pth")
-    table = {"resnet20": (("00000000", 76.13, 256), (file_sha256(file), 80.858, 232))}
+    table = (("resnet20", "00000000", 76.13, 256), ("resnet20", file_sha256(file), 80.858, 232))
     monkeypatch.setattr("edgeres.zoo.registry._TORCHVISION", table)
     cached = cache_dir() / f"resnet20-{file_sha256(file)[:8]}.pth"
     cached.parent.mkdir(parents=True)

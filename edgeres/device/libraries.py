@@ -67,14 +67,14 @@ def load(flavour: Flavour) -> ModuleType:
     try:
         module = import_module(name)
     except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] != name:
-            raise EngineError(f"{name} is incomplete: it needs {error.name}", hint=_INSTALL[flavour]) from error
-        raise EngineError(f"{name} is not installed", hint=_INSTALL[flavour]) from error
+        other = error.name and error.name.split(".")[0] != name
+        found = f"is incomplete: it needs {error.name}" if other else "is not installed"
+        raise EngineError(f"{name} {found}", hint=_INSTALL[flavour]) from error
     except (ImportError, OSError, RuntimeError) as error:  # what a missing or mismatched shared library raises
         raise EngineError(f"{name} is installed but does not load ({error})", hint=_INSTALL[flavour]) from error
-    version, oldest = (getattr(module, "__version__", "0.0"), OLDEST[flavour])  # an empty folder has none
-    if tuple(int(part) for part in version.split(".")[:2]) < oldest:
-        wanted = ".".join(map(str, oldest))
+    version = getattr(module, "__version__", "0.0")  # an empty folder has none
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST[flavour]:
+        wanted = ".".join(map(str, OLDEST[flavour]))
         raise EngineError(f"{name} {version} is older than {wanted}, which edgeres needs", hint=_INSTALL[flavour])
     return module
 
@@ -89,9 +89,8 @@ def available(flavour: Flavour) -> Availability:
     if gpu is None:
         return Availability(flavour, True, version, None, why, "install the NVIDIA driver where there is a GPU")
     if flavour == "rtx" and gpu.sm not in RTX_COMPUTE_CAPABILITIES:
-        reason = (
-            f"TensorRT-RTX does not run on {gpu.name} (SM {gpu.sm}), only on SM {', '.join(RTX_COMPUTE_CAPABILITIES)}"
-        )
+        supported = ", ".join(RTX_COMPUTE_CAPABILITIES)
+        reason = f"TensorRT-RTX does not run on {gpu.name} (SM {gpu.sm}), only on SM {supported}"
         return Availability(flavour, True, version, gpu, reason, "use TensorRT on this GPU: --target tensorrt")
     return Availability(flavour, True, version, gpu)
 

@@ -85,10 +85,7 @@ class Target:
         return bool(self.board.model)
 
     def workspace_bytes(self, memory_bytes: int) -> int | None:
-        """The scratch memory that a layer may use on a device with this much memory.
-
-        It is a quarter where CPU and GPU share the memory. None: the vendor's default, all of the GPU's memory.
-        """
+        """Scratch memory of a layer: a quarter of a shared memory; None: the vendor's default, all of the GPU's."""
         return memory_bytes // 4 if self.shared_memory else None
 
     def accepts(self, sm: str) -> bool:
@@ -101,84 +98,38 @@ class Target:
         return {**asdict(self), "board": board.pop("model"), **board, "int8": self.int8}
 
 
+def _jetson(name: str, sm: str, tensorrt: tuple[str, str], board: JetsonModule, **others: Any) -> Target:
+    title = f"NVIDIA Jetson {board.model.removeprefix('Jetson ')}"
+    facts = {"where": _ON_DEVICE, "sm": (sm,), "tensorrt": tensorrt, "board": board, **others}
+    return Target(f"jetson-{name}", title, "tensorrt", "tensorrt", **facts)
+
+
 def _orin(name: str, title: str, tensorrt: str, dla: tuple[int, int], memory_gb: tuple[int, ...]) -> Target:
-    return Target(
-        name=f"jetson-{name}",
-        title=f"NVIDIA Jetson {title}",
-        style="tensorrt",
-        runtime="tensorrt",
-        where=_ON_DEVICE,
-        sm=("8.7",),
-        tensorrt=("10.3", tensorrt),
-        board=JetsonModule(title, ("6.1", "7.2"), dla, memory_gb),
-    )
+    return _jetson(name, "8.7", ("10.3", tensorrt), JetsonModule(title, ("6.1", "7.2"), dla, memory_gb))
 
 
 def _xavier(name: str, title: str, memory_gb: tuple[int, ...]) -> Target:
-    return Target(
-        name=f"jetson-{name}",
-        title=f"NVIDIA Jetson {title}",
-        style="tensorrt",
-        runtime="tensorrt",
-        where=_BY_TRTEXEC,
-        sm=("7.2",),
-        tensorrt=("8.5", "8.5"),
-        max_opset=17,
-        board=JetsonModule(title, ("5.1", "5.1"), (2, 2), memory_gb),
-    )
+    board = JetsonModule(title, ("5.1", "5.1"), (2, 2), memory_gb)
+    return _jetson(name, "7.2", ("8.5", "8.5"), board, where=_BY_TRTEXEC, max_opset=17)
 
 
+_THOR = JetsonModule("Thor", ("7.0", "7.2"), memory_gb=(64, 128))
+_NANO = JetsonModule("Jetson Nano", ("4.6", "4.6"), memory_gb=(4,))
+_NO_INT8 = "its Maxwell GPU (SM 5.3) has no INT8 arithmetic; that begins with SM 6.1"
+_ANY_RTX, _THIS_GPU = "NVIDIA RTX GPU, TensorRT-RTX", "the NVIDIA GPU of this machine, TensorRT"
+_HERE = "on this machine, with or without a GPU"
+_HERE_WITH_GPU = "on this machine where it has an NVIDIA GPU; else " + _ON_DEVICE
 _ALL = (
-    Target(
-        name="cpu",
-        title="ONNX Runtime on a CPU",
-        style="cpu",
-        runtime="onnxruntime",
-        where="no engine: model.int8.cpu.onnx runs as it is",
-    ),
-    Target(
-        name="rtx",
-        title="NVIDIA RTX GPU, TensorRT-RTX",
-        style="tensorrt",
-        runtime="rtx",
-        where="on this machine, with or without a GPU",
-        sm=RTX_COMPUTE_CAPABILITIES,
-    ),
-    Target(
-        name="tensorrt",
-        title="the NVIDIA GPU of this machine, TensorRT",
-        style="tensorrt",
-        runtime="tensorrt",
-        where="on this machine where it has an NVIDIA GPU; else " + _ON_DEVICE,
-        tensorrt=("10.3", "11.4"),
-    ),
+    Target("cpu", "ONNX Runtime on a CPU", "cpu", "onnxruntime", "no engine: model.int8.cpu.onnx runs as it is"),
+    Target("rtx", _ANY_RTX, "tensorrt", "rtx", _HERE, sm=RTX_COMPUTE_CAPABILITIES),
+    Target("tensorrt", _THIS_GPU, "tensorrt", "tensorrt", _HERE_WITH_GPU, tensorrt=("10.3", "11.4")),
     _xavier("xavier-nx", "Xavier NX", (8, 16)),
     _xavier("agx-xavier", "AGX Xavier", (32, 64)),
     _orin("orin-nano", "Orin Nano", "10.16", (0, 0), (4, 8)),
     _orin("orin-nx", "Orin NX", "10.16", (1, 2), (8, 16)),
     _orin("agx-orin", "AGX Orin", "11.4", (2, 2), (32, 64)),
-    Target(
-        name="jetson-thor",
-        title="NVIDIA Jetson Thor",
-        style="tensorrt",
-        runtime="tensorrt",
-        where=_ON_DEVICE,
-        sm=("11.0",),
-        tensorrt=("10.13", "11.4"),
-        board=JetsonModule("Thor", ("7.0", "7.2"), memory_gb=(64, 128)),
-    ),
-    Target(
-        name="jetson-nano",
-        title="NVIDIA Jetson Nano",
-        style="tensorrt",
-        runtime="tensorrt",
-        where="nowhere",
-        sm=("5.3",),
-        tensorrt=("8.2", "8.2"),
-        max_opset=13,
-        refused="its Maxwell GPU (SM 5.3) has no INT8 arithmetic; that begins with SM 6.1",
-        board=JetsonModule("Jetson Nano", ("4.6", "4.6"), memory_gb=(4,)),
-    ),
+    _jetson("thor", "11.0", ("10.13", "11.4"), _THOR),
+    _jetson("nano", "5.3", ("8.2", "8.2"), _NANO, where="nowhere", max_opset=13, refused=_NO_INT8),
 )
 
 TARGETS: dict[str, Target] = {target.name: target for target in _ALL}

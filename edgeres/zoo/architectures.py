@@ -79,13 +79,12 @@ class Architecture:
         return "fc" if self.family == "imagenet" else "linear"
 
 
-_TORCHVISION = "torchvision"
 _HE_2015 = "He et al. 2015"
 _D18, _D50, _D101, _D152 = (2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)
 
 
 def _v1(name: str, block: BlockKind, depths: tuple[int, ...], params: int, gmacs: float) -> Architecture:
-    return Architecture(name, "imagenet", block, depths, Size(params, gmacs, _TORCHVISION))
+    return Architecture(name, "imagenet", block, depths, Size(params, gmacs, "torchvision"))
 
 
 def _v2(layers: int, block: BlockKind, depths: tuple[int, ...], params: int, gmacs: float) -> Architecture:
@@ -103,6 +102,14 @@ def _cifar(layers: int, params: int, gmacs: float, *, v2: bool = False) -> Archi
     return Architecture(name, "cifar", "basic", depths, Size(params, gmacs, source), "pad", preactivation=v2)
 
 
+# Layers, parameters, multiply-adds in 1e9.
+_CIFAR = (
+    (20, 269_722, 0.0406),
+    (32, 464_154, 0.0689),
+    (44, 658_586, 0.0972),
+    (56, 853_018, 0.1255),
+    (110, 1_727_962, 0.2529),
+)
 _ALL = (
     _v1("resnet18", "basic", _D18, 11_689_512, 1.81),
     _v1("resnet34", "basic", _D50, 21_797_672, 3.66),
@@ -121,16 +128,7 @@ _ALL = (
     _v2(152, "bottleneck", _D152, 60_185_128, 11.51),
     _plain(18, _D18, 11_515_688, 1.79),
     _plain(34, _D50, 21_623_848, 3.64),
-    _cifar(20, 269_722, 0.0406),
-    _cifar(32, 464_154, 0.0689),
-    _cifar(44, 658_586, 0.0972),
-    _cifar(56, 853_018, 0.1255),
-    _cifar(110, 1_727_962, 0.2529),
-    _cifar(20, 269_722, 0.0406, v2=True),
-    _cifar(32, 464_154, 0.0689, v2=True),
-    _cifar(44, 658_586, 0.0972, v2=True),
-    _cifar(56, 853_018, 0.1255, v2=True),
-    _cifar(110, 1_727_962, 0.2529, v2=True),
+    *(_cifar(*size, v2=v2) for v2 in (False, True) for size in _CIFAR),
 )
 
 ARCHITECTURES: dict[str, Architecture] = {a.name: a for a in _ALL}

@@ -62,11 +62,8 @@ def fetch(url: str, sha256: str | None = None, progress: Progress = SILENT) -> P
         raise WeightsError(f"{want!r} is not a SHA-256", where=url, hint="end the URL with #sha256= and hex digits")
     url = urllib.parse.urldefrag(url).url
     path = _cache_path(url, want)
-    for copy in (path, _user_torch_hub() / path.name) if want else (path,):
-        if _good(copy, want):
-            break
-    else:
-        copy = _fetch_into(path, url, want, progress)
+    known = (path, _user_torch_hub() / path.name) if want else (path,)
+    copy = next((copy for copy in known if _good(copy, want)), None) or _fetch_into(path, url, want, progress)
     if want is None:
         progress.say(f"{copy} has SHA-256 {file_sha256(copy)}; add #sha256=... to the URL to have it checked")
     return copy
@@ -105,17 +102,13 @@ def _fetch_into(path: Path, url: str, want: str | None, progress: Progress) -> P
                 _tag_of(part).unlink(missing_ok=True)
     except OSError as error:  # of the disk; errors of the network are _NetworkError
         hint = "free some space" if error.errno == errno.ENOSPC else "set EDGERES_CACHE to a directory you can write"
-        raise EnvironmentError_(
-            f"cannot be written: {error.strerror or error}", where=path.parent, hint=hint
-        ) from error
+        what = f"cannot be written: {error.strerror or error}"
+        raise EnvironmentError_(what, where=path.parent, hint=hint) from error
     except _NetworkError as error:
         other = " in place of the file there, which has another SHA-256" if path.is_file() else ""
-        raise WeightsError(
-            f"cannot be fetched: {error}",
-            where=url,
-            hint=f"fetch it on another machine and put it at {path}{other}; or give a file with --weights FILE; or use "
-            "--weights signs where it is bundled (see edgeres models), else --weights random",
-        ) from error
+        hint = f"fetch it on another machine and put it at {path}{other}; or give a file with --weights FILE; or use "
+        hint += "--weights signs where it is bundled (see edgeres models), else --weights random"
+        raise WeightsError(f"cannot be fetched: {error}", where=url, hint=hint) from error
     return path
 
 
@@ -137,10 +130,9 @@ def _locked(path: Path, progress: Progress) -> Iterator[None]:
 def _check(part: Path, want: str | None, url: str) -> None:
     if want and not (found := file_sha256(part)).startswith(want):
         part.unlink()
+        hint = "try again; if this repeats, the file was replaced, or a proxy changes it"
         raise WeightsError(
-            f"SHA-256 is {found} where {want} is expected; the download was deleted",
-            where=url,
-            hint="try again; if this repeats, the file was replaced, or a proxy changes it",
+            f"SHA-256 is {found} where {want} is expected; the download was deleted", where=url, hint=hint
         )
 
 
@@ -225,8 +217,7 @@ def _tag_of(part: Path) -> Path:
 def _write_tag(part: Path, headers: http.client.HTTPMessage) -> None:
     """Keep the validator for ``If-Range`` (RFC 9110, 13.1.5): a strong ETag, else the date, else none."""
     etag = headers.get("ETag", "")
-    validator = etag if etag.startswith('"') else headers.get("Last-Modified")
-    if validator:
+    if validator := etag if etag.startswith('"') else headers.get("Last-Modified"):
         _tag_of(part).write_text(validator, encoding="latin-1")
     else:
         _tag_of(part).unlink(missing_ok=True)

@@ -61,11 +61,8 @@ def export(module: torch.nn.Module, spec: ModelSpec) -> Exported:
         with torch.inference_mode():
             expected = network(torch.from_numpy(images))
         if not isinstance(expected, torch.Tensor):
-            raise ModelError(
-                f"the module gives a {type(expected).__name__}",
-                where=spec.name,
-                hint="wrap it in a module that gives the logits alone, (N, classes)",
-            )
+            hint = "wrap it in a module that gives the logits alone, (N, classes)"
+            raise ModelError(f"the module gives a {type(expected).__name__}", where=spec.name, hint=hint)
         traced = _trace(network, images[:2].shape)  # with one image the exporter could squeeze the batch axis
     except ModelError:
         raise
@@ -83,19 +80,12 @@ def _trace(network: torch.nn.Module, shape: tuple[int, ...]) -> bytes:
     buffer: Any = io.BytesIO()  # the exporter accepts streams, but its annotation does not say so
     # The argument came with torch 2.5, whose other exporter is the default from 2.9 on.
     known = inspect.signature(torch.onnx.export).parameters
-    exporter: dict[str, Any] = {"dynamo": False} if "dynamo" in known else {}
+    options: dict[str, Any] = {"dynamo": False} if "dynamo" in known else {}
+    options |= {"input_names": ["input"], "output_names": ["logits"]}
+    options |= {"opset_version": OPSET, "dynamic_axes": {"input": {0: "batch"}, "logits": {0: "batch"}}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            network,
-            (torch.zeros(shape),),
-            buffer,
-            opset_version=OPSET,
-            input_names=["input"],
-            output_names=["logits"],
-            dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}},
-            **exporter,
-        )
+        torch.onnx.export(network, (torch.zeros(shape),), buffer, **options)
     return bytes(buffer.getvalue())
 
 

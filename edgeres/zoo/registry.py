@@ -21,35 +21,27 @@ from edgeres.zoo.architectures import ARCHITECTURES, Architecture
 BUNDLED = Path(__file__).with_name("weights")
 _URL = "https://download.pytorch.org/models/{name}-{digest:.8}.pth"
 
-# Architecture: (digest, top-1 in per cent, shorter side in pixels before the 224 crop) of IMAGENET1K_V1, then V2.
+# Architecture, digest, top-1 in per cent, shorter side in pixels before the 224 crop: of IMAGENET1K_V1, then of V2.
 # The shorter side is 256 for the original training recipe and 232 for that of 2021.
-_TORCHVISION: dict[str, tuple[tuple[str, float, int], ...]] = {
-    "resnet18": (("f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec", 69.758, 256),),
-    "resnet34": (("b627a593bcbe140c234610266fe4f8ae95ea42fc881d091c9b6052e6b1d0590f", 73.314, 256),),
-    "resnet50": (
-        ("0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a", 76.130, 256),
-        ("11ad3fa62ca79e40addfd354a8ec4b7c75143b3038b8d2a807fbc68deab379ca", 80.858, 232),
-    ),
-    "resnet101": (
-        ("63fe2227b86e8f1f2063f43a75c84d195911b6a0eace650907dd3dc62dd49a0a", 77.374, 256),
-        ("cd907fc2a0de2292b2ba2b27d2216bc672d84632d1cf20058d01c0c03b5e020e", 81.886, 232),
-    ),
-    "resnet152": (
-        ("394f9c45966e3651a89bbb78a48410a6755854ce4a5ab64927cf1c7247f85e58", 78.312, 256),
-        ("f82ba261", 82.284, 232),
-    ),
-    "wide_resnet50_2": (
-        ("95faca4d11227dddf8633dbb5ff6c8a9003c1aa5b8945c73834b8007b10950b8", 78.468, 256),
-        ("9ba9bcbebc349d733a72eb7608143fd754e4689ac8d8ce2916ca0bdff6443950", 81.602, 232),
-    ),
-    "wide_resnet101_2": (
-        ("32ee11565f95f2f07223b243ada444a6457c4b90a88e6e293922813faf6dfd06", 78.848, 256),
-        ("d733dc28", 82.510, 232),
-    ),
-    "resnext50_32x4d": (("7cdf4587", 77.618, 256), ("1a0047aa", 81.198, 232)),
-    "resnext101_32x8d": (("8ba56ff5", 79.312, 256), ("110c445d", 82.834, 232)),
-    "resnext101_64x4d": (("173b62eb", 83.246, 232),),
-}
+_TORCHVISION: tuple[tuple[str, str, float, int], ...] = (
+    ("resnet18", "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec", 69.758, 256),
+    ("resnet34", "b627a593bcbe140c234610266fe4f8ae95ea42fc881d091c9b6052e6b1d0590f", 73.314, 256),
+    ("resnet50", "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a", 76.130, 256),
+    ("resnet50", "11ad3fa62ca79e40addfd354a8ec4b7c75143b3038b8d2a807fbc68deab379ca", 80.858, 232),
+    ("resnet101", "63fe2227b86e8f1f2063f43a75c84d195911b6a0eace650907dd3dc62dd49a0a", 77.374, 256),
+    ("resnet101", "cd907fc2a0de2292b2ba2b27d2216bc672d84632d1cf20058d01c0c03b5e020e", 81.886, 232),
+    ("resnet152", "394f9c45966e3651a89bbb78a48410a6755854ce4a5ab64927cf1c7247f85e58", 78.312, 256),
+    ("resnet152", "f82ba261", 82.284, 232),
+    ("wide_resnet50_2", "95faca4d11227dddf8633dbb5ff6c8a9003c1aa5b8945c73834b8007b10950b8", 78.468, 256),
+    ("wide_resnet50_2", "9ba9bcbebc349d733a72eb7608143fd754e4689ac8d8ce2916ca0bdff6443950", 81.602, 232),
+    ("wide_resnet101_2", "32ee11565f95f2f07223b243ada444a6457c4b90a88e6e293922813faf6dfd06", 78.848, 256),
+    ("wide_resnet101_2", "d733dc28", 82.510, 232),
+    ("resnext50_32x4d", "7cdf4587", 77.618, 256),
+    ("resnext50_32x4d", "1a0047aa", 81.198, 232),
+    ("resnext101_32x8d", "8ba56ff5", 79.312, 256),
+    ("resnext101_32x8d", "110c445d", 82.834, 232),
+    ("resnext101_64x4d", "173b62eb", 83.246, 232),
+)
 
 
 @dataclass(frozen=True)
@@ -140,9 +132,8 @@ def find_weights(name: str, tag: str) -> Weights:
     model = find_model(name)
     weights = model.weights.get(tag.removesuffix(":v1"))
     if weights is None:
-        raise WeightsError(
-            f"no weights {tag!r}", where=name, hint=f"there are {', '.join(model.tags)}, or a file or URL"
-        )
+        hint = f"there are {', '.join(model.tags)}, or a file or URL"
+        raise WeightsError(f"no weights {tag!r}", where=name, hint=hint)
     return weights
 
 
@@ -158,7 +149,8 @@ def _bundled(arch: Architecture) -> list[Weights]:
 
 def _published(name: str) -> list[Weights]:
     weights = []
-    for version, (digest, top1, resize_px) in enumerate(_TORCHVISION.get(name, ()), start=1):
+    rows = [row for row in _TORCHVISION if row[0] == name]
+    for version, (_, digest, top1, resize_px) in enumerate(rows, start=1):
         tag = "imagenet" if version == 1 else f"imagenet:v{version}"
         url = _URL.format(name=name, digest=digest)
         preprocess = Preprocess(crop_px=(224, 224), resize_px=resize_px)

@@ -78,12 +78,8 @@ def shortcut(arch: Architecture, shape: Shape) -> nn.Module:
         return nn.Identity()
     if arch.shortcut == "pad":
         return PadShortcut(shape.channels_out - shape.channels_in)
-    projection = conv(shape.channels_in, shape.channels_out, 1, shape.stride)
-    return (
-        nn.Sequential(projection)
-        if arch.preactivation
-        else nn.Sequential(projection, nn.BatchNorm2d(shape.channels_out))
-    )
+    norm = () if arch.preactivation else (nn.BatchNorm2d(shape.channels_out),)
+    return nn.Sequential(conv(shape.channels_in, shape.channels_out, 1, shape.stride), *norm)
 
 
 class BasicBlock(nn.Module):
@@ -124,52 +120,36 @@ class Bottleneck(nn.Module):
         return F.relu(y + self.downsample(x))
 
 
-class PreActBasicBlock(nn.Module):
+class PreActBlock(nn.Module):
     """y = F(a(x)) + x with a = ReLU of batch norm: nothing is applied to the sum (He et al. 2016).
 
-    Where the shape changes, a projection reads a(x) as in that paper, and option A reads x. In the network's first
-    block, the stem has computed a(x) already.
+    F = 3x3/s, 3x3 in a basic block, and 1x1, 3x3/s, 1x1 in a bottleneck. Where the shape changes, a projection reads
+    a(x) as in that paper, and option A reads x. In the network's first block, the stem has computed a(x) already.
     """
 
     def __init__(self, arch: Architecture, shape: Shape, *, first: bool) -> None:
         super().__init__()
+        self.first, self.bottleneck = first, arch.block == "bottleneck"
         self.bn1 = nn.Identity() if first else nn.BatchNorm2d(shape.channels_in)
-        self.conv1 = conv(shape.channels_in, shape.width, 3, shape.stride)
-        self.bn2 = nn.BatchNorm2d(shape.width)
-        self.conv2 = conv(shape.width, shape.channels_out, 3)
-        self.first = first
+        if self.bottleneck:
+            self.conv1 = conv(shape.channels_in, shape.width, 1)
+            self.bn2 = nn.BatchNorm2d(shape.width)
+            self.conv2 = conv(shape.width, shape.width, 3, shape.stride, arch.groups)
+            self.bn3 = nn.BatchNorm2d(shape.width)
+            self.conv3 = conv(shape.width, shape.channels_out, 1)
+        else:
+            self.conv1 = conv(shape.channels_in, shape.width, 3, shape.stride)
+            self.bn2 = nn.BatchNorm2d(shape.width)
+            self.conv2 = conv(shape.width, shape.channels_out, 3)
         self.downsample = shortcut(arch, shape)
         self.projects = isinstance(self.downsample, nn.Sequential)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, channels_in, H, W)
         a = x if self.first else F.relu(self.bn1(x))
-        y = self.conv1(a)  # (N, width, H/s, W/s)
-        y = self.conv2(F.relu(self.bn2(y)))  # (N, channels_out, H/s, W/s)
-        total: Tensor = y + self.downsample(a if self.projects else x)
-        return total
-
-
-class PreActBottleneck(nn.Module):
-    """As :class:`PreActBasicBlock`, with F = 1x1, 3x3/s, 1x1."""
-
-    def __init__(self, arch: Architecture, shape: Shape, *, first: bool) -> None:
-        super().__init__()
-        self.bn1 = nn.Identity() if first else nn.BatchNorm2d(shape.channels_in)
-        self.conv1 = conv(shape.channels_in, shape.width, 1)
-        self.bn2 = nn.BatchNorm2d(shape.width)
-        self.conv2 = conv(shape.width, shape.width, 3, shape.stride, arch.groups)
-        self.bn3 = nn.BatchNorm2d(shape.width)
-        self.conv3 = conv(shape.width, shape.channels_out, 1)
-        self.first = first
-        self.downsample = shortcut(arch, shape)
-        self.projects = isinstance(self.downsample, nn.Sequential)
-
-    def forward(self, x: Tensor) -> Tensor:  # (N, channels_in, H, W)
-        a = x if self.first else F.relu(self.bn1(x))
-        y = self.conv1(a)  # (N, width, H, W)
-        y = self.conv2(F.relu(self.bn2(y)))  # (N, width, H/s, W/s)
-        y = self.conv3(F.relu(self.bn3(y)))  # (N, channels_out, H/s, W/s)
-        total: Tensor = y + self.downsample(a if self.projects else x)
+        y = self.conv2(F.relu(self.bn2(self.conv1(a))))  # H and W are divided by s
+        if self.bottleneck:
+            y = self.conv3(F.relu(self.bn3(y)))
+        total: Tensor = y + self.downsample(a if self.projects else x)  # (N, channels_out, H/s, W/s)
         return total
 
 
@@ -189,8 +169,7 @@ def stage_shapes(arch: Architecture) -> list[list[Shape]]:
 
 def make_block(arch: Architecture, shape: Shape, *, first: bool) -> nn.Module:
     if arch.preactivation:
-        v2 = PreActBottleneck if arch.block == "bottleneck" else PreActBasicBlock
-        return v2(arch, shape, first=first)
+        return PreActBlock(arch, shape, first=first)
     return Bottleneck(arch, shape) if arch.block == "bottleneck" else BasicBlock(arch, shape)
 
 
