@@ -39,9 +39,9 @@ from edgeres.records import (
     percentile_nearest,
 )
 from edgeres.report import charts
+from edgeres.report.figures import megabytes, significant
 from edgeres.report.html import render_html
 from edgeres.report.terminal import render_terminal
-from edgeres.report.text import megabytes, significant
 from edgeres.verify.accuracy import Comparison
 from edgeres.verify.layer_noise import LayerNoise, RangeFit, TensorNoise
 

@@ -15,7 +15,7 @@ from edgeres.cli.options import UserPath, as_json
 from edgeres.cli.show import print_json, print_table
 from edgeres.engine.kernels import is_engine, read_program
 from edgeres.errors import EngineError, needs
-from edgeres.report.text import megabytes
+from edgeres.report.figures import megabytes
 
 Json = dict[str, Any]
 

@@ -23,24 +23,12 @@ WIDTH_IN = 4.6  # at 72 points per inch: full size on a phone, 1.5 times as larg
 _COLOURS = {"#010101": "var(--ink)", "#020202": "var(--soft)", "#030303": "var(--line)", "#040404": "var(--fp32)"}
 _COLOURS |= {"#050505": "var(--int8)", "#060606": "var(--pass)", "#070707": "var(--fail)", "#080808": "var(--other)"}
 INK, SOFT, LINE, FP32, INT8, PASS, FAIL, OTHER = _COLOURS
-_STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.size": 9.0,
-    "text.color": INK,
-    "axes.labelcolor": SOFT,
-    "xtick.color": SOFT,
-    "ytick.color": SOFT,
-    "axes.edgecolor": LINE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": LINE,
-    "ytick.left": False,
-    "legend.frameon": False,
-}
+_STYLE: dict[str, Any] = {"svg.fonttype": "none", "text.parse_math": False, "font.size": 9.0, "text.color": INK}
+_STYLE |= dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color"), SOFT)
+_STYLE |= dict.fromkeys(("axes.edgecolor", "grid.color"), LINE)
+_STYLE |= dict.fromkeys(("axes.grid", "axes.axisbelow"), True)
+_STYLE |= dict.fromkeys(("axes.spines.top", "axes.spines.right", "axes.spines.left"), False)
+_STYLE |= dict.fromkeys(("ytick.left", "legend.frameon"), False)
 
 
 def missing() -> str | None:
@@ -58,9 +46,8 @@ def latency_chart(latency: dict[str, Any]) -> Html:
             counts = histogram[name]
             middles = [width * (i + 0.5) for i in range(len(counts))]
             shares = [100 * count / sum(counts) for count in counts]
-            axes.bar(
-                middles, shares, width, color=colour, label=f"{name.upper()}, p50 {latency[name]['p50_ms']:.3g} ms"
-            )
+            label = f"{name.upper()}, p50 {latency[name]['p50_ms']:.3g} ms"
+            axes.bar(middles, shares, width, color=colour, label=label)
         axes.set_xlim(0, width * len(histogram["fp32"]))
         axes.set_xlabel("milliseconds per inference; the last bin holds all longer ones")
         axes.set_ylabel("per cent")

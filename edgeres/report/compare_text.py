@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 
 from edgeres.judge.document import Json, why_missing
-from edgeres.report.text import NOT_MEASURED, interval, megabytes, percent, points, significant, times
+from edgeres.report.figures import NOT_MEASURED, interval, megabytes, percent, points, significant, times
 
 SHORT = 64
 
@@ -35,12 +35,11 @@ def since(found: Json) -> list[tuple[str, str]]:
     for name, row in graphs(found):
         path = "fp32" if name == "FP32" else f"graphs.{name}"
         told.append((f"{name} lost", _lost(found, row, path)))
-        told += [("class fell", f"{_class(fallen)}, {name} graph") for fallen in row.get("fallen_classes", ())]
+        for fall in row.get("fallen_classes", ()):
+            told.append(
+                ("class fell", f"{fall['name']} by {points(fall['drop_pp'])} (p = {fall['p']:.2g}), {name} graph")
+            )
     return [*told, ("latency", _latency(found)), ("speedup", _speedup(found))]
-
-
-def _class(fallen: Json) -> str:
-    return f"{fallen['name']} by {points(fallen['drop_pp'])} (p = {fallen['p']:.2g})"
 
 
 def _lost(found: Json, row: Json, path: str) -> str:
@@ -53,9 +52,8 @@ def _lost(found: Json, row: Json, path: str) -> str:
     if row["same_answers"] is not None:
         words += f"; {percent(row['same_answers'])} same answers, {interval(row['same_answers_ci95'])}"
     if row.get("sqnr_loss_db") is not None:
-        words += (
-            f"; logit SQNR {-row['sqnr_loss_db']:+.1f} dB, {interval([-end for end in row['sqnr_loss_db_ci95'][::-1]])}"
-        )
+        low, high = row["sqnr_loss_db_ci95"]
+        words += f"; logit SQNR {-row['sqnr_loss_db']:+.1f} dB, {interval([-high, -low])}"
     return words
 
 
@@ -99,9 +97,9 @@ def changed(found: Json) -> Iterator[tuple[str, str, str]]:
     for row in found["changed"]:
         before, after = row["before"], row["after"]
         if isinstance(before, dict) and isinstance(after, dict):
-            names = [name for name in dict.fromkeys((*before, *after)) if before.get(name) != after.get(name)]
-            for name in names:
-                yield f"{row['what']}, {name}", short(before.get(name)), short(after.get(name))
+            for name in dict.fromkeys((*before, *after)):
+                if before.get(name) != after.get(name):
+                    yield f"{row['what']}, {name}", short(before.get(name)), short(after.get(name))
         else:
             yield row["what"], short(before), short(after)
 

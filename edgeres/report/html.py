@@ -9,25 +9,10 @@ from typing import Any
 
 from edgeres.judge.document import why_missing
 from edgeres.report.charts import depth_chart, latency_chart, missing
+from edgeres.report.figures import NOT_MEASURED, decibels, interval, megabytes, percent, points, significant, times
 from edgeres.report.html_accuracy import SHOWN_ROWS, accuracy_section
-from edgeres.report.markup import Html, el, join, more, prose, section, table
-from edgeres.report.page import render_page
-from edgeres.report.text import (
-    NOT_MEASURED,
-    Report,
-    check_word,
-    decibels,
-    findings,
-    headline,
-    interval,
-    megabytes,
-    percent,
-    points,
-    significant,
-    times,
-    verdict_line,
-    verdict_word,
-)
+from edgeres.report.markup import Html, el, join, more, prose, render_page, section, table
+from edgeres.report.text import Report, check_word, findings, headline, verdict_line, verdict_word
 
 LISTED_NAMES = 3
 
@@ -36,7 +21,7 @@ def render_html(report: Report) -> str:
     """The whole page as text, to be written as UTF-8."""
     parts = (_head, _tiles, _gates, _checks, _baseline, accuracy_section, _latency, _inside, _sizes, _quantization)
     title = f"{report['model']['name']} INT8: {_word(report).lower()}"
-    return render_page(title, join(part(report) for part in (*parts, _provenance)))
+    return render_page(title, join(*(part(report) for part in (*parts, _provenance))))
 
 
 _WORDS = {"passed": "Passed", "failed": "Failed", "unsure": "Uncertain"}
@@ -56,11 +41,9 @@ def _head(report: Report) -> Html:
         count += "; uncertain gates do not fail" if report["passed"] else "; uncertain gates fail"
     told = (el("div", el("b", title), f": {reason}") for title, reason in verdict_line(report))
     return join(
-        (
-            el("h1", f"{report['model']['name']} in INT8"),
-            el("p", headline(report), class_="soft small"),
-            el("section", el("strong", _word(report)), el("div", count), *told, class_=kind),
-        )
+        el("h1", f"{report['model']['name']} in INT8"),
+        el("p", headline(report), class_="soft small"),
+        el("section", el("strong", _word(report)), el("div", count), *told, class_=kind),
     )
 
 
@@ -120,12 +103,15 @@ def _baseline(report: Report) -> Html:
     if baseline is None:
         return Html()
     accepted = f"Against {baseline['file']}, accepted {baseline['accepted']}."
-    same = (
-        "On the same images, compared image by image."
-        if baseline["same_images"]
-        else why_missing("baseline.same_images", report)
-    )
+    same = "On the same images, compared image by image."
+    if not baseline["same_images"]:
+        same = why_missing("baseline.same_images", report)
     slower = baseline["slowdown_percent"]
+    latency = f"Latency: {why_missing('baseline.slowdown_percent', report)}."
+    if slower is not None:
+        latency = (
+            f"INT8 takes {abs(slower):.1f} % {'more' if slower > 0 else 'less'} time than before, in units of FP32."
+        )
     told = [("FP32", points(baseline["fp32"]["drop_pp"] if baseline["fp32"] else None), NOT_MEASURED)]
     told += [
         (f"INT8, {name} graph", points(graph["drop_pp"]), decibels(graph["sqnr_loss_db"]))
@@ -135,12 +121,7 @@ def _baseline(report: Report) -> Html:
         "Since the baseline",
         el("p", f"{accepted} {same}"),
         table("Since the baseline", ("Graph", "Top-1 lost", "SQNR lost"), told, (1, 2)),
-        el(
-            "p",
-            f"INT8 takes {abs(slower):.1f} % {'more' if slower > 0 else 'less'} time than before, in units of FP32.",
-        )
-        if slower is not None
-        else el("p", f"Latency: {why_missing('baseline.slowdown_percent', report)}."),
+        el("p", latency),
         _changed(baseline["changed"]),
     )
 
@@ -190,10 +171,8 @@ def _layers(name: str, graph: dict[str, Any]) -> Html:
     )
     head = ("Quantized activation", "Own SQNR", "Covered")
     return join(
-        (
-            more(f"{name} graph, layer by layer", table(f"Layers, {name}", ("Tensor", "", "SQNR"), rows, (2,))),
-            more(f"{name} graph, scales with the lowest SQNR", table(f"Scales, {name}", head, ranges, (1, 2))),
-        )
+        more(f"{name} graph, layer by layer", table(f"Layers, {name}", ("Tensor", "", "SQNR"), rows, (2,))),
+        more(f"{name} graph, scales with the lowest SQNR", table(f"Scales, {name}", head, ranges, (1, 2))),
     )
 
 
@@ -201,15 +180,11 @@ def _latency(report: Report) -> Html:
     latency = report["latency"]
     if latency["speedup"] is None:
         return section("Latency", el("p", f"Not measured: {why_missing('latency', report)}."))
-    rows = (
-        (
-            join((el("span", class_=f"key {name}"), name.upper())),
-            *(significant(latency[name][key]) for key in ("p50_ms", "p90_ms", "p99_ms", "throughput_ips")),
-            f"{latency[name]['iterations']:,}",
-            percent(latency[name]["variation_percent"]),
-        )
-        for name in ("fp32", "int8")
-    )
+    rows = []
+    for name in ("fp32", "int8"):
+        taken, key = latency[name], join(el("span", class_=f"key {name}"), name.upper())
+        ms = (significant(taken[key]) for key in ("p50_ms", "p90_ms", "p99_ms", "throughput_ips"))
+        rows.append((key, *ms, f"{taken['iterations']:,}", percent(taken["variation_percent"])))
     head = ("Precision", "p50 ms", "p90 ms", "p99 ms", "img/s", "Inferences", "Spread")
     ratio = f"{times(latency['speedup'])}, 95 % interval {interval(latency['speedup_ci95'])}"
     return section(
@@ -248,17 +223,11 @@ def _graph_name(key: str) -> str:
 def _engines(engines: list[dict[str, Any]]) -> Html:
     if not engines:
         return el("p", "No engine was requested.")
-    rows = (
-        (
-            engine["target"],
-            prose(engine["status"]),
-            f"{engine['runtime']} {engine['version']}",
-            engine["precision"].upper(),
-            megabytes(engine["size_bytes"] or None),
-            ", ".join(engine["compute_capabilities"]) or ("portable" if engine["size_bytes"] else NOT_MEASURED),
-        )
-        for engine in engines
-    )
+    rows = []
+    for engine in engines:
+        runtime, size = f"{engine['runtime']} {engine['version']}", megabytes(engine["size_bytes"] or None)
+        gpus = ", ".join(engine["compute_capabilities"]) or ("portable" if engine["size_bytes"] else NOT_MEASURED)
+        rows.append((engine["target"], prose(engine["status"]), runtime, engine["precision"].upper(), size, gpus))
     return table("Engines", ("Target", "Status", "Runtime", "Precision", "Size", "Compute capability"), rows, (4,))
 
 
@@ -272,26 +241,20 @@ def _quantization(report: Report) -> Html:
 
 def _refinement(report: Report) -> Html:
     if not report["refinement"]:
-        return join(())
-    rows = (
-        (
-            step["name"],
-            step["style"],
-            decibels(step["before_db"]),
-            decibels(step["after_db"]),
-            "kept" if step["kept"] else f"left out: {step['note']}",
-            f"{step['seconds']:.1f} s",
-        )
-        for step in report["refinement"]
-    )
+        return Html()
+    rows = []
+    for step in report["refinement"]:
+        sqnr = (decibels(step["before_db"]), decibels(step["after_db"]))
+        decision = "kept" if step["kept"] else f"left out: {step['note']}"
+        rows.append((step["name"], step["style"], *sqnr, decision, f"{step['seconds']:.1f} s"))
     head = ("Step", "Graph", "SQNR before", "After", "Decision", "Time")
     told = "Logit SQNR on held-back calibration images; a step is kept where it raises the SQNR."
-    return join((table("Effect of refinement", head, rows, (2, 3, 5)), el("p", told, class_="soft small")))
+    return join(table("Effect of refinement", head, rows, (2, 3, 5)), el("p", told, class_="soft small"))
 
 
 def _residual(report: Report) -> Html:
     if not report["residual"]:
-        return join(())
+        return Html()
     rows = (
         (cost["add"], cost["precision"], f"{1e4 * cost['noise']:.2f}", f"{cost['bytes_moved']:,}")
         for cost in report["residual"]
@@ -307,14 +270,11 @@ def _plan(style: str, plan: dict[str, Any]) -> Html:
         by_reason.setdefault(one["reason"], []).append(one["what"])
     rows = ((prose(_some(what)), len(what), prose(reason)) for reason, what in by_reason.items())
     listed = table(f"Left in floating point, {style} graph", ("What", "Count", "Why"), rows, (1,))
+    left = more(f"{len(plan['skipped']):,} left in floating point on purpose", listed)
     return join(
-        (
-            el("h3", f"{style} graph"),
-            el("p", f"{plan['activations']:,} activations and {plan['weights']:,} weights are quantized."),
-            more(f"{len(plan['skipped']):,} left in floating point on purpose", listed)
-            if by_reason
-            else el("p", "Nothing was left in floating point."),
-        )
+        el("h3", f"{style} graph"),
+        el("p", f"{plan['activations']:,} activations and {plan['weights']:,} weights are quantized."),
+        left if by_reason else el("p", "Nothing was left in floating point."),
     )
 
 
@@ -356,15 +316,11 @@ def _provenance(report: Report) -> Html:
         el("pre", report["command"] or "built from Python with the options below"),
         more("Options", _definitions(options)),
         more("How the bundle was made", _definitions((name, prose(_plain(v))) for name, v in report["facts"].items())),
-        _digests(report["files"]),
+        more("Files by SHA-256", _definitions((name, el("code", digest)) for name, digest in report["files"].items())),
         more("Environment", _definitions(report["environment"].items())),
         more("All figures in words", _definitions(findings(report))),
     )
 
 
-def _digests(files: dict[str, str]) -> Html:
-    return more("Files by SHA-256", _definitions((name, el("code", digest)) for name, digest in files.items()))
-
-
 def _definitions(pairs: Iterable[tuple[str, object]]) -> Html:
-    return el("dl", *(join((el("dt", name), el("dd", value))) for name, value in pairs))
+    return el("dl", *(join(el("dt", name), el("dd", value)) for name, value in pairs))

@@ -6,8 +6,9 @@ from typing import Any
 
 from edgeres.judge.document import why_missing
 from edgeres.report.charts import class_chart, interval_chart
+from edgeres.report.figures import NOT_MEASURED, decibels, interval, percent, points
 from edgeres.report.markup import Html, el, join, more, prose, section, table
-from edgeres.report.text import NOT_MEASURED, Report, decibels, interval, percent, points, unreadable
+from edgeres.report.text import Report, unreadable
 
 SHOWN_ROWS = 20  # rows of a long table; the others are folded
 SHOWN_BARS = 16
@@ -20,15 +21,9 @@ def accuracy_section(report: Report) -> Html:
     if not accuracy["graphs"]:
         return section("Accuracy", el("p", f"Not measured: {why_missing('accuracy', report)}."))
     graphs = [(f"INT8, {name} graph", graph) for name, graph in accuracy["graphs"].items()]
+    figures = {"top1": percent, "top5": percent, "drop_pp": points, "agreement": percent, "logit_sqnr_db": decibels}
     rows = (
-        (
-            name,
-            _with_interval(percent(row["top1"]), row["top1_ci95"]),
-            percent(row["top5"]),
-            _with_interval(points(row.get("drop_pp")), row.get("drop_pp_ci95")),
-            _with_interval(percent(row.get("agreement")), row.get("agreement_ci95")),
-            _with_interval(decibels(row.get("logit_sqnr_db")), row.get("logit_sqnr_db_ci95")),
-        )
+        (name, *(_with_interval(words(row.get(key)), row.get(f"{key}_ci95")) for key, words in figures.items()))
         for name, row in [("FP32", accuracy["fp32"]), *graphs]
     )
     head = ("Graph", "Top-1", "Top-5", "Drop", "Agreement", "Logit SQNR")
@@ -48,7 +43,7 @@ def accuracy_section(report: Report) -> Html:
 
 
 def _with_interval(figure: str, limits: list[float] | None) -> object:
-    return figure if limits is None else join((figure, el("div", interval(limits), class_="soft small")))
+    return figure if limits is None else join(figure, el("div", interval(limits), class_="soft small"))
 
 
 def _explained(report: Report) -> Html:
@@ -73,7 +68,7 @@ def _images(report: Report) -> Html:
     graph = report["accuracy"]["graphs"][report["accuracy"]["graph"]]
     lost = _answers(report, "INT8 gets wrong and FP32 right", graph["lost_images"])
     gained = _answers(report, "FP32 gets wrong and INT8 right", graph["gained_images"])
-    return join((_gallery(report), lost, gained))
+    return join(_gallery(report), lost, gained)
 
 
 def _gallery(report: Report) -> Html:
@@ -83,16 +78,15 @@ def _gallery(report: Report) -> Html:
     for name, graph in report["accuracy"]["graphs"].items():
         for image in graph["lost_images"]:
             if image["image"] in pictures:
-                told = (labels[image["reference"]], labels[image["candidate"]])
-                shown.append(_picture(image["image"], pictures[image["image"]], told, f"{name} graph"))
+                right, wrong = labels[image["reference"]], labels[image["candidate"]]
+                shown.append(_picture(image["image"], pictures[image["image"]], right, wrong, f"{name} graph"))
     if not shown:
         return Html()
     title = f"Pictures of what INT8 gets wrong and FP32 right ({len(shown)})"
     return more(title, el("div", *shown, class_="gallery"), open_=True)
 
 
-def _picture(name: str, jpeg: str, told: tuple[str, str], graph: str) -> Html:
-    right, wrong = told
+def _picture(name: str, jpeg: str, right: str, wrong: str, graph: str) -> Html:
     said = f"{name}: FP32 says {right}, INT8 says {wrong}"
     return el(
         "figure",
@@ -125,16 +119,10 @@ def _answers(report: Report, what: str, images: list[dict[str, Any]]) -> Html:
 def _confusions(report: Report) -> Html:
     graph = report["accuracy"]["graphs"][report["accuracy"]["graph"]]
     labels = report["model"]["labels"]
-    rows = [
-        (
-            labels[one["label"]],
-            labels[one["answer"]],
-            f"{one['reference']:,}",
-            f"{one['candidate']:,}",
-            f"{one['candidate'] - one['reference']:+,}",
-        )
-        for one in graph["confusions"]
-    ]
+    rows = []
+    for one in graph["confusions"]:
+        fp32, int8 = one["reference"], one["candidate"]
+        rows.append((labels[one["label"]], labels[one["answer"]], f"{fp32:,}", f"{int8:,}", f"{int8 - fp32:+,}"))
     if not rows:
         return Html()
     head = ("Images of", "taken for", "by FP32", "by INT8", "Change")
@@ -148,27 +136,19 @@ def _classes(report: Report) -> Html:
     changes = [100 * (row["int8"] - row["fp32"]) / row["total"] for row in classes]
     largest_first = sorted(zip(changes, classes, strict=True), key=lambda pair: (-abs(pair[0]), pair[0]))
     names = report["model"]["labels"]
-    rows = [
-        (
-            names[row["class"]],
-            f"{row['total']:,}",
-            percent(100 * row["fp32"] / row["total"]),
-            percent(100 * row["int8"] / row["total"]),
-            f"{change:+.2f} pp" if change else "0",
-        )
-        for change, row in largest_first
-    ]
+    rows = []
+    for change, row in largest_first:
+        top1 = (percent(100 * row[name] / row["total"]) for name in ("fp32", "int8"))
+        rows.append((names[row["class"]], f"{row['total']:,}", *top1, f"{change:+.2f} pp" if change else "0"))
     changed = [(names[row["class"]], change) for change, row in largest_first if change]
     first = min(SHOWN_ROWS, len(changed))
     head, numbers, rest = ("Class", "Images", "FP32", "INT8", "Change"), range(1, 5), rows[first:]
     return join(
-        (
-            el("h3", "Top-1 by class, largest change first"),
-            _named(report),
-            class_chart(changed[:SHOWN_BARS]) if changed else "",
-            table("Top-1 by class", head, rows[:first], numbers) if first else el("p", "No class changed."),
-            more(f"{len(rest):,} more classes", table("More classes", head, rest, numbers)) if rest else "",
-        )
+        el("h3", "Top-1 by class, largest change first"),
+        _named(report),
+        class_chart(changed[:SHOWN_BARS]) if changed else "",
+        table("Top-1 by class", head, rows[:first], numbers) if first else el("p", "No class changed."),
+        more(f"{len(rest):,} more classes", table("More classes", head, rest, numbers)) if rest else "",
     )
 
 

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from edgeres.judge.document import Json, why_missing
 from edgeres.report.compare_text import changed, graphs, ratio, scale, since, size, title, with_interval
+from edgeres.report.figures import decibels, significant, times
 from edgeres.report.html_accuracy import SHOWN_ROWS
-from edgeres.report.markup import Html, el, join, more, prose, section, table
-from edgeres.report.page import render_page
-from edgeres.report.text import decibels, significant, times
+from edgeres.report.markup import Html, el, join, more, prose, render_page, section, table
 
 
 def render_comparisons(pairs: Sequence[Json]) -> str:
@@ -17,10 +16,8 @@ def render_comparisons(pairs: Sequence[Json]) -> str:
     others = ", ".join(found["after"]["name"] for found in pairs)
     name = f"{pairs[0]['before']['name']} to {others}"
     several = len(pairs) > 1
-    parts = (
-        part for found in pairs for part in (el("h2", title(found), class_="pair") if several else "", _pair(found))
-    )
-    return render_page(name, join((el("h1", name), *parts)))
+    parts = (join(el("h2", title(found), class_="pair") if several else "", _pair(found)) for found in pairs)
+    return render_page(name, join(el("h1", name), *parts))
 
 
 def _pair(found: Json) -> Html:
@@ -33,7 +30,7 @@ def _pair(found: Json) -> Html:
         class_="banner open",
     )
     parts = (_builds, _since, _accuracy, _latency, _scales, _placements, _sizes, _changed)
-    return join((banner, *(part(found) for part in parts)))
+    return join(banner, *(part(found) for part in parts))
 
 
 _WORDS = {"passed": "pass", "failed": "fail", "unsure": "unsure"}
@@ -63,9 +60,7 @@ def _accuracy(found: Json) -> Html:
         (
             name if side == "before" else "",
             side,
-            _two_lines(row[side]["top1"], row[side]["top1_ci95"]),
-            _two_lines(row[side]["drop_pp"], row[side]["drop_pp_ci95"]),
-            _two_lines(row[side]["agreement"], row[side]["agreement_ci95"]),
+            *(_two_lines(row[side][key], row[side][f"{key}_ci95"]) for key in ("top1", "drop_pp", "agreement")),
             decibels(row[side]["logit_sqnr_db"]),
         )
         for name, row in graphs(found)
@@ -78,7 +73,7 @@ def _accuracy(found: Json) -> Html:
 
 def _two_lines(value: float | None, limits: list[float] | None) -> object:
     figure, _, small = with_interval(value, limits).partition(" ")
-    return join((figure, el("div", small.strip("()"), class_="soft small"))) if small else figure
+    return join(figure, el("div", small.strip("()"), class_="soft small")) if small else figure
 
 
 def _latency(found: Json) -> Html:
@@ -105,15 +100,12 @@ def _scales_of(style: str, scales: Json) -> Html:
     ]
     head, first = ("Tensor", "Before", "After", "Ratio"), min(SHOWN_ROWS, scales["changed"])
     what = "scales" if scales["of"] == "graph" else "ranges of calibration.json, as widths,"
-    rest = rows[first:]
-    label = f"Scales, {style} graph"
+    label, rest = f"Scales, {style} graph", rows[first:]
     return join(
-        (
-            el("h3", f"{style} graph"),
-            el("p", f"{scales['changed']} of {scales['tensors']} {what} changed by more than 10 %."),
-            table(label, head, rows[:first], (1, 2, 3)) if first else "",
-            more(f"{len(rest):,} that changed less", table(f"{label}, rest", head, rest, (1, 2, 3))) if rest else "",
-        )
+        el("h3", f"{style} graph"),
+        el("p", f"{scales['changed']} of {scales['tensors']} {what} changed by more than 10 %."),
+        table(label, head, rows[:first], (1, 2, 3)) if first else "",
+        more(f"{len(rest):,} that changed less", table(f"{label}, rest", head, rest, (1, 2, 3))) if rest else "",
     )
 
 

@@ -23,12 +23,11 @@ def render_junit(report: Report) -> str:
     root = ElementTree.Element("testsuites", name="edgeres")
     gates = _suite(root, report, f"edgeres gates: {name}")
     for verdict in report["verdicts"]:
-        word = verdict_word(verdict)
-        told = f"observed {observed(verdict)}: {verdict['reason']}"
-        _case(gates, "edgeres.gates", f"{verdict['title']} {verdict['rule']}", (word, told))
+        word, told = verdict_word(verdict), f"observed {observed(verdict)}: {verdict['reason']}"
+        _case(gates, "edgeres.gates", f"{verdict['title']} {verdict['rule']}", word, told)
     checks = _suite(root, report, f"edgeres checks: {name}")
     for check in report["checks"]:
-        _case(checks, "edgeres.checks", check["title"], (check_word(check), check["reason"]))
+        _case(checks, "edgeres.checks", check["title"], check_word(check), check["reason"])
     for suite in (gates, checks):
         _count(suite, (suite,), ("tests", "failures", "skipped"))
     _count(root, (gates, checks), ("tests", "failures"))  # the schema allows no other counts on the root
@@ -48,8 +47,7 @@ def _suite(root: ElementTree.Element, report: Report, name: str) -> ElementTree.
     return suite
 
 
-def _case(suite: ElementTree.Element, group: str, name: str, found: tuple[str, str]) -> None:
-    word, reason = found
+def _case(suite: ElementTree.Element, group: str, name: str, word: str, reason: str) -> None:
     case = ElementTree.SubElement(suite, "testcase", classname=group, name=_text(name), time="0")
     if word == "pass":
         ElementTree.SubElement(case, "system-out").text = _text(reason)

@@ -5,20 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from edgeres.report.text import (
-    Report,
-    check_word,
-    findings,
-    headline,
-    interval,
-    megabytes,
-    observed,
-    percent,
-    points,
-    significant,
-    verdict_line,
-    verdict_word,
-)
+from edgeres.report.figures import interval, megabytes, percent, points, significant
+from edgeres.report.text import Report, check_word, findings, headline, observed, verdict_line, verdict_word
 
 _SIGNS = {"pass": "✅", "FAIL": "❌", "unsure": "⚠️", "allowed": "⚠️"}
 LISTED = 10
@@ -29,55 +17,30 @@ def render_markdown(report: Report) -> str:
     word = {"passed": "✅ passed", "failed": "❌ failed", "unsure": "⚠️ uncertain"}[report["outcome"]]
     parts = [
         f"## {_cell(report['model']['name'])} in INT8: {word if report['verdicts'] else 'no gate was set'}",
-        *(f"- **{_cell(title)}**: {_cell(reason)}" for title, reason in verdict_line(report)),
+        "\n".join(f"- **{_cell(title)}**: {_cell(reason)}" for title, reason in verdict_line(report)),
         _gates(report),
         _figures(report),
         _changes(report),
         _images(report),
-        f"<details><summary>All figures</summary>\n\n{_findings(report)}\n\n</details>",
+        f"<details><summary>All figures</summary>\n\n{_table(('Figure', 'Value'), findings(report))}\n\n</details>",
         f"<sub>{_cell(headline(report))}. {_cell(_validated(report))}</sub>",
     ]
-    return "\n\n".join(part for part in _joined(parts) if part) + "\n"
-
-
-def _joined(parts: list[str]) -> list[str]:
-    """Join consecutive list items to one list."""
-    joined: list[str] = []
-    for part in parts:
-        if part.startswith("- ") and joined and joined[-1].startswith("- "):
-            joined[-1] += f"\n{part}"
-        else:
-            joined.append(part)
-    return joined
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _gates(report: Report) -> str:
-    rows = [
-        (f"{_SIGNS[word]} {word}", verdict["title"], verdict["rule"], observed(verdict))
-        for verdict in report["verdicts"]
-        for word in (verdict_word(verdict),)
-    ]
-    rows += [
-        (f"{_SIGNS[word]} {word}", check["title"], "check", "")
-        for check in report["checks"]
-        for word in (check_word(check),)
-        if word in {"FAIL", "allowed"}
-    ]
+    found = [(verdict_word(v), v["title"], v["rule"], observed(v)) for v in report["verdicts"]]
+    found += [(check_word(c), c["title"], "check", "") for c in report["checks"] if c["outcome"] == "failed"]
+    rows = [(f"{_SIGNS[word]} {word}", *cells) for word, *cells in found]
     return _table(("", "Gate", "Limit", "Observed"), rows) if rows else ""
 
 
 def _figures(report: Report) -> str:
     accuracy, latency, sizes = report["accuracy"], report["latency"], report["sizes"]
-    rows = [
-        (
-            name.upper(),
-            percent(accuracy[name]["top1"]),
-            significant(latency[name]["p50_ms"]),
-            significant(latency[name]["p99_ms"]),
-            megabytes(sizes[f"{name}_bytes"]),
-        )
-        for name in ("fp32", "int8")
-    ]
+    rows = []
+    for name in ("fp32", "int8"):
+        ms = (significant(latency[name][key]) for key in ("p50_ms", "p99_ms"))
+        rows.append((name.upper(), percent(accuracy[name]["top1"]), *ms, megabytes(sizes[f"{name}_bytes"])))
     told = ""
     if accuracy["drop_pp"] is not None:
         told = f"\n\nTop-1 drop {points(accuracy['drop_pp'])}, 95 % interval {interval(accuracy['drop_pp_ci95'])}."
@@ -108,10 +71,6 @@ def _images(report: Report) -> str:
     table = _table(("Image", "FP32, rightly", "INT8"), rows)
     title = f"{len(lost):,} image{'s' * (len(lost) > 1)} that INT8 gets wrong and FP32 right"
     return f"<details><summary>{title}</summary>\n\n{table}{more}\n\n</details>"
-
-
-def _findings(report: Report) -> str:
-    return _table(("Figure", "Value"), findings(report))
 
 
 def _validated(report: Report) -> str:

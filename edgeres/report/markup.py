@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from string import Template
 
 _VOID = frozenset({"img", "input"})
 
@@ -19,10 +21,10 @@ def el(tag: str, *children: object, **attributes: object) -> Html:
     """An element. Children that are not Html are escaped, attribute values always; ``class_`` becomes ``class``."""
     names = ((key.rstrip("_").replace("_", "-"), html.escape(str(value))) for key, value in attributes.items())
     head = "".join(f' {name}="{value}"' for name, value in names)
-    return Html(f"<{tag}{head}>" if tag in _VOID else f"<{tag}{head}>{join(children)}</{tag}>")
+    return Html(f"<{tag}{head}>" if tag in _VOID else f"<{tag}{head}>{join(*children)}</{tag}>")
 
 
-def join(children: Iterable[object]) -> Html:
+def join(*children: object) -> Html:
     return Html("".join(c if isinstance(c, Html) else html.escape(str(c)) for c in children))
 
 
@@ -53,3 +55,9 @@ def more(title: str, *content: object, open_: bool = False) -> Html:
 def prose(text: str) -> Html:
     """A cell that keeps a readable width on a narrow screen."""
     return el("div", text, class_="prose")
+
+
+def render_page(title: str, body: Html) -> str:
+    """A page for light and dark screens of any size, without network access; to be written as UTF-8."""
+    page = Template(files("edgeres.report").joinpath("template.html").read_text(encoding="utf-8"))
+    return page.substitute(title=html.escape(title), body=body)

@@ -9,8 +9,7 @@ from io import BytesIO
 from PIL import Image, ImageDraw, ImageFont
 
 from edgeres.records import IMAGE_ORDERS, THUMBNAIL_PX, ImagePrediction, in_order
-from edgeres.report.markup import Html, el, join
-from edgeres.report.page import render_page
+from edgeres.report.markup import Html, el, join, render_page
 
 SHOWN = 1000  # images of about 5 kB each
 _WORDS = {"unsure": "least sure first", "sure": "surest first", "class": "by class", "path": "by name"}
@@ -37,13 +36,13 @@ def render_sheet(title: str, told: Sequence[str], answers: Sequence[ImagePredict
         choices.append(_choice("checkbox", "wrong", f"only the {wrong:,} wrong", checked=False))
     sheet = el("section", *choices, el("div", *figures, class_="gallery"), class_="sheet")
     head = (el("h1", title), *(el("p", line, class_="soft") for line in told))
-    return render_page(title, join((*head, sheet)))
+    return render_page(title, join(*head, sheet))
 
 
 def _choice(kind: str, name: str, words: str, *, checked: bool) -> Html:
     on = {"checked": ""} if checked else {}
     group = "order" if kind == "radio" else name
-    return join((el("input", type=kind, name=group, id=name, **on), el("label", words, for_=name)))
+    return join(el("input", type=kind, name=group, id=name, **on), el("label", words, for_=name))
 
 
 def _figure(answer: ImagePrediction, places: dict[str, int]) -> Html:

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgeres.report.text import (
-    Report,
-    check_word,
-    findings,
-    headline,
-    megabytes,
-    observed,
-    percent,
-    significant,
-    unreadable,
-    verdict_line,
-    verdict_word,
-)
+from edgeres.report.figures import megabytes, percent, significant
+from edgeres.report.text import Report, check_word, findings, headline, observed, unreadable, verdict_line, verdict_word
 
 _STYLES = {"pass": "green", "FAIL": "bold red", "unsure": "yellow", "allowed": "yellow"}
 
@@ -31,7 +22,7 @@ def render_terminal(report: Report, console: Console) -> None:
         console.print(Text(f"validated on {validation['description']}"))
         if unreadable(validation):
             console.print(Text(unreadable(validation), style="yellow"))
-    for block in (_figures(report), _findings(report), _gates(report), _checks(report), _engines(report)):
+    for block in (_figures(report), pairs(findings(report)), _gates(report), _checks(report), _engines(report)):
         if block is not None:
             console.print()
             console.print(block)
@@ -52,12 +43,12 @@ def _figures(report: Report) -> Table:
     return table
 
 
-def _findings(report: Report) -> Table:
-    """Figures with their names, one per line; the reason where a figure was not measured."""
+def pairs(rows: Iterable[tuple[str, str]]) -> Table:
+    """Names and words, one pair per line."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for name, words in findings(report):
+    for name, words in rows:
         table.add_row(Text(name), Text(words))
     return table
 

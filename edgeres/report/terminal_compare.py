@@ -10,7 +10,8 @@ from rich.text import Text
 
 from edgeres.judge.document import Json, why_missing
 from edgeres.report.compare_text import changed, graphs, ratio, scale, since, size, title, with_interval
-from edgeres.report.text import NOT_MEASURED
+from edgeres.report.figures import NOT_MEASURED
+from edgeres.report.terminal import pairs
 
 LISTED = 10
 
@@ -29,7 +30,7 @@ def render_comparison(found: Json, console: Console) -> None:
 
 def _blocks(found: Json) -> Iterator[RenderableType]:
     yield _figures(found)
-    yield _pairs(since(found))
+    yield pairs(since(found))
     yield from _scales(found)
     yield from _placements(found)
     yield _table(("size", "before", "after", "ratio"), map(size, found["sizes"]), right=(1, 2, 3))
@@ -43,9 +44,8 @@ def _figures(found: Json) -> Table:
         (
             name if side == "before" else "",
             side,
-            NOT_MEASURED if row[side]["top1"] is None else f"{row[side]['top1']:.2f}",
-            _stacked(with_interval(row[side]["drop_pp"], row[side]["drop_pp_ci95"])),
-            _stacked(with_interval(row[side]["agreement"], row[side]["agreement_ci95"])),
+            with_interval(row[side]["top1"], None),
+            *(_stacked(with_interval(row[side][key], row[side][f"{key}_ci95"])) for key in ("drop_pp", "agreement")),
             NOT_MEASURED if row[side]["logit_sqnr_db"] is None else f"{row[side]['logit_sqnr_db']:.1f}",
         )
         for name, row in graphs(found)
@@ -57,15 +57,6 @@ def _figures(found: Json) -> Table:
 def _stacked(figure: str) -> str:
     """Put the interval below its figure, because two of them side by side are too wide for a terminal."""
     return figure.replace(" (", "\n(")
-
-
-def _pairs(rows: Iterable[tuple[str, str]]) -> Table:
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, words in rows:
-        table.add_row(Text(name), Text(words))
-    return table
 
 
 def _scales(found: Json) -> Iterator[RenderableType]:

@@ -1,50 +1,13 @@
-"""Figures as text, the same in the terminal and on the page. None becomes a dash."""
+"""What a report says in words, the same in the terminal and on the page."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from edgeres.judge.document import look_up, why_missing
+from edgeres.report.figures import NOT_MEASURED, decibels, interval, percent, points, times
 
 Report = dict[str, Any]
-
-NOT_MEASURED = "-"
-
-
-def percent(value: float | None) -> str:
-    return NOT_MEASURED if value is None else f"{value:.2f} %"
-
-
-def points(value: float | None) -> str:
-    """Percentage points."""
-    return NOT_MEASURED if value is None else f"{value:.2f} pp"
-
-
-def decibels(value: float | None) -> str:
-    return NOT_MEASURED if value is None else f"{value:.1f} dB"
-
-
-def times(value: float | None) -> str:
-    """A ratio."""
-    return NOT_MEASURED if value is None else f"{value:.2f}x"
-
-
-def significant(value: float | None) -> str:
-    """Three significant digits without exponents: 0.412, 9.98, 33.9, 1,284."""
-    if value is None:
-        return NOT_MEASURED
-    size = abs(float(f"{value:.3g}"))  # rounded first: 9.996 is 10.0
-    digits = next((d for d, limit in ((3, 1.0), (2, 10.0), (1, 100.0)) if size < limit), 0)
-    return f"{value:,.{digits}f}"
-
-
-def megabytes(value: int | None) -> str:
-    """Decimal megabytes (10^6 bytes)."""
-    return NOT_MEASURED if value is None else f"{significant(value / 1e6)} MB"
-
-
-def interval(limits: list[float] | None) -> str:
-    return NOT_MEASURED if limits is None else f"{limits[0]:.2f} to {limits[1]:.2f}"
 
 
 def observed(verdict: dict[str, Any]) -> str:
@@ -90,21 +53,22 @@ def headline(report: Report) -> str:
 
 def findings(report: Report) -> list[tuple[str, str]]:
     """Comparisons of INT8 with FP32: name, and figure with interval or the reason why it is missing."""
+    a, m = report["accuracy"], report["latency"]
+    agreement = f"{percent(a['agreement'])}, 95 % interval {interval(a['agreement_ci95'])}"
+    speedup = f"{times(m['speedup'])}, 95 % interval {interval(m['speedup_ci95'])}, on {m['backend']}, {m['scope']}"
     figures = [
-        ("top-1 drop", "accuracy.drop_pp", _drop),
-        ("agreement", "accuracy.agreement", _agreement),
-        ("logit SQNR", "accuracy.logit_sqnr_db", _sqnr),
-        ("speedup", "latency.speedup", _speedup),
+        ("top-1 drop", "accuracy.drop_pp", _drop(a)),
+        ("agreement", "accuracy.agreement", agreement),
+        ("logit SQNR", "accuracy.logit_sqnr_db", decibels(a["logit_sqnr_db"])),
+        ("speedup", "latency.speedup", speedup),
     ]
     told = [
-        (name, words(report) if look_up(path, report) is not None else f"not measured: {why_missing(path, report)}")
+        (name, words if look_up(path, report) is not None else f"not measured: {why_missing(path, report)}")
         for name, path, words in figures
     ]
     told += [(step["name"], _step(step)) for step in report["refinement"]]
-    told += [("noise", what) for what in report["latency"]["noise"]]
-    accuracy = report["accuracy"]
-    told += [(f"{name} graph", _graph(graph, name == accuracy["graph"])) for name, graph in accuracy["graphs"].items()]
-    return told
+    told += [("noise", what) for what in m["noise"]]
+    return told + [(f"{name} graph", _graph(graph, name == a["graph"])) for name, graph in a["graphs"].items()]
 
 
 def _step(step: dict[str, Any]) -> str:
@@ -112,24 +76,11 @@ def _step(step: dict[str, Any]) -> str:
     return change if step["kept"] else f"left out: {step['note']} ({change})"
 
 
-def _drop(report: Report) -> str:
-    a = report["accuracy"]
+def _drop(a: dict[str, Any]) -> str:
+    if a["drop_pp"] is None:
+        return NOT_MEASURED
     pairs = f"{a['lost']} lost, {a['gained']} gained, McNemar p = {a['mcnemar_p']:.2g}"
     return f"{points(a['drop_pp'])}, 95 % interval {interval(a['drop_pp_ci95'])} ({pairs})"
-
-
-def _agreement(report: Report) -> str:
-    a = report["accuracy"]
-    return f"{percent(a['agreement'])}, 95 % interval {interval(a['agreement_ci95'])}"
-
-
-def _sqnr(report: Report) -> str:
-    return decibels(report["accuracy"]["logit_sqnr_db"])
-
-
-def _speedup(report: Report) -> str:
-    m = report["latency"]
-    return f"{times(m['speedup'])}, 95 % interval {interval(m['speedup_ci95'])}, on {m['backend']}, {m['scope']}"
 
 
 def _graph(graph: dict[str, Any], is_headline: bool) -> str:
