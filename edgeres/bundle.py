@@ -1,13 +1,13 @@
-"""The bundle: a directory that says what it is, what it was verified on, and what it lost.
+"""The bundle, a directory with a network's graphs, engines, ranges and report: reads, checks and writes it.
 
     manifest.json         schema, model, tensors, SHA-256 of every other file and of itself, environment
-    model.fp32.onnx       the baseline
+    model.fp32.onnx       the FP32 reference
     model.int8.onnx       Q/DQ for TensorRT             model.int8.cpu.onnx   Q/DQ for ONNX Runtime's CPU kernels
     engines/*.engine      named <runtime>-<version>-<compute capability>
-    calibration.json      ranges     report.json, report.html   verdict     labels.txt   one class a line
+    calibration.json      ranges     report.json, report.html   verdict     labels.txt   one class per line
 
-It is written to a hidden sibling and renamed when complete, so a reader finds a whole bundle or none, whenever the
-writer is killed. Every file is checked against the manifest when it is asked for.
+It is written to a hidden directory beside the target and renamed when complete, so a reader always finds a complete
+bundle or none, even if the writer is killed. A file is checked against the manifest each time it is opened.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Bundle:
         path: the directory.
 
     Raises:
-        BundleError: it is missing, has no valid manifest, or one in another format.
+        BundleError: the directory is missing, or has no valid manifest.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -65,7 +65,7 @@ class Bundle:
         """The path of a file of the bundle, after checking its hash.
 
         Raises:
-            BundleError: the bundle has no such file, or it is missing or not as it was written.
+            BundleError: the bundle has no such file, or the file is missing or was changed.
         """
         expected = self.manifest.files.get(name)
         if expected is None:
@@ -81,7 +81,7 @@ class Bundle:
         """Check every file.
 
         Raises:
-            BundleError: names the first that is missing or changed.
+            BundleError: a file is missing or was changed; the message names the first one.
         """
         for name in self.manifest.files:
             self.file(name)
@@ -95,10 +95,13 @@ class Bundle:
     def add_engines(
         self, engines: Mapping[EngineRecord, bytes | None], logs: Mapping[str, bytes] | None = None
     ) -> None:
-        """Write engines in place of earlier ones, and enter them; ``logs`` are files beside them, by path.
+        """Replace earlier engines by new ones, and record them in the manifest.
 
-        The manifest gives the earlier ones up first: whenever the writer is killed, what it names is as it says. Two
-        writers take turns, and each adds to what the other left.
+        The earlier engines leave the manifest before their files are removed, so the manifest always matches the files,
+        even if the writer is killed. Two writers at the same time take turns, and both add their engines.
+
+        Args:
+            logs: further files to write beside the engines, by path.
         """
         with _one_writer(self.path):
             now = Bundle(self.path).manifest
@@ -110,7 +113,7 @@ class Bundle:
     def _add(self, engines: Mapping[EngineRecord, bytes | None], logs: Mapping[str, bytes]) -> None:
         keys = {record.key for record in engines}
         runtimes = {record.runtime for record in engines if record.file}
-        # "Not built here" ends with the first engine of its runtime.
+        # Records of engines that were not built are dropped once an engine for their runtime is built.
         kept = tuple(
             old
             for old in self.manifest.engines
@@ -120,27 +123,28 @@ class Bundle:
         replaced = [record.file for record in self.manifest.engines if record.file and record.key in keys]
         old = {*replaced, *(log for log in map(log_of, replaced) if self.has(log))}
         files = {name: digest for name, digest in self.manifest.files.items() if name not in old | new.keys()}
-        self._enter(kept, files)
+        self._write_manifest(kept, files)
         for name in old - new.keys():
             (self.path / name).unlink(missing_ok=True)
         for name, data in new.items():
             write_file(self.path / name, data)
-        self._enter((*kept, *engines), files | {name: hashlib.sha256(data).hexdigest() for name, data in new.items()})
+        files |= {name: hashlib.sha256(data).hexdigest() for name, data in new.items()}
+        self._write_manifest((*kept, *engines), files)
 
-    def _enter(self, engines: tuple[EngineRecord, ...], files: dict[str, str]) -> None:
+    def _write_manifest(self, engines: tuple[EngineRecord, ...], files: dict[str, str]) -> None:
         self.manifest = replace(self.manifest, engines=engines, files=files)
         write_json(self.path / MANIFEST, MANIFEST_KIND.content(self.manifest))
 
 
 def log_of(engine: str) -> str:
-    """The file beside an engine that holds what the vendor said when it was built."""
+    """The file beside an engine with the messages of the vendor's builder."""
     return f"{engine.removesuffix('.engine')}.log"
 
 
 @contextmanager
 def _one_writer(folder: Path) -> Iterator[None]:
-    """Wait for another process that changes this bundle; the system frees the lock of one that dies."""
-    if sys.platform == "win32":  # has no lock on a directory
+    """Wait for other processes that change this bundle; the system frees the lock of a process that dies."""
+    if sys.platform == "win32":  # directories cannot be locked
         yield
         return
     import fcntl
@@ -156,17 +160,17 @@ def _one_writer(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def new_bundle(target: str | Path) -> Iterator[Path]:
-    """An empty directory to fill with a bundle's files; becomes ``target`` when the block ends well.
+    """An empty directory to fill with a bundle's files; it becomes ``target`` when the block ends without error.
 
-    The block must call :func:`seal` last. On an error or an interrupt the directory is removed and ``target``, if it
-    was there, is as it was.
+    The block must call :func:`seal` last. On an error or an interrupt the directory is removed, and an existing
+    ``target`` is not changed.
 
     Raises:
         BundleError: ``target`` exists and is not a bundle, or its parent cannot be written.
         EnvironmentError_: the disk is full or fails.
     """
     check_target(target)
-    target = Path(target).resolve()  # a link to a bundle stays a link, and what it points to is replaced
+    target = Path(target).resolve()  # a link to a bundle is kept, and the bundle that it points to is replaced
     _clear_leftovers(target)
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
@@ -189,7 +193,7 @@ def check_target(target: str | Path) -> None:
     """Refuse to overwrite something that is not a bundle.
 
     Raises:
-        BundleError: ``target`` is a file, or a directory that holds something else.
+        BundleError: ``target`` is a file, or a directory with other files.
     """
     target = Path(target)
     if target.is_dir() and ((target / MANIFEST).is_file() or not any(target.iterdir())):
@@ -199,7 +203,7 @@ def check_target(target: str | Path) -> None:
 
 
 def seal(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest with the hashes of everything else in ``folder``, and force all of it to disk."""
+    """Write the manifest with the hashes of all other files in ``folder``, and flush all of them to disk."""
     files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path != folder / MANIFEST:
@@ -209,13 +213,13 @@ def seal(folder: Path, manifest: Manifest) -> None:
 
 
 def _publish(partial: Path, target: Path) -> None:
-    """Rename into place; an older bundle steps aside first and comes back if the second rename does not happen."""
+    """Rename into place; an older bundle is renamed first, and renamed back if the second rename fails."""
     aside = target.with_name(f".{target.name}.old-{os.getpid()}")
     try:
         if target.exists():
             target.rename(aside)
         partial.rename(target)
-    except BaseException:  # an interrupt between the two, or another writer's bundle in the gap
+    except BaseException:  # an interrupt between both renames, or another writer was faster
         if aside.exists() and not target.exists():
             aside.rename(target)
         raise
@@ -225,7 +229,7 @@ def _publish(partial: Path, target: Path) -> None:
 
 
 def _clear_leftovers(target: Path) -> None:
-    """What killed writers of the same bundle left: an old one that stepped aside comes back, what is partial goes."""
+    """Clean up after killed writers of the same bundle: restore a renamed older bundle, remove partial ones."""
     for old in abandoned(target, "old"):
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)

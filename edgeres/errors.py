@@ -1,4 +1,4 @@
-"""Errors that a user can act on.
+"""The errors of edgeres: each tells the user what happened, where, and what to do next.
 
     EdgeresError                    exit code 3: the input or the environment prevents it
     ├── InputError                  a file, an image, a checkpoint, a graph is not what was expected
@@ -10,8 +10,8 @@
         └── EngineError             the TensorRT builder or runtime refused
     UsageError                      exit code 2: options that contradict each other
 
-Each has three parts: what happened, where, and what to do next. ``str(error)`` is one line with all of them, and the
-command line prints exactly that line. Public functions raise no other errors, except for bugs.
+``str(error)`` is one line with all three parts, and the command line prints exactly that line. Public functions raise
+no other errors, except for bugs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 
 
 class EdgeresError(Exception):
-    """What went wrong, where, and the next step, in one line.
+    """An error that says in one line what happened, where, and the next step.
 
     >>> str(EdgeresError("image cannot be decoded", where="cat/001.jpg", hint="remove or replace it"))
     'cat/001.jpg: image cannot be decoded; remove or replace it'

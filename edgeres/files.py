@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, and their digests."""
+"""Writes files completely or not at all, and computes their digests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-FREE_SPACE = "free some space and run it again, nothing was half-written"
+FREE_SPACE = "free some space and run it again; no file is incomplete"
 
 
 def sha256(path: Path) -> str:
@@ -25,36 +25,12 @@ def sha256(path: Path) -> str:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON document for people: indented, UTF-8, no NaN; complete or not at all."""
-    _replace(path, _json(content))
+    """Write an indented JSON document in UTF-8 without NaN, completely or not at all."""
+    write_file(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file that is complete or not there, whenever the writer is killed."""
-    _replace(path, content)
-
-
-def abandoned(target: Path, kind: str) -> Iterator[Path]:
-    """Siblings named after a process that lives no more."""
-    for path in target.parent.glob(f".{glob.escape(target.name)}.{kind}-*"):
-        pid = path.name.rpartition("-")[2]
-        if pid.isdecimal() and not _alive(int(pid)):
-            yield path
-
-
-def _alive(pid: int) -> bool:
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _replace(path: Path, content: bytes) -> None:
+    """Write a file completely or not at all, even if the writer is killed."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
@@ -68,17 +44,32 @@ def _replace(path: Path, content: bytes) -> None:
         sync(partial)
         partial.replace(path)
     except OSError as error:
-        error.filename = str(path)  # a failed write names no file, and the partial one is nobody's business
+        error.filename = str(path)  # a failed write has no file name, and that of the partial file would confuse
         raise
     finally:
         partial.unlink(missing_ok=True)
 
 
+def abandoned(target: Path, kind: str) -> Iterator[Path]:
+    """Files and directories that a process left beside ``target`` when it was killed."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.{kind}-*"):
+        pid = path.name.rpartition("-")[2]
+        if pid.isdecimal() and not _alive(int(pid)):
+            yield path
+
+
+def _alive(pid: int) -> bool:
+    """Whether another process has this id."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except OSError as error:  # also raised for processes of other users, which are alive
+        return not isinstance(error, ProcessLookupError)
+    return True
+
+
 def sync(path: Path) -> None:
-    """Force a file to disk."""
+    """Flush a file to disk."""
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
-
-
-def _json(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()

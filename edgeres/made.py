@@ -1,4 +1,4 @@
-"""What a build made. A bundle is this record on disk: a build writes it, every later step reads it back."""
+"""The record of a bundle, which a build makes, and which every later step reads back from the bundle on disk."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ ARTEFACTS = (".onnx", ".engine")
 
 @dataclass(frozen=True)
 class Making:
-    """What one run did to make a bundle.
+    """How a run made a bundle.
 
     Attributes:
-        export: ``max_error`` of the FP32 graph to where it came from, as a share of the largest output, and ``notes``.
+        export: ``max_error``, the largest difference of the FP32 graph to the original model as a share of the largest
+            output, and ``notes``.
         calibration: None where ranges were imported.
         plans: quantization plans by style.
-        refinement: each refinement step, kept or not: see :class:`edgeres.refine.recipe.Step`.
-        residual: precision of each block's skip and its cost: see :class:`edgeres.refine.residual.SkipCost`.
+        refinement: each refinement step, kept or not; see :class:`edgeres.refine.recipe.Step`.
+        residual: precision of each block's skip and its cost; see :class:`edgeres.refine.residual.SkipCost`.
         timings: wall seconds by stage.
         reasons: why something is missing, by its path in the report.
     """
@@ -42,17 +43,17 @@ class Making:
 
 @dataclass(frozen=True)
 class Made:
-    """A bundle, in the making or read back.
+    """A bundle during its build, or read back.
 
     Attributes:
-        folder: where its files are.
-        manifest: with the digests of its files where it was read back.
+        folder: the directory with its files.
+        manifest: its ``files`` are empty during the build.
         files: SHA-256 of graphs and engines by path, as they are now.
         sizes: bytes of the ONNX graphs, ``fp32`` and the INT8 forms by name.
-        facts: how it was made, flat, for comparing builds by name.
-        calibration_pixels: what the calibration images look like; None where that was not recorded.
-        files_when_built: ``files`` at the time of the build; None while it is built.
-        making: what this run did; None where an earlier run made it.
+        facts: how it was made, as one flat mapping, so that builds can be compared by name.
+        calibration_pixels: mean colours of the calibration images; None where they were not recorded.
+        files_when_built: ``files`` at the time of the build; None during the build.
+        making: how this run made it; None where an earlier run made it.
     """
 
     folder: Path
@@ -74,7 +75,7 @@ class Made:
 
 
 def read_made(bundle: Bundle) -> Made:
-    """A bundle read back, after checking every file.
+    """Read a bundle back, after checking every file.
 
     Raises:
         BundleError: a file is missing or was changed.
@@ -106,10 +107,10 @@ def graph_sizes(folder: Path) -> dict[str, int]:
 
 def artefacts(folder: Path) -> dict[str, str]:
     """SHA-256 of the graphs and engines in a bundle's directory, by path."""
-    found = sorted(path for path in folder.rglob("*") if path.suffix in ARTEFACTS)
-    return {path.relative_to(folder).as_posix(): sha256(path) for path in found}
+    paths = sorted(path for path in folder.rglob("*") if path.suffix in ARTEFACTS)
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in paths}
 
 
 def artefacts_of(files: Mapping[str, str]) -> dict[str, str]:
-    """Those of a manifest's files that are graphs or engines."""
+    """The graphs and engines among the files of a manifest."""
     return {name: digest for name, digest in files.items() if name.endswith(ARTEFACTS)}

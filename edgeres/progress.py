@@ -1,4 +1,4 @@
-"""The contract for progress messages, so that stages need not know who shows them.
+"""The interface for progress messages; stages report to it and do not depend on how they are shown.
 
 A stage takes ``progress: Progress = SILENT`` and wraps its loop::
 
@@ -32,7 +32,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Shows nothing."""
+    """A progress that shows nothing."""
 
     @contextmanager
     def task(self, name: str, total: int | None) -> Iterator[Advance]:

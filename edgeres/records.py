@@ -2,7 +2,7 @@
 
     source -> calibration -> ranges -> plan -> Q/DQ graph -> engine -> verdict
 
-What is read from disk comes through :mod:`edgeres.documents`; ``__post_init__`` holds the bounds of its values.
+:mod:`edgeres.documents` reads those that are stored on disk; their ``__post_init__`` checks bounds.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ METHODS: tuple[Method, ...] = get_args(Method)
 
 @dataclass(frozen=True)
 class Preprocess:
-    """From a decoded image to the network's input, the same in calibration, verification and on the robot.
+    """How a decoded image becomes the network's input, in calibration, in verification and on the robot.
 
     ``input = (pixel * pixel_scale - mean) / std`` after resize and centre crop; see :mod:`edgeres.data.preprocess`.
 
     Attributes:
         crop_px: height and width of the network's input.
         resize_px: length of the shorter side before the crop (for a square crop); None: the image is resized to
-            ``crop_px`` exactly, and left untouched where it already has that size.
-        interpolation: filter of the resize, with antialiasing as Pillow does it.
+            ``crop_px`` exactly, and not changed where it already has that size.
+        interpolation: filter of the resize, with Pillow's antialiasing.
         mean, std: per channel, in units of ``pixel * pixel_scale``, in the order of ``channel_order``.
         channel_order: order of the channels in the network's input; images are always decoded to RGB.
         pixel_scale: 1/255 for networks trained on [0, 1], 1.0 for raw pixels.
@@ -75,15 +75,15 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a network is, apart from its weights' values.
+    """The description of a network, without its graph.
 
     Attributes:
         name: architecture or file stem, e.g. ``resnet18``.
-        preprocess: the contract its input was trained with.
+        preprocess: the preprocessing that the network was trained with.
         labels: one name per class, in the order of the outputs.
         weights: where the weights came from, in words (``signs``, ``imagenet (V1)``, a file's name).
         weights_sha256: digest of the weights' file, None for random weights.
-        output: what the last tensor holds; probabilities where the graph ends in Softmax.
+        output: ``probabilities`` where the graph ends in Softmax.
     """
 
     name: str
@@ -109,8 +109,8 @@ class Weights:
     """Published weights of an architecture.
 
     Attributes:
-        sha256: full digest, or the leading digits that the publisher put into the file's name.
-        published_top1: per cent on the validation set of the data it was trained on, as the publisher states it.
+        sha256: full digest, or its leading digits, which the publisher put into the file's name.
+        published_top1: per cent on the validation set of the training data, as the publisher states it.
     """
 
     tag: str
@@ -123,12 +123,12 @@ class Weights:
 
 @dataclass(frozen=True)
 class TensorRange:
-    """The interval of real values that a tensor's codes will cover.
+    """The interval of real values that a tensor's codes cover.
 
     Attributes:
-        low, high: in the tensor's own units; low <= 0 <= high so that zero stays exact.
-        method: how it was chosen.
-        samples: images it was measured on.
+        low, high: in the tensor's own units; low <= 0 <= high, so that a code represents zero exactly.
+        method: how the range was chosen.
+        samples: number of images it was measured on.
     """
 
     tensor: str
@@ -141,18 +141,15 @@ class TensorRange:
     def amax(self) -> float:
         return max(-self.low, self.high)
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class QuantParams:
     """An affine code: ``real = (code - zero_point) * scale`` (Jacob et al. 2018, eq. 1).
 
     Attributes:
-        scale: float32, shape () for one scale per tensor, (C,) for one per channel along ``axis``.
+        scale: float32; shape () for one scale per tensor, (C,) for one per channel along ``axis``.
         zero_point: the code of real zero, one for the whole tensor.
-        dtype: of the codes.
+        dtype: type of the codes.
     """
 
     scale: F32
@@ -172,8 +169,8 @@ class Edge:
 
     Attributes:
         tensor: the float tensor that is quantized.
-        consumers: names of the nodes that read the dequantized value; other readers keep the float one.
-        reason: why it is placed here.
+        consumers: names of the nodes that read the dequantized tensor; other nodes read the float tensor.
+        reason: why the pair is placed here.
     """
 
     tensor: str
@@ -184,7 +181,7 @@ class Edge:
 
 @dataclass(frozen=True)
 class HalfEdge:
-    """An activation that travels in float16 to the named nodes, by a pair of Casts."""
+    """An activation that the named nodes read through a pair of Casts to float16 and back."""
 
     tensor: str
     consumers: tuple[str, ...]
@@ -193,12 +190,12 @@ class HalfEdge:
 
 @dataclass(frozen=True)
 class WeightEdge:
-    """A constant stored as codes with a DequantizeLinear behind it.
+    """A constant that is stored as codes, followed by a DequantizeLinear.
 
     Attributes:
         tensor: name of the initializer.
         node: the Conv or Gemm that reads it.
-        codes: same shape as the initializer, of ``params.dtype``.
+        codes: shape of the initializer, type ``params.dtype``.
     """
 
     tensor: str
@@ -209,7 +206,7 @@ class WeightEdge:
 
 @dataclass(frozen=True)
 class Skipped:
-    """Something that was left in floating point on purpose."""
+    """A node or tensor that was left in floating point on purpose."""
 
     what: str
     reason: str
@@ -217,11 +214,11 @@ class Skipped:
 
 @dataclass(frozen=True)
 class QuantPlan:
-    """Where codes go and where they do not: the one input of the rewrite besides the FP32 graph.
+    """What is quantized and how; with the FP32 graph, this is the input of the rewrite to Q/DQ.
 
     Attributes:
-        style: the placement; ``tensorrt`` (symmetric int8) or ``cpu`` (uint8 activations for ONNX Runtime).
-        calibration_digest: SHA-256 of the calibration it was made from.
+        style: ``tensorrt`` (symmetric int8) or ``cpu`` (uint8 activations for ONNX Runtime).
+        calibration_digest: SHA-256 of the calibration that the plan was made from.
     """
 
     style: Style
@@ -234,12 +231,13 @@ class QuantPlan:
 
 @dataclass(frozen=True)
 class Portability:
-    """Where an engine runs besides the machine that built it.
+    """Where an engine runs, apart from the machine that built it.
 
     Attributes:
-        compute_capabilities: of the GPUs it was built on or for; empty: RTX's portable default, Ampere and later.
-        version_compatible: later versions of TensorRT load it too; it brings code for the CPU to do so.
-        hardware_compatible: other GPUs from Ampere on run it too, but no Jetson.
+        compute_capabilities: those of the GPUs it was built on or for; empty: TensorRT-RTX's portable default, Ampere
+            and later.
+        version_compatible: whether later versions of TensorRT load it; it then contains code for the CPU.
+        hardware_compatible: whether it runs on other GPUs from Ampere on, except Jetsons.
     """
 
     compute_capabilities: tuple[str, ...] = ()
@@ -252,10 +250,10 @@ class EngineRecord:
     """A built engine, or the reason why there is none.
 
     Attributes:
-        file: path inside the bundle, None where it was not built.
-        precision: of the weights and activations in the graph it was built from.
+        precision: precision of the graph it was built from.
+        status: ``built, not run here``, or why it was not built and which command to run where.
+        file: path inside the bundle; None where it was not built.
         size_bytes: 0 where it was not built.
-        status: ``built, not run here``, or why it was not built and where to run what.
     """
 
     target: str
@@ -275,12 +273,12 @@ class EngineRecord:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What a newer engine must share to take this one's place."""
+        """A newer engine with the same key replaces this one."""
         return (self.target, self.precision, *self.portability.compute_capabilities)
 
     def to_dict(self) -> dict[str, Any]:
-        found: dict[str, Any] = plain(self)
-        return found
+        record: dict[str, Any] = plain(self)
+        return record
 
 
 def percentile_nearest(seconds: F64, percent: float) -> float:
@@ -296,15 +294,15 @@ def percentile_nearest(seconds: F64, percent: float) -> float:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Raw latencies of one runner; everything else is derived.
+    """Raw latencies of one runner; all other figures are computed from them.
 
     Attributes:
-        seconds: one float64 per inference, in the order they were taken.
+        seconds: float64, one per inference, in the order of measurement.
         batch: images per inference.
-        scope: what lies between the two clock readings, e.g. ``host to host, batch 1, 1 thread``.
+        scope: what was timed, e.g. ``host to host, batch 1, 1 thread``.
         backend: e.g. ``ONNX Runtime 1.32 CPU``.
         warmup_seconds: time spent before the first recorded inference.
-        block: inferences taken in one turn, where several runners took turns; ``seconds`` holds whole blocks.
+        block: inferences per turn, where several runners took turns; ``seconds`` consists of whole blocks.
     """
 
     seconds: F64
@@ -343,7 +341,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Gate:
-    """A limit on one figure, e.g. ``Gate("drop_pp", 1.0, "pp")``; the metric knows which side of it is good."""
+    """A limit on one figure, e.g. ``Gate("drop_pp", 1.0, "pp")``."""
 
     metric: str
     limit: float
@@ -352,10 +350,11 @@ class Gate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A gate with the observed figure; ``observed`` None: it could not be measured, and ``reason`` says why.
+    """The outcome of a gate.
 
     Attributes:
-        images_needed: for an unsure one, about how many would decide it; None where it is not a matter of images.
+        observed: the figure; None where it was not measured, ``reason`` then says why.
+        images_needed: about how many images would decide an unsure gate; None where more images do not help.
     """
 
     gate: Gate
@@ -381,13 +380,13 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a bundle holds; see :mod:`edgeres.bundle`.
+    """The content of a bundle's manifest.json; see :mod:`edgeres.bundle`.
 
     Attributes:
-        files: SHA-256 of every other file of the bundle, by path relative to it.
         inputs, outputs: the graph's tensors, by name.
+        files: SHA-256 of every other file of the bundle, by path relative to the bundle.
         plan_digests: SHA-256 of each INT8 graph's plan, by style.
-        environment: versions of what made it.
+        environment: versions of the software that made it.
     """
 
     model: ModelSpec
@@ -413,7 +412,7 @@ class Prediction:
 
     Attributes:
         scores: probabilities, float32 (classes,).
-        logits: the network's raw output, float32 (classes,); equals ``scores`` where the graph ends in Softmax.
+        logits: the network's output, float32 (classes,); equal to ``scores`` where the graph ends in Softmax.
         labels: one name per class.
     """
 
@@ -445,8 +444,8 @@ class ImageFile:
 
     Attributes:
         path: as it is shown.
-        named: whether the user named it, and not only a folder above it.
-        label: the class that its folder stands for; None where folders are not classes.
+        named: whether the user named the file itself, not a folder above it.
+        label: the class that its folder is named after; None where folders are not classes.
     """
 
     path: Path
@@ -459,7 +458,7 @@ class ImagePrediction:
     """The prediction for an image file.
 
     Attributes:
-        jpeg: a small picture, its longer side :data:`THUMBNAIL_PX`; empty where none was asked for.
+        jpeg: a small picture, :data:`THUMBNAIL_PX` on its longer side; empty where none was asked for.
     """
 
     file: ImageFile
@@ -473,14 +472,14 @@ class ImagePrediction:
 
 @dataclass(frozen=True)
 class UnreadableImage:
-    """An image file that cannot be decoded, and the reason."""
+    """An image file that cannot be decoded; ``why`` is the reason."""
 
     file: ImageFile
     why: str
 
 
 _IMAGE_ORDERS: dict[str, Callable[[ImagePrediction], tuple[object, ...]]] = {
-    "path": lambda image: (),  # files are found in this order
+    "path": lambda image: (),  # keep the order in which files were found
     "sure": lambda image: (-image.prediction.score,),
     "unsure": lambda image: (image.prediction.score,),
     "class": lambda image: (image.prediction.index, image.prediction.score),

@@ -15,6 +15,7 @@ import pytest
 from bundles import CLASSES, siblings, spec, write_bundle, write_images
 from engine_graphs import resnet
 
+from edgeres import bundle as bundle_module
 from edgeres import files as files_module
 from edgeres.bundle import MANIFEST, Bundle, new_bundle, seal
 from edgeres.documents import digest
@@ -483,7 +484,7 @@ def test_a_bundle_is_whole_wherever_the_writing_of_engines_stops(
 ) -> None:
     path = write_bundle(tmp_path / NAME, files=files("one"))
     Bundle(path).add_engines({engine("1.engine"): b"old"})
-    write = files_module._replace
+    write = files_module.write_file
     for step in range(1, 4):  # the manifest, the engine, the manifest
         left = step
 
@@ -495,7 +496,8 @@ def test_a_bundle_is_whole_wherever_the_writing_of_engines_stops(
             write(target, data)
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(files_module, "_replace", stop)
+            for module in (files_module, bundle_module):
+                patch.setattr(module, "write_file", stop)
             Bundle(path).add_engines({engine("1.engine"): f"new {step}".encode()})
         Bundle(path).check()
     Bundle(path).add_engines({engine("1.engine"): b"new"})

@@ -143,7 +143,7 @@ def test_a_build_takes_a_file_and_tells_so(made: Path, recorded: Path, command: 
     bundle = tmp_path / "b.edgeres"
     ended = command(*words, "--calibration-file", recorded, "-o", bundle)
     assert bundle.is_dir(), ended.err
-    assert "nothing is refined without --calibration images" in ended.err
+    assert "refinement is off without --calibration images" in ended.err
     report = json.loads((bundle / "report.json").read_text())
     assert report["calibration"] == {"method": METHOD, "images": IMAGES, "batch_size": BATCH}
     assert report["data"]["calibration"]["description"].startswith("images.npz: 45 images")
@@ -201,7 +201,7 @@ def test_with_images_the_build_refines_what_the_file_begins(made: Path, recorded
     [
         ("--method minmax", "--method: the ranges in the file were chosen already; leave it out"),
         ("--effort best", "--effort: refinement needs images, and none are given; add --calibration SRC"),
-        ("--effort fast --calibration images.npz", "no calibration images are needed; drop --calibration or"),
+        ("--effort fast --calibration images.npz", "with ranges from a file and --effort fast; drop --calibration or"),
         ("--mean 0.5 0.5 0.5", "it was made with mean 0.485 0.456 0.406, and this network's is 0.5 0.5 0.5"),
         ("--channel-order BGR", "it was made with mean 0.485 0.456 0.406, and this network's is 0.406 0.456 0.485"),
         ("--resize 20", "it was made with resize_px None, and this network's is 20"),

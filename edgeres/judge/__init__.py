@@ -1,1 +1,1 @@
-"""Gates, checks and comparisons: from measurements to a finished report document."""
+"""Gates, checks and comparisons of builds: makes the report document from measurements."""

@@ -1,1 +1,1 @@
-"""The pipeline from a trained model to a bundle, and the steps that enter it at a later door."""
+"""The steps from a trained model to a verified bundle: the whole build, and each step on its own."""

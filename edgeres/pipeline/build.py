@@ -1,4 +1,4 @@
-"""The whole way, on one screen.
+"""The whole pipeline from a model to a verified bundle.
 
 take -> Fp32Model    make -> Made    measure -> Measured    judge -> report document    render
 """
@@ -25,7 +25,7 @@ from edgeres.verify.measure import MeasurePlan, Validation
 
 @dataclass(frozen=True)
 class BuildResult:
-    """A finished build: ``report`` is the content of report.json in the bundle at ``path``."""
+    """A finished build; ``path`` is the bundle, ``report`` the content of its report.json."""
 
     path: Path
     report: Json
@@ -36,17 +36,17 @@ class BuildResult:
 
 
 def build(model: Any, *, progress: Progress = SILENT, command: str = "", **options: Any) -> BuildResult:
-    """Take a trained ResNet to a verified INT8 bundle.
+    """Build a verified INT8 bundle from a trained ResNet.
 
     Args:
-        model: a zoo name, the path of an ONNX file, a ``torch.nn.Module``, or a whole :class:`BuildOptions`.
-        command: what the report names as the way to reproduce it.
+        model: a zoo name, the path of an ONNX file, a ``torch.nn.Module``, or a complete :class:`BuildOptions`.
+        command: command line that reproduces the build, for the report.
         options: fields of :class:`BuildOptions` and of the records in it: ``weights``, ``labels``, ``mean``, ``std``,
             ``calibration``, ``validation``, ``targets``, ``method``, ``max_drop``, ``baseline``, ``output``, ...
 
     Raises:
-        EdgeresError: in one line, what prevents it; nothing is left behind then. A gate that fails raises nothing: the
-            result says so.
+        EdgeresError: one line says why the build is not possible; no files are left behind. A failed gate raises no
+            error: ``passed`` of the result is then False.
 
     Example:
         >>> result = build("resnet20", calibration="signs:64", validation="signs:64@1")     # doctest: +SKIP

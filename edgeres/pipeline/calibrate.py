@@ -1,4 +1,4 @@
-"""Ranges in a file of their own: measured, in shards or on a cluster, imported from other tools, read back."""
+"""Measures ranges into calibration.json (in shards or on a cluster, too), imports them from other tools, reads them."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from edgeres.records import Method
 
 @dataclass(frozen=True)
 class CalibrateOptions:
-    """What ``edgeres calibrate`` can be told besides model and images.
+    """Options of ``edgeres calibrate``, without model and images.
 
     Attributes:
         shard: index, from 1, and count; None calibrates on all images.
-        scheduler: address of a Dask scheduler, to run there.
+        scheduler: address of a Dask scheduler whose workers run the calibration; None: this process does.
     """
 
     method: Method = "mse"
@@ -43,12 +43,12 @@ class CalibrateOptions:
 def calibrate_file(
     model: ModelChoice, data: DataChoice, options: CalibrateOptions, output: Path, progress: Progress = SILENT
 ) -> State:
-    """Run calibration images through a model, and write calibration.json, or a shard's state.
+    """Run calibration images through a model, and write calibration.json or the state of a shard.
 
-    An interrupted run leaves its state beside the output, and the same call goes on from it.
+    An interrupted run leaves its state beside the output, and the same call continues from it.
 
     Raises:
-        EdgeresError: in one line, what prevents it.
+        EdgeresError: one line says why it is not possible.
     """
     check_paths(data)
     with ExitStack() as stack:
@@ -86,10 +86,10 @@ def _job(fp32: Fp32Model, source: Source, options: CalibrateOptions) -> Job:
 
 
 def import_ranges(model: ModelChoice, path: Path, progress: Progress = SILENT) -> dict[str, Any]:
-    """The content of a calibration.json with the ranges that another tool found for the same model.
+    """The content of a calibration.json with the ranges that another tool measured for the same model.
 
     Raises:
-        EdgeresError: in one line, what prevents it.
+        EdgeresError: one line says why it is not possible.
     """
     foreign = read_foreign(path)
     fp32 = take(model, progress)
@@ -99,8 +99,8 @@ def import_ranges(model: ModelChoice, path: Path, progress: Progress = SILENT) -
     ranges = fit(foreign, Graph(fp32.graph), wanted_by_all(fp32.graph))
     for style in STYLES:
         if style not in ranges:
-            progress.say(f"{path.name} does not have all ranges of the {style} graph, so it is left out")
-    found = CalibrationFile(
+            progress.say(f"{path.name} lacks ranges of the {style} graph, so this graph is left out")
+    imported = CalibrationFile(
         method=IMPORTED,
         samples=0,
         source=f"{foreign.path.name}, {foreign.form}",
@@ -109,14 +109,15 @@ def import_ranges(model: ModelChoice, path: Path, progress: Progress = SILENT) -
         model=identify(fp32.graph, fp32.spec.name),
         tensors=entries(ranges, {}),
     )
-    return CALIBRATION_KIND.content(found)
+    return CALIBRATION_KIND.content(imported)
 
 
 def recorded_at(path: Path) -> RangesFile:
-    """The ranges of a calibration.json, or of a bundle for its FP32 graph.
+    """The ranges in a calibration.json, or those of a bundle for its FP32 graph.
 
     Raises:
-        BundleError: the bundle is incomplete. InputError: the file is no calibration.json, or of an equalized network.
+        BundleError: the bundle is incomplete.
+        InputError: the file is no calibration.json, or its ranges are of an equalized network.
     """
     if not path.is_dir():
         return read_calibration(path)

@@ -1,4 +1,4 @@
-"""The candidates of a bundle: which of its files run on this machine, and how they are opened."""
+"""Finds the graphs of a bundle that can be measured on this machine, and opens them on ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from edgeres.verify.candidates import Candidate, Candidates
 
 
 def candidates_in(folder: Path) -> Candidates:
-    """The graphs in a bundle's directory, each to be run by ONNX Runtime on the CPU.
+    """The graphs in a bundle's directory, as candidates for ONNX Runtime on the CPU.
 
-    A form that is not written for this CPU runs with float arithmetic between its Q/DQ pairs, as TensorRT computes. Its
-    latency on a CPU would say nothing about a GPU, so it is not timed.
+    A form for a GPU runs with float arithmetic between its Q/DQ pairs, as a stand-in for TensorRT. It is not timed,
+    because its latency on the CPU does not show that on the GPU.
     """
     files = graph_files(folder)
     reference = _graph(files.pop(REFERENCE))
@@ -27,9 +27,9 @@ def candidates_in(folder: Path) -> Candidates:
 
 
 def _graph(path: Path, *, integer: bool | None = None, layers: bool = False) -> Candidate:
-    """``integer`` None: the reference, which has no codes."""
+    """A candidate for a graph; ``integer`` is None for the reference, which has no Q/DQ pairs."""
 
-    def open_it(threads: int) -> OrtRunner:
+    def open_runner(threads: int) -> OrtRunner:
         return OrtRunner(path, threads=threads, integer=integer is not False)
 
-    return Candidate(open_it, path, integer is not False, timed=bool(integer), layers=layers)
+    return Candidate(open_runner, path, integer is not False, timed=bool(integer), layers=layers)

@@ -1,4 +1,4 @@
-"""Engines for a bundle that is there, and its network as a DLA takes it."""
+"""Builds engines for an existing bundle, and exports its network for a DLA."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ def add_engines(
 ) -> tuple[EngineRecord, ...]:
     """Build engines for this machine from a bundle's graph, and add them to the bundle.
 
+    Args:
+        target: name of the target; None: this board, or the first TensorRT that can build on this machine.
+
     Raises:
-        EngineError: this machine cannot build any, or the vendor refuses the graph.
+        EngineError: this machine cannot build an engine, or the vendor's builder refuses the graph.
         BundleError: the bundle is incomplete, or has no graph for TensorRT.
     """
     opened = Bundle(bundle)
@@ -40,7 +43,7 @@ def add_engines(
     name = target or (board.name if board else next((f for f in MODULES if available(f).can_build), None))
     if name is None:
         reasons = "; ".join(f"{flavour}: {available(flavour).reason}" for flavour in MODULES)
-        raise EngineError(f"no engine can be built on this machine ({reasons})", hint="edgeres doctor tells more")
+        raise EngineError(f"no engine can be built on this machine ({reasons})", hint="edgeres doctor shows details")
     chosen = get_target(name)
     why = not_built(chosen)
     if why:
@@ -51,10 +54,11 @@ def add_engines(
 
 
 def dla_model(path: Path, target: str, batch: int, tensorrt: str) -> DlaModel:
-    """A bundle's network as the DLA of a Jetson takes it through JetPack 6, with what it will leave to the GPU.
+    """A bundle's network for the DLA of a Jetson with JetPack 6, and the layers that will run on the GPU.
 
     Raises:
-        UsageError: the target has no DLA. BundleError: the bundle is incomplete.
+        UsageError: the target has no DLA.
+        BundleError: the bundle is incomplete.
         EnvironmentError_: onnx is not installed.
     """
     chosen = get_target(target)

@@ -1,4 +1,4 @@
-"""From a network and images to the files of a bundle: quantize, write graphs, build engines."""
+"""Makes the files of a bundle from a network and images: quantizes it, writes graphs, builds engines."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def make(
     """Fill a directory with graphs, ranges, labels and engines.
 
     Args:
-        loader: of the calibration images.
+        loader: loads the calibration images.
 
     Raises:
-        EdgeresError: in one line, what prevents it.
+        EdgeresError: one line says why it is not possible.
     """
     fp32, source, targets = network.fp32, loader.source, choose_targets(o.targets)
     with watch.stage("quantize"):
@@ -68,10 +68,10 @@ def make(
         engines = build_engines(folder, targets, o.engines, progress)
         _write_engines(folder, engines)
     images = DataRecord.of(loader, quantized.images, pixels)
-    made_from = CalibrationRecord(images, network.ranges.method, network.ranges.batch) if images.images else None
+    calibration = CalibrationRecord(images, network.ranges.method, network.ranges.batch) if images.images else None
     making = Making(
         export={"max_error": fp32.max_error, "notes": list(fp32.notes)},
-        calibration=made_from,
+        calibration=calibration,
         plans={str(style): plan for style, plan in quantized.plans.items()},
         refinement=tuple(asdict(step) for step in refined.steps),
         residual=tuple(asdict(cost) for cost in refined.skips),
@@ -84,22 +84,22 @@ def make(
         files=artefacts(folder),
         sizes=graph_sizes(folder),
         facts=facts_of(fp32.spec, facts_among(o.to_dict()), making, environment()),
-        calibration_pixels=pixels if made_from else None,
+        calibration_pixels=pixels if calibration else None,
         making=making,
     )
 
 
 def choose_targets(names: Sequence[str]) -> tuple[Target, ...]:
-    """The named targets; by default the CPU and every TensorRT that can build on this machine."""
+    """The named targets; by default ``cpu``, and ``rtx`` and ``tensorrt`` where this machine can build for them."""
     names = (names,) if isinstance(names, str) else names
     if names:
         return tuple(get_target(name) for name in dict.fromkeys(names))
-    found = [flavour for flavour in MODULES if available(flavour).can_build]
-    return tuple(get_target(name) for name in ("cpu", *found))
+    flavours = [flavour for flavour in MODULES if available(flavour).can_build]
+    return tuple(get_target(name) for name in ("cpu", *flavours))
 
 
 def choose_images(network: Network, data: DataChoice) -> Sources:
-    """Images to calibrate on, or what is known of those that recorded ranges come from; and images to validate on."""
+    """The calibration and validation images; recorded ranges only have a description of their calibration images."""
     recorded, spec = network.recorded, network.fp32.spec
     if recorded is None or data.calibration is not None:
         return choose_sources(data, spec)
@@ -108,7 +108,7 @@ def choose_images(network: Network, data: DataChoice) -> Sources:
 
 
 def _reasons(network: Network, refined: Refined) -> dict[str, str]:
-    """Why the report tells no calibration images, or no refinement."""
+    """Why the report has no calibration images, or no refinement."""
     reasons = {"refinement": refined.note} if refined.note else {}
     recorded = network.recorded
     if recorded is not None and recorded.method == IMPORTED:
@@ -120,7 +120,7 @@ def _reasons(network: Network, refined: Refined) -> dict[str, str]:
 def facts_of(
     spec: ModelSpec, options: Mapping[str, Any], making: Making, environment: Mapping[str, str]
 ) -> dict[str, Any]:
-    """How a bundle was made, flat, for comparing builds by name."""
+    """How a bundle was made, as one flat mapping, so that builds can be compared by name."""
     facts: dict[str, Any] = {
         "model": spec.name,
         "weights": spec.weights,

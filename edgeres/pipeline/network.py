@@ -1,4 +1,4 @@
-"""The first doors: a network as it will be quantized, with ranges that it brings; then its Q/DQ graphs."""
+"""Takes a network with recorded ranges, if there are any, and quantizes it: the first steps of every pipeline."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Network:
     """A network, and how it will be quantized.
 
     Attributes:
-        recorded: ranges from a file, for this network; None: they are measured.
-        ranges, refine: as asked for, with what ``recorded`` decides.
+        recorded: ranges for this network from a file; None: ranges are measured.
+        ranges, refine: the user's choices, adapted to ``recorded``.
     """
 
     fp32: Fp32Model
@@ -45,13 +45,13 @@ def take_network(
     interface: Literal["bytes", "normalized"] = "bytes",
     progress: Progress = SILENT,
 ) -> Network:
-    """Take the model, and find the recorded ranges that belong to it.
+    """Load the model, and the recorded ranges if the user named a file.
 
     Args:
-        interface: ``normalized`` keeps the graph's input as it is.
+        interface: ``normalized`` keeps the graph's input, ``bytes`` takes the camera's bytes.
 
     Raises:
-        EdgeresError: in one line, what prevents it.
+        EdgeresError: one line says why it is not possible.
     """
     check_paths(data)
     recorded, possible = _reuse(ranges.calibration_file, data, refine)
@@ -60,7 +60,7 @@ def take_network(
     if recorded is not None:
         recorded = recorded.of(input_variants(fp32, taken))
         if possible != refine:
-            progress.say(f"ranges are those of {recorded.path}; nothing is refined without --calibration images")
+            progress.say(f"ranges are read from {recorded.path}; refinement is off without --calibration images")
         ranges = replace(ranges, method=recorded.method, batch=recorded.content.batch or ranges.batch)
     return Network(fp32, recorded, ranges, possible)
 
@@ -80,12 +80,10 @@ def quantize_network(network: Network, styles: Sequence[Style], loader: Loader, 
 
 
 def _reuse(path: Path | None, data: DataChoice, refine: RefineChoice) -> tuple[RangesFile | None, RefineChoice]:
-    """The ranges that the user wants instead of measuring, and the refinement that is possible with them.
-
-    Refinement learns from images; without any there is none.
+    """The ranges in the file, if there is one, and the refinement that is possible: it is off without images.
 
     Raises:
-        UsageError: images are named that nothing would be done with.
+        UsageError: calibration images were given that would not be used.
         InputError: the file cannot be used.
     """
     if path is None:
@@ -93,7 +91,7 @@ def _reuse(path: Path | None, data: DataChoice, refine: RefineChoice) -> tuple[R
     refines = refine.effort != "fast" or refine.residual == "auto"
     if data.calibration is not None and not refines:
         raise UsageError(
-            "with ranges from a file and --effort fast no calibration images are needed",
+            "calibration images are not used with ranges from a file and --effort fast",
             where=path,
             hint="drop --calibration or --calibration-file",
         )
@@ -104,7 +102,7 @@ def _reuse(path: Path | None, data: DataChoice, refine: RefineChoice) -> tuple[R
 
 
 def input_variants(used: Fp32Model, taken: Fp32Model) -> Iterator[tuple[Identity, Preprocess]]:
-    """The variants of a network's input that ranges may have been recorded for; the first is ``used``."""
+    """The variants of the network's input for which ranges may have been recorded; the first is ``used``."""
     yield _identity(used)
     yield _identity(taken)
     yield _identity(with_exact_input(taken, "bytes"))

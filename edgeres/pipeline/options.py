@@ -1,4 +1,4 @@
-"""What each step can be told, as records, and how keyword arguments become them."""
+"""The options of each step as records, and their conversion from keyword arguments and to JSON."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _WORDS = {
     "on_unreadable": ("fail", "skip"),
     "channel_order": ("RGB", "BGR"),
 }
-# What decides how a run is judged, or which images it measures on, says nothing about how a bundle was made.
+# Options that do not change the files of a bundle, or that other facts describe.
 _NO_FACTS = frozenset(
     {
         *("model", "weights", "labels", "output", "validation", "validation_size", "calibration"),
@@ -38,14 +38,14 @@ _NO_FACTS = frozenset(
 
 @dataclass(frozen=True)
 class RangeOptions:
-    """How ranges are found.
+    """How ranges are measured.
 
     Attributes:
-        method: how a range is chosen from what was observed.
-        codes: in the graph for TensorRT, of activations behind a ReLU: all 256, or the half that is not negative.
-        calibration_file: a calibration.json whose ranges are taken instead of measuring.
-        batch: images per calibration step; ranges do not depend on it beyond the rounding of the forward pass.
-        on_unreadable: ``skip`` goes on without images that cannot be decoded, and names them in the report.
+        method: how a range is chosen from the observed values.
+        codes: int8 codes of activations after a ReLU in the graph for TensorRT: all 256, or the non-negative half.
+        calibration_file: a calibration.json whose ranges are used instead of measuring.
+        batch: images per calibration step; it changes ranges only by rounding in the forward pass.
+        on_unreadable: ``skip`` leaves out images that cannot be decoded, and names them in the report.
     """
 
     method: Method = "mse"
@@ -57,13 +57,13 @@ class RangeOptions:
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """Everything that a build can be told.
+    """All options of a build.
 
     Attributes:
-        targets: names of ``edgeres targets``; empty: cpu, and each of rtx and tensorrt that this machine can build.
         gates: how the result is judged.
-        thumbnails: whether pictures of what INT8 gets wrong go into the report.
-        output: of the bundle; None is ``<model>.edgeres`` in the working directory.
+        targets: names listed by ``edgeres targets``; empty: cpu, and rtx and tensorrt where this machine can build.
+        thumbnails: whether the report shows images that INT8 gets wrong.
+        output: directory of the bundle; None: ``<model>.edgeres`` in the working directory.
     """
 
     model: ModelChoice
@@ -81,7 +81,7 @@ class BuildOptions:
         """Sort keyword arguments into the records that hold them.
 
         Args:
-            model: in the user's words, or the whole options.
+            model: the user's choice of a model, or complete options.
 
         Raises:
             UsageError: an option or one of its words does not exist.
@@ -116,18 +116,18 @@ class BuildOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, for the report."""
-        options: dict[str, Any] = plain({**flat(self), "weight_bits_cpu": weight_bits()})
+        options: dict[str, Any] = json_value({**flat(self), "weight_bits_cpu": weight_bits()})
         return options
 
 
 def facts_among(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those options that decide how a bundle is made."""
+    """The options that decide how a bundle is made."""
     return {name: value for name, value in options.items() if name not in _NO_FACTS}
 
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """What ``edgeres quantize`` can be told besides model and images."""
+    """Options of ``edgeres quantize``, without model and images."""
 
     target: str = "tensorrt"
     ranges: RangeOptions = RangeOptions()
@@ -136,12 +136,12 @@ class QuantizeOptions:
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """What a verification can be told besides bundle and images.
+    """Options of a verification, without bundle and images.
 
     Attributes:
-        scheduler: of a Dask cluster that runs the graphs over the images.
-        thumbnails: whether pictures of what INT8 gets wrong go into the report.
-        command: what the report names as the way to reproduce it.
+        scheduler: address of a Dask scheduler whose workers run the graphs on the images; None: this machine does.
+        thumbnails: whether the report shows images that INT8 gets wrong.
+        command: command line that reproduces the verification, for the report.
     """
 
     gates: GateChoice = GateChoice()
@@ -156,25 +156,25 @@ _PARTS = (DataChoice, RangeOptions, RefineChoice, EngineChoice, GateChoice, Limi
 
 def flat(options: Any) -> dict[str, Any]:
     """The fields of a record of options and of the records in it, by name."""
-    found: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
     for name, value in vars(options).items():
-        found |= flat(value) if isinstance(value, _PARTS) else {name: value}
-    return found
+        by_name |= flat(value) if isinstance(value, _PARTS) else {name: value}
+    return by_name
 
 
-def plain(value: Any) -> Any:
-    """An option as JSON has it: paths as text, records as objects, a module by the name of its class."""
+def json_value(value: Any) -> Any:
+    """An option as plain JSON types: paths become text, records objects, a module the name of its class."""
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [json_value(item) for item in value]
     if isinstance(value, Mapping):
-        return {name: plain(item) for name, item in value.items()}
-    return plain(vars(value)) if isinstance(value, InputChoice) else type(value).__name__
+        return {name: json_value(item) for name, item in value.items()}
+    return json_value(vars(value)) if isinstance(value, InputChoice) else type(value).__name__
 
 
 def weight_bits() -> int:
-    """Of weights for this CPU: without VNNI two products are summed in 16 bits, where 8-bit weights saturate."""
+    """Bits of weights for this CPU: 7 without VNNI, where two products are summed in 16 bits and 8 could saturate."""
     return 7 if has_vnni() is False else 8

@@ -1,4 +1,4 @@
-"""One Q/DQ graph of a model, for one target."""
+"""Quantizes a model to one Q/DQ graph for one target, without a bundle."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class QuantizedFile:
-    """A serialized Q/DQ graph, and what was done in numbers."""
+    """A serialized Q/DQ graph; ``summary`` says what was quantized, as plain JSON types."""
 
     model: bytes
     summary: Mapping[str, Any]
@@ -32,15 +32,15 @@ class QuantizedFile:
 def quantize_file(
     model: ModelChoice, data: DataChoice, options: QuantizeOptions, progress: Progress = SILENT
 ) -> QuantizedFile:
-    """Quantize a model for one target; its input stays as it is.
+    """Quantize a model for one target; its input is not changed.
 
     Raises:
-        EdgeresError: in one line, what prevents it.
+        EdgeresError: one line says why it is not possible.
     """
     target, ranges = get_target(options.target), options.ranges
     if data.calibration is None and ranges.calibration_file is None:
         raise UsageError(
-            "calibration images are needed", hint="--calibration SRC; edgeres quantize --help lists the forms"
+            "calibration images are needed", hint="--calibration SRC; edgeres quantize --help lists the forms of SRC"
         )
     network = take_network(model, data, ranges, options.refine, "normalized", progress)
     fp32, ranges, recorded = network.fp32, network.ranges, network.recorded
@@ -55,7 +55,7 @@ def quantize_file(
         "unreadable": list(loader.unreadable),
         "preprocess": fp32.spec.preprocess.to_dict(),
         **_numbers(refined, target.style),
-        "notes": [*fp32.notes, *([f"nothing refined: {refined.note}"] if refined.note else [])],
+        "notes": [*fp32.notes, *([f"not refined: {refined.note}"] if refined.note else [])],
     }
     graph = rewritten(form_for(target.runtime), refined.quantized.graphs[target.style])
     return QuantizedFile(graph.SerializeToString(), summary)

@@ -1,4 +1,4 @@
-"""A report on disk: report.json for machines, report.html for people."""
+"""Writes reports: report.json for programs, report.html for people, JUnit and Markdown for CI systems."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgeres.report.markdown import render_markdown
 
 
 def write_report(folder: Path, report: Json) -> None:
-    """Write both files into a directory, each complete or not at all.
+    """Write report.json and report.html into a directory, each complete or not at all.
 
     Raises:
         OSError: the directory cannot be written.

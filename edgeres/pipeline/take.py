@@ -1,4 +1,4 @@
-"""What the user names as a model -> its FP32 graph and what it is.
+"""Loads the model that the user names, as an FP32 graph with its description.
 
     zoo name + weights   -> torch module -> export   \\
     torch module         ----------------> export     > FP32 ONNX, canonical, with a ModelSpec
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InputChoice:
-    """What the user says about the network's input; None leaves what is known of the model, or the default.
+    """The user's choices for the network's input; None keeps the value known for the model, or the default.
 
     ``input = (pixel * pixel_scale - mean) / std`` after resize and centre crop.
 
     Attributes:
-        mean, std: of red, green and blue, in this order also where the network takes BGR.
+        mean, std: three values, always in the order red, green, blue, even if the network takes BGR.
     """
 
     mean: tuple[float, ...] | None = None
@@ -44,34 +44,34 @@ class InputChoice:
         if not all(math.isfinite(number) for number in numbers):
             raise UsageError("mean, std and pixel scale must be finite numbers")
         if any(value <= 0 for value in self.std or ()) or (self.pixel_scale is not None and self.pixel_scale <= 0):
-            raise UsageError("std and pixel scale must be above zero", hint="leave them out for ImageNet's")
+            raise UsageError("std and pixel scale must be above zero", hint="leave them out to use ImageNet's")
 
     def over(self, known: Preprocess) -> Preprocess:
-        """The contract with the user's choices in place of what was known."""
+        """The known preprocessing with the user's choices in place of its values."""
         chosen = {name: value for name, value in vars(self).items() if value is not None}
         order = self.channel_order or known.channel_order
         for name in ("mean", "std"):
-            rgb = chosen.get(name) or _turn(getattr(known, name), known.channel_order)
-            chosen[name] = _turn(rgb, order)
+            rgb = chosen.get(name) or _reorder(getattr(known, name), known.channel_order)
+            chosen[name] = _reorder(rgb, order)
         return replace(known, **chosen)
 
 
-def _turn(values: Sequence[float], order: ChannelOrder) -> tuple[float, ...]:
-    """From red, green, blue to ``order``, and back."""
+def _reorder(values: Sequence[float], order: ChannelOrder) -> tuple[float, ...]:
+    """Convert per-channel values from RGB to ``order``, or from ``order`` to RGB."""
     return tuple(values) if order == "RGB" else tuple(values)[::-1]
 
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which network, in the user's words.
+    """The user's choice of a network.
 
     Attributes:
         model: a zoo name, the path of an ``.onnx`` file, or (from Python) a ``torch.nn.Module``.
         weights: tag, file, URL or ``random``; None takes the default of the zoo.
-        num_classes: only for random weights; otherwise the checkpoint says it.
-        labels: class names, in the order of the outputs, or the path of a file with one a line.
-        input: how pixels become the input; needed for a module, optional for the rest.
-        name: of a module.
+        num_classes: number of classes, for random weights only; otherwise the checkpoint has it.
+        labels: class names in the order of the outputs, or the path of a text file with one name per line.
+        input: how pixels become the input; needed for a module, optional otherwise.
+        name: name of a module.
         input_px: height and width of a module's input.
     """
 
@@ -86,14 +86,14 @@ class ModelChoice:
 
 @dataclass(frozen=True)
 class Fp32Model:
-    """The baseline.
+    """The FP32 network: the reference for everything that follows.
 
     Attributes:
-        graph: canonical FP32 ONNX.
-        max_error: largest difference to where it came from (torch, or the file's own graph), as a share of the largest
-            output.
-        notes: what was found or changed on the way, in words.
-        known: ranges of tensors that need no measuring.
+        graph: canonical FP32 ONNX graph.
+        max_error: largest difference to the original model (torch, or the graph of the file), as a share of the
+            largest output.
+        notes: findings and changes, in words.
+        known: ranges that are known without calibration, by tensor.
     """
 
     graph: onnx.ModelProto
@@ -104,10 +104,10 @@ class Fp32Model:
 
 
 def with_exact_input(model: Fp32Model, interface: Literal["bytes", "normalized"] = "bytes") -> Fp32Model:
-    """The same network on the camera's byte minus 128, whose int8 code is exact; unchanged where it does not apply.
+    """The same network with bytes minus 128 as input, which int8 codes represent exactly; unchanged if not possible.
 
     Args:
-        interface: ``normalized`` keeps the input as it is, and takes the bytes out of it inside the graph.
+        interface: ``normalized`` keeps the input of the graph, which then computes the bytes from it.
     """
     from edgeres.refine.exact_input import ExactInput, exact_input
 
@@ -121,8 +121,8 @@ def take(choice: ModelChoice, progress: Progress = SILENT) -> Fp32Model:
     """Load, export or normalize the model.
 
     Raises:
-        UsageError: no such architecture, or options that do not go together.
-        WeightsError, ModelError: what was given cannot be used; the line says why.
+        UsageError: the architecture does not exist, or options contradict each other.
+        WeightsError, ModelError: the checkpoint or the graph cannot be used.
         EnvironmentError_: the ``export`` extra is not installed.
     """
     try:
@@ -144,7 +144,7 @@ def _take_zoo(name: str, choice: ModelChoice, progress: Progress) -> Fp32Model:
         raise UsageError(
             "a checkpoint holds weights, not the architecture", where=name, hint=f"--model resnet18 --weights {name}"
         )
-    find_model(name)  # a misspelt name is told before torch is loaded
+    find_model(name)  # so that a misspelt name fails before torch is loaded
     try:
         with progress.task("starting torch", total=None):
             import torch  # noqa: F401
@@ -172,7 +172,7 @@ def _take_module(choice: ModelChoice, progress: Progress) -> Fp32Model:
     with progress.task("exporting", total=None):
         exported = export(choice.model, ModelSpec(name, known, ()))
     labels = tuple(f"class {i}" for i in range(exported.canonical.num_classes))
-    spec = _described(_outputs(ModelSpec(name, known, labels, weights="module"), exported.canonical), choice)
+    spec = _described(_with_output_kind(ModelSpec(name, known, labels, weights="module"), exported.canonical), choice)
     return Fp32Model(exported.model, spec, exported.relative_error, exported.canonical.notes)
 
 
@@ -187,21 +187,21 @@ def _take_onnx(path: Path, choice: ModelChoice) -> Fp32Model:
     labels = tuple(f"class {i}" for i in range(canonical.num_classes))
     spec = ModelSpec(path.stem, known, labels, weights=path.name, weights_sha256=sha256(path))
     return Fp32Model(
-        canonical.model, _described(_outputs(spec, canonical), choice), canonical.max_error, canonical.notes
+        canonical.model, _described(_with_output_kind(spec, canonical), choice), canonical.max_error, canonical.notes
     )
 
 
-def _outputs(spec: ModelSpec, canonical: Canonical) -> ModelSpec:
+def _with_output_kind(spec: ModelSpec, canonical: Canonical) -> ModelSpec:
     return replace(spec, output="probabilities" if canonical.ends_in_softmax else "logits")
 
 
 def _usual_resize(size_px: tuple[int, int]) -> int | None:
-    """ImageNet's convention, 256 for a crop of 224; small images are taken as they are."""
+    """ImageNet's convention, 256 for a crop of 224; None for small inputs, see :class:`Preprocess`."""
     return round(min(size_px) * 256 / 224) if min(size_px) >= 128 else None
 
 
 def _described(spec: ModelSpec, choice: ModelChoice) -> ModelSpec:
-    """The spec with what the user said in place of what was known."""
+    """The spec with the user's labels and preprocessing in place of its own."""
     labels = spec.labels
     if choice.labels is not None:
         labels = read_labels(choice.labels) if isinstance(choice.labels, str | Path) else tuple(choice.labels)
@@ -213,14 +213,16 @@ def _described(spec: ModelSpec, choice: ModelChoice) -> ModelSpec:
 
 
 def read_labels(path: str | Path) -> tuple[str, ...]:
-    """Class names from a text file, one a line.
+    """Class names from a text file with one name per line.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file cannot be read.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         cause = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"labels cannot be read ({cause})", where=path, hint="UTF-8 text, one label a line") from error
+        raise InputError(
+            f"labels cannot be read ({cause})", where=path, hint="UTF-8 text, one label per line"
+        ) from error
     return tuple(line.strip() for line in lines if line.strip())

@@ -1,4 +1,4 @@
-"""Measure a bundle and judge it: the later doors, for a build and for a bundle that is there."""
+"""Measures and judges a bundle, during a build and later, and accepts one as the baseline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgeres.judge.document import Json
 from edgeres.judge.judge import judge
 from edgeres.made import Made, read_made
 from edgeres.pipeline.candidates import candidates_in
-from edgeres.pipeline.options import VerifyOptions, flat, plain
+from edgeres.pipeline.options import VerifyOptions, flat, json_value
 from edgeres.progress import SILENT, Progress
 from edgeres.reports import read_report
 from edgeres.verify.measure import Measured, MeasurePlan, Validation, measure
@@ -51,20 +51,20 @@ def verify_bundle(path: Path, data: DataChoice, options: VerifyOptions, progress
     loader = Loader(source, made.model.preprocess, VALIDATION_BATCH, options.on_unreadable)
     plan = MeasurePlan(options.scheduler, options.thumbnails)
     measured = measure_bundle(made, Validation(loader, data, reasons), plan, progress)
-    told = {name: value for name, value in flat(options).items() if name != "command"}
-    asked = Asked(options.command, plain({"bundle": path, **vars(data), **told}), options.gates, baseline)
+    given = {name: value for name, value in flat(options).items() if name != "command"}
+    asked = Asked(options.command, json_value({"bundle": path, **vars(data), **given}), options.gates, baseline)
     return judge(asked, made, measured)
 
 
 def zeros_in(calibration: Path) -> dict[str, float]:
-    """Share of zeros by tensor as calibration.json has it; empty where ranges were imported."""
+    """Shares of zeros in a calibration.json, by tensor; empty where ranges were imported or there is no file."""
     return read_calibration(calibration).zeros() if calibration.is_file() else {}
 
 
 def accept_baseline(path: Path) -> Json:
-    """The content of a baseline.json: of a bundle as it was built, or of a report.json of a verification.
+    """The content of a baseline.json for a bundle or for a report.json.
 
     Raises:
-        BundleError, InputError: neither can be read, or its report has no answers.
+        BundleError, InputError: the bundle or report cannot be read, or the report has no answers.
     """
     return accept(Bundle(path).report() if path.is_dir() or not path.exists() else read_report(path), path)

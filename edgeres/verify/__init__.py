@@ -1,1 +1,1 @@
-"""Candidates against the FP32 reference: answers on images, latency, and noise layer by layer."""
+"""Measurement of candidates against the FP32 reference: answers on images, latency, noise layer by layer."""
