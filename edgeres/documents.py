@@ -24,6 +24,7 @@ from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, 
 from edgeres.errors import EdgeresError, InputError
 
 Json = dict[str, Any]
+Keys = tuple[str | int, ...]
 R = TypeVar("R")
 
 MAX_DEPTH = 64
@@ -114,7 +115,7 @@ class DocumentKind(Generic[R]):
         """
         try:
             if len(content) > self.max_bytes:
-                raise _Fault("", f"is larger than {self.max_bytes:,} bytes")
+                raise _Fault((), f"is larger than {self.max_bytes:,} bytes")
             raw = parse(content)
         except ValueError as error:
             raise self.error(f"is not {self.name}: {error}", where=where, hint=self.hint) from None
@@ -125,10 +126,10 @@ class DocumentKind(Generic[R]):
     def convert(self, raw: object, where: object) -> R:
         """The record of a document that was parsed; see :meth:`decode`."""
         try:
-            _check_values(raw, self.root)
+            _check_values(raw, ())
             if not isinstance(raw, dict):
-                raise _Fault("", f"is not {self.name}")
-            return _decoded(self._body(dict(raw), where), self.record, self.root)
+                raise _Fault((), f"is not {self.name}")
+            return _decoded(self._body(dict(raw), where), self.record)
         except _Fault as fault:
             raise self._refusal(fault, where) from None
 
@@ -141,31 +142,31 @@ class DocumentKind(Generic[R]):
     def _body(self, raw: Json, where: object) -> Json:
         """The document without ``schema``, ``kind`` and ``digest``, which are checked."""
         if self.kind is not None and raw.get("kind") != self.kind:
-            raise _Fault("", f"is not {self.name}")
+            raise _Fault((), f"is not {self.name}")
         if self.schemas is not None:
             schema, (oldest, newest) = raw.get("schema"), self.schemas
             if type(schema) is not int:
-                raise _Fault("", f"is not {self.name}: it states no schema")
+                raise _Fault((), f"is not {self.name}: it states no schema")
             if not oldest <= schema <= newest:
                 what = f"written in format {schema}, this edgeres reads {newest}"
                 raise self.error(what, where=where, hint="upgrade edgeres" if schema > newest else self.hint)
         rest = {key: value for key, value in raw.items() if key != "digest"}
         if self.digest == "required" or (self.digest == "optional" and "digest" in raw):
             if raw.get("digest") != digest(rest):
-                raise _Fault("", "was changed after it was written: its digest differs")
+                raise _Fault((), "was changed after it was written: its digest differs")
             raw = rest
         head = {"schema": self.schemas, "kind": self.kind}
         return {key: value for key, value in raw.items() if head.get(key) is None}
 
     def _refusal(self, fault: _Fault, where: object) -> EdgeresError:
-        what = f"{fault.path}: {fault.what}" if fault.path else fault.what
-        return self.error(what, where=where, hint=self.hint)
+        place = f"{self.root}{''.join(map(_step, fault.path))}: " if fault.path else ""
+        return self.error(place + fault.what, where=where, hint=self.hint)
 
 
 class _Fault(Exception):
-    """What is wrong with a document, and where in it; ``path`` is empty where it is the whole."""
+    """What is wrong with a document, and where in it: keys and indices from the root on; none: it is the whole."""
 
-    def __init__(self, path: str, what: str) -> None:
+    def __init__(self, path: Keys, what: str) -> None:
         super().__init__(path, what)
         self.path = path
         printable = "".join(character if character.isprintable() else "?" for character in what)
@@ -183,7 +184,7 @@ def parse(content: bytes) -> object:
     """JSON in UTF-8, no deeper than :data:`MAX_DEPTH`; an object with a key twice becomes :class:`_Repeated`."""
     brackets = _STRING.sub(b"", content).translate(None, _NO_BRACKETS)
     if max(accumulate(1 if bracket in b"[{" else -1 for bracket in brackets), default=0) > MAX_DEPTH:
-        raise _Fault("", f"is nested more than {MAX_DEPTH} levels deep")
+        raise _Fault((), f"is nested more than {MAX_DEPTH} levels deep")
     return json.loads(content.decode("utf-8"), object_pairs_hook=_object, parse_int=_integer)
 
 
@@ -199,63 +200,63 @@ def _integer(digits: str) -> int:
     return int(digits) if len(digits) < len(str(_LARGEST)) + 2 else _LARGEST
 
 
-def _check_values(raw: object, path: str, depth: int = 1) -> None:
+def _check_values(raw: object, path: Keys) -> None:
     """Refuse what JSON's grammar lets through: repeated keys, NaN, numbers and text that nothing can hold."""
-    if depth > MAX_DEPTH:
-        raise _Fault("", f"is nested more than {MAX_DEPTH} levels deep")
-    if isinstance(raw, _Repeated):
-        raise _Fault(f"{path}{_step(raw.key)}", "is there twice")
-    if isinstance(raw, float) and not math.isfinite(raw):
-        raise _Fault(path, "expected a finite number")
-    if isinstance(raw, int) and abs(raw) >= _LARGEST:
-        raise _Fault(path, "the number is too large")
-    if isinstance(raw, str) and not raw.isascii():
+    if len(path) >= MAX_DEPTH:
+        raise _Fault((), f"is nested more than {MAX_DEPTH} levels deep")
+    if isinstance(raw, str):
         _check_text(raw, path)
-    if isinstance(raw, dict):
+    elif isinstance(raw, dict):
         for key, value in raw.items():
             _check_text(key, path)
-            _check_values(value, path + _step(key), depth + 1)
+            _check_values(value, (*path, key))
     elif isinstance(raw, list):
         for index, value in enumerate(raw):
-            _check_values(value, f"{path}[{index}]", depth + 1)
+            _check_values(value, (*path, index))
+    elif isinstance(raw, _Repeated):
+        raise _Fault((*path, raw.key), "is there twice")
+    elif isinstance(raw, float) and not math.isfinite(raw):
+        raise _Fault(path, "expected a finite number")
+    elif isinstance(raw, int) and abs(raw) >= _LARGEST:
+        raise _Fault(path, "the number is too large")
 
 
-def _check_text(text: str, path: str) -> None:
+def _check_text(text: str, path: Keys) -> None:
     try:
-        text.encode()
+        text.isascii() or text.encode()
     except UnicodeEncodeError:
         raise _Fault(path, "the text is not Unicode") from None
 
 
-def _step(key: str) -> str:
-    """One key of a path: ``.mean``, or ``["layer1.0"]`` where it is not a plain word."""
-    if re.fullmatch(r"[A-Za-z_][\w-]{0,60}", key, re.ASCII):
+def _step(key: str | int) -> str:
+    """One step of a path in words: ``.mean``, ``[0]``, or ``["layer1.0"]`` where the key is not a plain word."""
+    if isinstance(key, str) and re.fullmatch(r"[A-Za-z_][\w-]{0,60}", key, re.ASCII):
         return f".{key}"
-    return f"[{json.dumps(key if len(key) <= 60 else key[:60] + '...')}]"
+    return f"[{json.dumps(key if isinstance(key, int) or len(key) <= 60 else key[:60] + '...')}]"
 
 
-def _decoded(raw: object, record: type[R], root: str) -> R:
+def _decoded(raw: object, record: type[R]) -> R:
     import msgspec  # here, so that programs which read no document do not pay for it
 
-    arranged = _arranged(raw, record, root)
+    arranged = _arranged(raw, record, ())
     try:
         return msgspec.convert(arranged, record, strict=True)
     except msgspec.ValidationError:
-        raise _located(arranged, record, root) from None
+        raise _located(arranged, record, ()) from None
 
 
-def _arranged(raw: object, kind: Any, path: str) -> object:
+def _arranged(raw: object, kind: Any, path: Keys) -> object:
     """The same with every record's values under its fields' names; unknown and missing keys are refused."""
-    kind = _container(raw, kind)
-    if isinstance(raw, dict) and is_dataclass(kind):
-        raw = _by_field(raw, kind, path)
-    parts = {name: _arranged(value, inner, path + step) for name, step, value, inner in _parts(raw, kind)}
+    kind = _container(raw, kind) if isinstance(raw, dict | list) else None
     if kind is None:
         return raw
+    if isinstance(raw, dict) and is_dataclass(kind):
+        raw = _by_field(raw, kind, path)
+    parts = {name: _arranged(value, inner, (*path, *step)) for name, step, value, inner in _parts(raw, kind)}
     return parts if isinstance(raw, dict) else list(parts.values())
 
 
-def _by_field(raw: Json, record: Any, path: str) -> Json:
+def _by_field(raw: Json, record: Any, path: Keys) -> Json:
     left, found, hints = dict(raw), {}, _hints(record)
     for field in fields(record):
         key = _key(field)
@@ -264,27 +265,27 @@ def _by_field(raw: Json, record: Any, path: str) -> Json:
         elif key in left:
             found[field.name] = left.pop(key)
         elif "optional" not in field.metadata:
-            raise _Fault(path + _step(key), "is missing")
+            raise _Fault((*path, key), "is missing")
     for key in left:
         from difflib import get_close_matches
 
         near = get_close_matches(key[:_SHOWN], _keys(record), n=1)
         known = f", did you mean {near[0]}?" if near else f"; there are {', '.join(_keys(record))}"
-        raise _Fault(path + _step(key), f"is not a known key{known}")
+        raise _Fault((*path, key), f"is not a known key{known}")
     return found
 
 
-def _parts(raw: Any, kind: Any) -> Iterator[tuple[Any, str, object, Any]]:
-    """What a value of a container's type holds: name, step of the path, value and type of each."""
+def _parts(raw: Any, kind: Any) -> Iterator[tuple[Any, Keys, object, Any]]:
+    """What a value of a container's type holds: name, steps of the path to it, value and type of each."""
     arguments = get_args(kind)
     if is_dataclass(kind):
-        own = {field.name: "" if "grouped" in field.metadata else _step(_key(field)) for field in fields(kind)}
-        yield from ((name, own[name], value, _hints(kind)[name]) for name, value in raw.items())  # type: ignore[arg-type]
-    elif isinstance(raw, dict) and arguments:
-        yield from ((key, _step(key), value, arguments[1]) for key, value in raw.items())
-    elif isinstance(raw, list) and arguments:
+        steps = {field.name: () if "grouped" in field.metadata else (_key(field),) for field in fields(kind)}
+        yield from ((name, steps[name], value, _hints(kind)[name]) for name, value in raw.items())  # type: ignore[arg-type]
+    elif isinstance(raw, dict):
+        yield from ((key, (key,), value, arguments[1]) for key, value in raw.items())
+    else:
         kinds = arguments if len(arguments) == len(raw) and ... not in arguments else repeat(arguments[0])
-        yield from ((i, f"[{i}]", value, inner) for i, (value, inner) in enumerate(zip(raw, kinds, strict=False)))
+        yield from ((i, (i,), value, inner) for i, (value, inner) in enumerate(zip(raw, kinds, strict=False)))
 
 
 def _container(raw: object, kind: Any) -> Any:
@@ -302,15 +303,16 @@ def _arms(kind: Any) -> tuple[Any, ...]:
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
-def _located(raw: object, kind: Any, path: str) -> _Fault:
+def _located(raw: object, kind: Any, path: Keys) -> _Fault:
     """The fault of the innermost value that is not of its type."""
     import msgspec
 
-    for _, step, value, inner in _parts(raw, _container(raw, kind)):
+    container = _container(raw, kind)
+    for _, step, value, inner in _parts(raw, container) if container is not None else ():
         try:
             msgspec.convert(value, inner, strict=True)
         except msgspec.ValidationError:
-            return _located(value, inner, path + step)
+            return _located(value, inner, (*path, *step))
     try:
         msgspec.convert(raw, kind, strict=True)
     except msgspec.ValidationError as error:

@@ -253,7 +253,7 @@ def test_files_that_are_none_are_refused(recorded: Path) -> None:
         "$.tensors: expected object, got array": [{**good, "tensors": []}],
         "$.method: expected one of mse, entropy, percentile, minmax, imported": [{**good, "method": "luck"}],
         "$.samples: expected int, got float": [{**good, "samples": 45.0}],
-        "$: source_digest has 64 hex digits": [{**good, "source_digest": "no"}],
+        "source_digest has 64 hex digits": [{**good, "source_digest": "no"}],
     }
     for words, contents in cases.items():
         for content in contents:

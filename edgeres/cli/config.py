@@ -104,4 +104,4 @@ def _value(name: str, value: Any, path: Path) -> Any:
         return value
     named_file = path.parent / os.path.expanduser(value)  # noqa: PTH111  Path.expanduser raises for unknown users
     # Other words for images, as signs:200, are no path.
-    return named_file if name == "baseline" else str(named_file) if named_file.exists() else value
+    return named_file if name == "baseline" else str(named_file) if os.path.exists(named_file) else value  # noqa: PTH110  Path.exists raises

@@ -47,6 +47,10 @@ class _GpuAnswer:
     gpu: Gpu | None
     reason: str
 
+    def __post_init__(self) -> None:
+        if not self.reason.isprintable():
+            raise ValueError("reason is one line")
+
 
 def run_command(argv: Sequence[str], timeout_s: float = 10.0) -> str | None:
     """Standard output of a command; None where it is missing, fails, or does not answer in time."""

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from edgeres.calibrate.ranges_file import RangesFile
 from edgeres.calibrate.record import IMPORTED, Ranges, Wanted
+from edgeres.documents import DocumentKind
 from edgeres.errors import InputError, UsageError
 from edgeres.quantize.affine import symmetric_int8
 from edgeres.records import TensorRange
@@ -35,6 +36,8 @@ FORMATS: tuple[Format, ...] = ("trt-cache", "ort")
 # The version in JetPack 6.1 and 6.2, the last ones with implicit INT8 on a DLA.
 TENSORRT = "10.3.0"
 _FORMS = "a TensorRT calibration cache, ONNX Runtime's calibration JSON, or an ONNX file with Q/DQ pairs"
+
+_ORT = DocumentKind(dict[str, Any], "ONNX Runtime's calibration", "write it again")
 
 
 @dataclass(frozen=True)
@@ -107,13 +110,12 @@ def _from_cache(path: Path, text: str) -> Iterator[tuple[str, tuple[float, float
 
 
 def _from_json(path: Path, text: str) -> Iterator[tuple[str, tuple[float, float]]]:
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"is damaged JSON ({error})", where=path, hint="write it again") from error
+    content = _ORT.decode(text.encode(), path)
     if "schema" in content and "tensors" in content:
         raise InputError("is a calibration.json of edgeres already", where=path, hint="give it to --calibration-file")
-    entries = content["data"] if content.get("CLS") == "TensorsData" else content
+    entries = content.get("data") if content.get("CLS") == "TensorsData" else content
+    if not isinstance(entries, dict):
+        raise InputError("has no data, as ONNX Runtime writes them", where=path, hint=f"give {_FORMS}")
     for name, entry in entries.items():
         try:
             pair = (entry["lowest"], entry["highest"]) if isinstance(entry, dict) else tuple(entry)

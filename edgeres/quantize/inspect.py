@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from edgeres.graph.forms import GRAPH_FILES
 from edgeres.graph.graph import Graph, opset_of
 from edgeres.graph.lint import lint
 from edgeres.graph.normalize import load_onnx
-from edgeres.quantize.rewrite import PLAN_KEY
+from edgeres.quantize.rewrite import PLAN_KEY, PLAN_NOTES, PlanNotes
 
 _BORDER = re.compile(r".+_dq_border\d+_q")  # codes of another tensor with a rim of zeros: not listed twice
 
@@ -68,21 +68,21 @@ def inspect(path: Path) -> list[Inspected]:
 def _inspect(path: Path) -> Inspected:
     model = load_onnx(path)
     notes = next((entry.value for entry in model.metadata_props if entry.key == PLAN_KEY), None)
-    plan = json.loads(notes) if notes else {}
-    quantized = _quantized(model, plan.get("quantized", {}))
-    for_tensorrt = bool(quantized) and plan.get("style") != "cpu"
+    plan = PLAN_NOTES.decode(notes.encode(), f"{path}, {PLAN_KEY}") if notes else PlanNotes()
+    quantized = _quantized(model, plan.quantized)
+    for_tensorrt = bool(quantized) and plan.style != "cpu"
     return Inspected(
         file=str(path),
         opset=opset_of(model),
-        style=plan.get("style"),
+        style=plan.style,
         operators=dict(Counter(node.op_type for node in model.graph.node).most_common()),
         quantized=quantized,
-        skipped=tuple((what, reason) for what, reason in plan.get("skipped", ())),
+        skipped=plan.skipped,
         refused=tuple(str(finding) for finding in lint(model)) if for_tensorrt else (),
     )
 
 
-def _quantized(model: onnx.ModelProto, reasons: dict[str, str]) -> tuple[QuantizedTensor, ...]:
+def _quantized(model: onnx.ModelProto, reasons: Mapping[str, str]) -> tuple[QuantizedTensor, ...]:
     graph = Graph(model)
     found = []
     for node in graph.of("QuantizeLinear"):
@@ -97,7 +97,7 @@ def _quantized(model: onnx.ModelProto, reasons: dict[str, str]) -> tuple[Quantiz
     return tuple(found)
 
 
-def _decision(node: onnx.NodeProto, reasons: dict[str, str]) -> tuple[str, str]:
+def _decision(node: onnx.NodeProto, reasons: Mapping[str, str]) -> tuple[str, str]:
     """The tensor that a QuantizeLinear codes, and the reason.
 
     Its input may have another name: a tensor that was lowered, or one before a ReLU that was dropped.

@@ -12,17 +12,35 @@ Readers of ``x`` that the plan does not name keep the float tensor. The plan's r
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from edgeres.documents import DocumentKind
+from edgeres.errors import ModelError
 from edgeres.graph.graph import Graph
 from edgeres.quantize.zero_points import fold_zero_points
-from edgeres.records import Edge, HalfEdge, QuantParams, QuantPlan
+from edgeres.records import Edge, HalfEdge, QuantParams, QuantPlan, Style
 
-PLAN_KEY = "edgeres.plan"
+PLAN_KEY = "edgeres.plan"  # of the entry with PlanNotes in a graph's metadata
 _SUFFIXES = ("_q", "_dq", "_scale", "_zero_point", "_half", "_float")
+
+
+@dataclass(frozen=True)
+class PlanNotes:
+    """What a graph says about its quantization: reasons by tensor, and of what stays in float."""
+
+    style: Style | None = None
+    calibration: str = ""
+    quantized: Mapping[str, str] = field(default_factory=dict)
+    half: Mapping[str, str] = field(default_factory=dict)
+    skipped: tuple[tuple[str, str], ...] = ()
+
+
+PLAN_NOTES = DocumentKind(PlanNotes, "notes of a plan", "quantize the model again", error=ModelError)
 
 
 def rewrite(model: onnx.ModelProto, plan: QuantPlan) -> onnx.ModelProto:
@@ -91,11 +109,11 @@ def _parameters(graph: Graph, name: str, params: QuantParams) -> list[str]:
 
 
 def _note_decisions(model: onnx.ModelProto, plan: QuantPlan) -> None:
-    decisions = {
-        "style": plan.style,
-        "calibration": plan.calibration_digest,
-        "quantized": {edge.tensor: edge.reason for edge in plan.edges},
-        "half": {half.tensor: half.reason for half in plan.halves},
-        "skipped": [[item.what, item.reason] for item in plan.skipped],
-    }
-    helper.set_model_props(model, {PLAN_KEY: json.dumps(decisions)})
+    notes = PlanNotes(
+        style=plan.style,
+        calibration=plan.calibration_digest,
+        quantized={edge.tensor: edge.reason for edge in plan.edges},
+        half={half.tensor: half.reason for half in plan.halves},
+        skipped=tuple((item.what, item.reason) for item in plan.skipped),
+    )
+    helper.set_model_props(model, {PLAN_KEY: json.dumps(PLAN_NOTES.content(notes))})

@@ -18,7 +18,7 @@ from typing import Any
 
 from edgeres._version import __version__
 from edgeres.bundle import ENGINES, MANIFEST, MANIFEST_KIND, Bundle, log_of
-from edgeres.documents import OPTIONAL, DocumentKind, Json
+from edgeres.documents import OPTIONAL, DocumentKind, Json, require
 from edgeres.errors import BundleError, EngineError, EnvironmentError_
 from edgeres.files import FREE_SPACE, sha256, write_json
 from edgeres.progress import SILENT, Progress
@@ -69,6 +69,9 @@ class RemoteCheck:
     ok: bool | None
     found: str
     next_step: str
+
+    def __post_init__(self) -> None:
+        require(all(map(str.isprintable, (self.name, self.found, self.next_step))), "its texts are lines")
 
 
 @dataclass(frozen=True)
