@@ -88,6 +88,11 @@ def painted(rgb: Rgb, *shapes: Points | list[Points]) -> list[Part]:
     return [Part(p, rgb) for shape in shapes for p in (shape if isinstance(shape, list) else [shape])]
 
 
+def stacked(*layers: tuple[Rgb, Points | list[Points]]) -> list[Part]:
+    """Shapes in their colours, each painted over those before it."""
+    return [part for rgb, shape in layers for part in painted(rgb, shape)]
+
+
 def moved(parts: list[Part], x: float, y: float, scale: float = 1.0) -> list[Part]:
     return [Part(p.points * scale + (x, y), p.rgb) for p in parts]
 
@@ -166,23 +171,20 @@ def letters_stop() -> list[Points]:
 
 def prohibition(name: str, content: list[Part], *, slash: bool, mirrors: bool = False) -> Face:
     """White disc with a red ring; the slash runs from the upper left to the lower right."""
-    plate = [*painted(WHITE, disc(0, 0, 1.0)), *painted(RED, disc(0, 0, 0.96)), *painted(WHITE, disc(0, 0, 0.74))]
+    plate = stacked((WHITE, disc(0, 0, 1.0)), (RED, disc(0, 0, 0.96)), (WHITE, disc(0, 0, 0.74)))
     bar = painted(RED, line([(-0.58, -0.58), (0.58, 0.58)], 0.17)) if slash else []
     return Face(name, (*plate, *content, *bar), mirrors)
 
 
 def warning(name: str, content: list[Part], *, mirrors: bool = False) -> Face:
     """Yellow triangle with a black border."""
-    plate = [
-        *painted(BLACK, rounded(regular(3, 0.96, -90), 0.1)),
-        *painted(YELLOW, rounded(regular(3, 0.78, -90), 0.08)),
-    ]
+    plate = stacked((BLACK, rounded(regular(3, 0.96, -90), 0.1)), (YELLOW, rounded(regular(3, 0.78, -90), 0.08)))
     return Face(name, (*moved(plate, 0, 0.22), *moved(content, 0, 0.21, 0.8)), mirrors)
 
 
 def clearway(name: str, *bars: list[tuple[float, float]]) -> Face:
     """Blue disc with a red ring and red bars: no stopping has two, no parking one."""
-    plate = [*painted(WHITE, disc(0, 0, 1.0)), *painted(RED, disc(0, 0, 0.97)), *painted(BLUE, disc(0, 0, 0.77))]
+    plate = stacked((WHITE, disc(0, 0, 1.0)), (RED, disc(0, 0, 0.97)), (BLUE, disc(0, 0, 0.77)))
     return Face(name, (*plate, *painted(RED, *(line(bar, 0.19) for bar in bars))))
 
 
@@ -192,21 +194,15 @@ def mandatory(name: str, degrees: float) -> Face:
 
 
 def speed(limit: str) -> Face:
-    digits = [
-        *moved(painted(BLACK, digit(limit[0])), -0.29, 0, 0.88),
-        *moved(painted(BLACK, digit(limit[1])), 0.29, 0, 0.88),
-    ]
-    return prohibition(f"speed_{limit}", digits, slash=False)
+    left, right = (moved(painted(BLACK, digit(name)), x, 0, 0.88) for name, x in zip(limit, (-0.29, 0.29), strict=True))
+    return prohibition(f"speed_{limit}", [*left, *right], slash=False)
 
 
 def exit_to(side: str) -> Face:
     """Green board with a runner, a door and an arrow, all to one side."""
-    board = [
-        *painted(WHITE, rounded(box(-0.94, -0.62, 0.94, 0.62), 0.06)),
-        *painted(GREEN, rounded(box(-0.9, -0.58, 0.9, 0.58), 0.05)),
-    ]
-    door = painted(WHITE, box(-0.84, -0.5, -0.3, 0.5))
-    parts = [*board, *door, *moved(runner(GREEN), -0.52, 0.02, 0.86), *moved(arrow(WHITE, 1.3, 0), 0.34, 0, 0.72)]
+    rim, board = rounded(box(-0.94, -0.62, 0.94, 0.62), 0.06), rounded(box(-0.9, -0.58, 0.9, 0.58), 0.05)
+    plate = stacked((WHITE, rim), (GREEN, board), (WHITE, box(-0.84, -0.5, -0.3, 0.5)))
+    parts = [*plate, *moved(runner(GREEN), -0.52, 0.02, 0.86), *moved(arrow(WHITE, 1.3, 0), 0.34, 0, 0.72)]
     flip = -1 if side == "left" else 1
     return Face(f"exit_{side}", tuple(Part(p.points * (flip, 1), p.rgb) for p in parts))
 
@@ -214,21 +210,10 @@ def exit_to(side: str) -> Face:
 @cache
 def faces() -> tuple[Face, ...]:
     """All sign classes in label order; classes that are easily confused are neighbours."""
-    stop = [
-        *painted(WHITE, regular(8, 1.0, 22.5)),
-        *painted(RED, regular(8, 0.93, 22.5)),
-        *painted(WHITE, letters_stop()),
-    ]
-    give_way = [
-        *painted(WHITE, rounded(regular(3, 0.92, 90), 0.1)),
-        *painted(RED, rounded(regular(3, 0.88, 90), 0.08)),
-        *painted(WHITE, rounded(regular(3, 0.48, 90), 0.05)),
-    ]
-    no_entry = [
-        *painted(WHITE, disc(0, 0, 1.0)),
-        *painted(RED, disc(0, 0, 0.95)),
-        *painted(WHITE, box(-0.7, -0.17, 0.7, 0.17)),
-    ]
+    stop = stacked((WHITE, regular(8, 1.0, 22.5)), (RED, regular(8, 0.93, 22.5)), (WHITE, letters_stop()))
+    triangles = ((WHITE, 0.92, 0.1), (RED, 0.88, 0.08), (WHITE, 0.48, 0.05))
+    give_way = stacked(*((rgb, rounded(regular(3, radius, 90), corner)) for rgb, radius, corner in triangles))
+    no_entry = stacked((WHITE, disc(0, 0, 1.0)), (RED, disc(0, 0, 0.95)), (WHITE, box(-0.7, -0.17, 0.7, 0.17)))
     bolt = np.array([(0.12, -0.52), (-0.22, 0.06), (0.0, 0.06), (-0.1, 0.5), (0.24, -0.12), (0.02, -0.12)])
     return (
         Face("stop", tuple(stop)),

@@ -82,49 +82,41 @@ def shortcut(arch: Architecture, shape: Shape) -> nn.Module:
     return nn.Sequential(conv(shape.channels_in, shape.channels_out, 1, shape.stride), *norm)
 
 
-class BasicBlock(nn.Module):
-    """y = relu(F(x) + shortcut(x)), F = 3x3/s, 3x3; without the shortcut in a plain network."""
+class PostActBlock(nn.Module):
+    """y = relu(F(x) + shortcut(x)); without the shortcut in a plain network.
+
+    F = 3x3/s, 3x3 in a basic block, and 1x1, 3x3/s, 1x1 in a bottleneck: torchvision, too, has the stride in the 3x3
+    (ResNet v1.5).
+    """
 
     def __init__(self, arch: Architecture, shape: Shape) -> None:
         super().__init__()
-        self.conv1 = conv(shape.channels_in, shape.width, 3, shape.stride)
+        self.plain, self.bottleneck = arch.shortcut == "none", arch.block == "bottleneck"
+        first = (1, 1) if self.bottleneck else (3, shape.stride)
+        self.conv1 = conv(shape.channels_in, shape.width, *first)
         self.bn1 = nn.BatchNorm2d(shape.width)
-        self.conv2 = conv(shape.width, shape.channels_out, 3)
-        self.bn2 = nn.BatchNorm2d(shape.channels_out)
-        self.downsample = shortcut(arch, shape)
-        self.plain = arch.shortcut == "none"
-
-    def forward(self, x: Tensor) -> Tensor:  # (N, channels_in, H, W)
-        y = F.relu(self.bn1(self.conv1(x)))  # (N, width, H/s, W/s)
-        y = self.bn2(self.conv2(y))  # (N, channels_out, H/s, W/s)
-        return F.relu(y if self.plain else y + self.downsample(x))
-
-
-class Bottleneck(nn.Module):
-    """y = relu(F(x) + shortcut(x)), F = 1x1, 3x3/s, 1x1, with the stride in the 3x3 as in torchvision (ResNet v1.5)."""
-
-    def __init__(self, arch: Architecture, shape: Shape) -> None:
-        super().__init__()
-        self.conv1 = conv(shape.channels_in, shape.width, 1)
-        self.bn1 = nn.BatchNorm2d(shape.width)
-        self.conv2 = conv(shape.width, shape.width, 3, shape.stride, arch.groups)
-        self.bn2 = nn.BatchNorm2d(shape.width)
-        self.conv3 = conv(shape.width, shape.channels_out, 1)
-        self.bn3 = nn.BatchNorm2d(shape.channels_out)
+        if self.bottleneck:
+            self.conv2 = conv(shape.width, shape.width, 3, shape.stride, arch.groups)
+            self.bn2 = nn.BatchNorm2d(shape.width)
+            self.conv3 = conv(shape.width, shape.channels_out, 1)
+            self.bn3 = nn.BatchNorm2d(shape.channels_out)
+        else:
+            self.conv2 = conv(shape.width, shape.channels_out, 3)
+            self.bn2 = nn.BatchNorm2d(shape.channels_out)
         self.downsample = shortcut(arch, shape)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, channels_in, H, W)
-        y = F.relu(self.bn1(self.conv1(x)))  # (N, width, H, W)
-        y = F.relu(self.bn2(self.conv2(y)))  # (N, width, H/s, W/s)
-        y = self.bn3(self.conv3(y))  # (N, channels_out, H/s, W/s)
-        return F.relu(y + self.downsample(x))
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))  # H and W are divided by s
+        if self.bottleneck:
+            y = self.bn3(self.conv3(F.relu(y)))
+        return F.relu(y if self.plain else y + self.downsample(x))  # (N, channels_out, H/s, W/s)
 
 
 class PreActBlock(nn.Module):
     """y = F(a(x)) + x with a = ReLU of batch norm: nothing is applied to the sum (He et al. 2016).
 
-    F = 3x3/s, 3x3 in a basic block, and 1x1, 3x3/s, 1x1 in a bottleneck. Where the shape changes, a projection reads
-    a(x) as in that paper, and option A reads x. In the network's first block, the stem has computed a(x) already.
+    F is as in :class:`PostActBlock`. Where the shape changes, a projection reads a(x) as in that paper, and option A
+    reads x. In the network's first block, the stem has computed a(x) already.
     """
 
     def __init__(self, arch: Architecture, shape: Shape, *, first: bool) -> None:
@@ -168,9 +160,7 @@ def stage_shapes(arch: Architecture) -> list[list[Shape]]:
 
 
 def make_block(arch: Architecture, shape: Shape, *, first: bool) -> nn.Module:
-    if arch.preactivation:
-        return PreActBlock(arch, shape, first=first)
-    return Bottleneck(arch, shape) if arch.block == "bottleneck" else BasicBlock(arch, shape)
+    return PreActBlock(arch, shape, first=first) if arch.preactivation else PostActBlock(arch, shape)
 
 
 class ResNet(nn.Module):
