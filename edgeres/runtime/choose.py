@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
-from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -16,9 +13,9 @@ from edgeres.errors import BundleError, EngineError, EnvironmentError_, UsageErr
 from edgeres.graph.forms import FLOAT, best_on_cpu, forms_in
 from edgeres.records import EngineRecord, ModelSpec
 from edgeres.runtime.engine import EngineFile, TensorRTRunner
-from edgeres.runtime.memory import default_device
+from edgeres.runtime.memory import default_device, is_there
 from edgeres.runtime.ort import OrtRunner
-from edgeres.runtime.runner import Backend, TensorSpec
+from edgeres.runtime.runner import Backend
 
 if TYPE_CHECKING:
     from edgeres.runtime.memory import Device
@@ -86,7 +83,7 @@ def _open_best_engine(bundle: Bundle, runtime: Flavour, gpu: int) -> Backend:
         raise EngineError("the bundle holds no engine for it", where=bundle.path, hint=hint)
     from edgeres.device.libraries import MODULES
 
-    if not _is_installed(MODULES[runtime]):
+    if not is_there(MODULES[runtime]):
         raise EngineError(f"{MODULES[runtime]} is not installed", hint="see: edgeres doctor")
     return open_engine(bundle, runtime, "int8", default_device(gpu), cache=_cache_folder())[1]
 
@@ -135,10 +132,6 @@ def _cache_file(folder: Path, digest: str, device: Device) -> Path:
     return folder / f"rtx-{key}.cache"
 
 
-def _is_installed(module: str) -> bool:
-    return module in sys.modules or find_spec(module) is not None
-
-
 def _cache_folder() -> Path:
     """The user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeres"
@@ -148,17 +141,11 @@ def _check(backend: Backend, spec: ModelSpec, bundle: Bundle) -> None:
     """Raise unless the network takes the image that the manifest describes and has as many outputs as labels."""
     p = spec.preprocess
     image = (3, *p.crop_px) if p.layout == "NCHW" else (*p.crop_px, 3)
-    for wrong in (
-        *_differences(backend.inputs[0], image),
-        *_differences(next(t for t in backend.outputs if t.name == backend.output_name), (spec.num_classes,)),
-    ):
-        backend.close()
-        raise BundleError(
-            f"{backend.name} opened another network than the manifest describes: {wrong}", where=bundle.path
-        )
-
-
-def _differences(tensor: TensorSpec, wanted: tuple[int, ...]) -> Iterator[str]:
-    sizes = tensor.shape[1:]
-    if len(sizes) != len(wanted) or any(have not in (None, want) for have, want in zip(sizes, wanted, strict=True)):
-        yield f"{tensor.name} is {tensor}, not (N, {', '.join(map(str, wanted))})"
+    scores = next(tensor for tensor in backend.outputs if tensor.name == backend.output_name)
+    for tensor, wanted in ((backend.inputs[0], image), (scores, (spec.num_classes,))):
+        sizes = tensor.shape[1:]
+        if len(sizes) != len(wanted) or any(have not in (None, want) for have, want in zip(sizes, wanted, strict=True)):
+            backend.close()
+            wrong = f"{tensor.name} is {tensor}, not (N, {', '.join(map(str, wanted))})"
+            what = f"{backend.name} opened another network than the manifest describes: {wrong}"
+            raise BundleError(what, where=bundle.path)

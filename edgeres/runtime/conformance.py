@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,21 +156,15 @@ def threads_get_what_one_gets(subject: Subject) -> None:
         largest = backend.max_batch or _FREE_BATCH
         feeds = [subject.feed(backend, 1 if index % 2 else largest, index) for index in range(2 * THREADS)]
         alone = [_run(backend, feed) for feed in feeds]
-        errors: list[BaseException] = []
         start = threading.Barrier(THREADS)
 
         def work(number: int) -> None:
-            try:
-                start.wait()
-                for turn in range(_ROUNDS * len(feeds)):
-                    index = (number + turn) % len(feeds)
-                    _same(_run(backend, feeds[index]), alone[index], f"thread {number}, feed {index}")
-            except BaseException as error:
-                errors.append(error)
+            start.wait()
+            for turn in range(_ROUNDS * len(feeds)):
+                index = (number + turn) % len(feeds)
+                _same(_run(backend, feeds[index]), alone[index], f"thread {number}, feed {index}")
 
         _in_threads(work)
-        for error in errors:
-            raise error
 
 
 def a_closed_one_says_so(subject: Subject) -> None:
@@ -191,18 +186,13 @@ def closing_waits_for_threads(subject: Subject) -> None:
     backend = subject.make()
     feed = subject.feed(backend, backend.max_batch or 1)
     right = backend.infer(feed)
-    errors: list[BaseException] = []
     running = threading.Barrier(THREADS + 1)
 
     def work(number: int) -> None:
-        try:
-            running.wait()
+        running.wait()
+        with suppress(UsageError):
             while True:
                 _same(backend.infer(feed), right, f"thread {number}, while closing")
-        except UsageError:
-            pass
-        except BaseException as error:
-            errors.append(error)
 
     def close() -> None:
         running.wait()
@@ -211,8 +201,6 @@ def closing_waits_for_threads(subject: Subject) -> None:
         backend.close()
 
     _in_threads(work, close)
-    for error in errors:
-        raise error
 
 
 CHECKS: dict[str, Callable[[Subject], None]] = {
@@ -280,11 +268,9 @@ def _refused(kind: type[Exception], what: str) -> Iterator[list[Exception]]:
 
 
 def _in_threads(work: Callable[[int], None], here: Callable[[], None] = lambda: None) -> None:
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(THREADS)]
-    for thread in threads:
-        thread.start()
-    try:
+    """Call ``work`` with a number in each of several threads, and ``here`` in this one; raise a thread's error."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        threads = [pool.submit(work, number) for number in range(THREADS)]
         here()
-    finally:
-        for thread in threads:
-            thread.join()
+    for thread in threads:
+        thread.result()

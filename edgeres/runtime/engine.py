@@ -19,11 +19,10 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -85,8 +84,7 @@ class EngineFile:
         return True
 
 
-@dataclass(frozen=True)
-class Times:
+class Times(NamedTuple):
     """Times of one inference in seconds, by trtexec's names.
 
     Attributes:
@@ -150,7 +148,7 @@ class TensorRTRunner:
         cut = list(parts(check_feed(feed, self._checked), *self._shared.batch))
         with self._pool.borrowed(self.name) as context:
             runs = [context.timed({name: array[part] for name, array in feed.items()}) for part in cut]
-        each = zip(*(astuple(times) for _, times in runs), strict=True)
+        each = zip(*(times for _, times in runs), strict=True)
         return _joined([run for run, _ in runs]), Times(*map(sum, each))
 
     @property
@@ -169,9 +167,7 @@ class TensorRTRunner:
     def __enter__(self) -> TensorRTRunner:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -203,13 +199,7 @@ class _LoadedEngine:
     def __init__(self, vendor: _Vendor, runtime: Any, engine: Any, file: EngineFile) -> None:
         self.vendor, self._runtime, self._engine, self._file = vendor, runtime, engine, file
         trt = vendor.trt
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        of_mode = {
-            mode: [name for name in names if engine.get_tensor_mode(name) == getattr(trt.TensorIOMode, mode)]
-            for mode in ("INPUT", "OUTPUT")
-        }
-        self.inputs = tuple(self._spec(name) for name in of_mode["INPUT"])
-        self.outputs = tuple(self._spec(name) for name in of_mode["OUTPUT"])
+        self.inputs, self.outputs = self._specs(trt.TensorIOMode.INPUT), self._specs(trt.TensorIOMode.OUTPUT)
         if not self.inputs or not self.outputs:
             raise EngineError("this engine has no input or no output", where=file.where)
         self.batch = self._batches()
@@ -233,6 +223,10 @@ class _LoadedEngine:
         self._config = self._cache = None
         self._engine = None  # before the runtime that made it
         self._runtime = None
+
+    def _specs(self, mode: Any) -> tuple[TensorSpec, ...]:
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        return tuple(self._spec(name) for name in names if self._engine.get_tensor_mode(name) == mode)
 
     def _spec(self, name: str) -> TensorSpec:
         trt, engine = self.vendor.trt, self._engine
@@ -351,10 +345,7 @@ class _ContextPool:
     def _free(self, contexts: list[_Context], *, last: bool) -> None:
         if not contexts and not last:
             return
-        with (
-            suppress(EngineError),
-            self._device.active(),
-        ):  # where the CUDA context is gone, its memory is freed already
+        with suppress(EngineError), self._device.active():  # where the CUDA context is gone, so is its memory
             for context in contexts:
                 with suppress(EngineError):
                     context.close()

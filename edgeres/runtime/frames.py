@@ -20,37 +20,16 @@ from edgeres.errors import InputError, UsageError
 from edgeres.records import U8
 
 # Bytes per pixel, and the positions of R, G and B among them.
-_PACKED: dict[str, tuple[int, slice]] = {
-    "rgb8": (3, slice(0, 3)),
-    "bgr8": (3, slice(2, None, -1)),
-    "rgba8": (4, slice(0, 3)),
-    "bgra8": (4, slice(2, None, -1)),
-}
+_RGB, _BGR = slice(0, 3), slice(2, None, -1)
+_PACKED = {"rgb8": (3, _RGB), "bgr8": (3, _BGR), "rgba8": (4, _RGB), "bgra8": (4, _BGR)}
 # Rows of bytes per row of pixels (as a fraction), bytes per pixel in a row, and the steps of height and width.
-_SHARED: dict[str, tuple[tuple[int, int], int, tuple[int, int]]] = {
-    "yuyv": ((1, 1), 2, (1, 2)),
-    "uyvy": ((1, 1), 2, (1, 2)),
-    "nv12": ((3, 2), 1, (2, 2)),
-    "nv21": ((3, 2), 1, (2, 2)),
-    "i420": ((3, 2), 1, (2, 2)),
-}
+_SHARED = dict.fromkeys(("yuyv", "uyvy"), ((1, 1), 2, (1, 2)))
+_SHARED |= dict.fromkeys(("nv12", "nv21", "i420"), ((3, 2), 1, (2, 2)))
 FORMATS = (*_PACKED, "mono8", *_SHARED)
 # Other names that ROS and GStreamer use for these formats.
-_ALIASES = {
-    "rgb": "rgb8",
-    "bgr": "bgr8",
-    "rgba": "rgba8",
-    "rgbx": "rgba8",
-    "bgra": "bgra8",
-    "bgrx": "bgra8",
-    "gray8": "mono8",
-    "8uc1": "mono8",
-    "8uc3": "bgr8",
-    "8uc4": "bgra8",
-    "yuy2": "yuyv",
-    "yuv422_yuy2": "yuyv",
-    "yuv422": "uyvy",
-}
+_ALIASES = {"rgb": "rgb8", "bgr": "bgr8", "rgba": "rgba8", "rgbx": "rgba8", "bgra": "bgra8", "bgrx": "bgra8"}
+_ALIASES |= {"8uc1": "mono8", "gray8": "mono8", "8uc3": "bgr8", "8uc4": "bgra8"}
+_ALIASES |= {"yuy2": "yuyv", "yuv422_yuy2": "yuyv", "yuv422": "uyvy"}
 _BITS = 20
 _CY, _CUB, _CUG, _CVG, _CVR = 1_220_542, 2_116_026, -409_993, -852_492, 1_673_527
 _ROWS = 32  # rows converted at a time; more would not keep the int32 planes in the cache

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
@@ -50,8 +49,7 @@ class OrtRunner:
         self._session: Any = _session(ort, model, _options(ort, threads, integer), _providers(ort, device, gpu))
         self.inputs = tuple(_spec(tensor) for tensor in self._session.get_inputs())
         self.outputs = tuple(_spec(tensor) for tensor in self._session.get_outputs())
-        self.input_name: str = self.inputs[0].name
-        self.output_name: str = self.outputs[0].name
+        self.input_name, self.output_name = self.inputs[0].name, self.outputs[0].name
         self.max_batch: int | None = self.inputs[0].shape[0] if self.inputs[0].shape else None
         self._output_names = [output.name for output in self.outputs]
         self._checked = any_batch(self.inputs)
@@ -76,9 +74,7 @@ class OrtRunner:
     def __enter__(self) -> OrtRunner:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

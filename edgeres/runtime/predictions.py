@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeres.data.base import Source
+from edgeres.data.arrays import Arrays
 from edgeres.data.files import read_image
 from edgeres.data.matching import match_labels
 from edgeres.data.thumbnails import thumbnail
@@ -56,29 +56,14 @@ def _walk(root: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in files if name.lower().endswith(SUFFIXES) and not is_hidden(name))
 
 
-class _FolderNames(Source):
-    """Folders as classes of a source, so that their names can be matched with the network's labels."""
-
-    def __init__(self, root: Path, images: Sequence[Path]) -> None:
-        names = [path.parent.name for path in images]
-        self.classes = tuple(sorted(set(names)))
-        self.labels = np.array([self.classes.index(name) for name in names], np.int64)
-        self.description = str(root)
-
-    def name(self, index: int) -> str:
-        raise IndexError(index)
-
-    def image(self, index: int) -> U8:
-        raise IndexError(index)
-
-    def digest(self) -> str:
-        return ""
-
-
 def _labels(root: Path, images: Sequence[Path], labels: tuple[str, ...]) -> list[str | None]:
     """The label of each image by its folder's name; None for all where folders do not match the labels."""
+    names = [path.parent.name for path in images]
+    classes = tuple(sorted(set(names)))
+    indices = np.array([classes.index(name) for name in names], np.int64)
+    no_pixels = np.empty((len(names), 0, 0, 3), np.uint8)
     try:
-        matched = match_labels(_FolderNames(root, images), labels)
+        matched = match_labels(Arrays(no_pixels, indices, classes, str(root)), labels)
     except SourceError:
         return [None] * len(images)
     return [labels[index] for index in matched.labels.tolist()]

@@ -48,7 +48,6 @@ class Runner(Protocol):
 
     def infer(self, feed: Feed) -> Feed:
         """Run one batch: arrays by input name in, arrays by output name out."""
-        ...
 
     def __enter__(self) -> Runner: ...
 
@@ -75,7 +74,6 @@ class Backend(Runner, Protocol):
 
     def close(self) -> None:
         """Free everything; threads that are inferring finish first. A second call does nothing."""
-        ...
 
     def __enter__(self) -> Backend: ...
 

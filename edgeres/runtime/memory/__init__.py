@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from edgeres.errors import EnvironmentError_
 from edgeres.runtime.memory.contract import Buffer, CudaGraph, Device, Event, Stream
 
-__all__ = ["Buffer", "CudaGraph", "Device", "Event", "Stream", "default_device"]
+__all__ = ["Buffer", "CudaGraph", "Device", "Event", "Stream", "default_device", "is_there"]
 
 
 def default_device(index: int = 0) -> Device:
@@ -30,16 +30,17 @@ def default_device(index: int = 0) -> Device:
     from edgeres.runtime.memory import cuda_python, pycuda
 
     if pycuda.inside_context():
-        return pycuda.device(index)
-    if _is_there("cuda.bindings.driver") or _is_there("cuda.cuda"):
+        return pycuda.PyCuda(index)
+    if is_there("cuda.bindings.driver") or is_there("cuda.cuda"):
         return cuda_python.device(index)
-    if _is_there("pycuda.driver"):
-        return pycuda.device(index)
+    if is_there("pycuda.driver"):
+        return pycuda.PyCuda(index)
     what = "running an engine needs cuda-python or pycuda, and neither is installed"
     raise EnvironmentError_(what, hint="pip install 'edgeres[cuda]'")
 
 
-def _is_there(module: str) -> bool:
+def is_there(module: str) -> bool:
+    """Whether this module is installed."""
     if module in sys.modules:
         return sys.modules[module] is not None
     try:

@@ -14,7 +14,6 @@ class CudaGraph(Protocol):
 
     def launch(self) -> None:
         """Enqueue the recorded work on the stream that it was recorded on."""
-        ...
 
     def close(self) -> None: ...
 
@@ -31,11 +30,9 @@ class Stream(Protocol):
 
     def synchronize(self) -> None:
         """Wait until all work in the queue is done; other Python threads run meanwhile."""
-        ...
 
     def capture(self, work: Callable[[], bool]) -> CudaGraph | None:
         """Record what ``work`` enqueues, without running it; None where that fails or ``work`` returns False."""
-        ...
 
     def close(self) -> None: ...
 
@@ -45,11 +42,9 @@ class Event(Protocol):
 
     def record(self, stream: Stream) -> None:
         """Enqueue the event behind all earlier work. It must not be called while a graph is recorded."""
-        ...
 
     def seconds_since(self, earlier: Event) -> float:
         """Time since another event of the same stream, to about 0.5 µs. The stream must be synchronized first."""
-        ...
 
     def close(self) -> None: ...
 
@@ -67,11 +62,9 @@ class Buffer(Protocol):
 
     def upload(self, count: int, stream: Stream) -> None:
         """Enqueue a copy of the first ``count`` bytes to the GPU; do not write to ``host`` until it is done."""
-        ...
 
     def download(self, count: int, stream: Stream) -> None:
         """Enqueue a copy of the first ``count`` bytes from the GPU to ``host``."""
-        ...
 
     def close(self) -> None: ...
 
@@ -97,14 +90,11 @@ class Device(Protocol):
         Raises:
             EngineError: the context is gone, or a call to the GPU inside the block failed.
         """
-        ...
 
     def buffer(self, count: int) -> Buffer:
         """A new buffer of ``count`` bytes."""
-        ...
 
     def stream(self) -> Stream:
         """A new stream that does not wait for the default stream."""
-        ...
 
     def event(self) -> Event: ...

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -140,9 +140,8 @@ class _Stream:
         call(cuda.cuStreamBeginCapture, self._stream, cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
         worked = False
         try:
-            worked = work()
-        except EngineError:  # a call that cannot be recorded; the capture must be ended nevertheless
-            pass
+            with suppress(EngineError):  # a call that cannot be recorded; the capture must be ended nevertheless
+                worked = work()
         finally:
             status, graph = cuda.cuStreamEndCapture(self._stream)
         if int(status) or not worked:

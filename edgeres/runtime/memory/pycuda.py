@@ -32,13 +32,8 @@ def inside_context() -> bool:
     return driver is not None and driver.Context.get_current() is not None
 
 
-def device(index: int = 0) -> PyCuda:
-    """The GPU of the current pycuda context, or the GPU of this number where there is no such context."""
-    return PyCuda(index)
-
-
 class PyCuda:
-    """A :class:`~edgeres.runtime.memory.Device`.
+    """The GPU of the current pycuda context, or the GPU of this number where there is no such context.
 
     Raises:
         EnvironmentError_: pycuda is not installed.
@@ -65,9 +60,8 @@ class PyCuda:
         try:
             self._context.push()
         except self.cuda.Error as error:
-            raise EngineError(
-                f"the pycuda context is gone ({error})", hint="close the classifier before its context is detached"
-            ) from error
+            hint = "close the classifier before its context is detached"
+            raise EngineError(f"the pycuda context is gone ({error})", hint=hint) from error
         try:
             yield
         except self.cuda.Error as error:
