@@ -206,7 +206,7 @@ def test_an_engine_that_fails_while_it_is_timed_keeps_what_was_found(
     def fail(*arguments: Any) -> Any:
         raise EngineError("CUDA: an illegal memory access was encountered")
 
-    monkeypatch.setattr(gpu_script, "measure", fail)
+    monkeypatch.setattr(gpu_script, "times", fail)
     code, document = measure(gpu_script, write_cases(tmp_path / "cases", GRAPHS), tmp_path / "gpu.json")
     engine = document["runtimes"]["tensorrt"]["models"]["tiny"]["engines"]["int8"]
     assert code == 3 and document["runtimes"]["tensorrt"]["runs"] is False
