@@ -24,6 +24,8 @@ from edgeres.zoo.download import cache_dir
 _JETPACK_OF_L4T = {"32": "4", "34": "5", "35": "5", "36": "6", "38": "7", "39": "7"}
 _GIB = 1 << 30
 _BINDINGS = "pip install 'edgeres[cuda]'"
+_FOR_EXPORT = ("torch", "onnx", "safetensors")
+_EXPORT = "pip install 'edgeres[export]'"
 _ENOUGH_MEMORY = 2 * _GIB
 _ENOUGH_DISK = 2 * _GIB  # weights of the largest ResNet, its graphs and its engines
 
@@ -123,28 +125,19 @@ def _python(m: Machine) -> Diagnosis:
 
 def _packages(m: Machine) -> list[Diagnosis]:
     diagnoses = []
-    for name, distributions, extra in (
-        ("numpy", ("numpy",), None),
-        ("pillow", ("pillow",), None),
-        ("onnxruntime", ("onnxruntime", "onnxruntime-gpu"), None),
-        ("torch", ("torch",), "export"),
-        ("onnx", ("onnx",), "export"),
-        ("safetensors", ("safetensors",), "export"),
-    ):
-        found = m.package(*distributions)
+    for name in ("numpy", "pillow", "onnxruntime", *_FOR_EXPORT):
+        found = m.package(name, "onnxruntime-gpu") if name == "onnxruntime" else m.package(name)
         if found is None:
-            install = f"pip install 'edgeres[{extra}]'" if extra else f"pip install {name}"
-            diagnoses.append(Diagnosis(name, None if extra else False, "not installed", install))
-        elif name == "onnxruntime":
-            diagnoses.append(Diagnosis(name, True, f"{found}, providers {', '.join(('CPU', *m.providers()))}"))
+            ok, step = (None, _EXPORT) if name in _FOR_EXPORT else (False, f"pip install {name}")
+            diagnoses.append(Diagnosis(name, ok, "not installed", step))
         else:
-            diagnoses.append(Diagnosis(name, True, found))
+            providers = f", providers {', '.join(('CPU', *m.providers()))}" if name == "onnxruntime" else ""
+            diagnoses.append(Diagnosis(name, True, found + providers))
     return diagnoses
 
 
 def _cpu(cpu: Cpu) -> Diagnosis:
-    features = ", ".join(cpu.features) or "no INT8 instructions"
-    found = f"{cpu.model}, {cpu.cores} cores, {features}"
+    found = f"{cpu.model}, {cpu.cores} cores, {', '.join(cpu.features) or 'no INT8 instructions'}"
     if cpu.saturates:
         found += "; INT8 products can saturate, so weights for this CPU use only 7 bits (reduce_range)"
     return Diagnosis("cpu", True, found)
@@ -156,9 +149,8 @@ def _memory(m: Machine) -> Diagnosis:
         return Diagnosis("memory", None, "unknown")
     free = int(match[1]) * 1024
     ok = free >= _ENOUGH_MEMORY
-    return Diagnosis(
-        "memory", ok, f"{free / _GIB:.1f} GiB free", "" if ok else "close other programs: 2 GiB are needed"
-    )
+    step = "" if ok else "close other programs: 2 GiB are needed"
+    return Diagnosis("memory", ok, f"{free / _GIB:.1f} GiB free", step)
 
 
 def _cache(m: Machine) -> Diagnosis:
@@ -175,9 +167,8 @@ def _cache(m: Machine) -> Diagnosis:
 def _gpu(gpu: Gpu | None, reason: str) -> Diagnosis:
     if gpu is None:
         return Diagnosis("gpu", None, reason, "install the NVIDIA driver, if this machine has an NVIDIA GPU")
-    return Diagnosis(
-        "gpu", True, f"{gpu.name}, SM {gpu.sm}, {gpu.memory_bytes / _GIB:.1f} GiB, driver for CUDA {gpu.cuda}"
-    )
+    found = f"{gpu.name}, SM {gpu.sm}, {gpu.memory_bytes / _GIB:.1f} GiB, driver for CUDA {gpu.cuda}"
+    return Diagnosis("gpu", True, found)
 
 
 def _jetson(m: Machine) -> list[Diagnosis]:
@@ -217,16 +208,15 @@ def _ssh(m: Machine) -> Diagnosis:
     if not m.command("ssh"):
         return Diagnosis("ssh", None, "not installed", "install OpenSSH's client, for edgeres remote")
     if not m.command("rsync"):
-        return Diagnosis(
-            "ssh", True, "without rsync", "install rsync here and there: edgeres remote then resumes copies"
-        )
+        step = "install rsync here and there: edgeres remote then resumes copies"
+        return Diagnosis("ssh", True, "without rsync", step)
     return Diagnosis("ssh", True, "with rsync")
 
 
 def _abilities(packages: set[str], rtx: Availability, tensorrt: Availability) -> list[Diagnosis]:
     """What can be done here, in the order of a build."""
-    export = "" if {"torch", "onnx", "safetensors"} <= packages else "pip install 'edgeres[export]'"
-    quantize = "" if {"onnx", "onnxruntime"} <= packages else "pip install 'edgeres[export]'"
+    export = "" if packages.issuperset(_FOR_EXPORT) else _EXPORT
+    quantize = "" if {"onnx", "onnxruntime"} <= packages else _EXPORT
     cpu = "" if "onnxruntime" in packages else "pip install onnxruntime"
     bound = "cuda bindings" in packages
     run_rtx, run_tensorrt = (

@@ -51,9 +51,7 @@ class BoardState:
     @property
     def clocks_locked(self) -> bool | None:
         """Whether the GPU's clock is fixed, as after ``jetson_clocks``; None: unknown."""
-        if self.gpu_min_hz is None or self.gpu_max_hz is None:
-            return None
-        return self.gpu_min_hz == self.gpu_max_hz
+        return None if None in (self.gpu_min_hz, self.gpu_max_hz) else self.gpu_min_hz == self.gpu_max_hz
 
 
 def module_rails(rails: Mapping[str, float]) -> list[str]:
@@ -75,16 +73,9 @@ class Board:
     def look(self) -> BoardState:
         """Read the current state."""
         gpu = self._gpu()
-        return BoardState(
-            power_mode=self._power_mode(),
-            gpu_hz=None if gpu is None else _number(gpu / "cur_freq"),
-            gpu_min_hz=None if gpu is None else _number(gpu / "min_freq"),
-            gpu_max_hz=None if gpu is None else _number(gpu / "max_freq"),
-            cpu_hz=self._cpus(),
-            celsius=self._zones(),
-            watts=self.watts(),
-            throttles=self._throttles(),
-        )
+        hz, low, high = (None if gpu is None else _number(gpu / f"{name}_freq") for name in ("cur", "min", "max"))
+        mode, cpus, zones = self._power_mode(), self._cpus(), self._zones()
+        return BoardState(mode, hz, low, high, cpus, zones, self.watts(), self._throttles())
 
     def watts(self) -> dict[str, float]:
         """Power by rail: bus voltage (mV) times current (mA) of every INA3221 channel that has a name."""
@@ -106,22 +97,22 @@ class Board:
         return name[1] if name else f"mode {int(mode[1])}"
 
     def _gpu(self) -> Path | None:
-        found = sorted(path for path in self._glob("sys/class/devfreq/*") if _GPU.search(path.name))
+        found = sorted(path for path in self._root.glob("sys/class/devfreq/*") if _GPU.search(path.name))
         return found[0] if found else None
 
     def _cpus(self) -> tuple[int, ...]:
-        files = sorted(self._glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq"), key=_by_number)
+        files = self._by_number("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq")
         return tuple(1000 * hz for hz in map(_number, files) if hz is not None)
 
     def _zones(self) -> dict[str, float]:
-        zones = sorted(self._glob("sys/class/thermal/thermal_zone*"), key=_by_number)
+        zones = self._by_number("sys/class/thermal/thermal_zone*")
         found = ((_text(zone / "type"), _number(zone / "temp")) for zone in zones)  # a zone that is off cannot be read
         return {name: degrees / 1e3 for name, degrees in found if name and degrees is not None}
 
     def _throttles(self) -> dict[str, int]:
         """States of throttling cooling devices, and counters of over-current events."""
         found: dict[str, int] = {}
-        for device in sorted(self._glob("sys/class/thermal/cooling_device*"), key=_by_number):
+        for device in self._by_number("sys/class/thermal/cooling_device*"):
             name, state = _text(device / "type"), _number(device / "cur_state")
             if name and "throttle" in name and state is not None:
                 found[name] = max(state, found.get(name, 0))
@@ -132,12 +123,14 @@ class Board:
         return found
 
     def _hwmon(self, driver: str) -> Iterator[Path]:
-        for chip in sorted(self._glob("sys/class/hwmon/*"), key=_by_number):
+        for chip in self._by_number("sys/class/hwmon/*"):
             if (_text(chip / "name") or "").startswith(driver):
                 yield chip
 
-    def _glob(self, pattern: str) -> Iterator[Path]:
-        return self._root.glob(pattern)
+    def _by_number(self, pattern: str) -> list[Path]:
+        """Paths that match, in the order of the numbers in them."""
+        paths = self._root.glob(pattern)
+        return sorted(paths, key=lambda path: ([int(digits) for digits in re.findall(r"\d+", str(path))], str(path)))
 
 
 @dataclass
@@ -192,10 +185,9 @@ def throttled(before: BoardState, after: BoardState) -> list[str]:
             found.append(f"{name} is on")
         elif "throttle" not in name and grown > 0:
             found.append(f"{name}: {grown} over-current event{'s' if grown > 1 else ''}")
-    if before.gpu_max_hz and after.gpu_max_hz and after.gpu_max_hz < before.gpu_max_hz:
-        found.append(
-            f"the GPU's highest clock fell from {before.gpu_max_hz / 1e6:.0f} to {after.gpu_max_hz / 1e6:.0f} MHz"
-        )
+    was, is_now = before.gpu_max_hz, after.gpu_max_hz
+    if was and is_now and is_now < was:
+        found.append(f"the GPU's highest clock fell from {was / 1e6:.0f} to {is_now / 1e6:.0f} MHz")
     return found
 
 
@@ -208,7 +200,3 @@ def _text(path: Path) -> str | None:
 def _number(path: Path) -> int | None:
     text = _text(path)
     return int(text) if text and re.fullmatch(r"-?\d+", text) else None
-
-
-def _by_number(path: Path) -> tuple[list[int], str]:
-    return [int(digits) for digits in re.findall(r"\d+", str(path))], str(path)

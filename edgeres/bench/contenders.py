@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from edgeres.bundle import FP32, Bundle
 from edgeres.device.libraries import MODULES, available
 from edgeres.device.targets import Flavour
-from edgeres.errors import BundleError, EngineError, EnvironmentError_, UsageError
+from edgeres.errors import BundleError, EngineError, EnvironmentError_, UsageError, needs
 from edgeres.graph.forms import INTEGER
 from edgeres.runtime.choose import engines_of, graph_file, open_engine
 from edgeres.runtime.memory import default_device
@@ -142,19 +142,16 @@ def _graphs(bundle: Bundle, options: BenchOptions, stack: ExitStack) -> tuple[li
                 raise
             reasons[precision] = str(error)
             continue
-        shown = f"{name} in float16" if precision == "fp16" else name
         runner = stack.enter_context(OrtRunner(graph, threads=options.threads))
-        contenders.append(Contender(precision, shown, runner))
+        contenders.append(Contender(precision, f"{name} in float16" if precision == "fp16" else name, runner))
     if not contenders:
         raise BundleError("has no graph for this machine's CPU", where=bundle.path, hint=_BUILD_FOR_CPU)
     return contenders, reasons
 
 
 def _half(graph: Path) -> bytes:
-    from edgeres.errors import needs
-    from edgeres.graph.half import to_fp16
-
     try:
+        from edgeres.graph.half import to_fp16
         from edgeres.graph.normalize import load_onnx
     except ModuleNotFoundError as error:
         raise needs("export", "onnx") from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
@@ -39,29 +39,6 @@ _IDLE_SECONDS = 1.0
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class EnergyUse:
-    """Power of the board while one precision ran alone."""
-
-    power: Power
-    images: int
-    seconds: float
-
-    def to_dict(self, idle: float | None) -> Json:
-        """Energy per image, in total and above the power at rest."""
-        watts = self.power.mean_watts or 0.0
-        per_image = 1e3 * self.seconds / self.images
-        return {
-            "mean_w": watts,
-            "idle_w": idle,
-            "per_image_mj": per_image * watts,
-            "per_image_above_idle_mj": None if idle is None else per_image * (watts - idle),
-            "images": self.images,
-            "seconds": self.seconds,
-            "samples": len(self.power.samples),
-        }
-
-
 def bench(path: Path, options: BenchOptions, progress: Progress = SILENT, board: Board | None = None) -> Json:
     """Measure a bundle on this machine; the bundle is not changed.
 
@@ -83,7 +60,7 @@ def bench(path: Path, options: BenchOptions, progress: Progress = SILENT, board:
             {contender.name: contender.runner for contender in contenders}, feed, _plan(contenders, options), progress
         )
         timed = time_engines(contenders, feed, options, progress)
-        idle, spent = _power(contenders, feed, options, board, progress)
+        energy = _power(contenders, feed, options, board, progress)
         after = board.look()
     on_gpu = contenders[0].engine is not None
     if not on_gpu:
@@ -100,7 +77,7 @@ def bench(path: Path, options: BenchOptions, progress: Progress = SILENT, board:
             contender.name: {
                 "file": contender.file,
                 **_figures(measured[contender.name], timed.get(contender.name)),
-                "energy": spent[contender.name].to_dict(idle) if contender.name in spent else None,
+                "energy": energy.get(contender.name),
                 "noise": noise(measured[contender.name]),
             }
             for contender in contenders
@@ -159,11 +136,11 @@ def _feed(bundle: Bundle, options: BenchOptions) -> Callable[[Runner], Feed]:
 
 def _power(
     contenders: list[Contender], feed: Callable[[Runner], Feed], options: BenchOptions, board: Board, progress: Progress
-) -> tuple[float | None, dict[str, EnergyUse]]:
-    """Watts at rest, and the energy of each precision while it runs alone."""
+) -> dict[str, Json]:
+    """The energy of each precision while it runs alone."""
     if not board.watts():
-        return None, {}
-    found: dict[str, EnergyUse] = {}
+        return {}
+    found: dict[str, Json] = {}
     with progress.task("measuring power", total=len(contenders) + 1) as advance:
         with sampling(board) as idle:
             sleep(min(_IDLE_SECONDS, options.power_seconds))
@@ -175,20 +152,33 @@ def _power(
                 while (spent := monotonic() - begin) < options.power_seconds or not count:
                     contender.runner.infer(arrays)
                     count += 1
-            found[contender.name] = EnergyUse(power, count * options.batch, spent)
+            found[contender.name] = _energy(power, idle.mean_watts, count * options.batch, spent)
             advance(1)
-    return idle.mean_watts, found
+    return found
+
+
+def _energy(power: Power, idle: float | None, images: int, seconds: float) -> Json:
+    """Energy per image, in total and above the power at rest, of a precision that ran alone."""
+    watts = power.mean_watts or 0.0
+    per_image = 1e3 * seconds / images
+    return {
+        "mean_w": watts,
+        "idle_w": idle,
+        "per_image_mj": per_image * watts,
+        "per_image_above_idle_mj": None if idle is None else per_image * (watts - idle),
+        "images": images,
+        "seconds": seconds,
+        "samples": len(power.samples),
+    }
 
 
 def _figures(measurement: Measurement, timed: TimedEngine | None) -> Json:
     """Figures by trtexec's names, and Host to Host, the time that an application waits. On a CPU, Latency equals it."""
     host = statistics(measurement.seconds)
     on_gpu = {} if timed is None else {name: statistics(seconds) for name, seconds in timed.metrics().items()}
+    ips = measurement.throughput_ips
     return {
-        "Throughput": {
-            "qps": measurement.throughput_ips / measurement.batch,
-            "images_per_second": measurement.throughput_ips,
-        },
+        "Throughput": {"qps": ips / measurement.batch, "images_per_second": ips},
         "Latency": host,
         **dict.fromkeys(GPU_METRICS),
         **on_gpu,
@@ -214,19 +204,14 @@ def statistics(seconds: F64) -> Json:
 
 def _speedups(measured: Mapping[str, Measurement]) -> Json:
     """Ratio of the other precisions' median latency to INT8's, with the 95 % interval."""
-    if "int8" not in measured:
-        return {}
-    return {
-        f"int8 over {name}": asdict(speedup(measured[name], measured["int8"])) for name in measured if name != "int8"
-    }
+    others = [name for name in measured if name != "int8"] if "int8" in measured else []
+    return {f"int8 over {name}": asdict(speedup(measured[name], measured["int8"])) for name in others}
 
 
 def _warnings(measured: Mapping[str, Measurement], before: BoardState, after: BoardState) -> Iterator[str]:
     for name, measurement in measured.items():
-        for line in noise(measurement):
-            yield f"{name}: {line}"
-    for line in throttled(before, after):
-        yield f"throttled: {line}"
+        yield from (f"{name}: {line}" for line in noise(measurement))
+    yield from (f"throttled: {line}" for line in throttled(before, after))
     if before.clocks_locked is False:
         yield "the GPU's clock is not fixed: run sudo jetson_clocks first for figures that repeat"
 
@@ -235,8 +220,7 @@ def _state(state: BoardState) -> Json | None:
     """The board's state as JSON; None where the board is no Jetson and has nothing to read."""
     if state == replace(BoardState(), cpu_hz=state.cpu_hz, celsius=state.celsius):
         return None
-    rails = module_rails(state.watts)
-    return {**asdict(state), "total_w": state.total_watts, "total_of": rails}
+    return {**asdict(state), "total_w": state.total_watts, "total_of": module_rails(state.watts)}
 
 
 def _threads(count: int) -> str:
