@@ -65,9 +65,9 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         sides = self.crop_px if self.resize_px is None else (*self.crop_px, self.resize_px)
-        require(all(1 <= side <= MAX_SIDE_PX for side in sides), f"crop_px and resize_px lie in 1 to {MAX_SIDE_PX}")
-        require(len(self.mean) == len(self.std) == 3, "mean and std have three values each")
-        require(all(value > 0 for value in (*self.std, self.pixel_scale)), "std and pixel_scale are above 0")
+        require(all(1 <= side <= MAX_SIDE_PX for side in sides), f"crop_px and resize_px must be 1 to {MAX_SIDE_PX}")
+        require(len(self.mean) == len(self.std) == 3, "mean and std must have three values each")
+        require(all(value > 0 for value in (*self.std, self.pixel_scale)), "std and pixel_scale must be above 0")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -94,7 +94,7 @@ class ModelSpec:
     output: Literal["logits", "probabilities"] = "logits"
 
     def __post_init__(self) -> None:
-        require(self.weights_sha256 is None or is_sha256(self.weights_sha256), "weights_sha256 has 64 hex digits")
+        require(self.weights_sha256 is None or is_sha256(self.weights_sha256), "weights_sha256 must have 64 hex digits")
 
     @property
     def num_classes(self) -> int:
@@ -267,9 +267,9 @@ class EngineRecord:
     build_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        require(self.file is None or is_inside(self.file), "file is a path inside the bundle")
-        require(self.size_bytes >= 0, "size_bytes is not negative")
-        require(self.build_seconds is None or self.build_seconds >= 0, "build_seconds is not negative")
+        require(self.file is None or is_inside(self.file), "file must be a path inside the bundle")
+        require(self.size_bytes >= 0, "size_bytes must not be negative")
+        require(self.build_seconds is None or self.build_seconds >= 0, "build_seconds must not be negative")
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -375,7 +375,7 @@ class TensorInfo:
     shape: tuple[int | None, ...]
 
     def __post_init__(self) -> None:
-        require(all(size is None or size >= 1 for size in self.shape), "shape has sizes of 1 or more, or null")
+        require(all(size is None or size >= 1 for size in self.shape), "sizes in shape must be 1 or more, or null")
 
 
 @dataclass(frozen=True)
@@ -398,9 +398,9 @@ class Manifest:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        require(all(map(is_inside, self.files)), "files are named by paths inside the bundle")
+        require(all(map(is_inside, self.files)), "files must be named by paths inside the bundle")
         digests = (*self.files.values(), *self.plan_digests.values())
-        require(all(map(is_sha256, digests)), "digests have 64 hex digits")
+        require(all(map(is_sha256, digests)), "digests must have 64 hex digits")
 
 
 THUMBNAIL_PX = 128  # longer side

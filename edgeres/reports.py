@@ -70,32 +70,32 @@ def _consistent(document: Any) -> None:
     """Refuse a report or a baseline whose parts contradict each other."""
     sizes, latency, labels = document.sizes, document.latency, document.facts.get("labels") or ()
     require(
-        isinstance(labels, list | tuple) and all(isinstance(name, str) for name in labels), "facts.labels are no names"
+        isinstance(labels, list | tuple) and all(isinstance(name, str) for name in labels), "facts.labels must be names"
     )
-    require(sizes.keys() >= _SIZES and isinstance(sizes["deployed_bytes"], dict), "sizes lack a key")
+    require(sizes.keys() >= _SIZES and isinstance(sizes["deployed_bytes"], dict), "sizes lacks a key")
     graphs, answers = document.accuracy.graphs, document.accuracy.answers or {}
     require(graphs.keys() == answers.keys() - {"labels", "fp32"}, "accuracy.graphs are not those of accuracy.answers")
     others = [key for key in sizes if key not in _SIZES and not re.fullmatch("int8_.+_bytes", key)]
-    require(not others and not isinstance(sizes["fp32_bytes"], dict), "sizes have a key too many")
+    require(not others and not isinstance(sizes["fp32_bytes"], dict), "sizes has an unknown key")
     if latency.speedup is not None:
         times = [(part.p50_ms, part.p99_ms, part.throughput_ips) for part in (latency.fp32, latency.int8)]
         known = (latency.scope, latency.batch, latency.speedup_ci95, *times[0], *times[1])
-        require(None not in known and 0 < latency.speedup_ci95[0] <= latency.speedup_ci95[1], "latency is not whole")
+        require(None not in known and 0 < latency.speedup_ci95[0] <= latency.speedup_ci95[1], "latency is incomplete")
 
 
 def _consistent_report(report: Any) -> None:
     _consistent(report)
     accuracy, classes = report.accuracy, len(report.model.labels)
     require(report.model.num_classes == classes, "num_classes is not the number of labels")
-    require(accuracy.graph is None or accuracy.graph in accuracy.graphs, "accuracy.graph is none of the graphs")
+    require(accuracy.graph is None or accuracy.graph in accuracy.graphs, "accuracy.graph is not one of the graphs")
     indices = [row.class_ for row in accuracy.per_class or ()]
     for graph in accuracy.graphs.values():
         indices += [index for row in graph.confusions for index in (row.label, row.answer)]
         images = (*graph.lost_images, *graph.gained_images)
         indices += [index for row in images for index in (row.label, row.reference, row.candidate)]
-    require(all(0 <= index < classes for index in indices), "a class is none of the labels")
+    require(all(0 <= index < classes for index in indices), "a class index has no label")
     bins = report.latency.histogram
-    require(bins is None or len(bins.fp32) == len(bins.int8) > 0, "the histograms have other lengths")
+    require(bins is None or len(bins.fp32) == len(bins.int8) > 0, "the histograms have different lengths")
 
 
 @cache

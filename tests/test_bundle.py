@@ -408,11 +408,11 @@ def test_a_manifest_says_when_it_was_changed(tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"invented_later": 1}, "$.invented_later: is not a known key"),
-        ({"files": {"../../etc/passwd": 64 * "0"}}, "files are named by paths inside the bundle"),
-        ({"files": {"/etc/passwd": 64 * "0"}}, "files are named by paths inside the bundle"),
-        ({"files": {"a\0b": 64 * "0"}}, "files are named by paths inside the bundle"),
-        ({"files": {"a": "0"}}, "digests have 64 hex digits"),
-        ({"inputs": {"x": {"dtype": "float32", "shape": [0]}}}, "$.inputs.x: shape has sizes of 1 or more"),
+        ({"files": {"../../etc/passwd": 64 * "0"}}, "files must be named by paths inside the bundle"),
+        ({"files": {"/etc/passwd": 64 * "0"}}, "files must be named by paths inside the bundle"),
+        ({"files": {"a\0b": 64 * "0"}}, "files must be named by paths inside the bundle"),
+        ({"files": {"a": "0"}}, "digests must have 64 hex digits"),
+        ({"inputs": {"x": {"dtype": "float32", "shape": [0]}}}, "$.inputs.x: sizes in shape must be 1 or more"),
         ({"engines": [{}]}, "$.engines[0].target: is missing"),
     ],
 )
@@ -427,11 +427,11 @@ def test_what_a_manifest_must_not_say(tmp_path: Path, changes: dict[str, object]
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("std", [0.2, 0.2, 0.0], "std and pixel_scale are above 0"),
-        ("mean", [0.2, 0.2], "mean and std have three values each"),
-        ("crop_px", [0, 8], "crop_px and resize_px lie in 1 to 65536"),
-        ("crop_px", [8, 10**9], "crop_px and resize_px lie in 1 to 65536"),
-        ("resize_px", -1, "crop_px and resize_px lie in 1 to 65536"),
+        ("std", [0.2, 0.2, 0.0], "std and pixel_scale must be above 0"),
+        ("mean", [0.2, 0.2], "mean and std must have three values each"),
+        ("crop_px", [0, 8], "crop_px and resize_px must be 1 to 65536"),
+        ("crop_px", [8, 10**9], "crop_px and resize_px must be 1 to 65536"),
+        ("resize_px", -1, "crop_px and resize_px must be 1 to 65536"),
     ],
 )
 def test_preprocessing_has_bounds(tmp_path: Path, key: str, value: object, words: str) -> None:

@@ -242,7 +242,7 @@ def test_files_that_are_none_are_refused(recorded: Path) -> None:
         "written in format 3, this edgeres reads 2; upgrade edgeres": [{**good, "schema": 3}],
         "written in format 1, this edgeres reads 2; edgeres calibrate makes one": [{**good, "schema": 1}],
         "was changed after it was written: its digest differs": [{**good, "samples": 46}, {**good, "digest": None}],
-        f"{entry}: low <= 0 <= high holds for every range": [broken([1.0, 2.0]), broken([-2.0, -1.0])],
+        f"{entry}: low <= 0 <= high must hold for every range": [broken([1.0, 2.0]), broken([-2.0, -1.0])],
         f"{entry}.ranges.cpu[1]: expected a finite number": [broken([-1.0, float("inf")])],
         f"{entry}.ranges.cpu: expected array": [broken([-1.0]), broken("ab"), broken(None)],
         f"{entry}.ranges.cpu[1]: expected float, got str": [broken([0.0, "x"])],
@@ -253,7 +253,7 @@ def test_files_that_are_none_are_refused(recorded: Path) -> None:
         "$.tensors: expected object, got array": [{**good, "tensors": []}],
         "$.method: expected one of mse, entropy, percentile, minmax, imported": [{**good, "method": "luck"}],
         "$.samples: expected int, got float": [{**good, "samples": 45.0}],
-        "source_digest has 64 hex digits": [{**good, "source_digest": "no"}],
+        "source_digest must have 64 hex digits": [{**good, "source_digest": "no"}],
     }
     for words, contents in cases.items():
         for content in contents:

@@ -64,7 +64,7 @@ def test_other_words_for_images_are_no_path(tmp_path: Path) -> None:
         ("max-dorp = 1", "[tool.edgeres].max-dorp: is not a known key, did you mean max-drop?"),
         ("frobnicate = 1", "[tool.edgeres].frobnicate: is not a known key; there are max-drop, "),
         ('max-drop = "1"', "[tool.edgeres].max-drop: expected bool | float, got str; correct it"),
-        ("max-drop = true", "max-drop is a number, or false for no limit; correct it"),
+        ("max-drop = true", "max-drop must be a number, or false for no limit; correct it"),
         ("any-machine = 1", "[tool.edgeres].any-machine: expected bool, got int; correct it"),
         ("baseline = 3", "[tool.edgeres].baseline: expected str, got int; correct it"),
         ("validation-size = 2.5", "[tool.edgeres].validation-size: expected int, got float; correct it"),

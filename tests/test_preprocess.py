@@ -188,7 +188,7 @@ def test_what_is_not_an_image_is_refused(image):
 
 @pytest.mark.parametrize("change", [{"std": (1.0, 0.0, 1.0)}, {"mean": (0.5,)}, {"pixel_scale": float("nan")}])
 def test_constants_that_cannot_normalize_are_refused(change):
-    with pytest.raises(ValueError, match=r"mean and std have three values|std and pixel_scale are above 0"):
+    with pytest.raises(ValueError, match=r"mean and std must have three values|std and pixel_scale must be above 0"):
         replace(IMAGENET, **change)
 
 

@@ -40,8 +40,8 @@ class Identity:
     name: str = ""
 
     def __post_init__(self) -> None:
-        require(is_sha256(self.graph), "graph has 64 hex digits")
-        require(self.weights >= 0 and self.weights_sum_abs >= 0, "weights and weights_sum_abs are not negative")
+        require(is_sha256(self.graph), "graph must have 64 hex digits")
+        require(self.weights >= 0 and self.weights_sum_abs >= 0, "weights and weights_sum_abs must not be negative")
 
     def matches(self, other: Identity) -> bool:
         """Whether both are one network, to the rounding of its weights."""

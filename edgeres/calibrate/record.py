@@ -70,9 +70,9 @@ class Observed:
     abs_percentile: float = field(metadata=named(f"abs_p{PERCENTILE}"))
 
     def __post_init__(self) -> None:
-        require(self.low <= self.high, "low is at most high")
-        require(0 <= self.zeros <= self.values, "zeros lie in 0 to values")
-        require(self.abs_percentile >= 0, "the percentile of magnitudes is not negative")
+        require(self.low <= self.high, "low must not be above high")
+        require(0 <= self.zeros <= self.values, "zeros must be 0 to values")
+        require(self.abs_percentile >= 0, "the percentile of magnitudes must not be negative")
 
     @staticmethod
     def by(sketch: Sketch) -> Observed:
@@ -95,8 +95,10 @@ class TensorEntry:
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        require(self.ranges.keys() <= {*RANGE_STYLES}, f"styles are {', '.join(RANGE_STYLES)}")
-        require(all(low <= 0 <= high for low, high in self.ranges.values()), "low <= 0 <= high holds for every range")
+        require(self.ranges.keys() <= {*RANGE_STYLES}, f"styles must be {', '.join(RANGE_STYLES)}")
+        require(
+            all(low <= 0 <= high for low, high in self.ranges.values()), "low <= 0 <= high must hold for every range"
+        )
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,9 @@ class CalibrationFile:
     tensors: Mapping[str, TensorEntry] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        require(self.samples >= 0, "samples is not negative")
-        require(is_sha256(self.source_digest), "source_digest has 64 hex digits")
-        require(self.batch is None or self.batch >= 1, "batch is 1 or more")
+        require(self.samples >= 0, "samples must not be negative")
+        require(is_sha256(self.source_digest), "source_digest must have 64 hex digits")
+        require(self.batch is None or self.batch >= 1, "batch must be 1 or more")
 
 
 CALIBRATION_KIND = DocumentKind(

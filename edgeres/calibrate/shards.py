@@ -58,10 +58,10 @@ class Job:
     on_unreadable: OnUnreadable = "fail"
 
     def __post_init__(self) -> None:
-        require(0 <= self.images < 1 << 40, "images lies in 0 to 2**40")
-        require(self.batch >= 1, "batch is 1 or more")
+        require(0 <= self.images < 1 << 40, "images must be 0 to 2**40")
+        require(self.batch >= 1, "batch must be 1 or more")
         likes = ({*asked.like.values()} <= {*asked.all} for asked in self.wanted.values())
-        require(all(likes), "like names tensors with a range of their own")
+        require(all(likes), "like must name tensors with a range of their own")
 
     @property
     def batches(self) -> int:
@@ -111,8 +111,8 @@ class _Header:
     shard: tuple[int, int]
 
     def __post_init__(self) -> None:
-        require(self.samples >= 0, "samples is not negative")
-        require(1 <= self.shard[0] <= self.shard[1] <= MAX_SHARDS, "shard is 1/1 to N/N, and no more than a million")
+        require(self.samples >= 0, "samples must not be negative")
+        require(1 <= self.shard[0] <= self.shard[1] <= MAX_SHARDS, "shard must be 1/1 to N/N, with N at most a million")
 
 
 _STATE = DocumentKind(_Header, "a state of a calibration", _AGAIN, schemas=(1, 1), kind="edgeres calibration state")
@@ -215,9 +215,11 @@ class State:
                 )
             done = _numbers(file.pop("done"), header.job.batches)
             sketches = {name: _rebuild(file, number) for number, name in enumerate(header.job.tensors)}
-            require(not file, "there are other arrays")
+            require(not file, "there are unknown arrays")
             images = len(header.job.positions(done))
-            require(header.samples + len(header.unreadable) == images, "samples are the images of its batches")
+            require(
+                header.samples + len(header.unreadable) == images, "samples must be the number of images in its batches"
+            )
         except (ValueError, KeyError) as error:
             what = f"is not a state of a calibration, or damaged ({error})"
             raise InputError(what, where=where, hint=_AGAIN) from error
@@ -259,7 +261,9 @@ def _rebuild(file: dict[str, npt.NDArray[Any]], number: int) -> Sketch:
         if isinstance(value, np.ndarray):
             places = _numbers(file.pop(f"{number}.{name}.places"), value.size)
             counts = file.pop(f"{number}.{name}.values")
-            require(counts.dtype == value.dtype and counts.shape == places.shape, "values are not as many as places")
+            require(
+                counts.dtype == value.dtype and counts.shape == places.shape, "there are not as many values as places"
+            )
             require(bool((counts > 0).all()), "a count is not positive")
             value.reshape(-1)[places] = counts
         else:
@@ -267,13 +271,13 @@ def _rebuild(file: dict[str, npt.NDArray[Any]], number: int) -> Sketch:
             require(found.shape == () and found.dtype == np.float64, f"{name} is not a number")
             setattr(sketch, name, float(found))
     finite = bool(np.isfinite([sketch.low, sketch.high]).all())
-    require(sketch.low <= sketch.high if finite else sketch.count == 0, "low and high are no range")
+    require(sketch.low <= sketch.high if finite else sketch.count == 0, "low and high are not a range")
     return sketch
 
 
 def _numbers(values: npt.NDArray[Any], end: int) -> I64:
     """Whole numbers from 0 to below ``end``, ascending; anything else is refused."""
-    require(values.dtype == np.int64 and values.ndim == 1, "places are no list of whole numbers")
+    require(values.dtype == np.int64 and values.ndim == 1, "places are not a list of integers")
     require(bool((np.diff(values, prepend=-1, append=end) > 0).all()), "places are out of range or order")
     return values
 

@@ -43,7 +43,7 @@ _TYPES: dict[str, Any] = {
 
 def _no_limit_is_true(table: Any) -> None:
     for name in LIMITS:
-        require(getattr(table, name) is not True, f"{_key(name)} is a number, or false for no limit")
+        require(getattr(table, name) is not True, f"{_key(name)} must be a number, or false for no limit")
 
 
 def _key(name: str) -> str:

@@ -71,7 +71,7 @@ class RemoteCheck:
     next_step: str
 
     def __post_init__(self) -> None:
-        require(all(map(str.isprintable, (self.name, self.found, self.next_step))), "its texts are lines")
+        require(all(map(str.isprintable, (self.name, self.found, self.next_step))), "its texts must be printable")
 
 
 @dataclass(frozen=True)

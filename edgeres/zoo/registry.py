@@ -57,7 +57,7 @@ class _TrainingLog:
     epochs: Any
 
     def __post_init__(self) -> None:
-        require(0 <= self.top1 <= 100, "top1 lies in 0 to 100")
+        require(0 <= self.top1 <= 100, "top1 must be 0 to 100")
 
 
 _LOG = DocumentKind(_TrainingLog, "a training log", "install edgeres again", error=WeightsError)
