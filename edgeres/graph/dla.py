@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-import onnx
-from onnx import helper
+from onnx import ModelProto, NodeProto, helper
 
 from edgeres.device.targets import Target
 from edgeres.errors import UsageError
@@ -32,7 +31,6 @@ _POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool"})
 _REMOVED = frozenset({"Identity", "Constant", "Dropout"})  # by the builder
 # The operator table lists them, each with limits of its own.
 _LIMITED = frozenset({"Abs", "Concat", "ConvTranspose", "Cos", "Equal", "LRN", "PRelu", "Resize", "Sin", "Slice"})
-_NO_SCALE = "in float16, for it has no range in the calibration"
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class DlaModel:
         notes: what to check before it is used, in words.
     """
 
-    graph: onnx.ModelProto
+    graph: ModelProto
     cache: str
     layers: tuple[DlaLayer, ...]
     rewritten: tuple[str, ...]
@@ -77,7 +75,7 @@ class DlaModel:
         return sum(now and not before for before, now in zip([False, *on], on, strict=False))
 
 
-def for_dla(model: onnx.ModelProto, target: Target, batch: int, cache: str, preprocess: Preprocess) -> DlaModel:
+def for_dla(model: ModelProto, target: Target, batch: int, cache: str, preprocess: Preprocess) -> DlaModel:
     """The graph, cache and verdict for a target that has a DLA.
 
     Args:
@@ -116,7 +114,7 @@ def _notes(found: DlaModel, target: Target) -> Iterator[str]:
 # --- the graph -------------------------------------------------------------------------------------------------------
 
 
-def _fix_sizes(model: onnx.ModelProto, batch: int) -> None:
+def _fix_sizes(model: ModelProto, batch: int) -> None:
     """Fix the batch: a DLA takes no dynamic sizes."""
     for value in (*model.graph.input, *model.graph.output):
         dims = value.type.tensor_type.shape.dim
@@ -177,7 +175,7 @@ class _Node:
     """A node, its graph and the target: what the rules look at."""
 
     graph: Graph
-    node: onnx.NodeProto
+    node: NodeProto
     target: Target
 
     def ints(self, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
@@ -193,12 +191,13 @@ class _Node:
 def _layer(n: _Node, scales: Mapping[str, float]) -> DlaLayer:
     node = n.node
     where, reason = _verdict(n)
-    tensors = (name for name in (*node.input, *node.output) if name and not n.graph.is_constant(name))
-    short = [name for name in tensors if name not in scales]
-    precision = "int8" if where == "gpu" or not short else "fp16"
+    name = node.name or node.output[0]
+    tensors = (tensor for tensor in (*node.input, *node.output) if tensor and not n.graph.is_constant(tensor))
+    short = [tensor for tensor in tensors if tensor not in scales]
     if where == "dla" and short:
-        reason = f"{short[-1]} {_NO_SCALE}"
-    return DlaLayer(node.name or node.output[0], node.op_type, where, reason, precision if where == "dla" else "")
+        reason = f"{short[-1]} in float16, for it has no range in the calibration"
+        return DlaLayer(name, node.op_type, where, reason, "fp16")
+    return DlaLayer(name, node.op_type, where, reason, "int8" if where == "dla" else "")
 
 
 def _verdict(n: _Node) -> tuple[Where, str]:
@@ -231,10 +230,8 @@ def _conv(n: _Node) -> tuple[Where, str]:
     if len(weight) != 4:
         return "gpu", "only convolutions of images"
     kernel, pads, groups = weight[2:], n.ints("pads", (0, 0, 0, 0)), n.number("group", 1)
-    pair = (kernel[0], kernel[1], kernel[0], kernel[1])
-    deep = [
-        f"padding {pad} is not below the kernel's {size}" for pad, size in zip(pads, pair, strict=False) if pad >= size
-    ]
+    sides = zip(pads, kernel * 2, strict=False)
+    deep = (f"padding {pad} is not below the kernel's {size}" for pad, size in sides if pad >= size)
     of_group = (weight[1], weight[0] // groups)
     odd = groups > 1 and any(channels % 4 for channels in of_group)
     return _first(
@@ -242,7 +239,7 @@ def _conv(n: _Node) -> tuple[Where, str]:
         _outside("stride", n.ints("strides", (1, 1)), 1, 8),
         _outside("dilation", n.ints("dilations", (1, 1)), 1, 32),
         _outside("padding", pads, 0, 31),
-        *(deep if any(pads) else []),
+        *(deep if any(pads) else ()),
         _outside("output channels", weight[:1], 1, MAX_SIZE),
         f"groups of {of_group[0]} and {of_group[1]} channels are no multiples of 4" if odd else "",
     )
@@ -311,11 +308,8 @@ _RULES: dict[str, Callable[[_Node], tuple[Where, str]]] = {
 
 def _read(cache: str) -> tuple[str, dict[str, float]]:
     header, *lines = cache.splitlines()
-    found = {}
-    for line in lines:
-        name, _, digits = line.rpartition(": ")
-        (found[name],) = struct.unpack("!f", bytes.fromhex(digits))
-    return header, found
+    parts = (line.rpartition(": ") for line in lines)
+    return header, {name: struct.unpack("!f", bytes.fromhex(digits))[0] for name, _, digits in parts}
 
 
 def _write(header: str, scales: Mapping[str, float]) -> str:

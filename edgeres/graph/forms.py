@@ -52,12 +52,7 @@ FORMS = {
     for form in (
         GraphForm("tensorrt", "model.int8.onnx", style="tensorrt", runtime="tensorrt"),
         GraphForm(
-            "rtx",
-            "model.int8.rtx.onnx",
-            style="tensorrt",
-            runtime="rtx",
-            made_from="tensorrt",
-            rewrite=_for_rtx,
+            "rtx", "model.int8.rtx.onnx", style="tensorrt", runtime="rtx", made_from="tensorrt", rewrite=_for_rtx
         ),
         GraphForm("cpu", "model.int8.cpu.onnx", style="cpu", runtime="onnxruntime", integer=True),
     )
@@ -82,32 +77,20 @@ def lineage(form: GraphForm) -> tuple[GraphForm, ...]:
 
 
 def rewritten(form: GraphForm, model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph in this form.
-
-    Args:
-        model: the graph as the quantizer wrote it for the form's style.
-    """
+    """The graph in this form, from ``model``, as the quantizer wrote it for the form's style."""
     for step in reversed(lineage(form)):
         model = step.rewrite(model) if step.rewrite is not None else model
     return model
 
 
 def written(graphs: Mapping[Style, onnx.ModelProto], runtimes: Iterable[Runtime]) -> dict[str, onnx.ModelProto]:
-    """Every form that these runtimes need, and those that they are made from, by name.
-
-    Args:
-        graphs: as the quantizer wrote them, by style.
-    """
+    """Every form that these runtimes need, and those that they are made from, by name; ``graphs`` by style."""
     wanted = {form.name for runtime in runtimes for form in lineage(form_for(runtime))}
     return {name: rewritten(form, graphs[form.style]) for name, form in FORMS.items() if name in wanted}
 
 
 def forms_in(has: Callable[[str], bool]) -> dict[str, GraphForm]:
-    """The forms whose files are there, by name.
-
-    Args:
-        has: whether a bundle has a file of this name.
-    """
+    """The forms, by name, of whose files ``has`` tells that they are in a bundle."""
     return {name: form for name, form in FORMS.items() if has(form.file)}
 
 

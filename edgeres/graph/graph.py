@@ -9,13 +9,14 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper, numpy_helper, shape_inference
+from onnx import ModelProto, NodeProto, helper, numpy_helper, shape_inference
 
 # A constant of an ONNX graph may have any element type.
 Values = npt.NDArray[Any]
@@ -46,15 +47,15 @@ class Graph:
         >>> changed = graph.done()                                                  # doctest: +SKIP
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: ModelProto) -> None:
         self.model = model
-        self.nodes: list[onnx.NodeProto] = list(model.graph.node)
+        self.nodes: list[NodeProto] = list(model.graph.node)
         self._initializers = {str(tensor.name): tensor for tensor in model.graph.initializer}
         self.inputs = [str(value.name) for value in model.graph.input if value.name not in self._initializers]
         self.outputs = [str(value.name) for value in model.graph.output]
-        self._producer: dict[str, onnx.NodeProto] = {}
-        self._consumers: dict[str, list[onnx.NodeProto]] = {}
-        self._by_name: dict[str, onnx.NodeProto] = {}
+        self._producer: dict[str, NodeProto] = {}
+        self._consumers: dict[str, list[NodeProto]] = {}
+        self._by_name: dict[str, NodeProto] = {}
         self._types: dict[str, onnx.ValueInfoProto] | None = None
         # An ascending key per node: a node that is inserted gets one between its neighbours', and no other changes.
         self._keys: list[Fraction | int] = list(range(len(self.nodes)))
@@ -63,11 +64,9 @@ class Graph:
             self._enter(node, key)
 
     @classmethod
-    def copy_of(cls, model: onnx.ModelProto) -> Graph:
+    def copy_of(cls, model: ModelProto) -> Graph:
         """A graph to be edited; the model given is not changed."""
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)
-        return cls(copy)
+        return cls(deepcopy(model))
 
     # --- queries -----------------------------------------------------------------------------------------------------
 
@@ -81,31 +80,27 @@ class Graph:
         """The first output: a canonical graph has no other."""
         return self.outputs[0]
 
-    def of(self, *ops: str) -> list[onnx.NodeProto]:
+    def of(self, *ops: str) -> list[NodeProto]:
         """The nodes with these operators."""
         return [node for node in self.nodes if node.op_type in ops]
 
-    def node(self, name: str) -> onnx.NodeProto:
+    def node(self, name: str) -> NodeProto:
         """The node of this name; :func:`edgeres.graph.normalize.normalize` gives unique names."""
         return self._by_name[name]
 
-    def position(self, node: onnx.NodeProto) -> int:
+    def position(self, node: NodeProto) -> int:
         """Where the node stands in ``nodes``."""
         return bisect_left(self._keys, self._key(node))
 
-    def producer(self, tensor: str) -> onnx.NodeProto | None:
+    def producer(self, tensor: str) -> NodeProto | None:
         """The node that writes a tensor; None for inputs, initializers and unknown names."""
         return self._producer.get(tensor)
 
-    def writer(self, tensor: str) -> onnx.NodeProto:
-        """The node that writes a tensor, where there is one.
-
-        Raises:
-            KeyError: no node writes it.
-        """
+    def writer(self, tensor: str) -> NodeProto:
+        """The node that writes a tensor; KeyError if no node does."""
         return self._producer[tensor]
 
-    def consumers(self, tensor: str) -> list[onnx.NodeProto]:
+    def consumers(self, tensor: str) -> list[NodeProto]:
         """The nodes that read a tensor, each once, in the graph's order."""
         return list(self._consumers.get(tensor, ()))
 
@@ -131,11 +126,7 @@ class Graph:
         return self.stored(tensor) is not None
 
     def constant(self, tensor: str) -> Values:
-        """The values of a constant.
-
-        Raises:
-            KeyError: it is none.
-        """
+        """The values of a constant; KeyError if the tensor is none."""
         stored = self.stored(tensor)
         if stored is None:
             raise KeyError(tensor)
@@ -172,12 +163,8 @@ class Graph:
     # --- edits -------------------------------------------------------------------------------------------------------
 
     def insert(
-        self,
-        made: Sequence[onnx.NodeProto],
-        *,
-        before: onnx.NodeProto | None = None,
-        behind: onnx.NodeProto | None = None,
-    ) -> list[onnx.NodeProto]:
+        self, made: Sequence[NodeProto], *, before: NodeProto | None = None, behind: NodeProto | None = None
+    ) -> list[NodeProto]:
         """Insert new nodes before or behind a node, or as the graph's first; returns them as the model holds them."""
         at = self.position(before) if before is not None else 0 if behind is None else self.position(behind) + 1
         for index, node in enumerate(made, at):
@@ -190,20 +177,15 @@ class Graph:
         self._types = None
         return self.nodes[at : at + len(made)]
 
-    def put_before(self, node: onnx.NodeProto, op: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
+    def put_before(self, node: NodeProto, op: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
         """Insert a node that nothing reads yet in front of another; returns its output's name, ``<name>_out``."""
         self.insert([helper.make_node(op, list(inputs), [f"{name}_out"], name, **attributes)], before=node)
         return f"{name}_out"
 
-    def put_behind(
-        self, node: onnx.NodeProto, op: str, others: Sequence[str], name: str, **attributes: Any
-    ) -> onnx.NodeProto:
-        """Insert a node between another and all readers of its output; returns it.
+    def put_behind(self, node: NodeProto, op: str, others: Sequence[str], name: str, **attributes: Any) -> NodeProto:
+        """Insert a node, with ``others`` as further inputs, between another and all readers of its output; returns it.
 
         The tensor's name goes to the new node's output, and what the other writes is called ``<name>_in`` from then on.
-
-        Args:
-            others: further inputs of the new node.
         """
         output = node.output[0]
         node.output[0] = f"{name}_in"
@@ -211,7 +193,7 @@ class Graph:
         made = helper.make_node(op, [f"{name}_in", *others], [output], name, **attributes)
         return self.insert([made], behind=node)[0]
 
-    def remove(self, node: onnx.NodeProto) -> None:
+    def remove(self, node: NodeProto) -> None:
         """Drop a node; what read its output must be given another input."""
         at = self.position(node)
         self._drop_reader(node, set(node.input))
@@ -222,7 +204,7 @@ class Graph:
             del self._by_name[node.name]
         del self._key_by_id[id(node)], self._keys[at], self.nodes[at], self.model.graph.node[at]
 
-    def set_inputs(self, node: onnx.NodeProto, inputs: Sequence[str]) -> None:
+    def set_inputs(self, node: NodeProto, inputs: Sequence[str]) -> None:
         """Let a node read other tensors."""
         self._drop_reader(node, set(node.input) - set(inputs))
         added = [name for name in dict.fromkeys(filter(None, inputs)) if name not in node.input]
@@ -231,7 +213,7 @@ class Graph:
             insort(self._consumers.setdefault(name, []), node, key=self._key)
         self._types = None
 
-    def redirect(self, node: onnx.NodeProto, old: str, new: str) -> None:
+    def redirect(self, node: NodeProto, old: str, new: str) -> None:
         """Let a node read ``new`` wherever it reads ``old``."""
         self.set_inputs(node, [new if name == old else name for name in node.input])
 
@@ -251,12 +233,8 @@ class Graph:
             stem += "_"
         return stem
 
-    def done(self) -> onnx.ModelProto:
-        """The edited model, without nodes and initializers that no output depends on, and valid.
-
-        Raises:
-            onnx.checker.ValidationError: it is not.
-        """
+    def done(self) -> ModelProto:
+        """The edited model, pruned; raises onnx.checker.ValidationError if it is not valid."""
         self.prune()
         onnx.checker.check_model(self.model)
         return self.model
@@ -272,12 +250,12 @@ class Graph:
             if initializers[index].name not in wanted:
                 del self._initializers[initializers[index].name], initializers[index]
 
-    def _drop_reader(self, node: onnx.NodeProto, tensors: set[str]) -> None:
+    def _drop_reader(self, node: NodeProto, tensors: set[str]) -> None:
         for name in filter(None, tensors):
             readers = self._consumers[name]
             del readers[bisect_left(readers, self._key(node), key=self._key)]
 
-    def _enter(self, node: onnx.NodeProto, key: Fraction | int) -> None:
+    def _enter(self, node: NodeProto, key: Fraction | int) -> None:
         """Take a node into the index."""
         self._key_by_id[id(node)] = key
         self._by_name[node.name] = node
@@ -286,31 +264,31 @@ class Graph:
             if name:
                 insort(self._consumers.setdefault(name, []), node, key=self._key)
 
-    def _key(self, node: onnx.NodeProto) -> Fraction | int:
+    def _key(self, node: NodeProto) -> Fraction | int:
         return self._key_by_id[id(node)]
 
     # --- questions about a residual network --------------------------------------------------------------------------
 
-    def joins_activations(self, node: onnx.NodeProto) -> bool:
+    def joins_activations(self, node: NodeProto) -> bool:
         """An Add or Mul of two activations: a residual, or a gate as in squeeze-and-excite."""
         return node.op_type in {"Add", "Mul"} and not any(self.is_constant(name) for name in node.input)
 
-    def is_residual_add(self, node: onnx.NodeProto) -> bool:
+    def is_residual_add(self, node: NodeProto) -> bool:
         """An Add of two activations (an Add of a constant is a bias)."""
         return node.op_type == "Add" and self.joins_activations(node)
 
-    def keeps_codes(self, node: onnx.NodeProto) -> bool:
+    def keeps_codes(self, node: NodeProto) -> bool:
         """Whether codes can pass through a node unchanged: it only moves values, and a Pad fills with zero."""
         if node.op_type != "Pad":
             return node.op_type in PASS_THROUGH
         filled = input_at(node, 2)
         return not filled or (self.is_constant(filled) and not self.constant(filled).any())
 
-    def keeps_range(self, node: onnx.NodeProto) -> bool:
+    def keeps_range(self, node: NodeProto) -> bool:
         """Whether its output lies within its input's range: it pools values or moves them."""
         return node.op_type in _POOLS or self.keeps_codes(node)
 
-    def activation_after(self, node: onnx.NodeProto) -> str:
+    def activation_after(self, node: NodeProto) -> str:
         """The node's output, or the output of a ReLU that is its only reader. A Clip from zero on counts as a ReLU.
 
         Codes with zero at the lower limit clip as ReLU does, so the activation costs nothing behind a quantize.
@@ -320,7 +298,7 @@ class Graph:
             return str(readers[0].output[0])
         return str(node.output[0])
 
-    def _is_relu(self, node: onnx.NodeProto) -> bool:
+    def _is_relu(self, node: NodeProto) -> bool:
         if node.op_type != "Clip":
             return node.op_type == "Relu"
         lowest = input_at(node, 1)
@@ -328,17 +306,14 @@ class Graph:
 
     def is_nonnegative(self, tensor: str) -> bool:
         """Whether no value can be below zero: it comes from a ReLU, Sigmoid or Softmax, pooled or moved at most."""
-        node = self.producer(tensor)
-        while node is not None and self.keeps_range(node):
-            node = self.producer(node.input[0])
+        while (node := self.producer(tensor)) is not None and self.keeps_range(node):
+            tensor = node.input[0]
         return node is not None and (self._is_relu(node) or node.op_type in {"Sigmoid", "Softmax"})
 
     def source_of(self, tensor: str) -> str:
         """The tensor that these values come from unchanged: back through nodes that only move values."""
-        node = self.producer(tensor)
-        while node is not None and node.op_type in PASS_THROUGH:
+        while (node := self.producer(tensor)) is not None and node.op_type in PASS_THROUGH:
             tensor = node.input[0]
-            node = self.producer(tensor)
         return tensor
 
     def _distances(self, tensor: str) -> dict[str, tuple[int, int]]:
@@ -358,7 +333,7 @@ class Graph:
                     (queue.append if node.op_type in WEIGHTED else queue.appendleft)(parent)
         return found
 
-    def skip_input(self, add: onnx.NodeProto) -> str | None:
+    def skip_input(self, add: NodeProto) -> str | None:
         """Which input of a residual Add is the skip: the one with the shorter way to the nearest common ancestor.
 
         In an identity block that is the block's input itself; in a downsample block both inputs end in a Conv, and the
@@ -374,12 +349,12 @@ class Graph:
         return str(left if from_left[nearest] < from_right[nearest] else right)
 
 
-def input_at(node: onnx.NodeProto, index: int) -> str:
+def input_at(node: NodeProto, index: int) -> str:
     """The name of an input; "" where an optional one is left out."""
     return str(node.input[index]) if index < len(node.input) else ""
 
 
-def inputs_of(node: onnx.NodeProto) -> Iterator[str]:
+def inputs_of(node: NodeProto) -> Iterator[str]:
     """Names of the tensors that a node reads, those that only its subgraphs read included."""
     yield from filter(None, node.input)
     for attribute in node.attribute:
@@ -387,11 +362,11 @@ def inputs_of(node: onnx.NodeProto) -> Iterator[str]:
             yield from inputs_of(inner)
 
 
-def opset_of(model: onnx.ModelProto) -> int:
+def opset_of(model: ModelProto) -> int:
     """The version of the ONNX operators in a model; 0 if it has none."""
     return max((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), default=0)
 
 
-def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+def attributes(node: NodeProto) -> dict[str, Any]:
     """A node's attributes by name; their types depend on the operator."""
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}

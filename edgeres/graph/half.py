@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import TYPE_CHECKING
 
 from edgeres.errors import ModelError, needs
@@ -27,7 +28,5 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
 
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
         raise ModelError("the graph is quantized", hint="make the FP16 graph from the float graph")
-    copy = type(model)()
-    copy.CopyFrom(model)  # the converter works in place
-    converted: onnx.ModelProto = convert_float_to_float16(copy, keep_io_types=True)
+    converted: onnx.ModelProto = convert_float_to_float16(deepcopy(model), keep_io_types=True)  # it works in place
     return converted

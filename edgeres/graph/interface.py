@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx
-from onnx import TensorProto, shape_inference
+from onnx import ModelProto, TensorProto, shape_inference
 
 from edgeres.errors import ModelError
 from edgeres.graph.graph import Graph
@@ -35,7 +35,7 @@ class Interface:
     dropped: tuple[str, ...]
 
 
-def find_interface(model: onnx.ModelProto, where: object) -> Interface:
+def find_interface(model: ModelProto, where: object) -> Interface:
     """Find image and scores.
 
     Raises:
@@ -58,17 +58,16 @@ def find_interface(model: onnx.ModelProto, where: object) -> Interface:
     )
 
 
-def _refuse_codes_and_half(model: onnx.ModelProto, where: object) -> None:
+def _refuse_codes_and_half(model: ModelProto, where: object) -> None:
     for node in model.graph.node:
         if node.op_type in _QUANTIZED or node.op_type.startswith("QLinear"):
-            raise ModelError(
-                f"already quantized (node {node.name or node.op_type})", where=where, hint="give the FP32 graph"
-            )
+            what = f"already quantized (node {node.name or node.op_type})"
+            raise ModelError(what, where=where, hint="give the FP32 graph")
     if _HALF.intersection(_types(model)):
         raise ModelError("computes in half precision", where=where, hint="export the model in float32")
 
 
-def _types(model: onnx.ModelProto) -> Iterator[int]:
+def _types(model: ModelProto) -> Iterator[int]:
     """Data types of inputs, weights, constants and casts."""
     yield from (value.type.tensor_type.elem_type for value in model.graph.input)
     yield from (tensor.data_type for tensor in model.graph.initializer)
@@ -80,7 +79,7 @@ def _types(model: onnx.ModelProto) -> Iterator[int]:
                 yield attribute.i
 
 
-def _image(model: onnx.ModelProto, where: object) -> onnx.ValueInfoProto:
+def _image(model: ModelProto, where: object) -> onnx.ValueInfoProto:
     names = Graph(model).inputs
     inputs: list[onnx.ValueInfoProto] = [value for value in model.graph.input if value.name in names]
     if len(inputs) != 1:
@@ -88,11 +87,8 @@ def _image(model: onnx.ModelProto, where: object) -> onnx.ValueInfoProto:
         raise ModelError(f"expected one image input, found {found}", where=where, hint="export the classifier alone")
     kind = inputs[0].type.tensor_type.elem_type
     if kind not in {TensorProto.FLOAT, TensorProto.UINT8}:
-        raise ModelError(
-            f"input {inputs[0].name} is {TensorProto.DataType.Name(kind).lower()}",
-            where=where,
-            hint="float32 or uint8 images are taken",
-        )
+        what = f"input {inputs[0].name} is {TensorProto.DataType.Name(kind).lower()}"
+        raise ModelError(what, where=where, hint="float32 or uint8 images are taken")
     return inputs[0]
 
 
@@ -105,13 +101,12 @@ def _layout(dims: Sequence[int], where: object) -> tuple[Layout, tuple[int, int]
         shape = ", ".join(str(dim or "?") for dim in dims)
         raise ModelError(f"input ({shape}) has no axis of three channels", where=where, hint="RGB or BGR is taken")
     if 0 in size:
-        raise ModelError(
-            "height and width of the input are dynamic", where=where, hint="export with the size of your images"
-        )
+        hint = "export with the size of your images"
+        raise ModelError("height and width of the input are dynamic", where=where, hint=hint)
     return layout, size
 
 
-def _scores(model: onnx.ModelProto, where: object) -> str:
+def _scores(model: ModelProto, where: object) -> str:
     """The output. Of several, the one that looks like scores and from which no other such output is computed."""
     if len(model.graph.output) == 1:
         return str(model.graph.output[0].name)
@@ -123,19 +118,13 @@ def _scores(model: onnx.ModelProto, where: object) -> str:
     if len(last) != 1:
         found = ", ".join(f"{name} (N, {candidates[name]})" for name in last) or "none"
         names = ", ".join(value.name for value in outputs)
-        raise ModelError(
-            f"{len(outputs)} outputs ({names}), and {len(last)} may be the scores: {found}",
-            where=where,
-            hint="export one (N, classes) output",
-        )
+        what = f"{len(outputs)} outputs ({names}), and {len(last)} may be the scores: {found}"
+        raise ModelError(what, where=where, hint="export one (N, classes) output")
     return str(last[0])
 
 
 def score_width(value: onnx.ValueInfoProto) -> int | None:
     """Number of scores of a float output (N, classes), further axes of size 1 allowed; None for any other output."""
     tensor = value.type.tensor_type
-    sizes = [dim.dim_value for dim in tensor.shape.dim][1:]
-    wide = [size for size in sizes if size != 1]
-    if tensor.elem_type != TensorProto.FLOAT or len(wide) != 1 or wide[0] < 2:
-        return None
-    return int(wide[0])
+    wide = [int(dim.dim_value) for dim in tensor.shape.dim[1:] if dim.dim_value != 1]
+    return wide[0] if tensor.elem_type == TensorProto.FLOAT and len(wide) == 1 and wide[0] > 1 else None

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import onnx
-from onnx import TensorProto, defs
+from onnx import ModelProto, NodeProto, TensorProto, defs
 
 from edgeres.graph.graph import Graph, attributes, input_at
 
@@ -24,6 +23,8 @@ OPSETS = range(9, 21)  # documented by TensorRT 10.3, the oldest one; 10.13 goes
 _INTEGER_OPS = frozenset({"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"})
 _MISSING_TYPES = frozenset({"INT16", "UINT16", "UINT32", "UINT64", "STRING", "COMPLEX64", "COMPLEX128"})
 _ONNX_DOMAINS = ("", "ai.onnx")
+# What a rule finds in a node: tensor, rule, effect and hint of a :class:`Finding`.
+_Found = Iterator[tuple[str, str, Effect, str]]
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Finding:
         return f"{place}: {self.hint} [{self.effect}: {self.rule}]"
 
 
-def lint(model: onnx.ModelProto) -> list[Finding]:
+def lint(model: ModelProto) -> list[Finding]:
     """Everything that TensorRT would refuse, misread or run in floating point in a graph that is meant for it.
 
     Dynamic sizes are allowed. Types are those that the graph declares; nothing is inferred.
@@ -58,11 +59,11 @@ def lint(model: onnx.ModelProto) -> list[Finding]:
     found = list(_about_opsets(model)) + list(_about_types(graph))
     for node in graph.nodes:
         for rule in _PAIR_RULES if node.op_type in _PAIR else _RULES:
-            found.extend(rule(graph, node))
+            found.extend(Finding(_name(node), *what) for what in rule(graph, node))
     return found
 
 
-def _name(node: onnx.NodeProto) -> str:
+def _name(node: NodeProto) -> str:
     return node.name or node.op_type
 
 
@@ -77,7 +78,7 @@ def _type_name(data_type: int) -> str:
     return str(TensorProto.DataType.Name(data_type))
 
 
-def _about_opsets(model: onnx.ModelProto) -> Iterator[Finding]:
+def _about_opsets(model: ModelProto) -> Iterator[Finding]:
     for opset in model.opset_import:
         if opset.domain in _ONNX_DOMAINS and opset.version not in OPSETS:
             hint = f"opset {opset.version}, and TensorRT 10.3 takes {OPSETS[0]} to {OPSETS[-1]}; export with opset 17"
@@ -99,42 +100,39 @@ def _about_types(graph: Graph) -> Iterator[Finding]:
             yield Finding(node_name, tensor, "type", "version", "an int64 input; feed images as float32 or uint8")
 
 
-def _operators(graph: Graph, node: onnx.NodeProto) -> Iterator[Finding]:
+def _operators(graph: Graph, node: NodeProto) -> _Found:
     if any((function.domain, function.name) == (node.domain, node.op_type) for function in graph.model.functions):
         return
     if node.op_type in _INTEGER_OPS:
-        hint = f"TensorRT has no {node.op_type}; write Q/DQ around the float operator"
-        yield Finding(_name(node), "", "operator", "refused", hint)
+        yield "", "operator", "refused", f"TensorRT has no {node.op_type}; write Q/DQ around the float operator"
     elif node.domain not in _ONNX_DOMAINS:
         # The parser knows operators by name only, so it accepts a contributed operator with the name of an ONNX one.
         known = defs.has(node.op_type)
         hint = f"{node.op_type} of {node.domain} is not ONNX; export without fused or contributed operators"
-        yield Finding(_name(node), "", "operator", "version" if known else "refused", hint)
+        yield "", "operator", "version" if known else "refused", hint
 
 
-def _scales(graph: Graph, node: onnx.NodeProto) -> Iterator[Finding]:
+def _scales(graph: Graph, node: NodeProto) -> _Found:
     tensor = input_at(node, 1)
     if not graph.is_constant(tensor):
-        yield Finding(_name(node), tensor, "scale", "version", "the scale is computed; store it as a constant")
+        yield tensor, "scale", "version", "the scale is computed; store it as a constant"
         return
     scale = graph.constant(tensor).astype(np.float64)
     if not np.all(scale > 0):
-        hint = "a scale is 0, negative or not a number; calibrate again"
-        yield Finding(_name(node), tensor, "scale", "refused", hint)
+        yield tensor, "scale", "refused", "a scale is 0, negative or not a number; calibrate again"
     elif not np.all(np.isfinite(scale)):
-        yield Finding(_name(node), tensor, "scale", "wrong", "a scale is infinite; calibrate again")
+        yield tensor, "scale", "wrong", "a scale is infinite; calibrate again"
 
 
-def _zero_points(graph: Graph, node: onnx.NodeProto) -> Iterator[Finding]:
+def _zero_points(graph: Graph, node: NodeProto) -> _Found:
     tensor = input_at(node, 2)
     if tensor and not graph.is_constant(tensor):
-        yield Finding(_name(node), tensor, "zero-point", "version", "the zero_point is computed; store 0 as a constant")
+        yield tensor, "zero-point", "version", "the zero_point is computed; store 0 as a constant"
     elif tensor and np.any(graph.constant(tensor).astype(np.float64) != 0):
-        hint = "zero_point is not 0; quantize symmetrically"
-        yield Finding(_name(node), tensor, "zero-point", "refused", hint)
+        yield tensor, "zero-point", "refused", "zero_point is not 0; quantize symmetrically"
 
 
-def _code_types(graph: Graph, node: onnx.NodeProto) -> Iterator[Finding]:
+def _code_types(graph: Graph, node: NodeProto) -> _Found:
     """uint8 codes, which TensorRT reads as int8, and int32 codes (ONNX Runtime's quantized biases)."""
     tensor = input_at(node, 0) if node.op_type == "DequantizeLinear" else node.output[0]
     codes, zero_point = graph.stored(tensor), graph.stored(input_at(node, 2))
@@ -147,31 +145,29 @@ def _code_types(graph: Graph, node: onnx.NodeProto) -> Iterator[Finding]:
     else:
         return
     if kind == "UINT8" and codes is not None:
-        yield Finding(_name(node), tensor, "codes", "refused", "uint8 weights; quantize them to int8")
+        yield tensor, "codes", "refused", "uint8 weights; quantize them to int8"
     elif kind == "UINT8":
-        hint = "uint8 codes become int8 and clip above 127; write an int8 zero_point"
-        yield Finding(_name(node), tensor, "codes", "wrong", hint)
+        yield tensor, "codes", "wrong", "uint8 codes become int8 and clip above 127; write an int8 zero_point"
     elif kind == "INT32":
-        yield Finding(_name(node), tensor, "codes", "refused", "an int32 bias; keep the bias in float")
+        yield tensor, "codes", "refused", "an int32 bias; keep the bias in float"
 
 
-def _axes(graph: Graph, node: onnx.NodeProto) -> Iterator[Finding]:
+def _axes(graph: Graph, node: NodeProto) -> _Found:
     """One scale per tensor for activations, one per output channel for weights."""
     scale = graph.stored(input_at(node, 1))
     if scale is None:
         return
     if (attributes(node).get("block_size") or 0) > 0:
-        hint = "a scale per block of int8 codes; use one per output channel"
-        yield Finding(_name(node), input_at(node, 1), "block", "version", hint)
+        yield input_at(node, 1), "block", "version", "a scale per block of int8 codes; use one per output channel"
     elif not _is_weight(graph, input_at(node, 0)):
         if len(scale.dims) > 0:  # a vector of one element as well: RTX takes it for one channel and gives INT8 up
             hint = "an activation has one scale: write it as a scalar, not as a vector"
-            yield Finding(_name(node), input_at(node, 1), "activation-axis", "slow", hint)
+            yield input_at(node, 1), "activation-axis", "slow", hint
     elif node.op_type == "DequantizeLinear" and scale.dims and scale.dims[0] > 1:
         yield from _weight_axis(graph, node, scale.dims[0])
 
 
-def _weight_axis(graph: Graph, node: onnx.NodeProto, scales: int) -> Iterator[Finding]:
+def _weight_axis(graph: Graph, node: NodeProto, scales: int) -> _Found:
     codes = graph.stored(input_at(node, 0))
     rank = len(codes.dims) if codes is not None else None
     written = attributes(node).get("axis")
@@ -180,19 +176,19 @@ def _weight_axis(graph: Graph, node: onnx.NodeProto, scales: int) -> Iterator[Fi
         axis %= rank
         if codes.dims[axis] != scales:
             hint = f"{scales} scales for the {codes.dims[axis]} channels of axis {axis}"
-            yield Finding(_name(node), input_at(node, 1), "scale-count", "refused", hint)
+            yield input_at(node, 1), "scale-count", "refused", hint
             return
     for reader in graph.consumers(node.output[0]):
         wanted = _output_channels(reader, rank) if input_at(reader, 1) == node.output[0] else None
         if wanted is not None and axis != wanted:
             hint = f"{reader.op_type} has its output channels on axis {wanted}, and the scales are on axis {axis}"
-            yield Finding(_name(node), input_at(node, 1), "weight-axis", "slow", hint)
+            yield input_at(node, 1), "weight-axis", "slow", hint
         elif wanted is not None and written is None:
             hint = f"TensorRT 10.3 takes a missing axis for 0, ONNX for 1; write axis={axis}"
-            yield Finding(_name(node), input_at(node, 1), "weight-axis", "version", hint)
+            yield input_at(node, 1), "weight-axis", "version", hint
 
 
-def _output_channels(reader: onnx.NodeProto, rank: int | None) -> int | None:
+def _output_channels(reader: NodeProto, rank: int | None) -> int | None:
     """The axis of a node's weight that counts output channels; None if the node has no weight, or it is unknown."""
     if reader.op_type == "Gemm":
         return 0 if attributes(reader).get("transB") else 1
@@ -201,16 +197,16 @@ def _output_channels(reader: onnx.NodeProto, rank: int | None) -> int | None:
     return {"Conv": 0, "ConvTranspose": 1}.get(reader.op_type)
 
 
-def _pairs(graph: Graph, node: onnx.NodeProto) -> Iterator[Finding]:
+def _pairs(graph: Graph, node: NodeProto) -> _Found:
     tensor = node.output[0]
     others = [_name(reader) for reader in graph.consumers(tensor) if reader.op_type != "DequantizeLinear"]
     others += ["the graph's output"] if tensor in graph.outputs else []
     if others and node.op_type == "QuantizeLinear":
         hint = f"int8 codes go to {', '.join(others)} without a DequantizeLinear; write Q and DQ as a pair"
-        yield Finding(_name(node), tensor, "pair", "version", hint)
+        yield tensor, "pair", "version", hint
 
 
-def _half_quantized(graph: Graph, node: onnx.NodeProto) -> Iterator[Finding]:
+def _half_quantized(graph: Graph, node: NodeProto) -> _Found:
     """A Conv or Gemm multiplies in INT8 only when both its input and its weights are dequantized codes."""
     if node.op_type not in ("Conv", "Gemm", "MatMul") or len(node.input) < 2:
         return
@@ -218,10 +214,10 @@ def _half_quantized(graph: Graph, node: onnx.NodeProto) -> Iterator[Finding]:
     if any(dequantized) and not all(dequantized):
         side = "weights" if dequantized[0] else "input"
         hint = f"its {side} stay in float, so it does not run in INT8; quantize both or neither"
-        yield Finding(_name(node), node.input[dequantized.index(False)], "half", "slow", hint)
+        yield node.input[dequantized.index(False)], "half", "slow", hint
 
 
-_Rule = Callable[[Graph, onnx.NodeProto], Iterator[Finding]]
+_Rule = Callable[[Graph, NodeProto], _Found]
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 _PAIR_RULES: tuple[_Rule, ...] = (_operators, _scales, _zero_points, _code_types, _axes, _pairs)
 _RULES: tuple[_Rule, ...] = (_operators, _half_quantized)

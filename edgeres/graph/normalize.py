@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, shape_inference, version_converter
+from onnx import ModelProto, NodeProto, TensorProto, helper, shape_inference, version_converter
 
 from edgeres.errors import ModelError
 from edgeres.graph.graph import Graph, opset_of
@@ -52,7 +53,7 @@ class Canonical:
         notes: what was changed, in words.
     """
 
-    model: onnx.ModelProto
+    model: ModelProto
     size_px: tuple[int, int]
     layout: Layout
     input_values: InputValues
@@ -70,7 +71,7 @@ class Canonical:
         return Preprocess(self.size_px, mean=(0,) * 3, std=(1,) * 3, pixel_scale=scale, layout=self.layout)
 
 
-def load_onnx(path: Path) -> onnx.ModelProto:
+def load_onnx(path: Path) -> ModelProto:
     """Read an ONNX file with its external data, checked.
 
     Raises:
@@ -84,13 +85,12 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         model = onnx.load(str(path))
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf and onnx raise half a dozen unrelated types here
-        raise ModelError(
-            f"not a valid ONNX file ({in_words(error)})", where=path, hint="export or copy it again"
-        ) from error
+        what = f"not a valid ONNX file ({in_words(error)})"
+        raise ModelError(what, where=path, hint="export or copy it again") from error
     return model
 
 
-def normalize(model: onnx.ModelProto, *, where: object = None) -> Canonical:
+def normalize(model: ModelProto, *, where: object = None) -> Canonical:
     """Bring a graph into canonical form and check that it still computes the same.
 
     Raises:
@@ -100,14 +100,10 @@ def normalize(model: onnx.ModelProto, *, where: object = None) -> Canonical:
     """
     interface = find_interface(model, where)
     notes = [f"output {name} dropped" for name in interface.dropped]
-    work = onnx.ModelProto()
-    work.CopyFrom(model)
+    work = deepcopy(model)
     _keep(work, interface)
     _convert_opset(work, notes, where)
-    reference = model
-    if opset_of(model) < _OLDEST:
-        reference = onnx.ModelProto()
-        reference.CopyFrom(work)
+    reference = deepcopy(work) if opset_of(model) < _OLDEST else model
     if interface.bytes_in:
         # The graph casts the bytes to float32 anyway: that Cast has no effect on an input that is float32 already.
         work.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
@@ -127,13 +123,13 @@ def normalize(model: onnx.ModelProto, *, where: object = None) -> Canonical:
         layout=interface.layout,
         input_values=values,
         num_classes=classes,
-        ends_in_softmax=_softmax_at_end(work),
+        ends_in_softmax=_ends_in_softmax(Graph(work)),
         max_error=compare(reference, work, interface, values, where),
         notes=tuple(notes),
     )
 
 
-def _keep(model: onnx.ModelProto, interface: Interface) -> None:
+def _keep(model: ModelProto, interface: Interface) -> None:
     """Leave the image and the scores as the only input and output, and set the IR version."""
     graph = model.graph
     for values, name in ((graph.input, interface.input), (graph.output, interface.output)):
@@ -151,7 +147,7 @@ def _keep(model: onnx.ModelProto, interface: Interface) -> None:
                 dim.dim_param = BATCH
 
 
-def _convert_opset(model: onnx.ModelProto, notes: list[str], where: object) -> None:
+def _convert_opset(model: ModelProto, notes: list[str], where: object) -> None:
     found = opset_of(model)
     if OPSET <= found <= OPSET_MAX:
         return
@@ -159,15 +155,13 @@ def _convert_opset(model: onnx.ModelProto, notes: list[str], where: object) -> N
     try:
         model.CopyFrom(version_converter.convert_version(shape_inference.infer_shapes(model, data_prop=True), wanted))
     except Exception as error:  # the converter raises RuntimeError and its own types from C++
-        raise ModelError(
-            f"opset {found} cannot be converted to {wanted} ({in_words(error)})",
-            where=where,
-            hint=f"export with an opset between {OPSET} and {OPSET_MAX}",
-        ) from error
+        what = f"opset {found} cannot be converted to {wanted} ({in_words(error)})"
+        hint = f"export with an opset between {OPSET} and {OPSET_MAX}"
+        raise ModelError(what, where=where, hint=hint) from error
     notes.append(f"opset {found} converted to {wanted}")
 
 
-def _write_usual_forms(model: onnx.ModelProto) -> None:
+def _write_usual_forms(model: ModelProto) -> None:
     """Write residual sums as Adds of two tensors, and constants as the second input, where folding looks for them.
 
     Before:
@@ -187,7 +181,7 @@ def _write_usual_forms(model: onnx.ModelProto) -> None:
         graph.set_inputs(node, [[first, *partial][-1], terms[-1]])
 
 
-def _fold(model: onnx.ModelProto, where: object) -> onnx.ModelProto:
+def _fold(model: ModelProto, where: object) -> ModelProto:
     """Fold constants and batch norm with ONNX Runtime's basic optimizations, and infer shapes."""
     import onnxruntime as ort
 
@@ -204,16 +198,12 @@ def _fold(model: onnx.ModelProto, where: object) -> onnx.ModelProto:
         folded = onnx.load(str(target))
     foreign = {f"{node.op_type} of {node.domain}" for node in folded.graph.node if node.domain not in {"", "ai.onnx"}}
     if foreign:
-        raise ModelError(
-            f"operators outside standard ONNX ({', '.join(sorted(foreign))})",
-            where=where,
-            hint="give the file as it was exported, before another tool optimized it",
-        )
+        hint = "give the file as it was exported, before another tool optimized it"
+        raise ModelError(f"operators outside standard ONNX ({', '.join(sorted(foreign))})", where=where, hint=hint)
     control = [node.name or node.op_type for node in folded.graph.node if any(a.HasField("g") for a in node.attribute)]
     if control:
-        raise ModelError(
-            f"control flow that depends on the image (node {control[0]})", where=where, hint="export in eval mode"
-        )
+        what = f"control flow that depends on the image (node {control[0]})"
+        raise ModelError(what, where=where, hint="export in eval mode")
     imports = [entry for entry in folded.opset_import if not entry.domain]
     del folded.opset_import[:]
     folded.opset_import.extend(imports)
@@ -221,7 +211,7 @@ def _fold(model: onnx.ModelProto, where: object) -> onnx.ModelProto:
     return shape_inference.infer_shapes(folded, data_prop=True)
 
 
-def _free_the_batch(model: onnx.ModelProto, interface: Interface, notes: list[str]) -> None:
+def _free_the_batch(model: ModelProto, interface: Interface, notes: list[str]) -> None:
     """Make the batch dynamic.
 
     Reshape gets 0 for the batch, which copies it, and Squeeze gets explicit axes: both then work with any batch.
@@ -244,7 +234,7 @@ def _free_the_batch(model: onnx.ModelProto, interface: Interface, notes: list[st
         notes.append(f"batch of {interface.batch} made dynamic")
 
 
-def _set_second_input(graph: Graph, node: onnx.NodeProto, values: Sequence[int]) -> None:
+def _set_second_input(graph: Graph, node: NodeProto, values: Sequence[int]) -> None:
     name = graph.add_constant(f"{node.output[0]}/{node.op_type.lower()}", np.array(values, np.int64))
     graph.set_inputs(node, [node.input[0], name])
 
@@ -258,7 +248,7 @@ def _keeps_batch(before: _Dims, after: _Dims, batch: int | None) -> bool:
     return before[0].dim_param == BATCH and (after[0].dim_param == BATCH or after[0].dim_value == 1)
 
 
-def _flatten_scores(model: onnx.ModelProto, where: object) -> int:
+def _flatten_scores(model: ModelProto, where: object) -> int:
     """Bring the output to (N, classes), and return the number of classes."""
     graph = model.graph
     output = graph.output[0]
@@ -267,11 +257,8 @@ def _flatten_scores(model: onnx.ModelProto, where: object) -> int:
         dims = output.type.tensor_type.shape.dim
         shape = ", ".join(dim.dim_param or str(dim.dim_value or "?") for dim in dims)
         kind = TensorProto.DataType.Name(output.type.tensor_type.elem_type).lower()
-        raise ModelError(
-            f"output {output.name} is {kind} ({shape}), and a classifier's is float (N, classes)",
-            where=where,
-            hint="export the scores themselves: no argmax, no feature map",
-        )
+        what = f"output {output.name} is {kind} ({shape}), and a classifier's is float (N, classes)"
+        raise ModelError(what, where=where, hint="export the scores themselves: no argmax, no feature map")
     name = output.name
     if len(output.type.tensor_type.shape.dim) > 2:
         name = f"{output.name}/flat"
@@ -295,7 +282,6 @@ def _name_everything(graph: onnx.GraphProto) -> None:
         seen.add(node.name)
 
 
-def _softmax_at_end(model: onnx.ModelProto) -> bool:
-    graph = Graph(model)
+def _ends_in_softmax(graph: Graph) -> bool:
     last = graph.producer(graph.source_of(graph.output))
     return last is not None and last.op_type == "Softmax"

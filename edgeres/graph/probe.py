@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
+from copy import deepcopy
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-from onnx import TensorProto, helper
+from onnx import ModelProto, TensorProto, helper
 
 from edgeres.errors import ModelError
 from edgeres.graph.graph import Graph
@@ -23,7 +23,7 @@ InputValues = Literal["normalized", "unit", "pixels"]
 LIMIT = 1e-3
 
 
-def input_values(model: onnx.ModelProto, batch: int, where: object) -> InputValues:
+def input_values(model: ModelProto, batch: int, where: object) -> InputValues:
     """The values that the graph takes, found from the input of its first Conv for images of zeros and of ones.
 
     A network sees values of about unit variance. Where the graph itself scales by 1/0.23 it is given [0, 1]; where it
@@ -33,8 +33,7 @@ def input_values(model: onnx.ModelProto, batch: int, where: object) -> InputValu
     first = next((node.input[0] for node in model.graph.node if node.op_type == "Conv"), image)
     if first == image:
         return "normalized"
-    stem = onnx.ModelProto()
-    stem.CopyFrom(model)
+    stem = deepcopy(model)
     del stem.graph.output[:]
     stem.graph.output.append(helper.make_tensor_value_info(first, TensorProto.FLOAT, None))
     Graph(stem).prune()
@@ -49,9 +48,7 @@ def input_values(model: onnx.ModelProto, batch: int, where: object) -> InputValu
     return "unit" if gain.min() > 1.5 and dark.max() < -0.5 else "normalized"
 
 
-def compare(
-    original: onnx.ModelProto, model: onnx.ModelProto, interface: Interface, values: InputValues, where: object
-) -> float:
+def compare(original: ModelProto, model: ModelProto, interface: Interface, values: InputValues, where: object) -> float:
     """Largest difference of the scores on random images, relative to the largest score.
 
     The rewritten graph runs with two images more than the file's batch, which proves that the batch is free.
@@ -65,29 +62,24 @@ def compare(
     parts = [_run(original, given[i : i + batch], interface.output, where).reshape(batch, -1) for i in range(3)]
     before = np.concatenate([parts[0], parts[1][-1:], parts[2][-1:]])
     if not np.isfinite(before).all():
-        raise ModelError(
-            "the scores of random images are not finite", where=where, hint="the weights may be damaged: export again"
-        )
+        hint = "the weights may be damaged: export again"
+        raise ModelError("the scores of random images are not finite", where=where, hint=hint)
     try:
         after = _run(model, images, model.graph.output[0].name, where)
         built_in = f"{len(after)} rows of scores for {len(images)} images" if after.shape != before.shape else ""
     except ModelError as failed:
         built_in = in_words(failed.__cause__ or failed)
     if built_in:
-        raise ModelError(
-            f"a batch of {batch} is built into the graph ({built_in})", where=where, hint="export with a dynamic batch"
-        )
+        what = f"a batch of {batch} is built into the graph ({built_in})"
+        raise ModelError(what, where=where, hint="export with a dynamic batch")
     error = float(np.abs(before - after).max() / max(float(np.abs(before).max()), 1e-12))
     if not error < LIMIT:
-        raise ModelError(
-            f"the normalized graph's scores differ by {error:.1e} of the largest one",
-            where=where,
-            hint="export again with opset 17 and a dynamic batch",
-        )
+        what = f"the normalized graph's scores differ by {error:.1e} of the largest one"
+        raise ModelError(what, where=where, hint="export again with opset 17 and a dynamic batch")
     return error
 
 
-def _image_shape(model: onnx.ModelProto) -> list[int]:
+def _image_shape(model: ModelProto) -> list[int]:
     return [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim][1:]
 
 
@@ -99,7 +91,7 @@ def _random_images(shape: list[int], values: InputValues) -> F32:
     return pixels if values == "pixels" else pixels / np.float32(255)
 
 
-def _run(model: onnx.ModelProto, images: npt.NDArray[Any], output: str, where: object) -> F32:
+def _run(model: ModelProto, images: npt.NDArray[Any], output: str, where: object) -> F32:
     import onnxruntime as ort
 
     options = ort.SessionOptions()

@@ -15,8 +15,7 @@ are rounded to 8 afterwards. Worked number: scales 0.003 and 0.007 have the mean
 from __future__ import annotations
 
 import numpy as np
-import onnx
-from onnx import TensorProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from edgeres.graph.graph import Graph, attributes
 
@@ -24,16 +23,15 @@ from edgeres.graph.graph import Graph, attributes
 _TYPE_PRESERVING = frozenset({"Pad", "Transpose", "Identity"})
 
 
-def rtx_form(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph for TensorRT-RTX; the model given is not changed.
+def rtx_form(model: ModelProto) -> ModelProto:
+    """The graph for TensorRT-RTX from that of :func:`edgeres.quantize.rewrite.rewrite` for TensorRT.
 
-    Args:
-        model: of :func:`edgeres.quantize.rewrite.rewrite` for TensorRT: zero points 0, bias in float.
+    The model given is not changed.
     """
     return half_between(channel_factor(model))
 
 
-def channel_factor(model: onnx.ModelProto) -> onnx.ModelProto:
+def channel_factor(model: ModelProto) -> ModelProto:
     """Give a layer's weights one scale, and multiply each channel by the rest of its scale: the same products.
 
     Before:
@@ -69,7 +67,7 @@ def channel_factor(model: onnx.ModelProto) -> onnx.ModelProto:
     return graph.done()
 
 
-def half_between(model: onnx.ModelProto) -> onnx.ModelProto:
+def half_between(model: ModelProto) -> ModelProto:
     """Compute in float16 between the codes; scales stay in float32.
 
     Before:
@@ -107,11 +105,10 @@ def _drop_casts(graph: Graph) -> None:
         for cast in (*back, half):
             for reader in graph.consumers(cast.output[0]):
                 graph.redirect(reader, cast.output[0], half.input[0])
-        for cast in (*back, half):
             graph.remove(cast)
 
 
-def _gives_floats(node: onnx.NodeProto) -> bool:
+def _gives_floats(node: NodeProto) -> bool:
     value = attributes(node).get("value")
     return value is None or bool(value.data_type == TensorProto.FLOAT)
 
@@ -120,7 +117,7 @@ def _is_only_quantized(graph: Graph, tensor: str) -> bool:
     return all(reader.op_type == "QuantizeLinear" for reader in graph.consumers(tensor))
 
 
-def _to_half(graph: Graph, node: onnx.NodeProto, single: set[str]) -> None:
+def _to_half(graph: Graph, node: NodeProto, single: set[str]) -> None:
     """Let a node compute in float16: casts in front of its float32 tensors, copies of its float32 constants."""
     inputs = list(node.input)
     for index, name in enumerate(node.input):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import onnx
+from onnx import ModelProto
 
 from edgeres.calibrate.forward import observe
 from edgeres.calibrate.identity import Identity, identify
@@ -35,7 +35,7 @@ class Quantized:
         images: how many images it was made from.
     """
 
-    graphs: Mapping[Style, onnx.ModelProto]
+    graphs: Mapping[Style, ModelProto]
     plans: Mapping[Style, QuantPlan]
     calibration: Mapping[str, Any]
     images: int
@@ -62,7 +62,7 @@ class RangeChoice:
 
 
 def quantize(
-    model: onnx.ModelProto, styles: Sequence[Style], loader: Loader, choice: RangeChoice, progress: Progress = SILENT
+    model: ModelProto, styles: Sequence[Style], loader: Loader, choice: RangeChoice, progress: Progress = SILENT
 ) -> Quantized:
     """Observe every tensor that any style needs in one pass, then plan and rewrite for each.
 
@@ -105,7 +105,7 @@ def wanted_ranges(placement: Placement) -> Wanted:
     )
 
 
-def wanted_by_all(model: onnx.ModelProto) -> dict[str, Wanted]:
+def wanted_by_all(model: ModelProto) -> dict[str, Wanted]:
     """The ranges that every style needs, and symmetric ranges of the same tensors for tools without zero points."""
     graph = Graph(model)
     wanted: dict[str, Wanted] = {style: wanted_ranges(place(graph, style)) for style in STYLES}
@@ -114,7 +114,7 @@ def wanted_by_all(model: onnx.ModelProto) -> dict[str, Wanted]:
     return {**wanted, "symmetric": Wanted(symmetric=measured, like=likes)}
 
 
-def with_scores(wanted: Mapping[str, Wanted], model: onnx.ModelProto) -> dict[str, Wanted]:
+def with_scores(wanted: Mapping[str, Wanted], model: ModelProto) -> dict[str, Wanted]:
     """Add the ranges that ONNX Runtime's own quantizer needs besides: of the scores and of activations' inputs."""
     graph, cpu = Graph(model), wanted["cpu"]
     after = {node.output[0]: graph.activation_after(node) for node in graph.nodes}
@@ -134,7 +134,7 @@ def _recorded(choice: RangeChoice, model: Identity) -> Calibration | RangesFile 
     return recorded if recorded is not None and recorded.content.model.matches(model) else None
 
 
-def _refuse_unparsable(model: onnx.ModelProto) -> None:
+def _refuse_unparsable(model: ModelProto) -> None:
     """Raise if TensorRT's parsers would refuse the graph or misread it."""
     found = [finding for finding in lint(model) if finding.effect in {"refused", "wrong"}]
     if found:

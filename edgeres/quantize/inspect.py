@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
-from onnx import helper, numpy_helper
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from edgeres.bundle import FP32, Bundle
 from edgeres.graph.forms import GRAPH_FILES
@@ -82,7 +81,7 @@ def _inspect(path: Path) -> Inspected:
     )
 
 
-def _quantized(model: onnx.ModelProto, reasons: Mapping[str, str]) -> tuple[QuantizedTensor, ...]:
+def _quantized(model: ModelProto, reasons: Mapping[str, str]) -> tuple[QuantizedTensor, ...]:
     graph = Graph(model)
     found = []
     for node in graph.of("QuantizeLinear"):
@@ -97,7 +96,7 @@ def _quantized(model: onnx.ModelProto, reasons: Mapping[str, str]) -> tuple[Quan
     return tuple(found)
 
 
-def _decision(node: onnx.NodeProto, reasons: Mapping[str, str]) -> tuple[str, str]:
+def _decision(node: NodeProto, reasons: Mapping[str, str]) -> tuple[str, str]:
     """The tensor that a QuantizeLinear codes, and the reason.
 
     Its input may have another name: a tensor that was lowered, or one before a ReLU that was dropped.

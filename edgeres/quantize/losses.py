@@ -16,8 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
-from onnx import TensorProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from edgeres.graph.graph import WEIGHTED, Graph, attributes
 
@@ -54,15 +53,15 @@ class _InputSource:
     """
 
     tensor: str
-    dequantize: onnx.NodeProto | None
-    between: onnx.NodeProto | None
+    dequantize: NodeProto | None
+    between: NodeProto | None
 
     @property
     def is_codes(self) -> bool:
         return self.dequantize is not None and self.between is None
 
 
-def losses(model: onnx.ModelProto) -> tuple[Loss, ...]:
+def losses(model: ModelProto) -> tuple[Loss, ...]:
     """The layers that stay in float although a Q/DQ pair stands before them, in graph order.
 
     Layers without codes on any input were left in float on purpose and are not listed.
@@ -78,7 +77,7 @@ def losses(model: onnx.ModelProto) -> tuple[Loss, ...]:
     return tuple(found)
 
 
-def _of_layer(graph: Graph, node: onnx.NodeProto) -> Iterator[Loss]:
+def _of_layer(graph: Graph, node: NodeProto) -> Iterator[Loss]:
     origins = {"input": _trace(graph, node.input[0]), "weights": _trace(graph, node.input[1])}
     if all(origin.is_codes for origin in origins.values()):
         return
@@ -95,7 +94,7 @@ def _of_layer(graph: Graph, node: onnx.NodeProto) -> Iterator[Loss]:
             yield Loss(node.name, node.op_type, _edge(graph, other.dequantize), reason)
 
 
-def _of_add(graph: Graph, node: onnx.NodeProto) -> Iterator[Loss]:
+def _of_add(graph: Graph, node: NodeProto) -> Iterator[Loss]:
     origins = [_trace(graph, name) for name in node.input]
     coded = [origin.dequantize for origin in origins if origin.dequantize is not None and origin.between is None]
     skip = graph.skip_input(node)
@@ -128,7 +127,7 @@ def _trace(graph: Graph, tensor: str) -> _InputSource:
     return _InputSource(start, None, None)
 
 
-def _share_codes(graph: Graph, concat: onnx.NodeProto) -> bool:
+def _share_codes(graph: Graph, concat: NodeProto) -> bool:
     """Whether all inputs of a Concat are codes with the same scale."""
     origins = [_trace(graph, name) for name in concat.input]
     scales = [
@@ -139,18 +138,18 @@ def _share_codes(graph: Graph, concat: onnx.NodeProto) -> bool:
     return len(scales) == len(origins) and all(np.array_equal(scale, scales[0]) for scale in scales)
 
 
-def _scales(graph: Graph, node: onnx.NodeProto) -> bool:
+def _scales(graph: Graph, node: NodeProto) -> bool:
     """Whether a node multiplies the whole tensor by one constant."""
     constant = [name for name in node.input if graph.is_constant(name)]
     return node.op_type == "Mul" and len(constant) == 1 and graph.constant(constant[0]).size == 1
 
 
-def _halves(node: onnx.NodeProto) -> bool:
+def _halves(node: NodeProto) -> bool:
     """Whether a node is a Cast to half precision: the layer behind it computes from the same codes, and writes half."""
     return node.op_type == "Cast" and attributes(node).get("to") in {TensorProto.FLOAT16, TensorProto.BFLOAT16}
 
 
-def _edge(graph: Graph, dequantize: onnx.NodeProto) -> str:
+def _edge(graph: Graph, dequantize: NodeProto) -> str:
     """The tensor that a pair quantizes: the input of its QuantizeLinear, or the constant codes."""
     quantize = graph.producer(dequantize.input[0])
     if quantize is None or quantize.op_type != "QuantizeLinear":
@@ -158,7 +157,7 @@ def _edge(graph: Graph, dequantize: onnx.NodeProto) -> str:
     return str(quantize.input[0])
 
 
-def _has_zero_point(graph: Graph, node: onnx.NodeProto) -> bool:
+def _has_zero_point(graph: Graph, node: NodeProto) -> bool:
     """Whether a quantizer has uint8 codes or a zero point: such graphs are for ONNX Runtime, whose Add takes codes."""
     if node.op_type != "QuantizeLinear":
         return False

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-import onnx
+from onnx import NodeProto
 
 from edgeres.graph.graph import WEIGHTED, Graph, attributes
 from edgeres.records import Codes, Skipped, Style
@@ -77,7 +77,7 @@ class _PlacementBuilder:
         if reason not in reasons:
             reasons.append(reason)
 
-    def skip(self, node: onnx.NodeProto, reason: str) -> None:
+    def skip(self, node: NodeProto, reason: str) -> None:
         self.skipped.append(Skipped(f"{node.op_type} {node.name}", reason))
 
     def finish(self, style: Style) -> Placement:
@@ -115,21 +115,21 @@ def _full(graph: Graph, placement: Placement) -> frozenset[str]:
     )
 
 
-def _takes_lowered(graph: Graph, node: onnx.NodeProto) -> bool:
+def _takes_lowered(graph: Graph, node: NodeProto) -> bool:
     """Whether a reader can be changed to read ``x - t``: Conv with known padding, Gemm, Add, nodes that move values."""
     if attributes(node).get("auto_pad", b"NOTSET") not in {b"NOTSET", b"VALID"}:
         return False
     return node.op_type in {"Conv", "Gemm"} or graph.is_residual_add(node) or graph.keeps_codes(node)
 
 
-def weight_axis(node: onnx.NodeProto) -> int:
+def weight_axis(node: NodeProto) -> int:
     """The axis of the output channels in the weights of a Conv, Gemm or MatMul."""
     if node.op_type == "Conv":
         return 0
     return 0 if attributes(node).get("transB") else 1
 
 
-def why_not_weighted(graph: Graph, node: onnx.NodeProto) -> str | None:
+def why_not_weighted(graph: Graph, node: NodeProto) -> str | None:
     """The reason why a Conv, Gemm or MatMul cannot take codes, None where it can."""
     if not graph.is_constant(node.input[1]) or graph.is_constant(node.input[0]):
         return "its weights are not constant"
@@ -176,7 +176,7 @@ def _place_tensorrt(graph: Graph) -> _PlacementBuilder:
     return builder
 
 
-def _place_skip_input(graph: Graph, add: onnx.NodeProto, builder: _PlacementBuilder) -> None:
+def _place_skip_input(graph: Graph, add: NodeProto, builder: _PlacementBuilder) -> None:
     skip = graph.skip_input(add)
     if skip is None:
         builder.skip(add, "its inputs have no common ancestor, so neither of them is a skip")
@@ -223,7 +223,7 @@ _FLOAT_ON_CPU = {
 }
 
 
-def _place_around(graph: Graph, node: onnx.NodeProto, builder: _PlacementBuilder) -> None:
+def _place_around(graph: Graph, node: NodeProto, builder: _PlacementBuilder) -> None:
     inputs = [name for name in node.input if name and not graph.is_constant(name)]
     for name in inputs:
         _want_everywhere(graph, name, f"input of {node.op_type}", builder)

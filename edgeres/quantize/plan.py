@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
-import onnx
+from onnx import NodeProto
 
 from edgeres.graph.graph import Graph, Values, input_at
 from edgeres.quantize.affine import affine_int8, affine_uint8, codes, quantize_weight, symmetric_int8, widen_for_bias
@@ -18,11 +18,7 @@ _FULL = "; all 256 codes, since it is never negative"
 
 
 def make_plan(
-    graph: Graph,
-    placement: Placement,
-    ranges: Mapping[str, TensorRange],
-    calibration_digest: str,
-    weight_bits: int = 8,
+    graph: Graph, placement: Placement, ranges: Mapping[str, TensorRange], calibration_digest: str, weight_bits: int = 8
 ) -> QuantPlan:
     """Scales for every site, codes for every weight and, for ONNX Runtime, int32 codes for every bias.
 
@@ -61,7 +57,7 @@ def make_plan(
 
 
 def _float_bias_layer(
-    graph: Graph, node: onnx.NodeProto, params: Mapping[str, QuantParams], bits: int
+    graph: Graph, node: NodeProto, params: Mapping[str, QuantParams], bits: int
 ) -> Iterator[WeightEdge]:
     """The weights. The bias stays in float, but must fit int32 with zero points folded in: a runtime may code it so."""
     values, data = graph.constant(node.input[1]), params[node.input[0]]
@@ -71,9 +67,7 @@ def _float_bias_layer(
     yield WeightEdge(node.input[1], node.name, *_weights_that_fit(graph, node, largest, float(data.scale), bits))
 
 
-def _integer_layer(
-    graph: Graph, node: onnx.NodeProto, params: Mapping[str, QuantParams], bits: int
-) -> Iterator[WeightEdge]:
+def _integer_layer(graph: Graph, node: NodeProto, params: Mapping[str, QuantParams], bits: int) -> Iterator[WeightEdge]:
     """The weights, and the bias as int32 in the accumulator's unit: scale = input scale * weight scale."""
     data = params[node.input[0]]
     bias = _bias(graph, node)
@@ -84,13 +78,13 @@ def _integer_layer(
     yield WeightEdge(node.input[1], node.name, weight, weight_codes)
 
 
-def _bias(graph: Graph, node: onnx.NodeProto) -> Values:
+def _bias(graph: Graph, node: NodeProto) -> Values:
     """The bias, flat; one zero where the node has none."""
     return graph.constant(node.input[2]).reshape(-1) if input_at(node, 2) else np.zeros(1)
 
 
 def _weights_that_fit(
-    graph: Graph, node: onnx.NodeProto, bias: Values, input_scale: float, bits: int
+    graph: Graph, node: NodeProto, bias: Values, input_scale: float, bits: int
 ) -> tuple[QuantParams, npt.NDArray[np.int8]]:
     values = graph.constant(node.input[1])
     params, weight_codes = quantize_weight(values, weight_axis(node), bits)
@@ -100,7 +94,7 @@ def _weights_that_fit(
     return wider, codes(values, wider).astype(np.int8)
 
 
-def _offset_behind(graph: Graph, node: onnx.NodeProto, params: Mapping[str, QuantParams]) -> float:
+def _offset_behind(graph: Graph, node: NodeProto, params: Mapping[str, QuantParams]) -> float:
     """The most that folded zero points change this node's bias: the next quantized tensor's and a skip's on the way."""
     tensor, found = str(node.output[0]), 0.0
     while tensor not in params:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from edgeres.documents import DocumentKind
 from edgeres.errors import ModelError
@@ -43,7 +43,7 @@ class PlanNotes:
 PLAN_NOTES = DocumentKind(PlanNotes, "notes of a plan", "quantize the model again", error=ModelError)
 
 
-def rewrite(model: onnx.ModelProto, plan: QuantPlan) -> onnx.ModelProto:
+def rewrite(model: ModelProto, plan: QuantPlan) -> ModelProto:
     """The Q/DQ graph for the plan's runtime; the graph given is not changed."""
     result = insert_pairs(model, plan)
     if plan.style == "tensorrt":
@@ -52,7 +52,7 @@ def rewrite(model: onnx.ModelProto, plan: QuantPlan) -> onnx.ModelProto:
     return result
 
 
-def insert_pairs(model: onnx.ModelProto, plan: QuantPlan) -> onnx.ModelProto:
+def insert_pairs(model: ModelProto, plan: QuantPlan) -> ModelProto:
     """The plan's Q/DQ pairs with its zero points, which TensorRT would not take, and no other change.
 
     Every tensor of the model that is still there has the same meaning, so inner tensors can be compared in this form.
@@ -62,7 +62,7 @@ def insert_pairs(model: onnx.ModelProto, plan: QuantPlan) -> onnx.ModelProto:
     del graph.model.graph.value_info[:]
     readers = {weight.tensor: len(graph.consumers(weight.tensor)) for weight in plan.weights}
     # New nodes by the name of the node that they follow; "" for the front of the graph.
-    made: dict[str, list[onnx.NodeProto]] = {"": []}
+    made: dict[str, list[NodeProto]] = {"": []}
     moves: tuple[Edge | HalfEdge, ...] = (*plan.edges, *plan.halves)
     for move in moves:
         source = graph.producer(move.tensor)
@@ -85,17 +85,17 @@ def insert_pairs(model: onnx.ModelProto, plan: QuantPlan) -> onnx.ModelProto:
     return result
 
 
-def _pair(graph: Graph, name: str, edge: Edge) -> list[onnx.NodeProto]:
+def _pair(graph: Graph, name: str, edge: Edge) -> list[NodeProto]:
     inputs = _parameters(graph, name, edge.params)
     quantize = helper.make_node("QuantizeLinear", [edge.tensor, *inputs], [f"{name}_q"], f"{name}_QuantizeLinear")
     return [quantize, _dequantize(name, [f"{name}_q", *inputs])]
 
 
-def _dequantize(name: str, inputs: list[str], axis: int | None = None) -> onnx.NodeProto:
+def _dequantize(name: str, inputs: list[str], axis: int | None = None) -> NodeProto:
     return helper.make_node("DequantizeLinear", inputs, [f"{name}_dq"], f"{name}_DequantizeLinear", axis=axis)
 
 
-def _casts(name: str, half: HalfEdge) -> list[onnx.NodeProto]:
+def _casts(name: str, half: HalfEdge) -> list[NodeProto]:
     return [
         helper.make_node("Cast", [half.tensor], [f"{name}_half"], name=f"{name}_ToHalf", to=TensorProto.FLOAT16),
         helper.make_node("Cast", [f"{name}_half"], [f"{name}_float"], name=f"{name}_ToFloat", to=TensorProto.FLOAT),
@@ -108,7 +108,7 @@ def _parameters(graph: Graph, name: str, params: QuantParams) -> list[str]:
     return [graph.add_constant(f"{name}_scale", scale), graph.add_constant(f"{name}_zero_point", zero)]
 
 
-def _note_decisions(model: onnx.ModelProto, plan: QuantPlan) -> None:
+def _note_decisions(model: ModelProto, plan: QuantPlan) -> None:
     notes = PlanNotes(
         style=plan.style,
         calibration=plan.calibration_digest,

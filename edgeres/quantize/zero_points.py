@@ -23,8 +23,7 @@ reader with weight 2 computes 2 * 0.44 + (0.5 + 2.56 * 2) = 6.5 = 2 * 3.0 + 0.5.
 from __future__ import annotations
 
 import numpy as np
-import onnx
-from onnx import helper
+from onnx import ModelProto, NodeProto, helper
 
 from edgeres.graph.graph import PASS_THROUGH, Graph, Values, attributes, input_at
 from edgeres.records import F64
@@ -32,7 +31,7 @@ from edgeres.records import F64
 _LOWEST = -128
 
 
-def fold_zero_points(model: onnx.ModelProto) -> onnx.ModelProto:
+def fold_zero_points(model: ModelProto) -> ModelProto:
     """The same codes and the same function with every activation's zero_point 0; the model given is not changed.
 
     Before:
@@ -69,7 +68,7 @@ class _Folding:
         self.inserted: set[str] = set()
         self.padded: dict[tuple[str, tuple[int, ...]], str] = {}
 
-    def fold(self, quantize: onnx.NodeProto) -> None:
+    def fold(self, quantize: NodeProto) -> None:
         """Give one quantizer the zero point 0, and change its writer and its readers."""
         zero = self.graph.constant(quantize.input[2])
         offset = -float(zero) * float(self.graph.constant(quantize.input[1]))  # t
@@ -107,11 +106,11 @@ class _Folding:
         self._raise(conv, np.array(-missing))
         return tensor
 
-    def _inserted_constant(self, add: onnx.NodeProto) -> str:
+    def _inserted_constant(self, add: NodeProto) -> str:
         """The constant of an Add that this pass inserted; "" for any other Add."""
         return next((name for name in add.input if name in self.inserted), "")
 
-    def _conv_into(self, add: onnx.NodeProto) -> onnx.NodeProto | None:
+    def _conv_into(self, add: NodeProto) -> NodeProto | None:
         """A Conv whose output only this residual Add reads; None if neither input comes from one."""
         if add.op_type != "Add":
             return None
@@ -130,7 +129,7 @@ class _Folding:
             restored = restored or self._add(tensor, offset)
             self.graph.redirect(node, tensor, restored)
 
-    def _compensates(self, node: onnx.NodeProto, tensor: str, offset: float) -> bool:
+    def _compensates(self, node: NodeProto, tensor: str, offset: float) -> bool:
         """Make one reader compute the same as before, if it can be changed so."""
         if node.op_type in {"Conv", "Gemm"} and node.input[0] == tensor:
             sums = self._weight_sums(node)
@@ -159,7 +158,7 @@ class _Folding:
             return True
         return False
 
-    def _border(self, conv: onnx.NodeProto, offset: float, pads: tuple[int, ...]) -> None:
+    def _border(self, conv: NodeProto, offset: float, pads: tuple[int, ...]) -> None:
         """Pad with what stands for zero, in codes: DQ -> Pad -> Q -> DQ -> Conv. Convolutions share the border."""
         source = conv.input[0]
         if (source, pads) not in self.padded:
@@ -181,7 +180,7 @@ class _Folding:
         del conv.attribute[:]
         conv.attribute.extend(kept)
 
-    def _weight_sums(self, node: onnx.NodeProto) -> F64 | None:
+    def _weight_sums(self, node: NodeProto) -> F64 | None:
         """Per output channel, the sum of the weights as they are dequantized; None where they are not constant."""
         weights = self._weights(node.input[1])
         if weights is None:
@@ -220,10 +219,10 @@ class _Folding:
         self.graph.insert([node], behind=self.graph.producer(tensor))
         return name
 
-    def _raise(self, node: onnx.NodeProto, values: F64) -> None:
+    def _raise(self, node: NodeProto, values: F64) -> None:
         self.raised[node.name] = self.raised.get(node.name, np.zeros(())) + values
 
-    def raise_bias(self, node: onnx.NodeProto) -> None:
+    def raise_bias(self, node: NodeProto) -> None:
         """Add to a node's bias what all its tensors together ask for; a node without a bias gets one."""
         if node.name not in self.raised:
             return
@@ -236,6 +235,6 @@ class _Folding:
         self.graph.set_inputs(node, [*node.input[:2], name])
 
 
-def _channels_first(node: onnx.NodeProto) -> bool:
+def _channels_first(node: NodeProto) -> bool:
     """Whether the first axis of a Conv's or Gemm's weights counts output channels."""
     return node.op_type == "Conv" or bool(attributes(node).get("transB", 0))

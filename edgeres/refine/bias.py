@@ -26,8 +26,7 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-from onnx import TensorProto, helper, shape_inference
+from onnx import ModelProto, TensorProto, helper, shape_inference
 
 from edgeres.graph.graph import Graph, input_at
 from edgeres.progress import SILENT, Progress
@@ -40,9 +39,7 @@ from edgeres.runtime.ort import OrtRunner
 _BATCH = 32
 
 
-def correct_bias(
-    candidate: CandidatePlan, fp32: onnx.ModelProto, images: F32, progress: Progress = SILENT
-) -> CandidatePlan:
+def correct_bias(candidate: CandidatePlan, fp32: ModelProto, images: F32, progress: Progress = SILENT) -> CandidatePlan:
     """Shift the biases of quantized Convs and Gemms so that their outputs keep their FP32 means over ``images``.
 
     Args:
@@ -87,7 +84,7 @@ def _measured(graph: Graph, coded: set[str]) -> dict[str, str]:
     return found | {layer: tensor for tensor, layer in last.items()}
 
 
-def _forward(model: onnx.ModelProto, images: F32, tensors: Sequence[str]) -> tuple[dict[str, F64], F32]:
+def _forward(model: ModelProto, images: F32, tensors: Sequence[str]) -> tuple[dict[str, F64], F32]:
     """The mean per channel of each named output, and all values of the last one."""
     totals: dict[str, F64] = {}
     whole: list[F32] = []
@@ -118,7 +115,7 @@ def _part(candidate: CandidatePlan, block: Block, outputs: Sequence[str], rank: 
     return CandidatePlan(_cut(candidate.graph, block, outputs, rank), plan)
 
 
-def _cut(model: onnx.ModelProto, block: Block, outputs: Sequence[str], rank: int) -> onnx.ModelProto:
+def _cut(model: ModelProto, block: Block, outputs: Sequence[str], rank: int) -> ModelProto:
     inside = set(block.nodes)
     nodes = [node for node in model.graph.node if node.name in inside]
     read = {name for node in nodes for name in node.input}

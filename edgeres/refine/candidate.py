@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
+from onnx import ModelProto
 
 from edgeres.quantize.rewrite import insert_pairs
 from edgeres.records import F32, QuantPlan
@@ -23,15 +23,15 @@ class CandidatePlan:
         plan: scales and codes.
     """
 
-    graph: onnx.ModelProto
+    graph: ModelProto
     plan: QuantPlan
 
-    def quantized(self) -> onnx.ModelProto:
+    def quantized(self) -> ModelProto:
         """The Q/DQ graph with the plan's zero points: ONNX Runtime runs it, TensorRT does not."""
         return insert_pairs(self.graph, self.plan)
 
 
-def logits(model: onnx.ModelProto, images: F32) -> F32:
+def logits(model: ModelProto, images: F32) -> F32:
     """The graph's output for (N, ...) inputs, (N, classes), with float arithmetic between Q/DQ pairs."""
     with OrtRunner(model.SerializeToString(), integer=False) as runner:
         parts = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-import onnx
+from onnx import ModelProto, NodeProto
 
 from edgeres.graph.graph import Graph, attributes, input_at
 from edgeres.records import F64, I64
@@ -95,7 +95,7 @@ class _Walk:
             a, b = self.find(int(a)), self.find(int(b))
             self._parent[max(a, b)] = min(a, b)  # PINNED is the smallest and stays a root
 
-    def pin(self, node: onnx.NodeProto) -> None:
+    def pin(self, node: NodeProto) -> None:
         """Keep the values of a node's inputs: its operator does not commute with factors."""
         for name in node.input:
             if name in self.channels:
@@ -118,7 +118,7 @@ class _Walk:
         )
 
 
-def _conv(walk: _Walk, node: onnx.NodeProto) -> bool:
+def _conv(walk: _Walk, node: NodeProto) -> bool:
     if not walk.owns(*filter(None, node.input[1:])):
         return False
     outputs, per_group = walk.graph.constant(node.input[1]).shape[:2]
@@ -134,7 +134,7 @@ def _conv(walk: _Walk, node: onnx.NodeProto) -> bool:
     return True
 
 
-def _matmul(walk: _Walk, node: onnx.NodeProto) -> bool:
+def _matmul(walk: _Walk, node: NodeProto) -> bool:
     given = attributes(node)
     if not walk.owns(*filter(None, node.input[1:])) or given.get("transA") or len(walk.graph.shape(node.input[0])) != 2:
         return False
@@ -153,7 +153,7 @@ def _matmul(walk: _Walk, node: onnx.NodeProto) -> bool:
     return True
 
 
-def _batch_norm(walk: _Walk, node: onnx.NodeProto) -> bool:
+def _batch_norm(walk: _Walk, node: NodeProto) -> bool:
     scale, shift, mean, _ = node.input[1:]
     if not walk.owns(scale, shift, mean):
         return False
@@ -168,18 +168,18 @@ def _batch_norm(walk: _Walk, node: onnx.NodeProto) -> bool:
     return True
 
 
-def _same(walk: _Walk, node: onnx.NodeProto) -> bool:
+def _same(walk: _Walk, node: NodeProto) -> bool:
     if node.input[0] in walk.channels:
         walk.channels[node.output[0]] = walk.channels[node.input[0]]
     return True
 
 
-def _mean(walk: _Walk, node: onnx.NodeProto) -> bool:
+def _mean(walk: _Walk, node: NodeProto) -> bool:
     before, after = walk.graph.shape(node.input[0]), walk.graph.shape(node.output[0])
     return after[:2] == before[:2] and len(before) == 4 and _same(walk, node)
 
 
-def _flatten(walk: _Walk, node: onnx.NodeProto) -> bool:
+def _flatten(walk: _Walk, node: NodeProto) -> bool:
     """(N, C, H, W) -> (N, C H W): each channel becomes H W neighbours."""
     if node.input[0] not in walk.channels:
         return True
@@ -191,7 +191,7 @@ def _flatten(walk: _Walk, node: onnx.NodeProto) -> bool:
     return True
 
 
-def _slice(walk: _Walk, node: onnx.NodeProto) -> bool:
+def _slice(walk: _Walk, node: NodeProto) -> bool:
     if node.input[0] not in walk.channels:
         return True
     if not all(walk.graph.is_constant(name) for name in node.input[1:] if name):
@@ -209,7 +209,7 @@ def _slice(walk: _Walk, node: onnx.NodeProto) -> bool:
     return True
 
 
-def _pad(walk: _Walk, node: onnx.NodeProto) -> bool:
+def _pad(walk: _Walk, node: NodeProto) -> bool:
     if node.input[0] not in walk.channels:
         return True
     if not walk.graph.keeps_codes(node) or not walk.graph.is_constant(node.input[1]) or len(node.input) > 3:
@@ -223,7 +223,7 @@ def _pad(walk: _Walk, node: onnx.NodeProto) -> bool:
     return True
 
 
-def _add(walk: _Walk, node: onnx.NodeProto) -> bool:
+def _add(walk: _Walk, node: NodeProto) -> bool:
     left, right = node.input
     if left in walk.channels and right in walk.channels:
         a, b = walk.channels[left], walk.channels[right]
@@ -245,7 +245,7 @@ def _add(walk: _Walk, node: onnx.NodeProto) -> bool:
     return True
 
 
-def _mul(walk: _Walk, node: onnx.NodeProto) -> bool:
+def _mul(walk: _Walk, node: NodeProto) -> bool:
     """A product with a constant, or with a gate whose own factor is 1 (squeeze and excite)."""
     made = [name for name in node.input if name in walk.channels]
     if len(made) != 1:
@@ -259,7 +259,7 @@ def _mul(walk: _Walk, node: onnx.NodeProto) -> bool:
 
 # Each returns whether the operator commutes with factors. If so, it sets the channels of the output; else the inputs
 # are pinned.
-_RULES: dict[str, Callable[[_Walk, onnx.NodeProto], bool]] = {
+_RULES: dict[str, Callable[[_Walk, NodeProto], bool]] = {
     "Conv": _conv,
     "Gemm": _matmul,
     "MatMul": _matmul,
@@ -277,7 +277,7 @@ _RULES: dict[str, Callable[[_Walk, onnx.NodeProto], bool]] = {
 }
 
 
-def scaled(model: onnx.ModelProto, groups: ChannelGroups, factors: F64) -> onnx.ModelProto:
+def scaled(model: ModelProto, groups: ChannelGroups, factors: F64) -> ModelProto:
     """The same function with every group of channels multiplied by its factor; the model given is not changed.
 
     Args:

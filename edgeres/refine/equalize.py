@@ -25,21 +25,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
+from onnx import ModelProto, NodeProto
 
 from edgeres.graph.graph import WEIGHTED, Graph
 from edgeres.progress import SILENT, Advance, Progress
 from edgeres.quantize.placement import place, weight_axis, why_not_weighted
 from edgeres.records import F32, F64, I64, Codes
 from edgeres.refine.channel_groups import PINNED, ChannelGroups, find_channel_groups, scaled
-from edgeres.refine.sensitivity import (
-    STEPS,
-    ChannelErrors,
-    channel_histograms,
-    rounding_tables,
-    sensitivities,
-    shapes,
-)
+from edgeres.refine.sensitivity import STEPS, ChannelErrors, channel_histograms, rounding_tables, sensitivities, shapes
 
 ITERATIONS = 150
 _RATE = 0.05  # of the first iteration, in octaves; it falls to zero
@@ -78,9 +71,7 @@ class _WeightTerm:
     h: F64
 
 
-def equalize(
-    model: onnx.ModelProto, images: F32, codes: Codes = "full", progress: Progress = SILENT
-) -> onnx.ModelProto:
+def equalize(model: ModelProto, images: F32, codes: Codes = "full", progress: Progress = SILENT) -> ModelProto:
     """Scale channels for the least predicted error of int8 activations and weights; the function stays the same.
 
     Args:
@@ -146,7 +137,7 @@ def _groups(groups: ChannelGroups, tensor: str, shape: Mapping[str, Sequence[int
     return groups.channels.get(tensor, np.full(shape[tensor][1], PINNED))
 
 
-def _weight_term(graph: Graph, node: onnx.NodeProto, groups: I64, errors: ChannelErrors, h: F64) -> _WeightTerm:
+def _weight_term(graph: Graph, node: NodeProto, groups: I64, errors: ChannelErrors, h: F64) -> _WeightTerm:
     weight = np.abs(np.moveaxis(graph.constant(node.input[1]).astype(np.float64), weight_axis(node), 0))
     outputs, reads = weight.shape[:2]
     largest = weight.reshape(outputs, reads, -1).max(axis=2)

@@ -37,8 +37,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-import onnx
-from onnx import helper
+from onnx import ModelProto, NodeProto, helper
 
 from edgeres.graph.graph import Graph
 from edgeres.records import F32, Preprocess, Skipped, TensorRange
@@ -62,12 +61,12 @@ class ExactInput:
             with zero_point 0 and for uint8 with zero_point 128.
     """
 
-    graph: onnx.ModelProto
+    graph: ModelProto
     preprocess: Preprocess
     known: Mapping[str, TensorRange]
 
 
-def exact_input(model: onnx.ModelProto, preprocess: Preprocess, interface: Interface = "bytes") -> ExactInput | Skipped:
+def exact_input(model: ModelProto, preprocess: Preprocess, interface: Interface = "bytes") -> ExactInput | Skipped:
     """Fold the normalization of ``preprocess`` into the first convolution; the model given is not changed.
 
     Between input and convolution there may be what exporters write there: Transpose (an NHWC image), Pad with zeros.
@@ -103,9 +102,9 @@ def exact_input(model: onnx.ModelProto, preprocess: Preprocess, interface: Inter
     return ExactInput(graph.model, preprocess if interface == "normalized" else bytes_in, known)
 
 
-def _path_to_conv(graph: Graph) -> list[onnx.NodeProto] | str:
+def _path_to_conv(graph: Graph) -> list[NodeProto] | str:
     """The nodes from the graph's input to its first Conv, or the reason why they cannot be followed."""
-    path: list[onnx.NodeProto] = []
+    path: list[NodeProto] = []
     tensor = graph.input
     while not path or path[-1].op_type != "Conv":
         readers = graph.consumers(tensor)
@@ -121,7 +120,7 @@ def _path_to_conv(graph: Graph) -> list[onnx.NodeProto] | str:
     return path
 
 
-def _add_fourth_channel(graph: Graph, path: list[onnx.NodeProto], weight: F32, channel_axis: int) -> None:
+def _add_fourth_channel(graph: Graph, path: list[NodeProto], weight: F32, channel_axis: int) -> None:
     """Pad the image with a channel that holds ``FILL``.
 
     Before:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import onnx
+from onnx import ModelProto
 
 from edgeres.data.loader import Loader
 from edgeres.errors import EdgeresError, needs
@@ -80,7 +80,7 @@ class Refined:
 
 
 def quantize_with_recipe(
-    model: onnx.ModelProto,
+    model: ModelProto,
     styles: Sequence[Style],
     loader: Loader,
     ranges: RangeChoice,
@@ -122,7 +122,7 @@ def quantize_with_recipe(
     return Refined(_with_candidates(quantized, found), tuple(refiner.steps), refiner.skips)
 
 
-def _unrefined(model: onnx.ModelProto, quantized: Quantized, choice: RefineChoice) -> Refined:
+def _unrefined(model: ModelProto, quantized: Quantized, choice: RefineChoice) -> Refined:
     """The quantized graphs, with skips in float16 where the user asked for that."""
     plan = quantized.plans.get("tensorrt")
     if plan is None or choice.residual != "fp16":
@@ -169,17 +169,15 @@ class _Refiner:
         fit, held: network inputs to refine on, and those held back.
     """
 
-    def __init__(self, model: onnx.ModelProto, fit: F32, held: F32, choice: RefineChoice, progress: Progress) -> None:
-        self.graphs: defaultdict[Style, onnx.ModelProto] = defaultdict(lambda: model)
+    def __init__(self, model: ModelProto, fit: F32, held: F32, choice: RefineChoice, progress: Progress) -> None:
+        self.graphs: defaultdict[Style, ModelProto] = defaultdict(lambda: model)
         self.fit, self.held = fit, held
         self.choice, self.progress = choice, progress
         self.reference = logits(model, held)
         self.steps: list[Step] = []
         self.skips: tuple[SkipCost, ...] = ()
 
-    def equalize(
-        self, quantized: Quantized, codes: Codes, again: Callable[[onnx.ModelProto, bool], Quantized]
-    ) -> Quantized:
+    def equalize(self, quantized: Quantized, codes: Codes, again: Callable[[ModelProto, bool], Quantized]) -> Quantized:
         """Equalize the float graph and calibrate it again; each style keeps the graph with the lower error.
 
         Args:

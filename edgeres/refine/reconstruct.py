@@ -30,8 +30,8 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
-import onnx
 import torch
+from onnx import ModelProto
 from torch import Tensor
 
 from edgeres.errors import UsageError
@@ -100,7 +100,7 @@ class ReconstructOptions:
 
 def reconstruct(
     candidate: CandidatePlan,
-    fp32: onnx.ModelProto,
+    fp32: ModelProto,
     images: F32,
     options: ReconstructOptions = ReconstructOptions(),
     progress: Progress = SILENT,
@@ -113,7 +113,7 @@ def reconstruct(
 
 def reconstruct_blocks(
     candidate: CandidatePlan,
-    fp32: onnx.ModelProto,
+    fp32: ModelProto,
     images: F32,
     options: ReconstructOptions = ReconstructOptions(),
     progress: Progress = SILENT,
@@ -150,7 +150,7 @@ def reconstruct_blocks(
     course.resume.finish()
 
 
-def _key(candidate: CandidatePlan, fp32: onnx.ModelProto, images: F32, options: ReconstructOptions) -> str:
+def _key(candidate: CandidatePlan, fp32: ModelProto, images: F32, options: ReconstructOptions) -> str:
     """SHA-256 over everything that the result depends on."""
     hasher = hashlib.sha256(plan_digest(candidate.plan).encode())
     hasher.update(repr((replace(options, resume=None), torch.__version__)).encode())

@@ -16,8 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
-from onnx import TensorProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from edgeres.calibrate.forward import with_outputs
 from edgeres.graph.graph import Graph
@@ -68,7 +67,7 @@ def shapes(graph: Graph, image: F32) -> dict[str, tuple[int, ...]]:
 
 
 def channel_histograms(
-    model: onnx.ModelProto, tensors: Sequence[str], images: F32, progress: Progress = SILENT
+    model: ModelProto, tensors: Sequence[str], images: F32, progress: Progress = SILENT
 ) -> dict[str, I64]:
     """Histograms of |x| per channel (axis 1), (C, _BINS + 1), in one pass over the images."""
     graph_input = model.graph.input[0].name
@@ -151,7 +150,7 @@ def sensitivities(graph: Graph, shape: Mapping[str, Sequence[int]], active: Mapp
 
 
 def _backward(
-    graph: Graph, node: onnx.NodeProto, h: F64, sizes: tuple[Sequence[int], Sequence[int]], active: Mapping[str, F64]
+    graph: Graph, node: NodeProto, h: F64, sizes: tuple[Sequence[int], Sequence[int]], active: Mapping[str, F64]
 ) -> F64:
     """h of the node's output -> h of its input, averaged over positions; those that strides leave out count as 0."""
     channels, positions = sizes[0][1], math.prod(sizes[0][2:]) or 1

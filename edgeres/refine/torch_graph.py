@@ -16,9 +16,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import torch
-from onnx import numpy_helper
+from onnx import ModelProto, NodeProto, numpy_helper
 from torch import Tensor, nn
 
 from edgeres.errors import ModelError
@@ -161,7 +160,7 @@ class TorchGraph:
         ModelError: an operator, or a form of it, has no counterpart in torch; names the node.
     """
 
-    def __init__(self, model: onnx.ModelProto, plan: QuantPlan | None = None) -> None:
+    def __init__(self, model: ModelProto, plan: QuantPlan | None = None) -> None:
         self.graph = Graph(model)
         self._plan = plan
         self._attributes = {node.name: attributes(node) for node in self.graph.nodes}
@@ -196,7 +195,7 @@ class TorchGraph:
                 self._weights[weight.tensor, weight.node] = coded
                 self._learn_bias(self.graph.node(weight.node), coded.gain())
 
-    def _learn_bias(self, node: onnx.NodeProto, gain: Tensor) -> None:
+    def _learn_bias(self, node: NodeProto, gain: Tensor) -> None:
         bias = input_at(node, 2)
         data = self._readings.get((node.input[0], node.name))
         if not bias or data is None or len(self.graph.consumers(bias)) > 1:
