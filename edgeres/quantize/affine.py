@@ -85,15 +85,17 @@ def widen_for_bias(params: QuantParams, bias: F32, input_scale: float) -> QuantP
     return QuantParams(scale, 0, params.dtype, params.axis)
 
 
+def per_channel(scale: npt.NDArray[Any], axis: int | None, rank: int) -> npt.NDArray[Any]:
+    """Scales shaped to broadcast along one axis of an array of this rank; for axis None, one scale of shape ()."""
+    return scale.reshape(() if axis is None else [-1 if other == axis else 1 for other in range(rank)])
+
+
 def codes(values: npt.NDArray[Any], params: QuantParams) -> npt.NDArray[np.int64]:
     """The codes of QuantizeLinear, as int64: rounded half to even, saturated to the limits of ``params.dtype``.
 
     The division is in the type of ``values``. With float32, as in ONNX and TensorRT, ties round the same way there.
     """
-    shape = [1] * values.ndim
-    if params.axis is not None:
-        shape[params.axis] = -1
-    scale = np.asarray(params.scale, values.dtype).reshape(shape if params.axis is not None else ())
+    scale = per_channel(np.asarray(params.scale, values.dtype), params.axis, values.ndim)
     low, high = params.code_limits
     rounded = np.rint(values / scale).astype(np.float64) + params.zero_point
     result: npt.NDArray[np.int64] = np.clip(rounded, low, high).astype(np.int64)

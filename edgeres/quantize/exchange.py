@@ -42,13 +42,7 @@ _ORT = DocumentKind(dict[str, Any], "ONNX Runtime's calibration", "write it agai
 
 @dataclass(frozen=True)
 class Foreign:
-    """Ranges in another tool's file.
-
-    Attributes:
-        form: the kind of file, in words.
-        limits: low and high by tensor.
-        sha256: of the file.
-    """
+    """Ranges in another tool's file: low and high by tensor. ``form`` is the kind of file, in words."""
 
     path: Path
     form: str
@@ -78,7 +72,7 @@ def read_foreign(path: str | Path) -> Foreign:
 
 def _read(path: Path, content: bytes) -> tuple[str, dict[str, tuple[float, float]]]:
     if path.suffix.lower() == ".onnx":
-        return "an ONNX file with Q/DQ pairs", dict(_from_qdq(path))
+        return "an ONNX file with Q/DQ pairs", _from_qdq(path)
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
@@ -126,7 +120,7 @@ def _from_json(path: Path, text: str) -> Iterator[tuple[str, tuple[float, float]
         yield name, (min(low, 0.0), max(high, 0.0))
 
 
-def _from_qdq(path: Path) -> Iterator[tuple[str, tuple[float, float]]]:
+def _from_qdq(path: Path) -> dict[str, tuple[float, float]]:
     """The ranges of tensors with one scale ahead of QuantizeLinear; of two for one tensor the wider counts."""
     from edgeres.graph.graph import Graph, input_at
     from edgeres.graph.normalize import load_onnx
@@ -145,7 +139,7 @@ def _from_qdq(path: Path) -> Iterator[tuple[str, tuple[float, float]]]:
         for name in _names(node.input[0], graph):
             known = found.get(name, (0.0, 0.0))
             found[name] = (min(low, known[0]), max(high, known[1]))
-    yield from found.items()
+    return found
 
 
 def _limits(scale: float, zero: npt.NDArray[Any]) -> tuple[float, float]:
@@ -179,9 +173,8 @@ def fit(foreign: Foreign, graph: Graph, wanted: Mapping[str, Wanted]) -> Ranges:
         if missing and style != "symmetric":
             short[style] = missing
             continue
-        ranges = {
-            name: _range(name, pair, graph, symmetric=name in asked.symmetric) for name, pair in limits.items() if pair
-        }
+        given = ((name, pair) for name, pair in limits.items() if pair)
+        ranges = {name: _range(name, pair, graph, symmetric=name in asked.symmetric) for name, pair in given}
         likes = {name: other for name, other in asked.like.items() if other in ranges}
         found[style] = Wanted(like=likes).complete(ranges)
     if short.keys() >= wanted.keys() - {"symmetric"}:
@@ -204,8 +197,7 @@ def _limits_of(foreign: Foreign, graph: Graph, tensor: str) -> tuple[float, floa
 def _range(name: str, limits: tuple[float, float], graph: Graph, *, symmetric: bool) -> TensorRange:
     low, high = limits
     if symmetric:
-        high = max(-low, high)
-        low = -high
+        low, high = -max(-low, high), max(-low, high)
     elif graph.is_nonnegative(name):
         low = 0.0
     return TensorRange(name, min(low, 0.0), max(high, 0.0), IMPORTED, 0)

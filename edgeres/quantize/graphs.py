@@ -28,12 +28,7 @@ STYLES = tuple(form.style for form in PLANNED)
 
 @dataclass(frozen=True)
 class Quantized:
-    """Graphs and plans by style.
-
-    Attributes:
-        calibration: the content of calibration.json.
-        images: how many images it was made from.
-    """
+    """Graphs and plans by style, with the content of calibration.json and the number of images it was made from."""
 
     graphs: Mapping[Style, ModelProto]
     plans: Mapping[Style, QuantPlan]
@@ -139,6 +134,5 @@ def _refuse_unparsable(model: ModelProto) -> None:
     found = [finding for finding in lint(model) if finding.effect in {"refused", "wrong"}]
     if found:
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        raise ModelError(
-            f"TensorRT would not take the graph: {found[0]}{more}", hint="report this with edgeres inspect"
-        )
+        what = f"TensorRT would not take the graph: {found[0]}{more}"
+        raise ModelError(what, hint="report this with edgeres inspect")

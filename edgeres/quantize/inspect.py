@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, helper, numpy_helper
 
 from edgeres.bundle import FP32, Bundle
 from edgeres.graph.forms import GRAPH_FILES
-from edgeres.graph.graph import Graph, opset_of
+from edgeres.graph.graph import Graph, input_at, opset_of
 from edgeres.graph.lint import lint
 from edgeres.graph.normalize import load_onnx
 from edgeres.quantize.rewrite import PLAN_KEY, PLAN_NOTES, PlanNotes
@@ -53,11 +53,7 @@ class Inspected:
 
 
 def inspect(path: Path) -> list[Inspected]:
-    """Read an ONNX file, or every graph of a bundle.
-
-    Raises:
-        ModelError: not an ONNX file. BundleError: an incomplete or changed bundle.
-    """
+    """Read an ONNX file (ModelError if it is none), or every graph of a bundle (BundleError if it is damaged)."""
     if not path.is_dir():
         return [_inspect(path)]
     bundle = Bundle(path)
@@ -88,19 +84,11 @@ def _quantized(model: ModelProto, reasons: Mapping[str, str]) -> tuple[Quantized
         if not graph.is_constant(node.input[1]) or _BORDER.fullmatch(node.output[0]):
             continue
         scale = float(graph.constant(node.input[1]).flat[0])
-        zero = graph.stored(node.input[2]) if len(node.input) > 2 else None
+        zero = graph.stored(input_at(node, 2))
         dtype = "uint8" if zero is None else helper.tensor_dtype_to_string(zero.data_type).removeprefix("TensorProto.")
         point = 0 if zero is None else int(numpy_helper.to_array(zero).flat[0])
-        tensor, reason = _decision(node, reasons)
-        found.append(QuantizedTensor(tensor, dtype.lower(), scale, point, reason))
+        # The input may have another name than in the plan: that of a lowered tensor, or of one before a dropped ReLU.
+        planned = node.output[0].removesuffix("_q").rstrip("_")
+        tensor = planned if planned in reasons else node.input[0]
+        found.append(QuantizedTensor(tensor, dtype.lower(), scale, point, reasons.get(tensor, "")))
     return tuple(found)
-
-
-def _decision(node: NodeProto, reasons: Mapping[str, str]) -> tuple[str, str]:
-    """The tensor that a QuantizeLinear codes, and the reason.
-
-    Its input may have another name: a tensor that was lowered, or one before a ReLU that was dropped.
-    """
-    tensor = node.output[0].removesuffix("_q").rstrip("_")
-    tensor = tensor if tensor in reasons else node.input[0]
-    return tensor, reasons.get(tensor, "")

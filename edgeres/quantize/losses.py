@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto
 
-from edgeres.graph.graph import WEIGHTED, Graph, attributes
+from edgeres.graph.graph import WEIGHTED, Graph, attributes, input_at
 
 # Operators that compute from one activation: behind a DequantizeLinear their output is float.
 _ONE_INPUT = frozenset(
@@ -29,12 +29,9 @@ _ONE_INPUT = frozenset(
 
 @dataclass(frozen=True)
 class Loss:
-    """A layer that stays in float although a Q/DQ pair stands before it.
+    """A layer or Add that stays in float although a Q/DQ pair stands before it.
 
-    Attributes:
-        node: the layer or Add.
-        edge: the tensor whose quantization has no effect.
-        reason: what is wrong and what to do.
+    ``edge`` is the tensor whose quantization has no effect; ``reason`` says what is wrong and what to do.
     """
 
     node: str
@@ -45,12 +42,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class _InputSource:
-    """Where an input of a layer comes from.
-
-    Attributes:
-        dequantize: the nearest DequantizeLinear before it; None: it comes from float.
-        between: a node between the two that computes in float; None: there is none.
-    """
+    """An input of a layer, the nearest DequantizeLinear before it and a node between them that computes in float."""
 
     tensor: str
     dequantize: NodeProto | None
@@ -96,10 +88,8 @@ def _of_layer(graph: Graph, node: NodeProto) -> Iterator[Loss]:
 
 def _of_add(graph: Graph, node: NodeProto) -> Iterator[Loss]:
     origins = [_trace(graph, name) for name in node.input]
-    coded = [origin.dequantize for origin in origins if origin.dequantize is not None and origin.between is None]
-    skip = graph.skip_input(node)
-    if len(coded) == len(origins):
-        main = origins[1] if skip == node.input[0] else origins[0]
+    if all(origin.is_codes for origin in origins):
+        main = origins[1] if graph.skip_input(node) == node.input[0] else origins[0]
         assert main.dequantize is not None
         reason = "both inputs of the Add are codes, so it cannot join the Conv before it; quantize its skip input alone"
         yield Loss(node.name, node.op_type, _edge(graph, main.dequantize), reason)
@@ -130,11 +120,8 @@ def _trace(graph: Graph, tensor: str) -> _InputSource:
 def _share_codes(graph: Graph, concat: NodeProto) -> bool:
     """Whether all inputs of a Concat are codes with the same scale."""
     origins = [_trace(graph, name) for name in concat.input]
-    scales = [
-        graph.constant(origin.dequantize.input[1])
-        for origin in origins
-        if origin.dequantize is not None and origin.between is None and graph.is_constant(origin.dequantize.input[1])
-    ]
+    coded = [origin.dequantize for origin in origins if origin.dequantize is not None and origin.between is None]
+    scales = [graph.constant(pair.input[1]) for pair in coded if graph.is_constant(pair.input[1])]
     return len(scales) == len(origins) and all(np.array_equal(scale, scales[0]) for scale in scales)
 
 
@@ -152,16 +139,15 @@ def _halves(node: NodeProto) -> bool:
 def _edge(graph: Graph, dequantize: NodeProto) -> str:
     """The tensor that a pair quantizes: the input of its QuantizeLinear, or the constant codes."""
     quantize = graph.producer(dequantize.input[0])
-    if quantize is None or quantize.op_type != "QuantizeLinear":
-        return str(dequantize.input[0])
-    return str(quantize.input[0])
+    behind = dequantize if quantize is None or quantize.op_type != "QuantizeLinear" else quantize
+    return str(behind.input[0])
 
 
 def _has_zero_point(graph: Graph, node: NodeProto) -> bool:
     """Whether a quantizer has uint8 codes or a zero point: such graphs are for ONNX Runtime, whose Add takes codes."""
     if node.op_type != "QuantizeLinear":
         return False
-    zero = node.input[2] if len(node.input) > 2 else ""
+    zero = input_at(node, 2)
     if not zero or not graph.is_constant(zero):
         return not zero
     return graph.constant(zero).dtype == "uint8" or bool(graph.constant(zero).any())

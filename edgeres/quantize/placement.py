@@ -13,6 +13,7 @@ read and write codes.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
 from onnx import NodeProto
@@ -23,12 +24,9 @@ from edgeres.records import Codes, Skipped, Style
 
 @dataclass(frozen=True)
 class Site:
-    """A tensor to be quantized.
+    """A tensor to be quantized, and the nodes that will read the codes.
 
-    Attributes:
-        consumers: names of the nodes that will read the codes.
-        like: another site's tensor whose scale and zero_point this one takes over, so that codes pass through
-            unchanged.
+    With ``like``, it takes over scale and zero_point of that site's tensor, so that codes pass through unchanged.
     """
 
     tensor: str
@@ -64,18 +62,16 @@ class Placement:
 class _PlacementBuilder:
     """Collects which nodes read which tensors as codes, and why."""
 
-    readers: dict[str, list[str]] = field(default_factory=dict)
-    reasons: dict[str, list[str]] = field(default_factory=dict)
+    # By tensor; the keys of the inner dicts stand for an ordered set.
+    readers: defaultdict[str, dict[str, None]] = field(default_factory=lambda: defaultdict(dict))
+    reasons: defaultdict[str, dict[str, None]] = field(default_factory=lambda: defaultdict(dict))
     like: dict[str, str] = field(default_factory=dict)
     weighted: list[str] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
 
     def want(self, tensor: str, reader: str, reason: str) -> None:
-        readers, reasons = self.readers.setdefault(tensor, []), self.reasons.setdefault(tensor, [])
-        if reader not in readers:
-            readers.append(reader)
-        if reason not in reasons:
-            reasons.append(reason)
+        self.readers[tensor][reader] = None
+        self.reasons[tensor][reason] = None
 
     def skip(self, node: NodeProto, reason: str) -> None:
         self.skipped.append(Skipped(f"{node.op_type} {node.name}", reason))
@@ -89,11 +85,7 @@ class _PlacementBuilder:
 
 
 def place(graph: Graph, style: Style, codes: Codes = "full") -> Placement:
-    """The placement of one style for a canonical graph.
-
-    Args:
-        codes: of tensors behind a ReLU in the ``tensorrt`` style; the ``cpu`` style has uint8.
-    """
+    """The placement for a canonical graph; ``codes`` is for tensors behind a ReLU in the ``tensorrt`` style alone."""
     if style == "cpu":
         return _place_cpu(graph).finish(style)
     placement = _place_tensorrt(graph).finish(style)
@@ -101,13 +93,10 @@ def place(graph: Graph, style: Style, codes: Codes = "full") -> Placement:
 
 
 def _full(graph: Graph, placement: Placement) -> frozenset[str]:
-    """The tensors that are never negative and whose readers work without a zero point.
-
-    See :mod:`edgeres.quantize.zero_points`.
-    """
-    readers: dict[str, set[str]] = {}
+    """The tensors that are never negative and whose readers :mod:`edgeres.quantize.zero_points` can change."""
+    readers: defaultdict[str, set[str]] = defaultdict(set)
     for site in placement.sites:
-        readers.setdefault(site.like or site.tensor, set()).update(site.consumers)
+        readers[site.like or site.tensor].update(site.consumers)
     return frozenset(
         tensor
         for tensor in placement.observed
@@ -124,9 +113,7 @@ def _takes_lowered(graph: Graph, node: NodeProto) -> bool:
 
 def weight_axis(node: NodeProto) -> int:
     """The axis of the output channels in the weights of a Conv, Gemm or MatMul."""
-    if node.op_type == "Conv":
-        return 0
-    return 0 if attributes(node).get("transB") else 1
+    return 0 if node.op_type == "Conv" or attributes(node).get("transB") else 1
 
 
 def why_not_weighted(graph: Graph, node: NodeProto) -> str | None:
@@ -185,7 +172,7 @@ def _place_skip_input(graph: Graph, add: NodeProto, builder: _PlacementBuilder) 
     builder.skip(add, "its main branch stays float, so that Conv + Add + ReLU fuse into one INT8 kernel")
     # An option-A shortcut slices and pads the block's input: it reads the codes that the block's first Conv reads.
     tensor, reader = skip, add
-    while tensor not in {graph.input} and (node := graph.producer(tensor)) is not None and graph.keeps_codes(node):
+    while (node := graph.producer(tensor)) is not None and graph.keeps_codes(node):
         tensor, reader = node.input[0], node
     if tensor != skip and _feeds_weighted(graph, tensor):
         builder.want(tensor, reader.name, "source of a shortcut")
@@ -224,9 +211,9 @@ _FLOAT_ON_CPU = {
 
 
 def _place_around(graph: Graph, node: NodeProto, builder: _PlacementBuilder) -> None:
-    inputs = [name for name in node.input if name and not graph.is_constant(name)]
-    for name in inputs:
-        _want_everywhere(graph, name, f"input of {node.op_type}", builder)
+    for name in node.input:
+        if name and not graph.is_constant(name):
+            _want_everywhere(graph, name, f"input of {node.op_type}", builder)
     after = graph.activation_after(node)
     if after == graph.output or node.op_type in {"Gemm", "MatMul"}:
         builder.skip(node, "its output stays float: scores are not rounded")

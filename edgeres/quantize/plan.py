@@ -15,6 +15,7 @@ from edgeres.quantize.placement import Placement, Site, weight_axis
 from edgeres.records import Edge, QuantParams, QuantPlan, Skipped, TensorRange, WeightEdge
 
 _FULL = "; all 256 codes, since it is never negative"
+_Params = Mapping[str, QuantParams]
 
 
 def make_plan(
@@ -32,33 +33,25 @@ def make_plan(
     params |= {tensor: affine_int8(ranges[tensor]) for tensor in placement.full}
     params |= {site.tensor: params[site.like] for site in placement.sites if site.like is not None}
 
-    def full(site: Site) -> bool:
-        return (site.like or site.tensor) in placement.full
+    def why(site: Site) -> str:
+        return site.reason + (_FULL if (site.like or site.tensor) in placement.full else "")
 
     coded = [node for node in graph.nodes if node.name in set(placement.weighted)]
     make = _integer_layer if cpu else _float_bias_layer
     skipped = placement.skipped
     if not cpu:
-        skipped += tuple(
-            Skipped(f"bias of {node.name}", "TensorRT's parsers take a float bias only")
-            for node in coded
-            if len(node.input) > 2
-        )
+        biased = [node.name for node in coded if len(node.input) > 2]
+        skipped += tuple(Skipped(f"bias of {name}", "TensorRT's parsers take a float bias only") for name in biased)
     return QuantPlan(
         style=placement.style,
-        edges=tuple(
-            Edge(site.tensor, params[site.tensor], site.consumers, site.reason + (_FULL if full(site) else ""))
-            for site in placement.sites
-        ),
+        edges=tuple(Edge(site.tensor, params[site.tensor], site.consumers, why(site)) for site in placement.sites),
         weights=tuple(edge for node in coded for edge in make(graph, node, params, weight_bits)),
         skipped=skipped,
         calibration_digest=calibration_digest,
     )
 
 
-def _float_bias_layer(
-    graph: Graph, node: NodeProto, params: Mapping[str, QuantParams], bits: int
-) -> Iterator[WeightEdge]:
+def _float_bias_layer(graph: Graph, node: NodeProto, params: _Params, bits: int) -> Iterator[WeightEdge]:
     """The weights. The bias stays in float, but must fit int32 with zero points folded in: a runtime may code it so."""
     values, data = graph.constant(node.input[1]), params[node.input[0]]
     others = tuple(axis for axis in range(values.ndim) if axis != weight_axis(node))
@@ -67,7 +60,7 @@ def _float_bias_layer(
     yield WeightEdge(node.input[1], node.name, *_weights_that_fit(graph, node, largest, float(data.scale), bits))
 
 
-def _integer_layer(graph: Graph, node: NodeProto, params: Mapping[str, QuantParams], bits: int) -> Iterator[WeightEdge]:
+def _integer_layer(graph: Graph, node: NodeProto, params: _Params, bits: int) -> Iterator[WeightEdge]:
     """The weights, and the bias as int32 in the accumulator's unit: scale = input scale * weight scale."""
     data = params[node.input[0]]
     bias = _bias(graph, node)
@@ -94,15 +87,14 @@ def _weights_that_fit(
     return wider, codes(values, wider).astype(np.int8)
 
 
-def _offset_behind(graph: Graph, node: NodeProto, params: Mapping[str, QuantParams]) -> float:
+def _offset_behind(graph: Graph, node: NodeProto, params: _Params) -> float:
     """The most that folded zero points change this node's bias: the next quantized tensor's and a skip's on the way."""
     tensor, found = str(node.output[0]), 0.0
     while tensor not in params:
         readers = graph.consumers(tensor)
         if len(readers) != 1 or readers[0].op_type not in {"Relu", "Add", "MaxPool"}:
             return found
-        others = [name for name in readers[0].input if name != tensor and name in params]
-        found += sum(_offset(params[name]) for name in others)
+        found += sum(_offset(params[name]) for name in readers[0].input if name != tensor and name in params)
         tensor = readers[0].output[0]
     return found + _offset(params[tensor])
 

@@ -26,6 +26,8 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
 from edgeres.graph.graph import PASS_THROUGH, Graph, Values, attributes, input_at
+from edgeres.quantize.affine import per_channel
+from edgeres.quantize.placement import weight_axis
 from edgeres.records import F64
 
 _LOWEST = -128
@@ -185,7 +187,7 @@ class _Folding:
         weights = self._weights(node.input[1])
         if weights is None:
             return None
-        weights = weights if _channels_first(node) else weights.T
+        weights = np.moveaxis(weights, weight_axis(node), 0)
         found: F64 = weights.reshape(len(weights), -1).sum(axis=1)
         return found
 
@@ -196,10 +198,8 @@ class _Folding:
         if node is None or node.op_type != "DequantizeLinear" or not self.graph.is_constant(node.input[0]):
             return None
         codes, scale = (self.graph.constant(name).astype(np.float64) for name in node.input[:2])
-        shape = [1] * codes.ndim
-        if scale.ndim:
-            shape[int(attributes(node).get("axis", 1))] = -1
-        found: F64 = codes * scale.reshape(shape)
+        axis = int(attributes(node).get("axis", 1)) if scale.ndim else None
+        found: F64 = codes * per_channel(scale, axis, codes.ndim)
         return found
 
     # Edits.
@@ -228,13 +228,7 @@ class _Folding:
             return
         weights = self._weights(node.input[1])
         assert weights is not None, node.name
-        channels = weights.shape[0 if _channels_first(node) else 1]
         old = input_at(node, 2)
-        before = self.graph.constant(old).astype(np.float64) if old else np.zeros(channels)
+        before = self.graph.constant(old).astype(np.float64) if old else np.zeros(weights.shape[weight_axis(node)])
         name = self._constant(f"{node.name}.raised_bias", (before + self.raised[node.name]).astype(np.float32))
         self.graph.set_inputs(node, [*node.input[:2], name])
-
-
-def _channels_first(node: NodeProto) -> bool:
-    """Whether the first axis of a Conv's or Gemm's weights counts output channels."""
-    return node.op_type == "Conv" or bool(attributes(node).get("transB", 0))
