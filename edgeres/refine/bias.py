@@ -101,16 +101,14 @@ def _forward(model: ModelProto, images: F32, tensors: Sequence[str]) -> tuple[di
 
 def _part(candidate: CandidatePlan, block: Block, outputs: Sequence[str], rank: int) -> CandidatePlan:
     """The candidate plan of one block, with a graph of that block only."""
-    inside = set(block.nodes)
-    edges = (replace(e, consumers=tuple(name for name in e.consumers if name in inside)) for e in candidate.plan.edges)
-    halves = (
-        replace(h, consumers=tuple(name for name in h.consumers if name in inside)) for h in candidate.plan.halves
-    )
+    whole, inside = candidate.plan, set(block.nodes)
+    edges = (replace(e, consumers=tuple(name for name in e.consumers if name in inside)) for e in whole.edges)
+    halves = (replace(h, consumers=tuple(name for name in h.consumers if name in inside)) for h in whole.halves)
     plan = replace(
-        candidate.plan,
+        whole,
         edges=tuple(edge for edge in edges if edge.consumers),
         halves=tuple(half for half in halves if half.consumers),
-        weights=tuple(edge for edge in candidate.plan.weights if edge.node in inside),
+        weights=tuple(edge for edge in whole.weights if edge.node in inside),
     )
     return CandidatePlan(_cut(candidate.graph, block, outputs, rank), plan)
 

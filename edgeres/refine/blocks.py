@@ -16,11 +16,7 @@ from edgeres.graph.graph import WEIGHTED, Graph
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive nodes with one input and one output.
-
-    Attributes:
-        nodes: names, in graph order.
-    """
+    """Consecutive nodes, by name and in graph order, with one input and one output."""
 
     nodes: tuple[str, ...]
     input: str

@@ -18,9 +18,7 @@ _BATCH = 32
 class CandidatePlan:
     """A canonical graph and a plan for it; each refinement step takes one and returns another.
 
-    Attributes:
-        graph: float32. Refinement may have changed its biases, and equalization its weights.
-        plan: scales and codes.
+    Refinement may have changed the graph's biases, and equalization its weights.
     """
 
     graph: ModelProto

@@ -29,11 +29,7 @@ PINNED = 0
 
 @dataclass(frozen=True)
 class ScaledConstant:
-    """A constant that takes factors up: it becomes ``value * factors[groups] ** power``.
-
-    Attributes:
-        groups: group numbers; they broadcast against the constant's values.
-    """
+    """A constant that becomes ``value * factors[groups] ** power``; ``groups`` broadcast against its values."""
 
     constant: str
     groups: I64
@@ -42,11 +38,10 @@ class ScaledConstant:
 
 @dataclass(frozen=True)
 class ChannelGroups:
-    """Which channels share a factor, and which constants take the factors up.
+    """Which channels share a factor, and which constants take the factors up; one constant may do so several times.
 
     Attributes:
         channels: by tensor, the group of each channel (axis 1). Tensors that are missing keep their values.
-        constants: every change of a constant; one constant may have several.
         size: number of groups; group 0 (``PINNED``) always has the factor 1.
     """
 
@@ -264,10 +259,8 @@ _RULES: dict[str, Callable[[_Walk, NodeProto], bool]] = {
     "Gemm": _matmul,
     "MatMul": _matmul,
     "BatchNormalization": _batch_norm,
-    **dict.fromkeys(
-        ["Relu", "LeakyRelu", "PRelu", "Identity", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"],
-        _same,
-    ),
+    **dict.fromkeys(["Relu", "LeakyRelu", "PRelu", "Identity"], _same),
+    **dict.fromkeys(["MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"], _same),
     "ReduceMean": _mean,
     **dict.fromkeys(["Flatten", "Reshape", "Squeeze"], _flatten),
     "Slice": _slice,
@@ -280,14 +273,14 @@ _RULES: dict[str, Callable[[_Walk, NodeProto], bool]] = {
 def scaled(model: ModelProto, groups: ChannelGroups, factors: F64) -> ModelProto:
     """The same function with every group of channels multiplied by its factor; the model given is not changed.
 
-    Args:
-        factors: (groups.size,) positive, 1 for ``PINNED``.
+    ``factors`` are (groups.size,) positive numbers, 1 for ``PINNED``.
     """
     graph = Graph.copy_of(model)
     values: dict[str, F64] = {}
     for each in groups.constants:
-        value = values[each.constant] if each.constant in values else graph.constant(each.constant).astype(np.float64)
-        values[each.constant] = value * factors[each.groups] ** each.power
+        name = each.constant
+        value = values[name] if name in values else graph.constant(name).astype(np.float64)
+        values[name] = value * factors[each.groups] ** each.power
     for name, value in values.items():
         graph.set_constant(name, value.astype(np.float32))
     return graph.model

@@ -39,36 +39,19 @@ _RATE = 0.05  # of the first iteration, in octaves; it falls to zero
 _MOST = 6.0  # octaves that a factor may go, so that dead channels stay finite
 
 
-@dataclass(frozen=True)
-class _ActivationTerm:
-    """The first part of J, for one coded tensor.
-
-    Attributes:
-        error: (C, len(STEPS)) weighted errors.
-        groups: (C,) group of each channel.
-    """
-
-    error: F64
-    groups: I64
+# The first part of J, for one coded tensor: (C, len(STEPS)) weighted errors, and the (C,) group of each channel.
+_ActivationTerm = tuple[F64, I64]
 
 
 @dataclass(frozen=True)
 class _WeightTerm:
-    """The second part of J, for one layer.
+    """The second part of J, for one layer."""
 
-    Attributes:
-        weight: (O, I / groups) log2 of the largest |W| over the taps.
-        channel: (O, I / groups) input channel of each.
-        groups: (I,) group of each input channel.
-        power: (I,) mean square times taps over 12 * 127**2.
-        h: (O,) squared error of the scores per error variance of an output channel.
-    """
-
-    weight: F64
-    channel: I64
-    groups: I64
-    power: F64
-    h: F64
+    weight: F64  # (O, I / groups) log2 of the largest |W| over the taps
+    channel: I64  # (O, I / groups) input channel of each
+    groups: I64  # (I,) group of each input channel
+    power: F64  # (I,) mean square times taps over 12 * 127**2
+    h: F64  # (O,) squared error of the scores per error variance of an output channel
 
 
 def equalize(model: ModelProto, images: F32, codes: Codes = "full", progress: Progress = SILENT) -> ModelProto:
@@ -113,24 +96,15 @@ def _terms(
     activations = []
     for site in sites:
         through = sum(h.reads[reader, site.tensor] for reader in site.consumers if (reader, site.tensor) in h.reads)
-        weight = np.reshape(through * _positions(shape, site.tensor), (-1, 1))
-        activations.append(_ActivationTerm(errors[site.tensor].error * weight, _groups(groups, site.tensor, shape)))
-    layers = [
-        _weight_term(
-            graph,
-            node,
-            _groups(groups, node.input[0], shape),
-            errors[node.input[0]],
-            h.tensors[node.output[0]] * _positions(shape, node.output[0]),
-        )
-        for node in graph.nodes
-        if node.op_type in WEIGHTED and not why_not_weighted(graph, node) and node.output[0] in h.tensors
-    ]
+        weight = np.reshape(through * math.prod(shape[site.tensor][2:]), (-1, 1))
+        activations.append((errors[site.tensor].error * weight, _groups(groups, site.tensor, shape)))
+    layers = []
+    for node in graph.of(*WEIGHTED):
+        read, written = node.input[0], node.output[0]
+        if not why_not_weighted(graph, node) and written in h.tensors:
+            noise = h.tensors[written] * math.prod(shape[written][2:])
+            layers.append(_weight_term(graph, node, _groups(groups, read, shape), errors[read], noise))
     return activations, layers
-
-
-def _positions(shape: Mapping[str, Sequence[int]], tensor: str) -> int:
-    return math.prod(shape[tensor][2:])
 
 
 def _groups(groups: ChannelGroups, tensor: str, shape: Mapping[str, Sequence[int]]) -> I64:
@@ -149,7 +123,7 @@ def _weight_term(graph: Graph, node: NodeProto, groups: I64, errors: ChannelErro
 
 def _descend(activations: list[_ActivationTerm], layers: list[_WeightTerm], size: int, advance: Advance) -> F64:
     """v of every group, in octaves, by Adam (Kingma and Ba 2015) on log J in v and u together."""
-    start = [STEPS[int(term.error.sum(axis=0).argmin())] for term in activations]
+    start = [STEPS[int(error.sum(axis=0).argmin())] for error, _ in activations]
     point = np.concatenate([np.zeros(size), start])
     mean, square = np.zeros_like(point), np.zeros_like(point)
     for step in range(ITERATIONS):
@@ -171,16 +145,16 @@ def _objective(
     """J, and its slope in (v, u)."""
     total = 0.0
     slope = np.zeros(len(octaves) + len(steps))
-    for index, term in enumerate(activations):
-        position = (steps[index] - octaves[term.groups] - STEPS[0]) / (STEPS[1] - STEPS[0])
+    for index, (error, groups) in enumerate(activations):
+        position = (steps[index] - octaves[groups] - STEPS[0]) / (STEPS[1] - STEPS[0])
         position = np.clip(position, 0, len(STEPS) - 1.001)
         below = position.astype(np.int64)
         rows = np.arange(len(below))
-        low, high = term.error[rows, below], term.error[rows, below + 1]
+        low, high = error[rows, below], error[rows, below + 1]
         total += float((low + (high - low) * (position - below)).sum())
         change = (high - low) / (STEPS[1] - STEPS[0])
         slope[len(octaves) + index] += change.sum()
-        np.subtract.at(slope, term.groups, change)
+        np.subtract.at(slope, groups, change)
     doubling = 2 * math.log(2)  # d(4**v)/dv over 4**v
     for layer in layers:
         reach = layer.weight - octaves[layer.groups][layer.channel]

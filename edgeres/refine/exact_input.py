@@ -52,10 +52,9 @@ Interface = Literal["bytes", "normalized"]
 
 @dataclass(frozen=True)
 class ExactInput:
-    """A network whose first convolution reads bytes.
+    """A network whose first convolution reads bytes; it computes the same as the original, up to float rounding.
 
     Attributes:
-        graph: computes the same as the original, up to float rounding.
         preprocess: makes the graph's input from an image.
         known: the range of the first convolution's input, which needs no measuring: [-128, 127] gives scale 1, for int8
             with zero_point 0 and for uint8 with zero_point 128.

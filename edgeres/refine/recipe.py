@@ -25,7 +25,7 @@ from edgeres.graph.graph import Graph
 from edgeres.progress import SILENT, Progress
 from edgeres.quantize.graphs import Quantized, RangeChoice, quantize
 from edgeres.quantize.rewrite import rewrite
-from edgeres.records import F32, I64, Codes, Style
+from edgeres.records import F32, I64, Codes, QuantPlan, Style
 from edgeres.refine.bias import correct_bias
 from edgeres.refine.candidate import CandidatePlan, logits, typical_noise
 from edgeres.refine.choice import RefineChoice
@@ -48,12 +48,9 @@ _LARGE_INPUT_BATCH = 8
 
 @dataclass(frozen=True)
 class Step:
-    """One refinement of one graph.
+    """One refinement that was tried on the graph of one style; ``note`` says why it was not kept.
 
-    Attributes:
-        style: of the graph it was tried on.
-        before_db, after_db: logit SQNR, mean over the held-back images; ``after_db`` is None if the step failed.
-        note: why it was not kept; "" otherwise.
+    The figures are the logit SQNR, mean over the held-back images; ``after_db`` is None if the step failed.
     """
 
     name: str
@@ -67,11 +64,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Refined:
-    """Graphs and plans after refinement, with the gain of each step and the cost of each block's precision.
-
-    Attributes:
-        note: why nothing was refined; "" otherwise.
-    """
+    """Graphs and plans after refinement, the gain of each step, the cost of each skip, and why nothing was refined."""
 
     quantized: Quantized
     steps: tuple[Step, ...] = ()
@@ -186,14 +179,12 @@ class _Refiner:
         """
         start = time.perf_counter()
         graph = equalize(self.graphs[next(iter(quantized.plans))], self._some(_EQUALIZE_IMAGES), codes, self.progress)
-        before = {
-            style: self._noise(CandidatePlan(self.graphs[style], plan)) for style, plan in quantized.plans.items()
-        }
+        before = {style: self._noise(self.graphs[style], plan) for style, plan in quantized.plans.items()}
         found = again(graph, True)
-        after = {style: self._noise(CandidatePlan(graph, plan)) for style, plan in found.plans.items()}
+        after = {style: self._noise(graph, plan) for style, plan in found.plans.items()}
         if any(after[style] < before[style] for style in before):
             found = again(graph, False)
-            after = {style: self._noise(CandidatePlan(graph, plan)) for style, plan in found.plans.items()}
+            after = {style: self._noise(graph, plan) for style, plan in found.plans.items()}
         plans = dict(quantized.plans)
         for style in before:
             self._record("equalization", style, before[style], after[style], time.perf_counter() - start)
@@ -238,7 +229,7 @@ class _Refiner:
     def _try(
         self, name: str, candidate: CandidatePlan, step: Callable[[CandidatePlan], CandidatePlan]
     ) -> CandidatePlan:
-        start, before = time.perf_counter(), self._noise(candidate)
+        start, before = time.perf_counter(), self._noise(candidate.graph, candidate.plan)
         try:
             if name.startswith("learned") and importlib.util.find_spec("torch") is None:
                 raise needs("export", "torch")
@@ -246,12 +237,12 @@ class _Refiner:
         except EdgeresError as error:  # e.g. an operator that this refinement cannot handle: go on without it
             self._record(name, candidate.plan.style, before, None, time.perf_counter() - start, str(error))
             return candidate
-        after = self._noise(changed)
+        after = self._noise(changed.graph, changed.plan)
         self._record(name, candidate.plan.style, before, after, time.perf_counter() - start)
         return changed if after < before else candidate
 
-    def _noise(self, candidate: CandidatePlan) -> float:
-        return typical_noise(self.reference, logits(candidate.quantized(), self.held))
+    def _noise(self, graph: ModelProto, plan: QuantPlan) -> float:
+        return typical_noise(self.reference, logits(CandidatePlan(graph, plan).quantized(), self.held))
 
     def _record(
         self, name: str, style: str, before: float, after: float | None, seconds: float, note: str = ""

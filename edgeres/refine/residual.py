@@ -30,14 +30,11 @@ _REASON = "residual stream kept in float16: rounding it to int8 would stay in th
 
 @dataclass(frozen=True)
 class SkipCost:
-    """The cost of one block's skip in either precision.
+    """The cost of the skip input ``tensor`` of one residual Add, and the precision chosen for it.
 
     Attributes:
-        add: name of the residual Add.
-        tensor: its skip input.
         noise: noise power that int8 adds to the logits, as a share of the signal's.
         bytes_moved: bytes per image that float16 moves more than int8.
-        precision: the chosen one.
     """
 
     add: str
@@ -54,11 +51,7 @@ def skips(graph: Graph, plan: QuantPlan) -> dict[str, str]:
 
 
 def keep_in_half(graph: Graph, plan: QuantPlan, adds: Collection[str]) -> QuantPlan:
-    """The plan with the skip inputs of the named Adds in float16 instead of int8.
-
-    Args:
-        adds: names among :func:`skips`.
-    """
+    """The plan with the skip inputs of these Adds, named as in :func:`skips`, in float16 instead of int8."""
     chosen = {add: tensor for add, tensor in skips(graph, plan).items() if add in adds}
     # Slices and Pads before an option-A skip read the codes of their source: they become float again with it.
     released = set(chosen) | {name for tensor in chosen.values() for name in _movers(graph, tensor)}
@@ -96,25 +89,24 @@ def choose_residual(
             added[add] = max(noise(found.keys() - {add}) - floor, 0.0)
             advance(1)
     sizes = shapes(graph, images[:1])
-    saved = {
-        add: _bytes_of_half(graph, candidate.plan, tensor, math.prod(sizes[tensor][1:]))
-        for add, tensor in found.items()
-    }
+    values = {add: math.prod(sizes[tensor][1:]) for add, tensor in found.items()}
+    saved = {add: _bytes_of_half(graph, candidate.plan, tensor, values[add]) for add, tensor in found.items()}
     in_half = set(found)
     for add in sorted(found, key=lambda name: added[name] / max(saved[name], 1)):
         if noise(in_half - {add}) <= budget * floor:
             in_half.discard(add)
-    costs = tuple(
+    costs = (
         SkipCost(add, tensor, added[add], saved[add], "fp16" if add in in_half else "int8")
         for add, tensor in found.items()
     )
-    return replace(candidate, plan=keep_in_half(graph, candidate.plan, in_half)), costs
+    return replace(candidate, plan=keep_in_half(graph, candidate.plan, in_half)), tuple(costs)
 
 
 def _movers(graph: Graph, tensor: str) -> list[str]:
     """The pass-through nodes between a skip input and the tensor it comes from."""
     source, names = graph.source_of(tensor), []
-    while tensor != source and (node := graph.producer(tensor)) is not None:
+    while tensor != source:
+        node = graph.writer(tensor)
         names.append(node.name)
         tensor = node.input[0]
     return names

@@ -51,11 +51,7 @@ class ChannelErrors:
 
 
 def shapes(graph: Graph, image: F32) -> dict[str, tuple[int, ...]]:
-    """The shapes of the float tensors, the batch's axis first.
-
-    Args:
-        image: one network input, (1, ...): the network runs on it where a shape cannot be inferred.
-    """
+    """The shapes of the float tensors; where one cannot be inferred, the network runs on ``image``, (1, ...)."""
     floats = [name for name, value in graph.types.items() if value.type.tensor_type.elem_type == TensorProto.FLOAT]
     found = {name: graph.shape(name) for name in floats}
     unknown = [name for name, sizes in found.items() if 0 in sizes[1:] or not sizes]
@@ -118,11 +114,9 @@ def rounding_tables(counts: I64, top: int) -> ChannelErrors:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Squared error of the scores per error variance of one value of a channel.
+    """Squared error of the scores per error variance of one value of a channel, (C,).
 
-    Attributes:
-        tensors: (C,) by tensor, through all its readers.
-        reads: (C,) by (node, tensor), through that reader only.
+    ``tensors`` has it by tensor, through all its readers; ``reads`` by (node, tensor), through that reader only.
     """
 
     tensors: Mapping[str, F64]
@@ -156,8 +150,7 @@ def _backward(
     channels, positions = sizes[0][1], math.prod(sizes[0][2:]) or 1
     shared = (math.prod(sizes[1][2:]) or 1) / positions
     if node.op_type in {"Conv", "Gemm", "MatMul"} and graph.is_constant(node.input[1]):
-        weight = graph.constant(node.input[1]).astype(np.float64)
-        weight = np.moveaxis(weight, weight_axis(node), 0)
+        weight = np.moveaxis(graph.constant(node.input[1]).astype(np.float64), weight_axis(node), 0)
         squares = (weight**2).sum(axis=tuple(range(2, weight.ndim)))
         groups = channels // squares.shape[1]
         result: F64 = (squares * h[:, None]).reshape(groups, -1, squares.shape[1]).sum(axis=1).reshape(-1) * shared

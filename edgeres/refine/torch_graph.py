@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from edgeres.errors import ModelError
 from edgeres.graph.graph import Graph, attributes, input_at
-from edgeres.quantize.affine import codes
+from edgeres.quantize.affine import codes, per_channel
 from edgeres.records import F32, QuantParams, QuantPlan, WeightEdge
 from edgeres.refine.blocks import Block
 from edgeres.refine.candidate import CandidatePlan
@@ -57,8 +57,7 @@ class _Quantize(torch.autograd.Function):
 class FakeQuantizer(nn.Module):
     """The Q/DQ pair of an activation, with one learnable scale.
 
-    Attributes:
-        change: log of the scale over the one it began with, so that a step of an optimizer is relative.
+    ``change`` is the log of the scale over the one it began with, so that a step of an optimizer is relative.
     """
 
     def __init__(self, params: QuantParams) -> None:
@@ -92,10 +91,7 @@ class CodedWeight(nn.Module):
 
     def __init__(self, values: F32, edge: WeightEdge) -> None:
         super().__init__()
-        shape = [1] * values.ndim
-        if edge.params.axis is not None:
-            shape[edge.params.axis] = -1
-        scale = np.asarray(edge.params.scale, np.float32).reshape(shape)
+        scale = per_channel(np.asarray(edge.params.scale, np.float32), edge.params.axis, values.ndim)
         exact = values / scale
         given = edge.codes.astype(np.float32)
         base = np.where(np.abs(given - exact) < 1, np.floor(exact), given).clip(-_WEIGHT_LIMIT, _WEIGHT_LIMIT - 1)
@@ -246,13 +242,10 @@ class TorchGraph:
 
     def scales(self, nodes: Sequence[str]) -> list[nn.Parameter]:
         """Log changes of the scales of these nodes' inputs, each once."""
-        inside = set(nodes)
-        return list(dict.fromkeys(q.change for (_, node), q in self._readings.items() if node in inside))
+        return list(dict.fromkeys(q.change for (_, node), q in self._readings.items() if node in nodes))
 
     def weights(self, nodes: Sequence[str]) -> list[CodedWeight]:
-        """Coded weights of these nodes."""
-        inside = set(nodes)
-        return [weight for (_, node), weight in self._weights.items() if node in inside]
+        return [weight for (_, node), weight in self._weights.items() if node in nodes]
 
     def shifts(self, nodes: Sequence[str]) -> list[nn.Parameter]:
         """Shifts of the biases of these nodes, in steps of their inputs' codes."""

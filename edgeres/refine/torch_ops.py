@@ -90,15 +90,14 @@ def _reduce_mean(a: Attributes, inputs: list[Any]) -> Any:
 
 def _reshape(a: Attributes, inputs: list[Any]) -> Any:
     x, shape = inputs[0], inputs[1].tolist()
-    if not a.get("allowzero"):
-        shape = [x.shape[axis] if size == 0 else size for axis, size in enumerate(shape)]
-    return x.reshape(shape)
+    copies = not a.get("allowzero")  # 0 copies the size of the input
+    return x.reshape([x.shape[axis] if size == 0 and copies else size for axis, size in enumerate(shape)])
 
 
 def _slice(a: Attributes, inputs: list[Any]) -> Any:
     x, starts, ends, axes, steps = (*inputs, None, None)[:5]
     begin, stop = starts.tolist(), ends.tolist()
-    for i, axis in enumerate(_ints(axes, list(range(len(begin))))):
+    for i, axis in enumerate(_ints(axes, range(len(begin)))):
         step = _ints(steps, [1] * len(begin))[i]
         if step < 1:
             raise ModelError("Slice with a negative step has no torch form here")
@@ -110,11 +109,9 @@ def _slice(a: Attributes, inputs: list[Any]) -> Any:
 
 def _pad(a: Attributes, inputs: list[Any]) -> Any:
     x, pads, value, axes = (*inputs, None, None)[:4]
-    counts = pads.tolist()
-    half = len(counts) // 2
     begin, end = [0] * x.ndim, [0] * x.ndim
-    for i, axis in enumerate(_ints(axes, list(range(x.ndim)))):
-        begin[axis], end[axis] = counts[i], counts[half + i]
+    for axis, (first, last) in zip(_ints(axes, range(x.ndim)), pads.reshape(2, -1).T.tolist(), strict=True):
+        begin[axis], end[axis] = first, last
     mode = a.get("mode", b"constant").decode()
     if mode == "constant":
         return F.pad(x, _torch_pads(begin, end), value=0.0 if value is None else float(value))
