@@ -1,4 +1,4 @@
-"""Comparisons and reports made by hand, from a flat description."""
+"""Comparisons and reports for tests, made from given values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NO_LIMITS = Limits(**dict.fromkeys(vars(Limits())))
 
 
 def compared(labels: I64, classes: int, answers: Mapping[str, I64], **more: Any) -> Comparison:
-    """A comparison where every label is among the five best; ``sqnr`` is (dB, interval) by candidate."""
+    """A comparison in which every label is among the top five; ``sqnr`` is (dB, interval) by candidate."""
     sqnr = more.pop("sqnr", {})
     top5 = int((labels >= 0).sum())
     scored = {name: Scored(ORT, top5, *sqnr.get(name, ())) for name in answers}
@@ -38,9 +38,9 @@ def limits(**set_: float) -> Limits:
 
 
 def judged(**given: Any) -> dict[str, Any]:
-    """The report of a run that is described by fields of Asked, Made, Making, Measured and GateChoice.
+    """The report for given fields of Asked, Made, Making, Measured and GateChoice.
 
-    ``made_earlier`` says that the bundle was there; ``facts`` are otherwise those that the fields tell.
+    ``made_earlier``: the bundle was made by an earlier run; ``facts`` are computed from the fields unless given.
     """
     gates = GateChoice(**{name: given.pop(name) for name in ("limits", "on_unsure", "allow") if name in given})
     asked = Asked(given.pop("command", ""), given.pop("options", {}), gates, given.pop("baseline", None))

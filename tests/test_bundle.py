@@ -1,4 +1,4 @@
-"""A bundle on disk: whole or not there, whenever its writer is killed; checked when it is read."""
+"""Bundles are complete or absent even if their writer is killed, and are checked when they are read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def files(text: str) -> dict[str, bytes]:
 
 
 def content(path: Path) -> str:
-    """What a bundle was written with, after checking all of it."""
+    """The text that a bundle was written with, after checking all its files."""
     bundle = Bundle(path)
     bundle.check()
     return bundle.file("model.int8.cpu.onnx").read_text()
@@ -46,7 +46,7 @@ def a_pid(*, alive: bool) -> int:
 
 
 def leave(path: Path, kind: str, pid: object, text: str | None = None) -> Path:
-    """What a killed writer leaves: a hidden sibling, whole where ``text`` is given."""
+    """The hidden directory that a killed writer leaves; a complete bundle where ``text`` is given."""
     hidden = path.with_name(f".{path.name}.{kind}-{pid}")
     if text is None:
         hidden.mkdir()
@@ -67,7 +67,7 @@ def test_the_manifest_names_every_other_file_with_its_hash(tmp_path: Path) -> No
     assert siblings(path) == set()
 
 
-def test_a_newer_bundle_takes_the_place_of_an_older_one_whole(tmp_path: Path) -> None:
+def test_a_newer_bundle_replaces_all_of_an_older_one(tmp_path: Path) -> None:
     path = write_bundle(tmp_path / NAME, files={**files("one"), "report.json": b"{}"})
     write_bundle(path, files=files("two"))
     assert content(path) == "two"
@@ -75,7 +75,7 @@ def test_a_newer_bundle_takes_the_place_of_an_older_one_whole(tmp_path: Path) ->
     assert siblings(path) == set()
 
 
-def test_an_empty_directory_may_become_a_bundle_and_missing_parents_are_made(tmp_path: Path) -> None:
+def test_an_empty_directory_may_become_a_bundle_and_missing_parents_are_created(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert content(write_bundle(tmp_path / "empty", files=files("one"))) == "one"
     assert content(write_bundle(tmp_path / "new" / "folder" / NAME, files=files("one"))) == "one"
@@ -85,7 +85,9 @@ def test_an_empty_directory_may_become_a_bundle_and_missing_parents_are_made(tmp
     "stop", [OSError(errno.EIO, "I/O error"), ValueError("fault"), KeyboardInterrupt(), SystemExit()]
 )
 @pytest.mark.parametrize("before", [None, "one"])
-def test_a_writer_that_stops_leaves_what_was_there(tmp_path: Path, stop: BaseException, before: str | None) -> None:
+def test_a_writer_that_fails_leaves_an_older_bundle_unchanged(
+    tmp_path: Path, stop: BaseException, before: str | None
+) -> None:
     path = tmp_path / NAME
     if before:
         write_bundle(path, files=files(before))
@@ -123,7 +125,7 @@ def a_dangling_link(path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [a_file, a_directory, a_dangling_link])
-def test_what_is_not_a_bundle_is_left_alone(tmp_path: Path, make: Callable[[Path], None]) -> None:
+def test_other_files_are_not_overwritten(tmp_path: Path, make: Callable[[Path], None]) -> None:
     path = tmp_path / NAME
     make(path)
     before = [(p, p.lstat().st_ino, p.lstat().st_mtime_ns) for p in sorted(tmp_path.rglob("*"))]
@@ -138,7 +140,7 @@ def test_a_parent_that_is_a_file_is_refused(tmp_path: Path) -> None:
         write_bundle(tmp_path / "file" / NAME)
 
 
-def test_a_link_to_a_bundle_stays_a_link(tmp_path: Path) -> None:
+def test_a_link_to_a_bundle_is_kept(tmp_path: Path) -> None:
     real = write_bundle(tmp_path / "disk" / NAME, files=files("one"))
     link = tmp_path / "current"
     link.symlink_to(real)
@@ -149,7 +151,7 @@ def test_a_link_to_a_bundle_stays_a_link(tmp_path: Path) -> None:
     assert siblings(real) == set()
 
 
-def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -> None:
+def test_leftovers_of_killed_writers_are_removed_and_others_kept(tmp_path: Path) -> None:
     path = tmp_path / NAME
     leave(path, "partial", a_pid(alive=False))
     leave(path, "old", a_pid(alive=False), "zero")
@@ -163,7 +165,7 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -
     assert siblings(path) == {p.name for p in kept}
 
 
-def test_an_older_bundle_that_stepped_aside_comes_back_when_the_next_writer_stops(tmp_path: Path) -> None:
+def test_an_older_bundle_is_restored_by_the_next_writer(tmp_path: Path) -> None:
     path = tmp_path / NAME
     leave(path, "old", a_pid(alive=False), "one")
     with pytest.raises(KeyboardInterrupt), new_bundle(path):
@@ -172,7 +174,7 @@ def test_an_older_bundle_that_stepped_aside_comes_back_when_the_next_writer_stop
     assert siblings(path) == set()
 
 
-def test_an_interrupt_between_the_two_renames_brings_the_older_one_back(
+def test_an_interrupt_between_both_renames_restores_the_older_bundle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_bundle(tmp_path / NAME, files=files("one"))
@@ -323,9 +325,7 @@ def cut(path: Path) -> None:
     ids=["changed", "cut", "removed"],
 )
 @pytest.mark.parametrize("name", files("x"))
-def test_a_file_that_is_not_as_it_was_written_is_refused(
-    tmp_path: Path, name: str, harm: Callable[[Path], None], words: str
-) -> None:
+def test_a_changed_file_is_refused(tmp_path: Path, name: str, harm: Callable[[Path], None], words: str) -> None:
     path = write_bundle(tmp_path / NAME, files=files("one"))
     harm(path / name)
     bundle = Bundle(path)
@@ -337,7 +337,7 @@ def test_a_file_that_is_not_as_it_was_written_is_refused(
         assert bundle.file(other).is_file()
 
 
-def test_a_file_that_the_bundle_does_not_name_is_refused(tmp_path: Path) -> None:
+def test_a_file_outside_the_manifest_is_refused(tmp_path: Path) -> None:
     path = write_bundle(tmp_path / NAME)
     (path / "notes.txt").write_text("mine")
     with pytest.raises(BundleError, match=r"has no notes\.txt"):
@@ -362,9 +362,7 @@ def test_a_file_that_the_bundle_does_not_name_is_refused(tmp_path: Path) -> None
         (b"\xff\xfe", "is not a manifest.json: 'utf-8' codec"),
     ],
 )
-def test_a_manifest_that_is_none_is_refused_in_one_line(
-    tmp_path: Path, manifest: str | bytes | None, words: str
-) -> None:
+def test_an_invalid_manifest_is_refused_in_one_line(tmp_path: Path, manifest: str | bytes | None, words: str) -> None:
     path = write_bundle(tmp_path / NAME)
     if manifest is None:
         (path / MANIFEST).unlink()
@@ -378,7 +376,7 @@ def test_a_manifest_that_is_none_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize("make", [a_file, a_dangling_link, lambda path: None])
-def test_no_directory_is_no_bundle(tmp_path: Path, make: Callable[[Path], None]) -> None:
+def test_a_missing_directory_is_refused(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / NAME)
     with pytest.raises(BundleError, match="no such bundle"):
         Bundle(tmp_path / NAME)
@@ -391,8 +389,8 @@ def sealed(path: Path, **changes: object) -> None:
     (path / MANIFEST).write_text(json.dumps({**data, "digest": digest(data)}))
 
 
-def test_a_manifest_says_when_it_was_changed(tmp_path: Path) -> None:
-    """A misspelt key would take ImageNet's mean without a word."""
+def test_a_changed_manifest_is_refused(tmp_path: Path) -> None:
+    """A misspelt key would silently use ImageNet's mean."""
     path = write_bundle(tmp_path / NAME)
     text = (path / MANIFEST).read_text()
     for before, after in (('"mean"', '"maen"'), ("0.485", "0.495"), ('"NCHW"', '"NHWC"'), ('"ant"', '"aunt"')):
@@ -416,7 +414,7 @@ def test_a_manifest_says_when_it_was_changed(tmp_path: Path) -> None:
         ({"engines": [{}]}, "$.engines[0].target: is missing"),
     ],
 )
-def test_what_a_manifest_must_not_say(tmp_path: Path, changes: dict[str, object], words: str) -> None:
+def test_invalid_values_in_a_manifest_are_refused(tmp_path: Path, changes: dict[str, object], words: str) -> None:
     path = write_bundle(tmp_path / NAME)
     sealed(path, **changes)
     with pytest.raises(BundleError) as caught:
@@ -442,7 +440,7 @@ def test_preprocessing_has_bounds(tmp_path: Path, key: str, value: object, words
         Bundle(path)
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_written_completely_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "new" / "out.onnx"
     write_file(path, b"one")
     hidden = path.with_name(f".{path.name}.partial-{a_pid(alive=False)}")
@@ -479,7 +477,7 @@ def test_engines_replace_earlier_ones_of_their_kind(tmp_path: Path) -> None:
     assert {p.name for p in (path / "engines").iterdir()} == {"a.engine", "1-fp32.engine", "2.engine"}
 
 
-def test_a_bundle_is_whole_wherever_the_writing_of_engines_stops(
+def test_a_bundle_stays_valid_wherever_writing_engines_is_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_bundle(tmp_path / NAME, files=files("one"))
@@ -505,7 +503,7 @@ def test_a_bundle_is_whole_wherever_the_writing_of_engines_stops(
     assert [e.file for e in Bundle(path).manifest.engines] == ["engines/1.engine"]
 
 
-def test_sealing_again_forgets_nothing_and_names_itself_never(tmp_path: Path) -> None:
+def test_sealing_again_lists_all_files_but_the_manifest(tmp_path: Path) -> None:
     path = write_bundle(tmp_path / NAME, files=files("one"))
     (path / "labels.txt").write_text("ant\n")
     seal(path, Manifest(spec(), {}, {}, {}, {}))

@@ -1,4 +1,4 @@
-"""The files for CI, run as CI runs them: the shell steps of the YAML files, in a new directory."""
+"""The files for CI: the shell steps of the YAML files are run in a new directory, as CI runs them."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ def test_an_image_without_edgeres_says_what_to_set(work: Path) -> None:
         ("--thumbnails", "thumbnails = false", True),
     ],
 )
-def test_images_leave_the_machine_only_where_they_may(
+def test_reports_contain_images_only_where_allowed(
     work: Path, monkeypatch: pytest.MonkeyPatch, words: str, table: str, shown: bool
 ) -> None:
     """Replace the pictures of images that INT8 gets wrong by one pixel."""
@@ -260,13 +260,13 @@ def hook(folder: Path, *arguments: str) -> Ended:
     return bash(" ".join((entry["entry"], *arguments)), folder, {})
 
 
-def test_the_hook_passes_what_fits_together(work: Path) -> None:
+def test_the_hook_passes_where_all_fits_together(work: Path) -> None:
     done = hook(work, "good.edgeres")
     assert done.code == 0, done
     assert [line.split()[0] for line in done.out.splitlines()] == ["ok"] * 3
 
 
-def test_the_hook_names_what_does_not(work: Path) -> None:
+def test_the_hook_names_what_does_not_fit(work: Path) -> None:
     done = hook(work, "good.edgeres", "bad.edgeres")
     assert done.code == 1
     assert "FAIL  baseline of bad.edgeres: baseline.json is of another build, model.int8.cpu.onnx differs" in done.out
@@ -277,7 +277,7 @@ def test_the_hook_names_what_does_not(work: Path) -> None:
     assert (done.code, "did you mean max-drop?" in done.err) == (2, True)
 
 
-def test_the_hook_refuses_what_was_accepted_although_it_failed(work: Path) -> None:
+def test_the_hook_fails_for_a_baseline_that_had_failed(work: Path) -> None:
     baseline = json.loads((work / "baseline.json").read_text())
     del baseline["digest"]  # it does not fit the changed outcome
     write_json(work / "baseline.json", baseline | {"outcome": "failed"})
@@ -305,7 +305,7 @@ def test_the_hook_finds_a_file_that_was_changed_after_it_was_written(work: Path)
         ("README.md", False),
     ],
 )
-def test_the_hook_runs_where_it_has_something_to_look_at(path: str, wanted: bool) -> None:
+def test_the_hook_runs_only_for_files_that_it_checks(path: str, wanted: bool) -> None:
     (entry,) = yaml.safe_load(HOOKS.read_text(encoding="utf-8"))
     assert bool(re.search(entry["files"], path)) is wanted
 
@@ -313,7 +313,7 @@ def test_the_hook_runs_where_it_has_something_to_look_at(path: str, wanted: bool
 # ------------------------------------------------------------------------------------------------------------- the page
 
 
-def test_the_page_does_what_it_says(work: Path) -> None:
+def test_the_commands_of_the_page_work(work: Path) -> None:
     """Every command and every file of docs/ci.md, in the order of the page, in a new repository."""
     project = work / "project"
     for part, seed in (("train", 1), ("val", 0)):

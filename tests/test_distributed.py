@@ -1,4 +1,4 @@
-"""Calibration and comparison on a Dask cluster: the same to the last bit, whoever dies on the way."""
+"""Calibration and comparison on a Dask cluster: bit-identical results, even when workers die."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def workers() -> Iterator[Any]:
 
 
 class Watcher:
-    """Progress that does something once the first images are through, and notes what was said."""
+    """Progress that records messages, and calls ``once`` after the first images."""
 
     def __init__(self, once: Any = None) -> None:
         self.once, self.steps, self.lines = once, list[int](), list[str]()
@@ -82,11 +82,13 @@ def calibrated(folder: Path, output: Path, scheduler: str | None, progress: Watc
 
 
 def kill_one(cluster: Any) -> None:
-    """A worker process of ours, by its id; its nanny starts another."""
+    """Kill one of the worker processes that the test started; its nanny starts another."""
     os.kill(next(iter(cluster.workers.values())).pid, signal.SIGKILL)
 
 
-def test_a_cluster_gives_what_one_machine_gives_though_a_worker_dies(made: Path, workers: Any, tmp_path: Path) -> None:
+def test_a_cluster_gives_the_result_of_one_machine_even_if_a_worker_dies(
+    made: Path, workers: Any, tmp_path: Path
+) -> None:
     alone = calibrated(made, tmp_path / "alone.json", None, Watcher())
     watched = Watcher(once=lambda: kill_one(workers))
     together = calibrated(made, tmp_path / "together.json", workers.scheduler_address, watched)
@@ -163,7 +165,7 @@ def test_a_worker_of_another_version_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_relative_paths_mean_what_they_mean_here(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_are_resolved_before_they_are_sent(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(made)
     spec = take(ModelChoice("tiny.onnx")).spec
     found = Recipe(DataChoice("images.npz", "signs:64"), spec, "").absolute()
@@ -171,7 +173,7 @@ def test_relative_paths_mean_what_they_mean_here(made: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "smoke://signals:1"])
-def test_an_address_where_nobody_answers_is_told_in_one_line(
+def test_an_address_without_scheduler_is_reported_in_one_line(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], address: str
 ) -> None:
     monkeypatch.setattr(distributed, "_CONNECT_SECONDS", 0.5)

@@ -1,4 +1,4 @@
-"""The network from the inside: noise layer by layer and the fit of every scale, against plain numpy."""
+"""Noise layer by layer and the fit of every scale, compared with plain numpy."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def graphs() -> dict[str, onnx.ModelProto]:
     return {"fp32": fp32, **{str(style): graph for style, graph in done.graphs.items()}}
 
 
-def inside(folder: Path, fp32: onnx.ModelProto, candidate: onnx.ModelProto) -> LayerNoise:
+def measured(folder: Path, fp32: onnx.ModelProto, candidate: onnx.ModelProto) -> LayerNoise:
     onnx.save(fp32, folder / "fp32.onnx")
     onnx.save(candidate, folder / "int8.onnx")
 
@@ -80,7 +80,7 @@ def values(model: onnx.ModelProto, name: str) -> Any:
 
 
 def test_a_graph_is_equal_to_itself(graphs: dict[str, Any], tmp_path: Path) -> None:
-    found = inside(tmp_path, graphs["fp32"], graphs["fp32"])
+    found = measured(tmp_path, graphs["fp32"], graphs["fp32"])
     assert found.images == 12
     assert [layer.sqnr_db for layer in found.layers] == [None] * len(found.layers)
     assert (found.ranges, found.weights) == ((), 0)
@@ -89,9 +89,9 @@ def test_a_graph_is_equal_to_itself(graphs: dict[str, Any], tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("style", ["tensorrt", "cpu"])
-def test_noise_is_what_no_factor_and_offset_explains(graphs: dict[str, Any], tmp_path: Path, style: str) -> None:
-    """The last Add's ReLU, read by the mean: compared value by value, with least squares per channel by numpy."""
-    found = inside(tmp_path, graphs["fp32"], graphs[style])
+def test_noise_is_the_residual_of_a_fit_per_channel(graphs: dict[str, Any], tmp_path: Path, style: str) -> None:
+    """The ReLU after the last Add, compared value by value with least squares per channel in numpy."""
+    found = measured(tmp_path, graphs["fp32"], graphs[style])
     layer = [layer for layer in found.layers if layer.stream][-1]
     pool = next(node for node in graphs[style].graph.node if node.op_type == "GlobalAveragePool")
     images = all_images()
@@ -111,7 +111,7 @@ def test_noise_is_what_no_factor_and_offset_explains(graphs: dict[str, Any], tmp
 
 
 def test_equalized_channels_are_no_noise(graphs: dict[str, Any], tmp_path: Path) -> None:
-    """Channels of a ReLU times s, and the convolution behind it divided by s: the same network."""
+    """The channels of a ReLU are multiplied by s, and the weights of the next convolution divided by s."""
     fp32 = graphs["fp32"]
     first, second = (node for node in fp32.graph.node if node.op_type == "Conv" and node.name in _inner(fp32))
     s = np.geomspace(0.2, 5, 8).astype(np.float32)
@@ -119,7 +119,7 @@ def test_equalized_channels_are_no_noise(graphs: dict[str, Any], tmp_path: Path)
     changes = {first.input[1]: weights[first.input[1]] * s[:, None, None, None]}
     changes[first.input[2]] = values(fp32, first.input[2]) * s
     changes[second.input[1]] = weights[second.input[1]] / s[None, :, None, None]
-    found = inside(tmp_path, fp32, edited(fp32, **changes))
+    found = measured(tmp_path, fp32, edited(fp32, **changes))
     assert all(layer.sqnr_db is None or layer.sqnr_db > 100 for layer in found.layers)
 
 
@@ -138,7 +138,7 @@ def test_the_fit_of_a_scale(graphs: dict[str, Any], tmp_path: Path, style: str, 
     node = [node for node in model.graph.node if node.op_type == "QuantizeLinear"][1]
     scale = (values(model, node.input[1]) * np.float32(factor)).astype(np.float32)
     changed = edited(model, **{node.input[1]: scale})
-    found = inside(tmp_path, graphs["fp32"], changed)
+    found = measured(tmp_path, graphs["fp32"], changed)
     (fit,) = [fit for fit in found.ranges if fit.tensor == node.input[0]]
     zero = int(values(model, node.input[2]))
     limits = np.iinfo(values(model, node.input[2]).dtype)
@@ -150,14 +150,14 @@ def test_the_fit_of_a_scale(graphs: dict[str, Any], tmp_path: Path, style: str, 
     assert (fit.own_db < 10) is (factor < 1)
 
 
-def test_one_scale_for_all_channels_is_seen(graphs: dict[str, Any], tmp_path: Path) -> None:
+def test_one_scale_for_all_channels_is_found(graphs: dict[str, Any], tmp_path: Path) -> None:
     model = graphs["cpu"]
     constants = {tensor.name for tensor in model.graph.initializer}
     conv = next(node for node in model.graph.node if node.op_type == "Conv")
     weight = next(node for node in model.graph.node if conv.input[1] in node.output)
     assert weight.input[0] in constants
     same = np.full_like(values(model, weight.input[1]), 0.01)
-    found = inside(tmp_path, graphs["fp32"], edited(model, **{weight.input[1]: same}))
+    found = measured(tmp_path, graphs["fp32"], edited(model, **{weight.input[1]: same}))
     assert found.per_tensor == (conv.name,)
 
 

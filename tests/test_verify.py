@@ -168,7 +168,7 @@ def test_a_difference_as_published() -> None:
     assert [round(x / 100, 4) for x in (found.value, found.low, found.high)] == [0.2, 0.0524, 0.3339]
 
 
-def test_a_ratio_turns_round_with_its_sides() -> None:
+def test_the_ratio_of_swapped_sides_is_the_inverse() -> None:
     now, before = Estimate(2.0, 1.9, 2.2), Estimate(3.0, 2.9, 3.3)
     one, other = ratio(now, before), ratio(before, now)
     assert (one.value, one.low, one.high) == pytest.approx((1 / other.value, 1 / other.high, 1 / other.low))
@@ -230,7 +230,7 @@ def test_sqnr_over_batches() -> None:
     assert meter.decibels == pytest.approx(10 * math.log10(sum(float(a) ** 2 for a in s.flat) / noise_power))
 
 
-def test_sqnr_at_its_ends() -> None:
+def test_sqnr_of_equal_and_zero_signals() -> None:
     one, zero = np.ones(3, np.float32), np.zeros(3, np.float32)
     for reference, candidate, expected in ((one, one, math.inf), (zero, one, -math.inf), (one, 1.1 * one, 20.0)):
         meter = Sqnr()
@@ -391,7 +391,7 @@ def test_outputs_and_labels_have_to_fit_the_model() -> None:
         compare(Table(scores), {"cpu": Table(scores)}, Loader(Images([0, 7]), PIXEL, 2), spec(4))
 
 
-def test_nothing_to_compare_on_is_an_error() -> None:
+def test_no_images_are_an_error() -> None:
     class Nothing(Loader):
         def __iter__(self) -> Iterator[Batch]:
             return iter(())
@@ -534,7 +534,7 @@ def _taken(*seconds: float) -> Measurement:
     return Measurement(np.array(seconds), 1, "s", "b", 0.2)
 
 
-def test_noise_is_flagged_in_words() -> None:
+def test_reasons_for_noise() -> None:
     assert noise(_taken(*[1.0, 1.01] * 10)) == []
     slowing = _taken(*[1.0] * 10, *[1.08] * 10)
     assert drift_percent(slowing) == pytest.approx(8.0)
@@ -545,7 +545,7 @@ def test_noise_is_flagged_in_words() -> None:
 
 
 @pytest.mark.parametrize("workers", [2, 5])
-def test_graphs_that_run_side_by_side_answer_the_same_in_the_same_order(tmp_path: Path, workers: int) -> None:
+def test_parallel_graphs_give_the_same_answers_in_the_same_order(tmp_path: Path, workers: int) -> None:
     images = match_labels(open_npz(bundles.write_images(tmp_path / "i.npz", 50), "validation"), bundles.CLASSES)
     loader = Loader(images, bundles.spec().preprocess, 4)
     runners = [OrtRunner(bundles.classifier(seed=seed), threads=1) for seed in range(3)]

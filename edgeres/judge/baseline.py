@@ -14,7 +14,6 @@ from edgeres.errors import InputError
 from edgeres.judge.build_figures import BuildFigures, figures_of
 from edgeres.judge.document import Json
 
-FILE = "baseline.json"
 _LATENCY = ("backend", "scope", "batch", "speedup", "speedup_ci95", "fp32", "int8", "noise")
 _GRAPH = ("correct", "total", "lost", "gained", "drop_pp", "logit_sqnr_db", "logit_sqnr_db_ci95", "agreement")
 

@@ -54,7 +54,7 @@ def build(model: Any, *, progress: Progress = SILENT, command: str = "", **optio
         (True, 0.0)
     """
     o, watch = BuildOptions.of(model, options), Stopwatch()
-    choose_targets(o.targets)  # a misspelt one is refused before anything is done
+    choose_targets(o.targets)  # refuse a misspelt target before the work begins
     baseline = o.gates.read_baseline()
     if o.output is not None:
         check_target(o.output)

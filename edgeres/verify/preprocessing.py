@@ -1,7 +1,7 @@
 """Searches for another preprocessing (mean, std, pixel scale, channel order) that fits the FP32 network better.
 
 Other preprocessings are tried on some validation images with the FP32 graph. If it gets significantly more of them
-right with one, the network was trained with that one. No baseline is needed.
+right with one of these, it was trained with that one. No baseline is needed.
 """
 
 from __future__ import annotations
