@@ -34,11 +34,7 @@ class GateChoice:
     any_machine: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse unknown words.
-
-        Raises:
-            UsageError: ``on_unsure`` or a name in ``allow`` does not exist.
-        """
+        """Raise UsageError where ``on_unsure`` or a name in ``allow`` does not exist."""
         if self.on_unsure not in get_args(OnUnsure):
             raise UsageError(f"no such on_unsure: {self.on_unsure!r}", hint=f"one of {', '.join(get_args(OnUnsure))}")
         for name in self.allow:
@@ -46,11 +42,7 @@ class GateChoice:
                 raise UsageError(f"there is no check {name!r} to allow", hint=f"choose one of {', '.join(CHECKS)}")
 
     def read_baseline(self) -> Baseline | None:
-        """Read the baseline; None where none was given.
-
-        Raises:
-            InputError: it cannot be read.
-        """
+        """The baseline, None where none was given; InputError where it cannot be read."""
         return read_baseline(self.baseline, any_machine=self.any_machine) if self.baseline else None
 
 

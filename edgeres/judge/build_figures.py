@@ -7,18 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edgeres.data.record import DataRecord
 from edgeres.judge.document import Json
 from edgeres.verify.accuracy import Comparison
 from edgeres.verify.answers import AnswerTable
 from edgeres.verify.statistics import Estimate
-
-
-@dataclass(frozen=True)
-class Images:
-    """The images that a build was measured on."""
-
-    description: str
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -27,8 +20,7 @@ class BuildFigures:
 
     Attributes:
         name: how messages name it, e.g. ``the baseline``.
-        images: None where nothing was compared.
-        table: None where nothing was compared.
+        images, table: None where nothing was compared.
         sqnr: finite logit SQNR in dB by candidate.
         class_names: in the order of the outputs; None where they are not known.
         latency: the section ``latency`` of the report.
@@ -37,7 +29,7 @@ class BuildFigures:
     """
 
     name: str
-    images: Images | None
+    images: DataRecord | None
     table: AnswerTable | None
     sqnr: Mapping[str, Estimate]
     class_names: tuple[str, ...] | None
@@ -48,11 +40,11 @@ class BuildFigures:
 
 def finite_sqnr(comparison: Comparison | None) -> dict[str, Estimate]:
     """Logit SQNR of the candidates in dB; infinite and undefined ones are left out."""
-    sqnr = {}
-    for name, scored in comparison.scored.items() if comparison else ():
-        if scored.sqnr_db is not None and math.isfinite(scored.sqnr_db):
-            sqnr[name] = Estimate(scored.sqnr_db, *(scored.sqnr_db_ci95 or (scored.sqnr_db, scored.sqnr_db)))
-    return sqnr
+    return {
+        name: Estimate(value, *(scored.sqnr_db_ci95 or (value, value)))
+        for name, scored in (comparison.scored.items() if comparison else ())
+        if (value := scored.sqnr_db) is not None and math.isfinite(value)
+    }
 
 
 def figures_of(document: Mapping[str, Any], name: str) -> BuildFigures:
@@ -73,7 +65,7 @@ def figures_of(document: Mapping[str, Any], name: str) -> BuildFigures:
     packed = accuracy["answers"]
     return BuildFigures(
         name,
-        Images(validation["description"], validation["sha256"]) if validation else None,
+        DataRecord(validation["description"], validation["sha256"], validation["images"]) if validation else None,
         AnswerTable.unpack(packed, len(class_names or ())) if packed else None,
         sqnr,
         class_names,

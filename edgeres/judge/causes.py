@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -55,14 +55,14 @@ def _labels(changed: Changed) -> Iterator[str]:
 
 def _input(changed: Changed) -> Iterator[str]:
     """Differences of the preprocessing; where an option was given, its value is shown instead of the result."""
-    pairs = {what.removeprefix("preprocessing "): pair for what, pair in _under("preprocessing ", changed)}
+    pairs = _under("preprocessing ", changed)
     if "option input" in changed:
         before, after = (side or {} for side in changed["option input"])
         given = {name: (before.get(name), after.get(name)) for name in dict.fromkeys((*before, *after))}
         others = {name: pair for name, pair in pairs.items() if name not in given}
         pairs = {name: pair for name, pair in given.items() if pair[0] != pair[1]} | others
     if pairs:
-        yield f"the preprocessing differs ({_some([f'{name} {_arrow(pair)}' for name, pair in pairs.items()])})"
+        yield f"the preprocessing differs ({_arrows(pairs)})"
 
 
 def _calibration(changed: Changed) -> Iterator[str]:
@@ -74,16 +74,15 @@ def _calibration(changed: Changed) -> Iterator[str]:
 
 
 def _options(changed: Changed) -> Iterator[str]:
-    options = {what.removeprefix("option "): pair for what, pair in _under("option ", changed)}
-    shown = [f"{name} {_arrow(pair)}" for name, pair in options.items() if name not in {"input", *_IMAGES, *_NO_CODES}]
-    if shown:
-        yield f"the options differ ({_some(shown)})"
+    options = _under("option ", changed, without={"input", *_IMAGES, *_NO_CODES})
+    if options:
+        yield f"the options differ ({_arrows(options)})"
 
 
 def _exporter(changed: Changed) -> Iterator[str]:
-    versions = [f"{what.removeprefix('built with ')} {_arrow(pair)}" for what, pair in _under("built with ", changed)]
+    versions = _under("built with ", changed)
     if versions:
-        yield f"built with other versions ({_some(versions)})"
+        yield f"built with other versions ({_arrows(versions)})"
 
 
 def _measured(differences: Json, changed: Changed) -> Iterator[str]:
@@ -99,13 +98,9 @@ def _measured(differences: Json, changed: Changed) -> Iterator[str]:
     busy = [name for name, side in zip(("first", "second"), sides, strict=True) if side["crowded"]]
     if busy:
         yield f"the machine was busy when latency of the {' and the '.join(busy)} was measured"
-    versions = [
-        f"{what.removeprefix('version of ')} {_arrow(pair)}"
-        for what, pair in _under("version of ", changed)
-        if what not in {"version of processor", "version of system"}
-    ]
+    versions = _under("version of ", changed, without={"processor", "system"})
     if versions:
-        yield f"measured with other versions ({_some(versions)})"
+        yield f"measured with other versions ({_arrows(versions)})"
 
 
 def _effect(differences: Json) -> str:
@@ -124,12 +119,18 @@ def _effect(differences: Json) -> str:
     return ", ".join(effects)
 
 
-def _under(prefix: str, changed: Changed) -> list[tuple[str, tuple[Any, Any]]]:
-    return [(what, pair) for what, pair in changed.items() if what.startswith(prefix)]
+def _under(prefix: str, changed: Changed, *, without: Collection[str] = ()) -> Changed:
+    """The changes of the facts with this prefix, by the rest of their name."""
+    found = {what.removeprefix(prefix): pair for what, pair in changed.items() if what.startswith(prefix)}
+    return {name: pair for name, pair in found.items() if name not in without}
 
 
 def _digests(pair: tuple[Any, Any]) -> str:
     return " to ".join(str(value)[:8] if value else "none" for value in pair)
+
+
+def _arrows(pairs: Changed) -> str:
+    return _some([f"{name} {_arrow(pair)}" for name, pair in pairs.items()])
 
 
 def _arrow(pair: tuple[Any, Any]) -> str:

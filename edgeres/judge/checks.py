@@ -162,7 +162,8 @@ def _preprocessing(e: Evidence) -> Finding:
         zeros = f"{100 * worst.calibration:.0f} % zeros in calibration and {100 * worst.validation:.0f} % in validation"
         why = "mean, std or pixel scale differ, or the images are of another kind"
         return "failed", f"{worst.tensor} has {zeros}: {why}"
-    changed = [change["what"] for change in (e.baseline or {}).get("changed", ()) if _is_input(change["what"])]
+    names = (change["what"] for change in (e.baseline or {}).get("changed", ()))
+    changed = [name for name in names if name == "option input" or name.startswith("preprocessing ")]
     fp32 = (e.baseline or {}).get("fp32")
     if changed and fp32 and fp32["drop_pp_ci95"][0] > 0:
         lost = f"{', '.join(changed)} changed since the baseline, and FP32 lost {fp32['drop_pp']:.3g} pp"
@@ -172,10 +173,6 @@ def _preprocessing(e: Evidence) -> Finding:
     return "passed", "no other mean, std, pixel scale or channel order fits better" if worst is None else (
         f"shares of zeros after each ReLU differ by at most {100 * worst.difference:.1f} points from calibration's"
     )
-
-
-def _is_input(what: str) -> bool:
-    return what == "option input" or what.startswith("preprocessing ")
 
 
 def _weights(e: Evidence) -> Finding:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from edgeres.judge.build_figures import BuildFigures, figures_of
 from edgeres.judge.causes import causes
 from edgeres.judge.document import Json, Section
-from edgeres.judge.regression import regression, was_busy
+from edgeres.judge.regression import DROP, regression, was_busy
 from edgeres.judge.sides import Side
 from edgeres.verify.answers import REFERENCE
 from edgeres.verify.statistics import proportion_percent
@@ -76,24 +75,13 @@ def _files(before: Mapping[str, str], after: Mapping[str, str]) -> Json:
     }
 
 
-@dataclass(frozen=True)
-class _Widths:
-    """The scale of each tensor's codes, or the width of its range, which is proportional to the scale.
-
-    Attributes:
-        of: where the values come from.
-    """
-
-    of: str
-    tensors: Mapping[str, float]
-
-
-def _widths(side: Side, style: str, *, graphs: bool) -> _Widths | None:
+def _widths(side: Side, style: str, *, graphs: bool) -> Mapping[str, float] | None:
+    """The scale of each tensor's codes, or the width of its range, which is proportional to the scale."""
     if graphs:
         graph = (side.graphs or {}).get(style)
-        return _Widths("graph", graph.scales) if graph else None
+        return graph.scales if graph else None
     ranges = (side.ranges or {}).get(style)
-    return _Widths("calibration.json", {name: high - low for name, (low, high) in ranges.items()}) if ranges else None
+    return {name: high - low for name, (low, high) in ranges.items()} if ranges else None
 
 
 def _scales(before: Side, after: Side) -> Section:
@@ -102,14 +90,15 @@ def _scales(before: Side, after: Side) -> Section:
     content, reasons = {}, {}
     for style in _styles(before, after):
         old, new = _widths(before, style, graphs=graphs), _widths(after, style, graphs=graphs)
-        if not old or not new:
-            reasons[style] = f"{(before if not old else after).name} has no {style} graph"
+        if old is None or new is None:
+            reasons[style] = f"{(before if old is None else after).name} has no {style} graph"
             continue
-        pairs = [(name, old.tensors[name], new.tensors[name]) for name in new.tensors if name in old.tensors]
+        pairs = [(name, old[name], new[name]) for name in new if name in old]
         rows = [{"tensor": name, "before": a, "after": b, "ratio": b / a} for name, a, b in pairs if a > 0 and b > 0]
         rows.sort(key=lambda row: -abs(math.log(row["ratio"])))  # type: ignore[arg-type]
         changed = sum(abs(math.log(row["ratio"])) > math.log1p(CHANGED_PERCENT / 100) for row in rows)  # type: ignore[arg-type]
-        content[style] = {"of": new.of, "tensors": len(rows), "changed": changed, "rows": rows}
+        of = "graph" if graphs else "calibration.json"
+        content[style] = {"of": of, "tensors": len(rows), "changed": changed, "rows": rows}
     if not content:
         reasons[""] = _why("ranges" if not graphs else "graphs", before, after)
     return Section(content, reasons)
@@ -147,40 +136,28 @@ def _why(part: str, before: Side, after: Side) -> str:
 
 def _accuracy(before: Json, after: Json, since: Json, same: Mapping[str, Json]) -> Json:
     old, new = before["accuracy"], after["accuracy"]
-    lost = ("drop_pp", "drop_pp_ci95", "lost", "gained", "total")
-    fp32 = since["fp32"] or dict.fromkeys(lost)
+
+    def figures(one: Json, other: Json, row: Json | None) -> Json:
+        both = {side: {key: graph.get(key) for key in _FIGURES} for side, graph in (("before", one), ("after", other))}
+        return both | {f"since_{key}": row[key] if row else None for key in DROP}
+
     graphs = {}
     for name in (name for name in new["graphs"] if name in old["graphs"]):
         row = since["graphs"][name]
-        graphs[name] = {
-            "before": _figures(old["graphs"][name]),
-            "after": _figures(new["graphs"][name]),
-            **{f"since_{key}": row[key] for key in lost},
-            "sqnr_loss_db": row["sqnr_loss_db"],
-            "sqnr_loss_db_ci95": row["sqnr_loss_db_ci95"],
+        graphs[name] = figures(old["graphs"][name], new["graphs"][name], row) | {
+            **{key: row[key] for key in ("sqnr_loss_db", "sqnr_loss_db_ci95")},
             **same.get(name, _NOT_THE_SAME),
             "fallen_classes": _fallen(row["classes"]),
         }
     return {
         "interval_percent": since["interval_percent"],
-        "fp32": {
-            "before": _figures(old["fp32"]),
-            "after": _figures(new["fp32"]),
-            **{f"since_{key}": fp32[key] for key in lost},
-            **same.get(REFERENCE, _NOT_THE_SAME),
-        },
+        "fp32": figures(old["fp32"], new["fp32"], since["fp32"]) | same.get(REFERENCE, _NOT_THE_SAME),
         "graphs": graphs,
         "missing_classes": [row["name"] for row in since["missing_classes"]],
     }
 
 
 _FIGURES = ("top1", "top1_ci95", "drop_pp", "drop_pp_ci95", "agreement", "agreement_ci95", "logit_sqnr_db")
-
-
-def _figures(row: Json) -> Json:
-    return {key: row.get(key) for key in _FIGURES}
-
-
 _NOT_THE_SAME: Json = {"same_answers": None, "same_answers_ci95": None}
 
 
@@ -197,13 +174,8 @@ def _same_answers(before: BuildFigures, after: BuildFigures, since: Json) -> dic
 
 def _fallen(classes: Json | None) -> list[Json]:
     """Classes whose loss is significant."""
-    if classes is None:
-        return []
-    return [
-        {"name": row["name"], "drop_pp": row["drop_pp"], "p": row["p_holm"]}
-        for row in classes["falling"]
-        if row["p_holm"] < classes["alpha"]
-    ]
+    significant = [row for row in classes["falling"] if row["p_holm"] < classes["alpha"]] if classes else []
+    return [{"name": row["name"], "drop_pp": row["drop_pp"], "p": row["p_holm"]} for row in significant]
 
 
 def _latency(before: Json, after: Json, since: Json) -> Json:
@@ -211,33 +183,19 @@ def _latency(before: Json, after: Json, since: Json) -> Json:
 
     def figures(report: Json) -> Json:
         latency = report["latency"]
-        measured = latency["speedup"] is not None
         return {
             "machine": report["environment"].get("processor"),
-            "scope": latency["scope"],
-            "speedup": latency["speedup"],
-            "speedup_ci95": latency["speedup_ci95"],
-            "crowded": was_busy(latency) if measured else None,
+            **{key: latency[key] for key in ("scope", "speedup", "speedup_ci95")},
+            "crowded": None if latency["speedup"] is None else was_busy(latency),
             **{precision: {key: latency[precision][key] for key in _TIMES} for precision in ("fp32", "int8")},
         }
 
-    return {
-        "before": figures(before),
-        "after": figures(after),
-        "slowdown_percent": since["slowdown_percent"],
-        "slowdown_percent_ci95": since["slowdown_percent_ci95"],
-    }
+    slowdown = {key: since[key] for key in ("slowdown_percent", "slowdown_percent_ci95")}
+    return {"before": figures(before), "after": figures(after), **slowdown}
 
 
 def _sizes(before: Json, after: Json) -> list[Json]:
     """Bytes of the graphs and engines of both sides, by name."""
     old, new = ({"fp32 graph": sizes["fp32_bytes"], **sizes["deployed_bytes"]} for sizes in (before, after))
-    return [
-        {
-            "name": name,
-            "before": old.get(name),
-            "after": new.get(name),
-            "ratio": new[name] / old[name] if old.get(name) and new.get(name) else None,
-        }
-        for name in dict.fromkeys((*old, *new))
-    ]
+    rows = ((name, old.get(name), new.get(name)) for name in dict.fromkeys((*old, *new)))
+    return [{"name": name, "before": a, "after": b, "ratio": b / a if a and b else None} for name, a, b in rows]

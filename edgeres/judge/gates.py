@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from edgeres.errors import UsageError
@@ -66,17 +65,7 @@ METRICS = {
         Metric("agreement", "agreement", "floor", "%", "accuracy.graphs.*.agreement", "min_agreement"),
         Metric("speedup", "speedup", "floor", "x", "latency.speedup", "min_speedup"),
         Metric("p99_ms", "INT8 p99", "ceiling", "ms", "latency.int8.p99_ms", "max_p99_ms", against="nothing"),
-        Metric(
-            "size_mb",
-            "size",
-            "ceiling",
-            "MB",
-            "sizes.deployed_bytes.*",
-            "max_size_mb",
-            each="{}",
-            scale=1e-6,
-            against="nothing",
-        ),
+        Metric("size_mb", "size", "ceiling", "MB", "sizes.deployed_bytes.*", "max_size_mb", "{}", 1e-6, "nothing"),
         *(
             Metric(name, title, "ceiling", unit, path, option, against="baseline", labelled=unit == "pp")
             for name, title, unit, path, option in (
@@ -118,11 +107,7 @@ class Limits:
     max_slowdown: float | None = 15.0
 
     def __post_init__(self) -> None:
-        """Refuse limits that are not finite.
-
-        Raises:
-            UsageError: a limit is not finite.
-        """
+        """Raise UsageError where a limit is not finite."""
         for metric in METRICS.values():
             limit = getattr(self, metric.option)
             if limit is not None:
@@ -135,16 +120,16 @@ class Limits:
             baseline: whether there is a baseline; False leaves out the gates that need one.
             labels: whether images have labels; False leaves out the gates that need them.
         """
-        wanted = (
-            metric
+        return tuple(
+            gate(metric.name, limit)
             for metric in METRICS.values()
             if (baseline or metric.against != "baseline") and (labels or not metric.labelled)
+            if (limit := getattr(self, metric.option)) is not None
         )
-        limits = ((metric.name, getattr(self, metric.option)) for metric in wanted)
-        return tuple(gate(name, limit) for name, limit in limits if limit is not None)
 
 
 LIMITS = tuple(f.name for f in fields(Limits))
+_WORSE: tuple[Outcome, ...] = ("passed", "unsure", "failed")  # the worst last
 
 
 def gate(metric: str, limit: float) -> Gate:
@@ -190,14 +175,15 @@ def _judge(gate: Gate, figures: Mapping[str, Any]) -> Verdict:
     if missing or not paths:
         return _unmeasured(gate, missing[0] if missing else metric.path, figures)
     readings = [_read(metric, gate.limit, path, figures) for path in paths]
-    outcome = _worst_outcome(reading.outcome for reading in readings)
+    outcome = max((reading.outcome for reading in readings), key=_WORSE.index)
     sign = 1 if metric.bound == "ceiling" else -1
     worst = max((reading for reading in readings if reading.outcome == outcome), key=lambda r: sign * r.value)
     is_worst = all(sign * reading.value <= sign * worst.value for reading in readings)
     since = metric.against == "baseline" and metric.unit == "pp"
     level = look_up("baseline.interval_percent", figures) if since else 95.0
     interval = "" if worst.low is None else f" ({level:g} % interval {worst.low:.3g} to {worst.high:.3g})"
-    name = metric.each.format(_starred(metric.path, worst.path))
+    head, _, tail = metric.path.partition("*")
+    name = metric.each.format(worst.path.removeprefix(head).removesuffix(tail))
     where = f" of the {name}{f', the worst of {len(readings)}' if is_worst else ''}" if len(readings) > 1 else ""
     reason = f"{worst.value:.3g} {gate.unit}{interval}{where}; the limit is {metric.words(gate.limit)}"
     if outcome != "unsure":
@@ -219,11 +205,6 @@ def _read(metric: Metric, limit: float, path: str, figures: Mapping[str, Any]) -
 def _disturbed(limit: float, figures: Mapping[str, Any]) -> bool:
     """Whether only the p99, but not the median, is above the limit in a run that other processes disturbed."""
     return bool(look_up("latency.noise", figures)) and float(look_up("latency.int8.p50_ms", figures)) <= limit
-
-
-def _worst_outcome(outcomes: Iterable[Outcome]) -> Outcome:
-    order: tuple[Outcome, ...] = ("passed", "unsure", "failed")
-    return max(outcomes, key=order.index)
 
 
 def _unmeasured(gate: Gate, path: str, figures: Mapping[str, Any]) -> Verdict:
@@ -293,12 +274,5 @@ def _judge_classes(gate: Gate, figures: Mapping[str, Any]) -> Verdict:
 
 def _class_words(row: Mapping[str, Any], graph: str) -> str:
     before, after = f"{row['before']} of {row['total_before']}", f"{row['after']} of {row['total']}"
-    return (
-        f"{row['name']} from {before} to {after} right in the {graph} graph (p = {row['p_holm']:.2g} over all classes)"
-    )
-
-
-def _starred(pattern: str, path: str) -> str:
-    """The part of a path that the pattern's ``*`` stands for."""
-    head, _, tail = pattern.partition("*")
-    return path[len(head) : len(path) - len(tail)] if fnmatchcase(path, pattern) else path
+    p = f"(p = {row['p_holm']:.2g} over all classes)"
+    return f"{row['name']} from {before} to {after} right in the {graph} graph {p}"

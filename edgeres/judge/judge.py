@@ -10,8 +10,8 @@ from dataclasses import asdict
 
 from edgeres._version import __version__
 from edgeres.judge.asked import Asked, GateChoice
-from edgeres.judge.build_figures import BuildFigures, Images, finite_sqnr
-from edgeres.judge.checks import Check, Evidence, check
+from edgeres.judge.build_figures import BuildFigures, finite_sqnr
+from edgeres.judge.checks import Evidence, check
 from edgeres.judge.document import Json, Section, to_json
 from edgeres.judge.gates import METRICS, judge_gates
 from edgeres.judge.regression import regression
@@ -43,8 +43,7 @@ def judge(asked: Asked, made: Made, measured: Measured) -> Json:
         "data": data_section(making, measured),
         "calibration": calibration_section(making),
     }
-    baseline = _baseline(asked, _figures(made, measured, sections["latency"].content, facts))
-    sections["baseline"] = baseline
+    sections["baseline"] = _baseline(asked, _figures(made, measured, sections["latency"].content, facts))
     reasons = {name: why for path, section in sections.items() for name, why in section.reasons_below(path).items()}
     reasons |= dict(making.reasons if making else {}) | dict(measured.reasons)
     figures: Json = {name: section.content for name, section in sections.items()} | {"reasons": reasons}
@@ -52,8 +51,8 @@ def judge(asked: Asked, made: Made, measured: Measured) -> Json:
         figures["baseline"] = None
     gates = asked.gates.limits.gates(baseline=asked.baseline is not None, labels="accuracy" not in measured.reasons)
     verdicts = [_verdict(verdict, asked.gates) for verdict in judge_gates(gates, figures)]
-    evidence = _evidence(asked, made, measured, figures["baseline"])
-    checks = [_check(result, asked.gates) for result in check(evidence)]
+    found = check(_evidence(asked, made, measured, figures["baseline"]))
+    checks = [asdict(result) | {"allowed": result.name in asked.gates.allow} for result in found]
     report = {
         "schema": REPORT_FORMAT,
         "edgeres": __version__,
@@ -82,10 +81,10 @@ def judge(asked: Asked, made: Made, measured: Measured) -> Json:
 
 
 def _figures(made: Made, measured: Measured, latency: Json, facts: Json) -> BuildFigures:
-    images, comparison = measured.images, measured.comparison
+    comparison = measured.comparison
     return BuildFigures(
         "this run",
-        Images(images.description, images.sha256) if images else None,
+        measured.images,
         comparison.table if comparison else None,
         finite_sqnr(comparison),
         made.model.labels,
@@ -124,10 +123,6 @@ def _verdict(verdict: Verdict, gates: GateChoice) -> Json:
         "bound": metric.bound,
         "rule": metric.words(verdict.gate.limit),
     }
-
-
-def _check(result: Check, gates: GateChoice) -> Json:
-    return asdict(result) | {"allowed": result.name in gates.allow}
 
 
 def _evidence(asked: Asked, made: Made, measured: Measured, baseline: Json | None) -> Evidence:

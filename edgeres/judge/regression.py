@@ -25,7 +25,7 @@ from edgeres.verify.statistics import Z95, Z999, Estimate, difference, holm, pai
 RUN_TO_RUN, RUN_TO_RUN_BUSY = 0.01, 0.037
 BUSY = 1.1
 _MACHINE = ("processor", "system")
-_DROP = ("drop_pp", "drop_pp_ci95", "lost", "gained", "total")
+DROP = ("drop_pp", "drop_pp_ci95", "lost", "gained", "total")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def regression(before: BuildFigures, now: BuildFigures, *, any_machine: bool = F
         {
             "same_images": same_images,
             "interval_percent": 95.0 if same_images else 99.9,
-            "fp32": _fp32(pair) if pair else None,
+            "fp32": _lost(REFERENCE, pair) if pair else None,
             "graphs": {name: graph.content for name, graph in graphs.items()},
             "missing_classes": _missing_classes(pair) if pair else [],
             **slowdown.content,
@@ -95,28 +95,25 @@ def _same_images(before: BuildFigures, now: BuildFigures) -> bool:
     return before.images.sha256 == now.images.sha256 and np.array_equal(before.table.labels, now.table.labels)
 
 
-def _fp32(pair: _Pair) -> Json:
-    """Top-1 that FP32 lost: by a change of the model, the preprocessing or the data, not of the quantization."""
+def _lost(name: str, pair: _Pair) -> Json:
+    """Top-1 that one graph lost; FP32 loses by a change of the model, the preprocessing or the data alone."""
+    counts: Json = dict.fromkeys(("lost", "gained", "total"))
     if pair.same_images:
-        return _paired(pair, REFERENCE)
-    shares = (
-        proportion_percent(int(table.right(REFERENCE).sum()), table.labelled, Z999) for table in (pair.before, pair.now)
-    )
-    return _drop(difference(*shares))
-
-
-def _paired(pair: _Pair, name: str) -> Json:
-    before, now, total = pair.before.right(name), pair.now.right(name), pair.now.labelled
-    lost, gained = int((before & ~now).sum()), int((now & ~before).sum())
-    return _drop(paired_drop_pp(lost, gained, total)) | {"lost": lost, "gained": gained, "total": total}
-
-
-def _drop(drop: Estimate) -> Json:
-    return dict.fromkeys(_DROP) | {"drop_pp": drop.value, "drop_pp_ci95": [drop.low, drop.high]}
+        before, now, total = pair.before.right(name), pair.now.right(name), pair.now.labelled
+        counts = {"lost": int((before & ~now).sum()), "gained": int((now & ~before).sum()), "total": total}
+        drop = paired_drop_pp(**counts)
+    elif name == REFERENCE:
+        right = ((int(table.right(name).sum()), table.labelled) for table in (pair.before, pair.now))
+        drop = difference(*(proportion_percent(*counted, Z999) for counted in right))
+    else:
+        now_drop, drop_before = (table.drop_pp(name, Z999) for table in (pair.now, pair.before))
+        assert now_drop and drop_before  # both sides have labels
+        drop = difference(now_drop, drop_before)
+    return {"drop_pp": drop.value, "drop_pp_ci95": [drop.low, drop.high], **counts}
 
 
 def _graph(name: str, before: BuildFigures, now: BuildFigures, pair: _Pair | None) -> Section:
-    graph: Json = dict.fromkeys((*_DROP, "classes", "sqnr_loss_db", "sqnr_loss_db_ci95"))
+    graph: Json = dict.fromkeys((*DROP, "classes", "sqnr_loss_db", "sqnr_loss_db_ci95"))
     if before.table is None or name not in before.table.candidates:
         return Section(graph, {"": f"{before.name} has no {name} graph"})
     reasons = {}
@@ -127,16 +124,8 @@ def _graph(name: str, before: BuildFigures, now: BuildFigures, pair: _Pair | Non
     else:
         reasons["sqnr_loss_db"] = f"the logit SQNR of {before.name} or {now.name} is not finite"
     if pair:
-        graph |= _int8(name, pair) | {"classes": _falls(name, pair).to_dict(pair.names)}
+        graph |= _lost(name, pair) | {"classes": _falls(name, pair).to_dict(pair.names)}
     return Section(graph, reasons)
-
-
-def _int8(name: str, pair: _Pair) -> Json:
-    if pair.same_images:
-        return _paired(pair, name)
-    now, before = (table.drop_pp(name, Z999) for table in (pair.now, pair.before))
-    assert now is not None and before is not None  # both sides have labels
-    return _drop(difference(now, before))
 
 
 def _falls(name: str, pair: _Pair) -> ClassFalls:
@@ -188,12 +177,8 @@ def _between_runs(measured: Mapping[str, Any]) -> Estimate:
 
 def was_busy(measured: Mapping[str, Any]) -> bool:
     """Whether other processes slowed the measurement down; ``measured`` is a section ``latency`` with figures."""
-    return any(_mean_ms(measured, name) > BUSY * measured[name]["p50_ms"] for name in ("fp32", "int8"))
-
-
-def _mean_ms(measured: Mapping[str, Any], name: str) -> float:
-    mean: float = 1e3 * measured["batch"] / measured[name]["throughput_ips"]
-    return mean
+    times, batch = (measured["fp32"], measured["int8"]), measured["batch"]
+    return any(1e3 * batch / time["throughput_ips"] > BUSY * time["p50_ms"] for time in times)
 
 
 def changes(before: BuildFigures, now: BuildFigures) -> list[Json]:
@@ -203,9 +188,5 @@ def changes(before: BuildFigures, now: BuildFigures) -> list[Json]:
     )
     if before.images is not None and now.images is not None:
         old["validation images"], new["validation images"] = before.images.sha256, now.images.sha256
-    names = dict.fromkeys((*old, *new))
-    return [
-        {"what": name, "before": old.get(name), "after": new.get(name)}
-        for name in names
-        if old.get(name) != new.get(name)
-    ]
+    rows = ({"what": name, "before": old.get(name), "after": new.get(name)} for name in dict.fromkeys((*old, *new)))
+    return [row for row in rows if row["before"] != row["after"]]

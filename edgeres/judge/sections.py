@@ -24,27 +24,10 @@ HISTOGRAM_BINS = 80
 CONFUSIONS = 50
 
 _HITS = ("top1", "top1_ci95", "top5", "correct", "total", "runner")
-_PAIRED = (
-    "drop_pp",
-    "drop_pp_ci95",
-    "lost",
-    "gained",
-    "mcnemar_p",
-    "agreement",
-    "agreement_ci95",
-    "logit_sqnr_db",
-    "logit_sqnr_db_ci95",
-)
-_TIMES = (
-    "p50_ms",
-    "p90_ms",
-    "p99_ms",
-    "p99_ms_ci95",
-    "throughput_ips",
-    "iterations",
-    "variation_percent",
-    "drift_percent",
-)
+_DROP = ("drop_pp", "drop_pp_ci95", "lost", "gained", "mcnemar_p")
+_PAIRED = (*_DROP, "agreement", "agreement_ci95", "logit_sqnr_db", "logit_sqnr_db_ci95")
+_MILLISECONDS = ("p50_ms", "p90_ms", "p99_ms", "p99_ms_ci95")
+_TIMES = (*_MILLISECONDS, "throughput_ips", "iterations", "variation_percent", "drift_percent")
 
 
 def accuracy_section(measured: Measured, made: Made) -> Section:
@@ -55,17 +38,17 @@ def accuracy_section(measured: Measured, made: Made) -> Section:
         nothing: Json = {"graph": None, "fp32": empty, "int8": empty, **dict.fromkeys(_PAIRED)}
         more: Json = {"images": 0, "per_class": None, "graphs": {}, "answers": None}
         return Section(nothing | more, {"": "no images were compared in this run"})
-    parts = {"fp32": _hits(comparison, REFERENCE), "int8": _hits(comparison, headline)}
+    fp32, int8, paired = _hits(comparison, REFERENCE), _hits(comparison, headline), _paired(comparison, headline)
     graphs = {name: _graph(comparison, name, made) for name in comparison.table.candidates}
-    paired = _paired(comparison, headline)
     reasons = dict(paired.reasons)
-    for path, part in {**parts, **{f"graphs.{name}": graph for name, graph in graphs.items()}}.items():
+    for path, part in {"fp32": fp32, "int8": int8, **{f"graphs.{name}": graphs[name] for name in graphs}}.items():
         reasons |= part.reasons_below(path)
     if not comparison.table.labelled:
         reasons[""] = "the validation source has no labels"
     content = {
         "graph": headline,
-        **{name: part.content for name, part in parts.items()},
+        "fp32": fp32.content,
+        "int8": int8.content,
         **paired.content,
         "images": comparison.images,
         "per_class": _per_class(comparison, headline),
@@ -81,14 +64,9 @@ def _hits(comparison: Comparison, name: str) -> Section:
         return Section(dict.fromkeys(_HITS) | {"runner": runner})
     classes = comparison.table.num_classes
     few_classes = classes <= TOP_K
-    content = {
-        "top1": accuracy.top1,
-        "top1_ci95": _ci(proportion_percent(accuracy.correct, accuracy.total)),
-        "top5": None if few_classes else accuracy.top5,
-        "correct": accuracy.correct,
-        "total": accuracy.total,
-        "runner": runner,
-    }
+    correct, total, top5 = accuracy.correct, accuracy.total, None if few_classes else accuracy.top5
+    values = (accuracy.top1, _ci(proportion_percent(correct, total)), top5, correct, total, runner)
+    content = dict(zip(_HITS, values, strict=True))
     return Section(content, {"top5": f"top-5 is not meaningful with {classes} classes"} if few_classes else {})
 
 
@@ -103,18 +81,9 @@ def _paired(comparison: Comparison, name: str) -> Section:
         sqnr = limits = None
     if limits is None:
         reasons["logit_sqnr_db_ci95"] = "the SQNR is not finite, or there is only one image"
-    content = {
-        "drop_pp": drop.value if drop else None,
-        "drop_pp_ci95": _ci(drop) if drop else None,
-        "lost": lost if drop else None,
-        "gained": gained if drop else None,
-        "mcnemar_p": mcnemar_mid_p(lost, gained) if drop else None,
-        "agreement": agreement.value,
-        "agreement_ci95": _ci(agreement),
-        "logit_sqnr_db": sqnr,
-        "logit_sqnr_db_ci95": list(limits) if limits else None,
-    }
-    return Section(content, reasons)
+    tested = (drop.value, _ci(drop), lost, gained, mcnemar_mid_p(lost, gained)) if drop else (None,) * len(_DROP)
+    values = (*tested, agreement.value, _ci(agreement), sqnr, list(limits) if limits else None)
+    return Section(dict(zip(_PAIRED, values, strict=True)), reasons)
 
 
 def _graph(comparison: Comparison, name: str, made: Made) -> Section:
@@ -154,10 +123,7 @@ def latency_section(measured: Mapping[str, Measurement] | None) -> Section:
     fp32, int8 = measured["fp32"], measured["int8"]
     ratio = speedup(fp32, int8)
     content = {
-        "backend": int8.backend,
-        "scope": int8.scope,
-        "batch": int8.batch,
-        "warmup_seconds": int8.warmup_seconds,
+        **{name: getattr(int8, name) for name in ("backend", "scope", "batch", "warmup_seconds")},
         "fp32": _times(fp32),
         "int8": _times(int8),
         "speedup": ratio.value,
