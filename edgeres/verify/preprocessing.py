@@ -38,7 +38,7 @@ Change = Callable[[F32], F32]  # changes pixels of 0 to 255, (B, h, w, 3), in th
 def better_input(reference: Candidate, loader: Loader, comparison: Comparison) -> BetterInput | None:
     """The significantly better preprocessing with the lowest p-value; None where none is.
 
-    None is tried where too few answers are wrong for a significant improvement. Mean and std may be inside the graph
+    Nothing is tried where too few answers are wrong for a significant improvement. Mean and std may be inside the graph
     (the graphs of a bundle take bytes), so both are guessed: the one that the graph uses and the one that it should
     use. A wrong guess improves nothing.
     """
