@@ -100,8 +100,8 @@ def paired_falls(labels: I64, before: npt.NDArray[np.bool_], after: npt.NDArray[
 def unpaired_falls(hits_before: I64, sizes_before: I64, hits: I64, sizes: I64) -> ClassFalls:
     """Test two samples of different images, each class by Fisher's exact one-sided test; all int64 (classes,)."""
     present = np.flatnonzero((sizes_before > 0) & (sizes > 0)).tolist()
-    columns = [column.tolist() for column in (hits_before, sizes_before, hits, sizes)]
-    rows: list[Row] = [(columns[0][c], columns[1][c], columns[2][c], columns[3][c]) for c in present]
+    columns = (column[present].tolist() for column in (hits_before, sizes_before, hits, sizes))
+    rows: list[Row] = list(zip(*columns, strict=True))
     p_values = [fisher_tail(after, total, before, total_before) for before, total_before, after, total in rows]
     least_found = next(n for n in range(1, 64) if max(1, len(present)) < ALPHA_UNPAIRED * math.comb(2 * n, n))
     return _falls(present, rows, p_values, ALPHA_UNPAIRED, least_found)

@@ -10,21 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from edgeres.calibrate.distributed import (
-    Recipe,
-    check_version,
-    connect,
-    hold,
-    images_of,
-    in_order,
-    task_batches,
-)
+from edgeres.calibrate.distributed import Recipe, check_version, connect, hold, images_of, in_order, task_batches
 from edgeres.data.choose import DataChoice
 from edgeres.data.loader import Batch, Loader, OnUnreadable
 from edgeres.errors import SourceError
@@ -37,37 +27,22 @@ from edgeres.verify.candidates import Candidates, OpenGraph
 
 
 @dataclass(frozen=True)
-class _BatchScores:
-    """A worker's result for one batch.
+class _TaskResult:
+    """A worker's result for one task.
 
     Attributes:
-        scores: by graph, float32 (B, classes).
-        means: mean of each image's channels, in the shape of network inputs of one pixel.
-        indices: int64 (B,), of the images in the source.
+        batches: each batch with its scores by graph, float32 (B, classes); in place of the inputs it has the mean of
+            each image's channels, as float64 inputs of one pixel, so that compare() gets the mean colours.
+        backend: name of the runner.
     """
 
-    scores: Mapping[str, F32]
-    means: npt.NDArray[np.float64]
-    labels: I64
-    indices: I64
-
-
-@dataclass(frozen=True)
-class _TaskResult:
-    """A worker's result for one task; ``backend`` is the name of the runner."""
-
-    batches: tuple[_BatchScores, ...]
+    batches: tuple[tuple[Batch, Mapping[str, F32]], ...]
     unreadable: tuple[str, ...]
     backend: str
 
 
 def compare_on(
-    address: str,
-    candidates: Candidates,
-    spec: ModelSpec,
-    data: DataChoice,
-    loader: Loader,
-    progress: Progress = SILENT,
+    address: str, candidates: Candidates, spec: ModelSpec, data: DataChoice, loader: Loader, progress: Progress = SILENT
 ) -> Comparison:
     """Do what :func:`edgeres.verify.accuracy.compare` does, with the graphs run by the workers of a scheduler.
 
@@ -113,9 +88,7 @@ class _ReplayRunner:
     def __enter__(self) -> _ReplayRunner:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         return None
 
 
@@ -141,11 +114,10 @@ class _RemoteLoader(Loader):
         held = [hold(client, graph) for graph in self._graphs.values()]
         for result in in_order(client, _run, (held, self._job), tasks):
             self.unreadable.extend(result.unreadable)
-            for batch in result.batches:
+            for batch, scores in result.batches:
                 for name, replay in self._replays.items():
-                    replay.name, replay.scores = result.backend, batch.scores[name]
-                # The mean over one pixel is the pixel itself, so compare() gets the mean colours of the images.
-                yield Batch(batch.means, batch.labels, batch.indices)
+                    replay.name, replay.scores = result.backend, scores[name]
+                yield batch
 
 
 def _readable(loader: Loader) -> Iterator[Batch]:
@@ -193,6 +165,6 @@ def _run(graphs: list[bytes], job: _CompareJob, version: str, positions: I64) ->
                 for name, runner in runners.items()
             }
             means = batch.inputs.mean(axis=axes, dtype=np.float64, keepdims=True)
-            batches.append(_BatchScores(scores, means, batch.labels, positions[batch.indices]))
+            batches.append((Batch(means, batch.labels, positions[batch.indices]), scores))
         backend = runners[REFERENCE].name
     return _TaskResult(tuple(batches), tuple(loader.unreadable), backend)

@@ -49,8 +49,7 @@ class _TimedRunner:
     """One runner with its feed and its recorded latencies."""
 
     def __init__(self, runner: Runner, feed: Feed) -> None:
-        self.runner = runner
-        self.feed = feed
+        self.runner, self.feed = runner, feed
         self.seconds: list[float] = []
         self.warmup_seconds = 0.0
         self.block = 1
@@ -87,10 +86,7 @@ class _TimedRunner:
 
 
 def measure_latency(
-    runners: Mapping[str, Runner],
-    feed_for: Callable[[Runner], Feed],
-    plan: LatencyPlan,
-    progress: Progress = SILENT,
+    runners: Mapping[str, Runner], feed_for: Callable[[Runner], Feed], plan: LatencyPlan, progress: Progress = SILENT
 ) -> dict[str, Measurement]:
     """Measure all runners in one run, in alternating blocks, in this thread, with the garbage collector off.
 

@@ -42,13 +42,13 @@ class TensorNoise:
         tensor: its name in the FP32 graph.
         node: name of the Conv, Gemm or Add that writes it.
         stream: whether it belongs to the residual stream: the output of an Add, or the first tensor of the stream.
-        sqnr_db: SQNR in the INT8 graph; None where the tensors are equal.
+        sqnr_db: SQNR in the INT8 graph; None where the tensors are equal, or before it is measured.
     """
 
     tensor: str
     node: str
     stream: bool
-    sqnr_db: float | None
+    sqnr_db: float | None = None
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,7 @@ def layer_noise(
         if candidate.graph is None or not candidate.layers:
             continue
         quantized = Graph(load_onnx(candidate.graph))
-        measured, shares = _measure(reference, quantized, candidates.open_graph, few, progress)
-        known = (ZeroShares(tensor, zeros[tensor], share) for tensor, share in shares.items() if tensor in zeros)
-        noise[name] = replace(measured, zeros=tuple(known))
+        noise[name] = _measure(reference, quantized, candidates.open_graph, few, zeros, progress)
     return noise
 
 
@@ -146,22 +144,21 @@ class _ChannelFit:
     """Sums over a tensor in both graphs, per channel; a factor and an offset are fitted from them."""
 
     count: int = 0
-    sums: dict[str, F64] = field(default_factory=dict)
+    sums: F64 = field(default_factory=lambda: np.zeros((5, 1)))  # of x, y, xx, yy and xy
 
     def add(self, x: F32, y: F32) -> None:
         x64, y64 = (v.astype(np.float64).reshape(*v.shape[:2], -1) for v in (x, y))
-        parts = {"x": x64, "y": y64, "xx": x64 * x64, "yy": y64 * y64, "xy": x64 * y64}
-        for name, values in parts.items():
-            self.sums[name] = self.sums.get(name, np.zeros(1)) + values.sum(axis=(0, 2))
+        parts = (x64, y64, x64 * x64, y64 * y64, x64 * y64)
+        self.sums = self.sums + np.array([part.sum(axis=(0, 2)) for part in parts])
         self.count += x64.shape[0] * x64.shape[2]
 
     @property
     def sqnr_db(self) -> float | None:
-        n, s = self.count, self.sums
-        xx, yy, xy = (s[a + b] - s[a] * s[b] / n for a, b in ("xx", "yy", "xy"))
+        n, (x, y, power, yy, xy) = self.count, self.sums
+        xx, yy, xy = power - x * x / n, yy - y * y / n, xy - x * y / n
         residual = np.where(yy > 0, xx - xy * xy / np.where(yy > 0, yy, 1.0), xx)
         noise = float(np.maximum(residual, 0.0).sum()) * n / max(1, n - 2)  # two parameters per channel were fitted
-        signal = float(s["xx"].sum())
+        signal = float(power.sum())
         return 10 * math.log10(signal / noise) if noise > 1e-14 * signal else None
 
 
@@ -199,30 +196,22 @@ class _CodeRange:
         return RangeFit(tensor, covered, 10 * math.log10(signal / noise) if signal > 0 else math.inf)
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A tensor of the FP32 graph, the node that writes it, and the tensor in its place in the INT8 graph."""
-
-    tensor: str
-    node: str
-    stream: bool
-    counterpart: str
-
-
 def _measure(
-    reference: Graph, candidate: Graph, open_graph: OpenGraph, loader: Loader, progress: Progress
-) -> tuple[LayerNoise, dict[str, float]]:
-    """The noise of the INT8 graph, and the share of zeros in each compared tensor of the FP32 graph."""
+    reference: Graph,
+    candidate: Graph,
+    open_graph: OpenGraph,
+    loader: Loader,
+    zeros: Mapping[str, float],
+    progress: Progress,
+) -> LayerNoise:
     from edgeres.calibrate.forward import with_outputs
 
-    places = list(_places(reference, candidate))
+    places = [(layer, counterpart, _ChannelFit()) for layer, counterpart in _places(reference, candidate)]
     ranges = dict(_ranges(candidate))
-    fits = [_ChannelFit() for _ in places]
-    wanted = dict.fromkeys((*(place.counterpart for place in places), *ranges))
-    reference_model = with_outputs(reference.model, [place.tensor for place in places])
+    wanted = dict.fromkeys((*(counterpart for _, counterpart, _ in places), *ranges))
+    reference_model = with_outputs(reference.model, [layer.tensor for layer, _, _ in places])
     candidate_model = with_outputs(candidate.model, [name for name in wanted if name != candidate.input])
-    images = 0
-    zeros = dict.fromkeys((place.tensor for place in places), 0.0)
+    images, shares = 0, dict.fromkeys((layer.tensor for layer, _, _ in places), 0.0)
     with (
         open_graph(reference_model) as fp32,
         open_graph(candidate_model, integer=False) as int8,
@@ -231,24 +220,33 @@ def _measure(
         for batch in loader:
             expected = fp32.infer({reference.input: batch.inputs})
             actual = int8.infer({candidate.input: batch.inputs}) | {candidate.input: batch.inputs}
-            for place, fit in zip(places, fits, strict=True):
-                values = expected[place.tensor]
-                fit.add(values, actual[place.counterpart])
-                zeros[place.tensor] += len(values) * (1 - np.count_nonzero(values) / values.size)
+            for layer, counterpart, fit in places:
+                values = expected[layer.tensor]
+                fit.add(values, actual[counterpart])
+                shares[layer.tensor] += len(values) * (1 - np.count_nonzero(values) / values.size)
             for tensor, code_range in ranges.items():
                 code_range.add(actual[tensor])
             images += len(batch.inputs)
             advance(len(batch.inputs))
-    layers = (TensorNoise(p.tensor, p.node, p.stream, fit.sqnr_db) for p, fit in zip(places, fits, strict=True))
     weights = list(_weights(candidate))
-    per_tensor = tuple(node for node, scales, channels in weights if scales == 1 < channels)
-    range_fits = tuple(code_range.fit(tensor) for tensor, code_range in ranges.items())
-    noise = LayerNoise(images, tuple(layers), range_fits, per_tensor, len(weights))
-    return noise, {tensor: share / max(images, 1) for tensor, share in zeros.items()}
+    return LayerNoise(
+        images,
+        tuple(replace(layer, sqnr_db=fit.sqnr_db) for layer, _, fit in places),
+        tuple(code_range.fit(tensor) for tensor, code_range in ranges.items()),
+        tuple(node for node, scales, channels in weights if scales == 1 < channels),
+        len(weights),
+        tuple(ZeroShares(name, zeros[name], share / max(images, 1)) for name, share in shares.items() if name in zeros),
+    )
 
 
-def _places(reference: Graph, candidate: Graph) -> Iterator[_Place]:
-    """Outputs of convolutions and residual Adds after their activation, without the scores, which have an own SQNR."""
+def _places(reference: Graph, candidate: Graph) -> Iterator[tuple[TensorNoise, str]]:
+    """Outputs of convolutions and residual Adds after their activation, each with its tensor in the INT8 graph.
+
+    The tensor in the INT8 graph is the one that the same node reads; where no reader is left, the output is left out,
+    as are the scores, which have an own SQNR.
+    """
+    own = {node.name for node in reference.nodes}
+    inputs = {(node.name, i): name for node in candidate.nodes for i, name in enumerate(node.input)}
     before_stream = True  # the residual stream begins at the first tensor with several readers
     for node in reference.nodes:
         residual = reference.is_residual_add(node)
@@ -257,9 +255,10 @@ def _places(reference: Graph, candidate: Graph) -> Iterator[_Place]:
         tensor = _behind_pool(reference, reference.activation_after(node))
         begins = before_stream and len(reference.consumers(tensor)) > 1
         before_stream = before_stream and not begins
-        counterpart = _counterpart(reference, candidate, tensor)
-        if counterpart:
-            yield _Place(tensor, node.name, begins or residual, counterpart)
+        readers = ((reader.name, list(reader.input).index(tensor)) for reader in reference.consumers(tensor))
+        read = next((inputs[reader] for reader in readers if reader in inputs), None)
+        if read:
+            yield TensorNoise(tensor, node.name, begins or residual), _before_codes(candidate, read, own)
 
 
 def _behind_pool(reference: Graph, tensor: str) -> str:
@@ -270,17 +269,6 @@ def _behind_pool(reference: Graph, tensor: str) -> str:
     """
     readers = reference.consumers(tensor)
     return str(readers[0].output[0]) if len(readers) == 1 and readers[0].op_type == "MaxPool" else tensor
-
-
-def _counterpart(reference: Graph, candidate: Graph, tensor: str) -> str | None:
-    """The tensor that the same node reads in the INT8 graph; None where no reader of it is left."""
-    own = {node.name for node in reference.nodes}
-    readers = {(node.name, i): name for node in candidate.nodes for i, name in enumerate(node.input)}
-    for reader in reference.consumers(tensor):
-        read = readers.get((reader.name, list(reader.input).index(tensor)))
-        if read is not None:
-            return _before_codes(candidate, read, own)
-    return None
 
 
 def _before_codes(candidate: Graph, tensor: str, own: set[str]) -> str:

@@ -116,9 +116,8 @@ def measure(
         noise = layer_noise(candidates, loader, progress, plan.zeros)
     latency = _latency(candidates, loader, progress)
     if latency is None:
-        reasons["latency"] = (
-            "the bundle has no graph for this machine's CPU, and engines are timed on their device only"
-        )
+        why = "the bundle has no graph for this machine's CPU, and engines are timed on their device only"
+        reasons["latency"] = why
     return Measured(
         images=DataRecord.of(loader, comparison.images, comparison.pixels),
         headline=candidates.headline,

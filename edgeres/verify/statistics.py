@@ -165,26 +165,23 @@ def images_for_drop(lost: int, gained: int, total: int, limit_pp: float) -> int 
         None where the drop is so close to the limit that no practical number of images would do.
     """
     drop, limit = (lost - gained) / total, limit_pp / 100
-    variances = (
-        _restricted_variance(lost / total, gained / total, limit),
-        (lost + gained + 1) / (total + 2) - drop**2,  # half an image more each, so that no count is taken as zero
-    )
+    at_limit = _restricted_variance(lost / total, gained / total, limit)
+    observed = (lost + gained + 1) / (total + 2) - drop**2  # half an image more each, so that no count is taken as zero
 
-    def interval(n: int) -> Estimate:
-        return paired_drop_pp(n * lost / total, n * gained / total, n)
+    def decides(n: int) -> bool:
+        return _excludes(paired_drop_pp(n * lost / total, n * gained / total, n), limit_pp)
 
-    return _images_needed(variances, drop - limit, lambda n: _excludes(interval(n), limit_pp))
+    return _images_needed((at_limit, observed), drop - limit, decides)
 
 
 def images_for_share(hits: int, total: int, limit_percent: float) -> int | None:
     """:func:`images_for_drop` for a share such as the agreement, with the variances of the binomial distribution."""
     p, limit = (hits + 0.5) / (total + 1), limit_percent / 100
 
-    def interval(n: int) -> Estimate:
-        return proportion_percent(n * hits / total, n)
+    def decides(n: int) -> bool:
+        return _excludes(proportion_percent(n * hits / total, n), limit_percent)
 
-    variances = (limit * (1 - limit), p * (1 - p))
-    return _images_needed(variances, hits / total - limit, lambda n: _excludes(interval(n), limit_percent))
+    return _images_needed((limit * (1 - limit), p * (1 - p)), hits / total - limit, decides)
 
 
 def _excludes(interval: Estimate, limit: float) -> bool:
@@ -260,35 +257,32 @@ class Sqnr:
 
 
 def block_bootstrap(
-    figure: Callable[[F64], float], blocks: F64, *, resamples: int = 1000, seed: int = 0
+    figure: Callable[..., float], *samples: F64, resamples: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % bootstrap interval of a figure of latencies; whole blocks are drawn, as in :func:`ratio_of_medians`.
+    """95 % bootstrap interval of a figure of latencies (percentiles of the resampled figures).
+
+    Consecutive latencies are correlated, so whole blocks are drawn. Block ``i`` of all samples was measured at the same
+    time, so all take the same draw, and what slowed the machine down for all of them cancels in a ratio.
 
     Args:
-        figure: computes the figure of a one-dimensional sample.
-        blocks: float64 (blocks, n).
-    """
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(0, len(blocks), (resamples, len(blocks)))
-    low, high = np.quantile([figure(blocks[rows].reshape(-1)) for rows in drawn], [0.025, 0.975])
-    return float(low), float(high)
-
-
-def ratio_of_medians(numerator: F64, denominator: F64, *, resamples: int = 1000, seed: int = 0) -> Estimate:
-    """Ratio of two medians with a block bootstrap interval (percentiles of the resampled ratios).
-
-    Consecutive latencies are correlated, so whole blocks are drawn. Block ``i`` of both was measured at the same time,
-    so both take the same draw, and what slowed the machine down for both cancels.
-
-    Args:
-        numerator, denominator: float64 (blocks, n) and (blocks, m); row ``i`` of both was measured at the same time.
+        figure: computes the figure of one-dimensional samples.
+        samples: each float64 (blocks, n), with any n.
 
     Source: Kuensch 1989, "The jackknife and the bootstrap for general stationary observations", Annals of
     Statistics 17.
     """
-    rng = np.random.default_rng(seed)
-    blocks = len(numerator)
-    drawn = rng.integers(0, blocks, (resamples, blocks))
-    ratios = [np.median(numerator[rows]) / np.median(denominator[rows]) for rows in drawn]
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    return Estimate(float(np.median(numerator) / np.median(denominator)), float(low), float(high))
+    blocks = len(samples[0])
+    drawn = np.random.default_rng(seed).integers(0, blocks, (resamples, blocks))
+    figures = [figure(*(sample[rows].reshape(-1) for sample in samples)) for rows in drawn]
+    low, high = np.quantile(figures, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def ratio_of_medians(numerator: F64, denominator: F64, *, resamples: int = 1000, seed: int = 0) -> Estimate:
+    """Ratio of the medians of float64 (blocks, n) and (blocks, m), with the interval of :func:`block_bootstrap`."""
+
+    def figure(above: F64, below: F64) -> float:
+        return float(np.median(above) / np.median(below))
+
+    limits = block_bootstrap(figure, numerator, denominator, resamples=resamples, seed=seed)
+    return Estimate(figure(numerator, denominator), *limits)
