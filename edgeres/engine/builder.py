@@ -69,9 +69,8 @@ class BuildRequest:
         for capability in self.compute_capabilities:
             if capability not in RTX_COMPUTE_CAPABILITIES:
                 known = ", ".join(RTX_PORTABLE if self.precision == "int8" else RTX_COMPUTE_CAPABILITIES)
-                raise UsageError(
-                    f"TensorRT-RTX does not build for compute capability {capability}", hint=f"use {known}"
-                )
+                what = f"TensorRT-RTX does not build for compute capability {capability}"
+                raise UsageError(what, hint=f"use {known}")
         if self.precision == "int8" and "7.5" in self.compute_capabilities:
             # Seen in 1.7.1: with 7.5 in the list, every Conv runs in float with dequantized weights, on all GPUs.
             raise UsageError("TensorRT-RTX has no INT8 for SM 7.5, nor for others beside it", hint="leave 7.5 out")
@@ -97,7 +96,6 @@ class BuiltEngine:
     """An engine in memory.
 
     Attributes:
-        data: the serialized engine.
         version: of the package that built it; RTX engines load in this version only.
         batch: smallest, best and largest batch that it takes.
         compute_capabilities: of the GPUs it is for; empty: RTX's portable default.
@@ -135,9 +133,8 @@ class BuiltEngine:
             "seconds": f"{self.build_seconds:.1f}",
             **self.request.settings,
         }
-        return "".join(f"# {name}: {value}\n" for name, value in asked.items()) + "".join(
-            f"{line}\n" for line in self.log
-        )
+        lines = (*(f"# {name}: {value}" for name, value in asked.items()), *self.log)
+        return "".join(f"{line}\n" for line in lines)
 
     def record(self, target: str, file: str | None, status: str = "built, not run here") -> EngineRecord:
         """The entry of a manifest; ``file`` is the engine's path inside the bundle, None if it is not kept."""
@@ -182,16 +179,8 @@ def build_engine(
         except EngineError as error:
             raise error from RuntimeError("\n".join(log.lines))
         meter.complete()
-        return BuiltEngine(
-            data=data,
-            request=request,
-            flavour=flavour,
-            version=str(trt.__version__),
-            batch=batch,
-            compute_capabilities=capabilities,
-            build_seconds=time.monotonic() - started,
-            log=tuple(log.lines),
-        )
+        version, seconds = str(trt.__version__), time.monotonic() - started
+        return BuiltEngine(data, request, flavour, version, batch, capabilities, seconds, tuple(log.lines))
 
 
 def _capabilities(request: BuildRequest, flavour: Flavour) -> tuple[str, ...]:
@@ -268,9 +257,8 @@ def _add_profile(builder: Any, network: Any, config: Any, batch: Batch) -> Batch
         first, *rest = tuple(tensor.shape)
         if -1 in rest:
             shape = ", ".join("?" if size == -1 else str(size) for size in (first, *rest))
-            raise ModelError(
-                f"input {tensor.name} ({shape}) has dynamic axes besides the batch", hint="export it with fixed sizes"
-            )
+            what = f"input {tensor.name} ({shape}) has dynamic axes besides the batch"
+            raise ModelError(what, hint="export it with fixed sizes")
         batch = batch if first == -1 else (first, first, first)
         profile.set_shape(tensor.name, *((size, *rest) for size in batch))
     config.add_optimization_profile(profile)
@@ -295,9 +283,6 @@ def _monitor(trt: Any, meter: Meter) -> Any:
     """The vendor's progress interface, which reports to a meter."""
 
     class Monitor(trt.IProgressMonitor):
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             meter.start(phase_name, parent_phase, num_steps)
 

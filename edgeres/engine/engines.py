@@ -18,16 +18,12 @@ from edgeres.records import EngineRecord
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """What engines to build.
+    """What engines to build; see :class:`BuildRequest`. The smallest batch is 1.
 
     Attributes:
         also: precisions of further engines to keep, for comparison on the device.
-        max_batch: largest batch of the profile; 1 is the smallest.
-        opt_batch: the batch that kernels are chosen for.
-        compute_capabilities: of RTX engines; empty: the portable default.
         workspace_mb: MiB of scratch memory for one layer; None: a quarter of a Jetson's memory, all of another GPU's.
-        builder_level: 0 (fast build) to 5 (fast engine).
-        version_compatible, hardware_compatible: of TensorRT engines, see :class:`BuildRequest`.
+        builder_level: the optimization level, 0 (fast build) to 5 (fast engine).
     """
 
     also: tuple[Precision, ...] = ()
@@ -60,8 +56,7 @@ class EngineChoice:
 class Engines(dict[EngineRecord, "bytes | None"]):
     """Serialized engines by record; None for an engine that is not kept.
 
-    Attributes:
-        logs: the vendor's messages, by path inside the bundle: a ``.log`` beside each kept engine.
+    ``logs`` has the vendor's messages by path inside the bundle: a ``.log`` beside each kept engine.
     """
 
     def __init__(self) -> None:
@@ -140,5 +135,4 @@ def _graph(folder: Path, precision: Precision, runtime: Runtime) -> Path | bytes
         model = to_fp16(load_onnx(folder / FP32))
     else:  # the bundle was built for other targets
         model = rewritten(form, load_onnx(folder / lineage(form)[-1].file))
-    content: bytes = model.SerializeToString()
-    return content
+    return bytes(model.SerializeToString())

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import ceil, prod
 from typing import Any
 
@@ -30,39 +30,21 @@ _TAG = b"NLYM"
 _MAGIC = (b"vtrt", b"ptrt", b"ftrt")
 # Instructions that are no kernels: streams wait for each other, and shapes are computed on the host.
 _CONTROL = frozenset({"wait", "signal", "shape_call"})
-_KINDS = {
-    "corrltn": "convolution",
-    "function": "pointwise",
-    "fully_connected": "matmul",
-    "runtime_fusion": "matmul",
-    "maxpool": "pooling",
-    "avgpool": "pooling",
-}
+_KINDS = {"corrltn": "convolution", "function": "pointwise", "fully_connected": "matmul", "runtime_fusion": "matmul"}
+_KINDS |= {"maxpool": "pooling", "avgpool": "pooling"}
 _FUSIONS = {"bias": "bias", "relu": "ReLU", "accu": "Add", "quantize": "quantize"}
 _DTYPES = {"float": "float32", "half": "float16"}
-_WORDS = {
-    "Fc": "MatMul",
-    "Relu": "ReLU",
-    "Roun": "Round",
-    "Tran": "Transpose",
-    "Slic": "Slice",
-    "Repl": "Fill",
-    "Conc": "Concat",
-    "Resh": "Reshape",
-    "Resi": "Resize",
-    "Sigm": "Sigmoid",
-}
+_WORDS = {"Fc": "MatMul", "Relu": "ReLU", "Roun": "Round", "Tran": "Transpose", "Slic": "Slice", "Repl": "Fill"}
+_WORDS |= {"Conc": "Concat", "Resh": "Reshape", "Resi": "Resize", "Sigm": "Sigmoid"}
 _MOVES = frozenset({"Transpose", "Slice", "Fill", "Concat", "Reshape", "Move"})
 _STEP = re.compile(r"(?P<quantize>(?:Mul)?MinMaxRounCast)|(?P<dequantize>CastMul)|[A-Z]?[^A-Z]+|[A-Z]")
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor in the GPU's memory.
+    """A tensor in the GPU's memory; a ``constant`` is stored in the engine.
 
-    Attributes:
-        shape: sizes; the batch, which is known only at run time, counts as 1.
-        constant: whether it is stored in the engine.
+    The batch, which is known only at run time, counts as 1 in ``shape``.
     """
 
     name: str
@@ -133,9 +115,7 @@ class Kernel:
 class LostInt8:
     """A convolution or matmul that runs in float because a kernel before it dequantizes its codes.
 
-    Attributes:
-        node: the ONNX node, or several if the kernel has several.
-        layers: the ONNX nodes of the kernel that dequantizes, its Q/DQ pair among them.
+    ``node`` names its ONNX node, or several; ``layers`` are those of the kernel that dequantizes.
     """
 
     node: str
@@ -144,11 +124,9 @@ class LostInt8:
 
 @dataclass(frozen=True)
 class Program:
-    """The kernels of an engine, in launch order.
+    """The kernels of an engine, in launch order, and the GPUs that it was compiled for.
 
-    Attributes:
-        accelerators: GPUs that it was compiled for, ``sm80``; RTX's portable default is sm80, for Ampere and later.
-        portable: whether later GPUs run it too.
+    RTX's portable default is ``sm80``, for Ampere and later; ``portable`` says whether later GPUs run it too.
     """
 
     accelerators: tuple[str, ...]
@@ -183,23 +161,18 @@ class Program:
         return tuple(found)
 
     def to_dict(self) -> dict[str, Any]:
-        kinds = {kernel.kind: self.of_kind(kernel.kind) for kernel in self.kernels}
+        kinds = {kernel.kind: replace(self, kernels=self.of_kind(kernel.kind)) for kernel in self.kernels}
         return {
             "accelerators": list(self.accelerators),
             "portable": self.portable,
-            "moved_bytes": self.moved_bytes,
-            "constant_bytes": self.constant_bytes,
-            "kinds": {
-                kind: {
-                    "kernels": len(kernels),
-                    "moved_bytes": sum(kernel.moved_bytes for kernel in kernels),
-                    "constant_bytes": sum(kernel.constant_bytes for kernel in kernels),
-                }
-                for kind, kernels in kinds.items()
-            },
+            **self._bytes(),
+            "kinds": {kind: {"kernels": len(part.kernels), **part._bytes()} for kind, part in kinds.items()},
             "kernels": [kernel.to_dict() for kernel in self.kernels],
             "lost": [asdict(lost) for lost in self.lost],
         }
+
+    def _bytes(self) -> dict[str, int]:
+        return {"moved_bytes": self.moved_bytes, "constant_bytes": self.constant_bytes}
 
 
 def is_engine(data: bytes) -> bool:
@@ -220,12 +193,9 @@ def read_program(data: bytes, *, where: object = None) -> Program:
         # A kernel that is assembled on the GPU has a program of its own, for any accelerator.
         own = [part for part in parts if part.block("header").list_of("accelerators") != ("*",)]
         if own:
-            header = own[0].block("header")
-            return Program(
-                accelerators=header.list_of("accelerators"),
-                portable=header.word("hardware_forward_compatibility") == "1",
-                kernels=tuple(kernel for part in own for kernel in _kernels(part)),
-            )
+            header, kernels = own[0].block("header"), tuple(kernel for part in own for kernel in _kernels(part))
+            portable = header.word("hardware_forward_compatibility") == "1"
+            return Program(header.list_of("accelerators"), portable, kernels)
     except ValueError as error:
         what = f"the engine's list of kernels cannot be read ({error})"
         raise EngineError(what, where=where, hint="copy or build the engine again") from error
@@ -284,12 +254,10 @@ class _ProgramBlock:
         found = self.find(key)
         return found if isinstance(found, str) else ""
 
-    def words(self) -> tuple[str, ...]:
-        return tuple(value for name, value in self.entries if not name and isinstance(value, str))
-
     def list_of(self, key: str) -> tuple[str, ...]:
         found = self.find(key)
-        return found.words() if isinstance(found, _ProgramBlock) else ()
+        entries = found.entries if isinstance(found, _ProgramBlock) else []
+        return tuple(value for name, value in entries if not name and isinstance(value, str))
 
 
 _TOKEN = re.compile(r'"((?:[^"\\]|\\.)*)"|([{}=])|([^\s{}="]+)', re.DOTALL)
@@ -379,14 +347,11 @@ def _named(tensors: dict[str, Tensor], names: Sequence[str]) -> tuple[Tensor, ..
 
 def _kernel(keyword: str, body: _ProgramBlock, inputs: tuple[Tensor, ...], writes: tuple[Tensor, ...]) -> Kernel:
     # The separator is a control character; in a network that was built by API, users choose the entries.
-    layers = tuple(
-        layer.removeprefix("[ONNX Layer: ").removesuffix("]") for layer in body.word("layers").split("\x1f") if layer
-    )
+    listed = filter(None, body.word("layers").split("\x1f"))
+    layers = tuple(layer.removeprefix("[ONNX Layer: ").removesuffix("]") for layer in listed)
     symbol = body.word("name")
     kind = _KINDS.get(keyword, keyword)
-    if symbol.startswith("__myl_"):
-        name = in_words(symbol)
-    else:
-        name = layers[0] if symbol.startswith("__mye") and layers else symbol
+    name = layers[0] if symbol.startswith("__mye") and layers else symbol
+    name = in_words(symbol) if symbol.startswith("__myl_") else name
     fused = tuple(word for flag, word in _FUSIONS.items() if body.word(flag) == "true")
     return Kernel(kind, name, inputs, writes, fused, layers, symbol)

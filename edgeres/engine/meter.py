@@ -32,7 +32,8 @@ class Meter:
     def start(self, name: str, parent: str | None, steps: int) -> None:
         with self._lock:
             above = self._phases.get(parent or "")
-            low, high = (0.0, 1.0) if above is None else (above.reached, (above.reached + above.end_of_step) / 2)
+            low = 0.0 if above is None else above.reached
+            high = 1.0 if above is None else (above.reached + above.after(above.done + 1)) / 2
             self._phases[name] = _Phase(low, high, steps, above, low)
 
     def step(self, name: str, index: int) -> bool:
@@ -73,13 +74,9 @@ class _Phase:
     reached: float
     done: int = 0
 
-    @property
-    def end_of_step(self) -> float:
-        return self._after(self.done + 1)
-
     def reach(self, done: int) -> None:
         self.done = done
-        self.reached = max(self.reached, self._after(done))
+        self.reached = max(self.reached, self.after(done))
 
-    def _after(self, done: int) -> float:
+    def after(self, done: int) -> float:
         return self.low + (self.high - self.low) * min(done, self.steps) / self.steps

@@ -5,8 +5,9 @@ Weights are counted with NumPy alone; activations and opsets need onnx, and are 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,8 +49,7 @@ class MemoryNeed:
         activations = "activations not counted: onnx is not installed"
         if self.activations is not None:
             activations = f"{_gb(self.activations)} of float32 activations alive at once"
-        weights = f"{_COPIES} x {_gb(self.weights)} of weights"
-        return f"{weights}, {activations}, {_gb(self.workspace)} of workspace"
+        return f"{_COPIES} x {_gb(self.weights)} of weights, {activations}, {_gb(self.workspace)} of workspace"
 
 
 def warnings(folder: Path, target: Target, max_batch: int, workspace_mb: int | None = None) -> Iterator[str]:
@@ -98,16 +98,13 @@ def _opsets(folder: Path, target: Target) -> Iterator[str]:
 
 
 def memory_need(graph: Path, max_batch: int, workspace: int) -> MemoryNeed:
-    """The memory of a build from a float graph, from the sizes of its tensors.
-
-    Without onnx the size of the file stands for that of the weights.
-    """
+    """The memory of a build, from the sizes of a float graph's tensors; without onnx, from the size of its file."""
     try:
         import onnx
     except ImportError:
         return MemoryNeed(graph.stat().st_size, None, workspace)
     model = onnx.load(str(graph))
-    weights = sum(_elements(tensor.dims) * 4 for tensor in model.graph.initializer)
+    weights = sum(prod(tensor.dims) * 4 for tensor in model.graph.initializer)
     return MemoryNeed(weights, peak_activations(model, max_batch), workspace)
 
 
@@ -119,34 +116,20 @@ def peak_activations(model: onnx.ModelProto, batch: int) -> int:
     from edgeres.graph.graph import Graph
 
     graph = Graph(model)
-    sizes = {name: 4 * _elements(_sizes(graph.shape(name), batch)) for name in graph.types}
+    # An unknown size is the batch on the first axis, and counts as 1 on any other.
+    known = {
+        name: [size or (1 if axis else batch) for axis, size in enumerate(graph.shape(name))] for name in graph.types
+    }
+    sizes = {name: 4 * prod(shape) for name, shape in known.items()}
     alive = {name: sizes[name] for name in graph.inputs if name in sizes}
     peak = sum(alive.values())
     for index, node in enumerate(graph.nodes):
-        ended = [name for name in node.input if name in alive and graph.last_use(name) == index]
-        if node.op_type == "Relu":
-            _end(alive, ended)
-        alive.update((name, sizes[name]) for name in node.output if name in sizes)
-        peak = max(peak, sum(alive.values()))
-        _end(alive, ended)
+        ended = {name for name in node.input if graph.last_use(name) == index}
+        kept = {name: size for name, size in alive.items() if name not in ended}
+        made = {name: sizes[name] for name in node.output if name in sizes}
+        peak = max(peak, sum(((kept if node.op_type == "Relu" else alive) | made).values()))
+        alive = kept | made
     return peak
-
-
-def _end(alive: dict[str, int], ended: Sequence[str]) -> None:
-    for name in ended:
-        alive.pop(name, None)
-
-
-def _sizes(shape: Sequence[int], batch: int) -> list[int]:
-    """A shape without unknown sizes: the first axis is the batch then, and any other counts as 1."""
-    return [size or (batch if axis == 0 else 1) for axis, size in enumerate(shape)]
-
-
-def _elements(shape: Iterable[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def _gb(count: int) -> str:

@@ -35,10 +35,9 @@ _LIMITED = frozenset({"Abs", "Concat", "ConvTranspose", "Cos", "Equal", "LRN", "
 
 @dataclass(frozen=True)
 class DlaLayer:
-    """A node of the network.
+    """A node of the network, and what runs it.
 
     Attributes:
-        where: what runs it.
         reason: why the DLA does not run it, or not in int8; "" otherwise.
         precision: on the DLA, ``int8`` where the cache has scales for all its tensors, else ``fp16``; "" on the GPU.
     """
@@ -52,14 +51,12 @@ class DlaLayer:
 
 @dataclass(frozen=True)
 class DlaModel:
-    """A network for a DLA.
+    """A network for a DLA: a float graph with TensorRT's calibration cache for it.
 
     Attributes:
-        graph: float, of fixed sizes; operators that a DLA refuses are replaced where others compute the same.
-        cache: TensorRT's calibration cache for it.
+        graph: of fixed sizes; operators that a DLA refuses are replaced where others compute the same.
         layers: one per node of the graph, in its order.
-        rewritten: what was changed, in words.
-        notes: what to check before it is used, in words.
+        rewritten, notes: what was changed, and what to check before it is used, in words.
     """
 
     graph: ModelProto
@@ -76,11 +73,7 @@ class DlaModel:
 
 
 def for_dla(model: ModelProto, target: Target, batch: int, cache: str, preprocess: Preprocess) -> DlaModel:
-    """The graph, cache and verdict for a target that has a DLA.
-
-    Args:
-        model: the canonical FP32 graph.
-        cache: the calibration cache that belongs to it, as TensorRT writes it.
+    """The graph, cache and verdict for a target with a DLA, from a canonical FP32 graph and TensorRT's cache for it.
 
     Raises:
         UsageError: the target has no DLA, or the batch is too large for it.

@@ -50,7 +50,7 @@ class Graph:
     def __init__(self, model: ModelProto) -> None:
         self.model = model
         self.nodes: list[NodeProto] = list(model.graph.node)
-        self._initializers = {str(tensor.name): tensor for tensor in model.graph.initializer}
+        self._initializers: dict[str, onnx.TensorProto] = {tensor.name: tensor for tensor in model.graph.initializer}
         self.inputs = [str(value.name) for value in model.graph.input if value.name not in self._initializers]
         self.outputs = [str(value.name) for value in model.graph.output]
         self._producer: dict[str, NodeProto] = {}
@@ -141,8 +141,7 @@ class Graph:
             if node.op_type == "Constant":
                 return next((attribute.t for attribute in node.attribute if attribute.name == "value"), None)
             tensor = node.input[0]
-        found: onnx.TensorProto = self._initializers[tensor]
-        return found
+        return self._initializers[tensor]
 
     @property
     def types(self) -> dict[str, onnx.ValueInfoProto]:
@@ -294,9 +293,8 @@ class Graph:
         Codes with zero at the lower limit clip as ReLU does, so the activation costs nothing behind a quantize.
         """
         readers = self.consumers(node.output[0])
-        if len(readers) == 1 and node.output[0] != self.output and self._is_relu(readers[0]):
-            return str(readers[0].output[0])
-        return str(node.output[0])
+        fused = len(readers) == 1 and node.output[0] != self.output and self._is_relu(readers[0])
+        return str((readers[0] if fused else node).output[0])
 
     def _is_relu(self, node: NodeProto) -> bool:
         if node.op_type != "Clip":

@@ -35,7 +35,6 @@ class Finding:
         node: its name, or its operator if it has none; "" for a finding about the whole graph.
         tensor: the input or output concerned; "" for a finding about the whole node.
         rule: a word for programs, e.g. ``zero-point``.
-        effect: what happens if nothing is done.
         hint: what is wrong and what to do, for people.
     """
 

@@ -40,16 +40,12 @@ _Dims = Sequence[onnx.TensorShapeProto.Dimension]
 
 @dataclass(frozen=True)
 class Canonical:
-    """A normalized graph and what was found about it.
+    """A normalized graph with one input and one output, and what was found about it.
 
     Attributes:
-        model: the graph; ``model.graph.input[0]`` and ``model.graph.output[0]`` are the only ones.
         size_px: height and width of the input.
         input_values: the values that the graph takes, as far as its own first layers tell.
-        num_classes: width of the output.
-        ends_in_softmax: whether the output holds probabilities.
-        max_error: largest difference to the original graph's output on the same random input, relative to the largest
-            output.
+        max_error: largest difference to the original's output on the same random input, relative to the largest output.
         notes: what was changed, in words.
     """
 

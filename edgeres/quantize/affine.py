@@ -98,5 +98,4 @@ def codes(values: npt.NDArray[Any], params: QuantParams) -> npt.NDArray[np.int64
     scale = per_channel(np.asarray(params.scale, values.dtype), params.axis, values.ndim)
     low, high = params.code_limits
     rounded = np.rint(values / scale).astype(np.float64) + params.zero_point
-    result: npt.NDArray[np.int64] = np.clip(rounded, low, high).astype(np.int64)
-    return result
+    return np.asarray(np.clip(rounded, low, high), np.int64)

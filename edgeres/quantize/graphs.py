@@ -59,10 +59,7 @@ class RangeChoice:
 def quantize(
     model: ModelProto, styles: Sequence[Style], loader: Loader, choice: RangeChoice, progress: Progress = SILENT
 ) -> Quantized:
-    """Observe every tensor that any style needs in one pass, then plan and rewrite for each.
-
-    Args:
-        model: canonical FP32.
+    """Observe every tensor that any style needs of a canonical FP32 graph in one pass, then plan and rewrite for each.
 
     Raises:
         SourceError: images cannot be read.

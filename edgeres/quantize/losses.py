@@ -59,7 +59,7 @@ def losses(model: ModelProto) -> tuple[Loss, ...]:
     Layers without codes on any input were left in float on purpose and are not listed.
     """
     graph = Graph(model)
-    for_tensorrt = not any(_has_zero_point(graph, node) for node in graph.nodes)
+    for_tensorrt = not any(_has_zero_point(graph, node) for node in graph.of("QuantizeLinear"))
     found: list[Loss] = []
     for node in graph.nodes:
         if node.op_type in WEIGHTED:
@@ -110,10 +110,7 @@ def _trace(graph: Graph, tensor: str) -> _InputSource:
             if node.op_type not in _ONE_INPUT or graph.joins_activations(node):
                 break
             between = node
-        computed = [name for name in node.input if name and not graph.is_constant(name)]
-        if not computed:
-            break
-        tensor = computed[0]
+        tensor = next((name for name in node.input if name and not graph.is_constant(name)), "")
     return _InputSource(start, None, None)
 
 
@@ -145,8 +142,6 @@ def _edge(graph: Graph, dequantize: NodeProto) -> str:
 
 def _has_zero_point(graph: Graph, node: NodeProto) -> bool:
     """Whether a quantizer has uint8 codes or a zero point: such graphs are for ONNX Runtime, whose Add takes codes."""
-    if node.op_type != "QuantizeLinear":
-        return False
     zero = input_at(node, 2)
     if not zero or not graph.is_constant(zero):
         return not zero

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 
 from onnx import NodeProto
 
-from edgeres.graph.graph import WEIGHTED, Graph, attributes
+from edgeres.graph.graph import PASS_THROUGH, WEIGHTED, Graph, attributes
 from edgeres.records import Codes, Skipped, Style
 
 
@@ -40,7 +40,6 @@ class Placement:
     """Where codes go.
 
     Attributes:
-        sites: in graph order.
         weighted: the nodes whose weights are coded.
         skipped: nodes that stay in float, with the reasons.
         full: tensors that use all 256 codes of int8, with zero_point -128.
@@ -97,10 +96,9 @@ def _full(graph: Graph, placement: Placement) -> frozenset[str]:
     readers: defaultdict[str, set[str]] = defaultdict(set)
     for site in placement.sites:
         readers[site.like or site.tensor].update(site.consumers)
+    nonnegative = filter(graph.is_nonnegative, placement.observed)
     return frozenset(
-        tensor
-        for tensor in placement.observed
-        if graph.is_nonnegative(tensor) and all(_takes_lowered(graph, graph.node(name)) for name in readers[tensor])
+        tensor for tensor in nonnegative if all(_takes_lowered(graph, graph.node(name)) for name in readers[tensor])
     )
 
 
@@ -141,9 +139,7 @@ _FLOAT_IN_TENSORRT = {
 }
 _OTHER = "has no weights and no INT8 kernel: runs in float between quantized layers"
 # Nodes without arithmetic of their own: not worth a line in the list of what stays in float.
-_UNLISTED = frozenset(
-    {"Relu", "Clip", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Pad", "Identity"}
-)
+_UNLISTED = (PASS_THROUGH - {"MaxPool"}) | {"Relu", "Clip"}
 
 
 def _place_tensorrt(graph: Graph) -> _PlacementBuilder:

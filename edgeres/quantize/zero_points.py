@@ -41,8 +41,7 @@ def fold_zero_points(model: ModelProto) -> ModelProto:
     After:
         Conv(bias - t) -> Q(zero_point 0) -> DQ -> Pad(-t) -> Q -> DQ -> Conv(bias + t sum(W))
 
-    Args:
-        model: with int8 Q/DQ pairs. Weights are symmetric and stay as they are.
+    The Q/DQ pairs are int8; weights are symmetric and stay as they are.
     """
     folding = _Folding(Graph.copy_of(model))
     for quantize in folding.graph.of("QuantizeLinear"):
@@ -188,8 +187,7 @@ class _Folding:
         if weights is None:
             return None
         weights = np.moveaxis(weights, weight_axis(node), 0)
-        found: F64 = weights.reshape(len(weights), -1).sum(axis=1)
-        return found
+        return np.asarray(weights.reshape(len(weights), -1).sum(axis=1), np.float64)
 
     def _weights(self, tensor: str) -> F64 | None:
         if self.graph.is_constant(tensor):
@@ -199,8 +197,7 @@ class _Folding:
             return None
         codes, scale = (self.graph.constant(name).astype(np.float64) for name in node.input[:2])
         axis = int(attributes(node).get("axis", 1)) if scale.ndim else None
-        found: F64 = codes * per_channel(scale, axis, codes.ndim)
-        return found
+        return np.asarray(codes * per_channel(scale, axis, codes.ndim), np.float64)
 
     # Edits.
 

@@ -153,8 +153,7 @@ def _batch_norm(walk: _Walk, node: NodeProto) -> bool:
     if not walk.owns(scale, shift, mean):
         return False
     made = walk.fresh(walk.graph.constant(scale).size)
-    if node.input[0] in walk.channels:
-        read = walk.channels[node.input[0]]
+    if (read := walk.channels.get(node.input[0])) is not None:
         walk.scale(scale, read, -1)
         walk.scale(mean, read, 1)
     walk.scale(scale, made, 1)

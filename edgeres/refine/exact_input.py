@@ -54,10 +54,8 @@ Interface = Literal["bytes", "normalized"]
 class ExactInput:
     """A network whose first convolution reads bytes; it computes the same as the original, up to float rounding.
 
-    Attributes:
-        preprocess: makes the graph's input from an image.
-        known: the range of the first convolution's input, which needs no measuring: [-128, 127] gives scale 1, for int8
-            with zero_point 0 and for uint8 with zero_point 128.
+    ``known`` is the range of the first convolution's input, which needs no measuring: [-128, 127] gives scale 1, for
+    int8 with zero_point 0 and for uint8 with zero_point 128.
     """
 
     graph: ModelProto

@@ -145,21 +145,17 @@ def _part(loader: Loader, chosen: I64) -> Loader:
 def _inputs(loader: Loader, limit: int) -> F32:
     """The first network inputs of a loader, until they reach ``limit`` bytes."""
     found: list[F32] = []
-    size = 0
     for batch in loader:
         found.append(batch.inputs)
-        size += batch.inputs.nbytes
-        if size >= limit:
+        if sum(inputs.nbytes for inputs in found) >= limit:
             break
     return np.concatenate(found)
 
 
 class _Refiner:
-    """Tries refinements and keeps those that lower the error on the held-back images.
+    """Tries refinements on the inputs ``fit`` and keeps those that lower the error on the inputs ``held``.
 
-    Attributes:
-        graphs: FP32 by style, equalized where that helped.
-        fit, held: network inputs to refine on, and those held back.
+    ``graphs`` are FP32, by style, equalized where that helped.
     """
 
     def __init__(self, model: ModelProto, fit: F32, held: F32, choice: RefineChoice, progress: Progress) -> None:
@@ -173,9 +169,7 @@ class _Refiner:
     def equalize(self, quantized: Quantized, codes: Codes, again: Callable[[ModelProto, bool], Quantized]) -> Quantized:
         """Equalize the float graph and calibrate it again; each style keeps the graph with the lower error.
 
-        Args:
-            again: calibrates a graph. With True it takes a few images, which show whether equalization is worth another
-                pass over all of them.
+        ``again`` calibrates a graph; with True on a few images, which show whether a pass over all of them is worth it.
         """
         start = time.perf_counter()
         graph = equalize(self.graphs[next(iter(quantized.plans))], self._some(_EQUALIZE_IMAGES), codes, self.progress)

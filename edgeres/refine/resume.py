@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,9 @@ _FORGET_SECONDS = 14 * 24 * 3600.0
 
 
 class Resume:
-    """The file of one learning run.
+    """The file of one learning run, named by ``key``: a digest of its start, its targets and its options.
 
-    Args:
-        folder: of all runs; None saves nothing. Files older than two weeks are removed.
-        key: of this run: a digest of its start, its targets and its options.
+    It lies in the folder of all runs, where files older than two weeks are removed; without a folder nothing is saved.
     """
 
     def __init__(self, folder: Path | None, key: str) -> None:
@@ -31,13 +30,10 @@ class Resume:
 
     def load(self) -> dict[str, Any] | None:
         """The state of an earlier run that was interrupted; None if there is none that can be read."""
-        if self._path is None or not self._path.is_file():
-            return None
-        try:
-            state: dict[str, Any] = torch.load(self._path, weights_only=True)
-        except Exception:  # written by another torch, or damaged: learning starts again
-            return None
-        return state
+        if self._path is not None and self._path.is_file():
+            with suppress(Exception):  # written by another torch, or damaged: learning starts again
+                return dict(torch.load(self._path, weights_only=True))
+        return None
 
     def is_due(self) -> bool:
         return self._path is not None and time.monotonic() - self._saved > _EVERY_SECONDS
@@ -61,11 +57,7 @@ class Resume:
 
 
 def _forget(folder: Path) -> None:
-    if not folder.is_dir():
-        return
     for path in folder.glob("*.pt"):
-        try:
+        with suppress(OSError):  # another process removed it first
             if time.time() - path.stat().st_mtime > _FORGET_SECONDS:
                 path.unlink(missing_ok=True)
-        except OSError:  # another process removed it first
-            continue

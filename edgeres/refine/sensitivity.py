@@ -124,11 +124,9 @@ class Sensitivity:
 
 
 def sensitivities(graph: Graph, shape: Mapping[str, Sequence[int]], active: Mapping[str, F64]) -> Sensitivity:
-    """Propagate h backwards from the scores, where it is 1.
+    """Propagate h backwards from the scores, where it is 1, through shapes from :func:`shapes`.
 
-    Args:
-        shape: by tensor, as :func:`shapes` returns them.
-        active: by output of a ReLU, (C,) share of positive values.
+    ``active`` has the share of positive values, (C,), of the outputs of ReLUs.
     """
     tensors: dict[str, F64] = {graph.output: np.ones(shape[graph.output][1])}
     reads: dict[tuple[str, str], F64] = {}

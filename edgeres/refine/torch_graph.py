@@ -118,14 +118,12 @@ class CodedWeight(nn.Module):
         return self.scale * self.codes()
 
     def learned(self) -> npt.NDArray[np.int8]:
-        found: npt.NDArray[np.int8] = (self.base + (self.h() >= 0.5)).numpy().astype(np.int8)
-        return found
+        return (self.base + (self.h() >= 0.5)).numpy().astype(np.int8)
 
     def gain(self) -> Tensor:
         """(C,) change of the output per output channel when every input changes by one, in random directions."""
         weight = self.forward().detach().movedim(self.edge.params.axis or 0, 0)
-        result: Tensor = weight.flatten(1).square().sum(dim=1).sqrt()
-        return result
+        return weight.flatten(1).square().sum(dim=1).sqrt()
 
 
 class LearnedBias(nn.Module):
@@ -141,16 +139,11 @@ class LearnedBias(nn.Module):
         return self.first + self.shift * self.unit
 
     def learned(self) -> F32:
-        result: F32 = self.forward().detach().numpy()
-        return result
+        return self.forward().detach().numpy()
 
 
 class TorchGraph:
-    """A graph, quantized or not, that computes any consecutive nodes in torch.
-
-    Args:
-        model: canonical FP32.
-        plan: the model's plan; None computes in float.
+    """A canonical FP32 graph, quantized if a plan for it is given, that computes any consecutive nodes in torch.
 
     Raises:
         ModelError: an operator, or a form of it, has no counterpart in torch; names the node.
