@@ -112,14 +112,10 @@ class BuiltEngine:
     log: tuple[str, ...]
 
     @property
-    def precision(self) -> Precision:
-        return self.request.precision
-
-    @property
     def file_name(self) -> str:
         """``<runtime>-<version>-<sm>.engine``, e.g. ``rtx-1.7.1.116-portable.engine``; FP32 and FP16 say so."""
         sm = "+".join("sm" + capability.replace(".", "") for capability in self.compute_capabilities) or "portable"
-        precision = "" if self.precision == "int8" else f"-{self.precision}"
+        precision = "" if self.request.precision == "int8" else f"-{self.request.precision}"
         return f"{self.flavour}-{self.version}-{sm}{precision}.engine"
 
     @property
@@ -128,7 +124,7 @@ class BuiltEngine:
         asked = {
             "built by": f"{self.flavour} {self.version}",
             "for": ", ".join(f"SM {capability}" for capability in self.compute_capabilities) or "portable",
-            "precision": self.precision,
+            "precision": self.request.precision,
             "batch": "min {}, opt {}, max {}".format(*self.batch),
             "seconds": f"{self.build_seconds:.1f}",
             **self.request.settings,
@@ -143,7 +139,7 @@ class BuiltEngine:
             target=target,
             runtime=self.flavour,
             version=self.version,
-            precision=self.precision,
+            precision=asked.precision,
             status=status,
             file=file,
             size_bytes=len(self.data),

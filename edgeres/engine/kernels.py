@@ -308,11 +308,8 @@ def _parse(text: str) -> _ProgramBlock:
 
 
 def _kernels(part: _ProgramBlock) -> Iterator[Kernel]:
-    on_host = {
-        value.word("name")
-        for _, value in part.block("header").entries
-        if isinstance(value, _ProgramBlock) and value.word("place") == "host"
-    }
+    regions = [value for _, value in part.block("header").entries if isinstance(value, _ProgramBlock)]
+    on_host = {region.word("name") for region in regions if region.word("place") == "host"}
     tensors = _tensors(part.block("descriptors"), on_host)
     for keyword, body in part.block("main").entries:
         if keyword in _CONTROL or not isinstance(body, _ProgramBlock):

@@ -135,10 +135,8 @@ def _code_types(graph: Graph, node: NodeProto) -> _Found:
     """uint8 codes, which TensorRT reads as int8, and int32 codes (ONNX Runtime's quantized biases)."""
     tensor = input_at(node, 0) if node.op_type == "DequantizeLinear" else node.output[0]
     codes, zero_point = graph.stored(tensor), graph.stored(input_at(node, 2))
-    if codes is not None:
-        kind = _type_name(codes.data_type)
-    elif zero_point is not None:
-        kind = _type_name(zero_point.data_type)
+    if (typed := zero_point if codes is None else codes) is not None:
+        kind = _type_name(typed.data_type)
     elif node.op_type == "QuantizeLinear" and not input_at(node, 2):
         kind = _type_name(attributes(node).get("output_dtype") or TensorProto.UINT8)  # ONNX's default
     else:

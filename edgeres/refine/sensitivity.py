@@ -41,8 +41,7 @@ class ChannelErrors:
 
     Attributes:
         error: (C, len(STEPS)) mean squared error of symmetric int8 codes with step 2**STEPS, clipping included.
-        power: (C,) mean square.
-        active: (C,) share of values that are not zero.
+        power, active: (C,) mean square, and share of values that are not zero.
     """
 
     error: F64
@@ -76,8 +75,7 @@ def channel_histograms(
             part = images[start : start + _BATCH]
             values = runner.infer({graph_input: part}) | {graph_input: part}
             for name in tensors:
-                counts = _count(values[name])
-                found[name] = found[name] + counts if name in found else counts
+                found[name] = found.get(name, 0) + _count(values[name])
             advance(len(part))
     return found
 

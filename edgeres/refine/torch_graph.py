@@ -198,11 +198,10 @@ class TorchGraph:
 
     def _source_of_codes(self, tensor: str, quantized: set[tuple[str, str]]) -> str | None:
         """The tensor whose codes arrive here through nodes that only move them; both share one scale."""
-        node = self.graph.producer(tensor)
-        while node is not None and self.graph.keeps_codes(node):
-            if (node.input[0], node.name) in quantized:
-                return str(node.input[0])
-            node = self.graph.producer(node.input[0])
+        while (node := self.graph.producer(tensor)) is not None and self.graph.keeps_codes(node):
+            tensor = str(node.input[0])
+            if (tensor, node.name) in quantized:
+                return tensor
         return None
 
     def run(self, block: Block, inputs: Tensor) -> Tensor:
