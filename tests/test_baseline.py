@@ -24,8 +24,8 @@ from edgeres.judge.baseline import Baseline, accept, read_baseline
 from edgeres.judge.gates import Limits
 from edgeres.records import Measurement, ModelSpec, Preprocess
 from edgeres.verify.accuracy import Comparison
+from edgeres.verify.answers import pack, unpack
 from edgeres.verify.classes import ALPHA_PAIRED, paired_falls, unpaired_falls
-from edgeres.verify.codec import pack, unpack
 
 CLASSES = 8
 NAMES = tuple(f"thing {i}" for i in range(CLASSES))

@@ -31,7 +31,7 @@ from edgeres.judge.sides import read_side
 from edgeres.report.html_compare import render_comparisons
 from edgeres.report.terminal_compare import render_comparison
 from edgeres.verify import measure
-from edgeres.verify.codec import pack, unpack
+from edgeres.verify.answers import pack, unpack
 
 PX, CLASSES = 16, 10
 TARGETS = ("cpu", "jetson-orin-nx")

@@ -13,7 +13,7 @@ import pytest
 from edgeres.data.choose import DataChoice
 from edgeres.graph.lint import lint
 from edgeres.graph.normalize import normalize
-from edgeres.pipeline.options import QuantizeOptions, RangeOptions
+from edgeres.pipeline.options import RangeOptions
 from edgeres.pipeline.quantize import quantize_file
 from edgeres.pipeline.take import ModelChoice
 from edgeres.records import CODES
@@ -28,7 +28,8 @@ def test_balanced_refines_it(name: str, tmp_path: Path) -> None:
     done = quantize_file(
         ModelChoice(tmp_path / "model.onnx"),
         DataChoice(str(tmp_path / "images.npz"), None, 40, None, 0),
-        QuantizeOptions(refine=RefineChoice("balanced", "auto")),
+        RangeOptions(),
+        RefineChoice("balanced", "auto"),
     )
     graph = onnx.load_from_string(done.model)
     assert not [finding for finding in lint(graph) if finding.effect in {"refused", "wrong", "slow"}]
@@ -59,7 +60,8 @@ def test_half_codes_leave_padding_to_the_convolutions(tmp_path: Path) -> None:
         done = quantize_file(
             ModelChoice(tmp_path / "model.onnx"),
             DataChoice(str(tmp_path / "images.npz"), None, 8, None, 0),
-            QuantizeOptions(refine=RefineChoice("fast"), ranges=RangeOptions(codes=codes)),
+            RangeOptions(codes=codes),
+            RefineChoice("fast"),
         )
         graph = onnx.load_from_string(done.model).graph
         pads[codes] = sum(node.op_type == "Pad" for node in graph.node)

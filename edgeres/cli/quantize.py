@@ -30,7 +30,7 @@ def command(model: Path, output: Path, target: str, as_json: bool, **given: Any)
     from edgeres.data.choose import DataChoice
     from edgeres.errors import UsageError
     from edgeres.files import write_file
-    from edgeres.pipeline.options import QuantizeOptions, RangeOptions
+    from edgeres.pipeline.options import RangeOptions
     from edgeres.pipeline.quantize import quantize_file
     from edgeres.pipeline.take import InputChoice, ModelChoice
     from edgeres.refine.choice import RefineChoice
@@ -43,7 +43,7 @@ def command(model: Path, output: Path, target: str, as_json: bool, **given: Any)
     choice = ModelChoice(model, labels=given.pop("labels"), input=InputChoice(**options.input_choice(given)))
     data = DataChoice(given.pop("calibration"), None, given.pop("calibration_size"), None, given.pop("seed"))
     refine = RefineChoice(given.pop("effort"), given.pop("residual"))
-    done = quantize_file(choice, data, QuantizeOptions(target, RangeOptions(**given), refine), progress(quiet=as_json))
+    done = quantize_file(choice, data, RangeOptions(**given), refine, target, progress(quiet=as_json))
     write_file(output, done.model)
     if as_json:
         print_json({"file": str(output), "bytes": len(done.model), **done.summary})

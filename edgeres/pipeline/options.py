@@ -27,13 +27,11 @@ _WORDS = {
     "channel_order": ("RGB", "BGR"),
 }
 # Options that do not change the files of a bundle, or that other facts describe.
-_NO_FACTS = frozenset(
-    {
-        *("model", "weights", "labels", "output", "validation", "validation_size", "calibration"),
-        *("scheduler", "thumbnails", "limits", "baseline", "any_machine", "on_unsure", "allow"),
-        *LIMITS,
-    }
-)
+_NO_FACTS = {
+    *("model", "weights", "labels", "output", "validation", "validation_size", "calibration"),
+    *("scheduler", "thumbnails", "limits", "baseline", "any_machine", "on_unsure", "allow"),
+    *LIMITS,
+}
 
 
 @dataclass(frozen=True)
@@ -99,17 +97,12 @@ class BuildOptions:
         else:
             own = pick(BuildOptions)
             choice = ModelChoice(model, **{"input": InputChoice(**pick(InputChoice)), **pick(ModelChoice)})
+            records = {"data": DataChoice, "ranges": RangeOptions, "refine": RefineChoice, "engines": EngineChoice}
+            parts: dict[str, Any] = {name: record(**pick(record)) for name, record in records.items()}
             gates = pick(GateChoice)
             if limits := pick(Limits):
                 gates["limits"] = Limits(**limits)
-            parts: dict[str, Any] = {
-                "data": DataChoice(**pick(DataChoice)),
-                "ranges": RangeOptions(**pick(RangeOptions)),
-                "refine": RefineChoice(**pick(RefineChoice)),
-                "engines": EngineChoice(**pick(EngineChoice)),
-                "gates": GateChoice(**gates),
-            }
-            options = BuildOptions(choice, **{**parts, **own})
+            options = BuildOptions(choice, **{**parts, "gates": GateChoice(**gates), **own})
         if left:
             raise UsageError(f"no such option: {', '.join(sorted(left))}", where="build")
         return options
@@ -123,15 +116,6 @@ class BuildOptions:
 def facts_among(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that decide how a bundle is made."""
     return {name: value for name, value in options.items() if name not in _NO_FACTS}
-
-
-@dataclass(frozen=True)
-class QuantizeOptions:
-    """Options of ``edgeres quantize``, without model and images."""
-
-    target: str = "tensorrt"
-    ranges: RangeOptions = RangeOptions()
-    refine: RefineChoice = RefineChoice()
 
 
 @dataclass(frozen=True)

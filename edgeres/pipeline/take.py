@@ -167,12 +167,11 @@ def _take_zoo(name: str, choice: ModelChoice, progress: Progress) -> Fp32Model:
 def _take_module(choice: ModelChoice, progress: Progress) -> Fp32Model:
     from edgeres.zoo.export import export
 
-    name = choice.name or type(choice.model).__name__.lower()
     known = Preprocess(crop_px=choice.input_px, resize_px=_usual_resize(choice.input_px))
+    spec = ModelSpec(choice.name or type(choice.model).__name__.lower(), known, (), weights="module")
     with progress.task("exporting", total=None):
-        exported = export(choice.model, ModelSpec(name, known, ()))
-    labels = tuple(f"class {i}" for i in range(exported.canonical.num_classes))
-    spec = _described(_with_output_kind(ModelSpec(name, known, labels, weights="module"), exported.canonical), choice)
+        exported = export(choice.model, spec)
+    spec = _described_by_graph(spec, exported.canonical, choice)
     return Fp32Model(exported.model, spec, exported.relative_error, exported.canonical.notes)
 
 
@@ -184,15 +183,16 @@ def _take_onnx(path: Path, choice: ModelChoice) -> Fp32Model:
         raise UsageError("an ONNX file brings its own weights and classes", hint="drop --weights and --num-classes")
     canonical = normalize(load_onnx(path), where=path)
     known = replace(canonical.preprocess, resize_px=_usual_resize(canonical.size_px))
-    labels = tuple(f"class {i}" for i in range(canonical.num_classes))
-    spec = ModelSpec(path.stem, known, labels, weights=path.name, weights_sha256=sha256(path))
+    spec = ModelSpec(path.stem, known, (), weights=path.name, weights_sha256=sha256(path))
     return Fp32Model(
-        canonical.model, _described(_with_output_kind(spec, canonical), choice), canonical.max_error, canonical.notes
+        canonical.model, _described_by_graph(spec, canonical, choice), canonical.max_error, canonical.notes
     )
 
 
-def _with_output_kind(spec: ModelSpec, canonical: Canonical) -> ModelSpec:
-    return replace(spec, output="probabilities" if canonical.ends_in_softmax else "logits")
+def _described_by_graph(spec: ModelSpec, canonical: Canonical, choice: ModelChoice) -> ModelSpec:
+    labels = tuple(f"class {i}" for i in range(canonical.num_classes))
+    known = replace(spec, labels=labels, output="probabilities" if canonical.ends_in_softmax else "logits")
+    return _described(known, choice)
 
 
 def _usual_resize(size_px: tuple[int, int]) -> int | None:

@@ -6,6 +6,9 @@ by image is computed from it.
 
 from __future__ import annotations
 
+import base64
+import binascii
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,11 +18,12 @@ import numpy.typing as npt
 from edgeres.errors import InputError
 from edgeres.records import I64
 from edgeres.verify.classes import ClassFalls, paired_falls
-from edgeres.verify.codec import pack, unpack
 from edgeres.verify.statistics import Estimate, paired_drop_pp, proportion_percent
 
 REFERENCE = "fp32"
 _LABELS = "labels"
+_TYPE = np.dtype("<i4")
+_MAX_BYTES = 1 << 30  # decompressed, so that a damaged document cannot fill the memory
 
 Mask = npt.NDArray[np.bool_]
 
@@ -145,3 +149,28 @@ class AnswerTable:
     def _by_class(self, chosen: Mask) -> I64:
         inside = chosen & (self.labels < self.num_classes)
         return np.bincount(self.labels[inside], minlength=self.num_classes)
+
+
+def pack(values: I64) -> str:
+    """One integer per image as base64 of the zlib-compressed little-endian int32 values; 60 kB for 50,000 images.
+
+    >>> unpack(pack(np.array([3, -1, 70000]))).tolist()
+    [3, -1, 70000]
+    """
+    return base64.b64encode(zlib.compress(values.astype(_TYPE).tobytes(), 9)).decode("ascii")
+
+
+def unpack(text: str) -> I64:
+    """The values that :func:`pack` packed, int64 (N,).
+
+    Raises:
+        InputError: the text was not written by :func:`pack`, or is damaged.
+    """
+    try:
+        stream = zlib.decompressobj()
+        data = stream.decompress(base64.b64decode(text, validate=True), _MAX_BYTES)
+        if not stream.eof or stream.unused_data:
+            raise ValueError("too long, or cut off")
+        return np.frombuffer(data, _TYPE).astype(np.int64)
+    except (binascii.Error, zlib.error, ValueError) as error:
+        raise InputError(f"answers cannot be unpacked ({error})") from error

@@ -11,10 +11,13 @@ from time import perf_counter
 
 import numpy as np
 
+from edgeres.data.base import Source
 from edgeres.data.choose import DataChoice
 from edgeres.data.loader import Loader
 from edgeres.data.record import DataRecord
+from edgeres.data.thumbnails import encode, thumbnail
 from edgeres.device.environment import environment
+from edgeres.errors import SourceError
 from edgeres.progress import SILENT, Progress
 from edgeres.records import Measurement, ModelSpec
 from edgeres.runtime.runner import Feed, Runner
@@ -24,10 +27,10 @@ from edgeres.verify.distributed import compare_on
 from edgeres.verify.latency import LatencyPlan, measure_latency
 from edgeres.verify.layer_noise import LayerNoise, layer_noise, why_unavailable
 from edgeres.verify.preprocessing import better_input
-from edgeres.verify.thumbnails import thumbnails
 
 # Graphs that run at the same time. Each holds the activations of a batch, so with more cores each gets more threads.
 MAX_WORKERS = 4
+MAX_THUMBNAILS = 24
 LATENCY_SCOPE = "host to host, batch 1, 1 thread"
 
 
@@ -124,7 +127,7 @@ def measure(
         comparison=comparison,
         latency=latency,
         layer_noise=noise,
-        thumbnails=thumbnails(loader.source, comparison, candidates.headline) if plan.thumbnails else {},
+        thumbnails=_thumbnails(loader.source, comparison, candidates.headline) if plan.thumbnails else {},
         seconds=perf_counter() - start,
         reasons=reasons,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -153,3 +156,18 @@ def _latency(candidates: Candidates, loader: Loader, progress: Progress) -> Mapp
 
     with candidates.reference.open(1) as fp32, timed.open(1) as int8:
         return measure_latency({"fp32": fp32, "int8": int8}, feed, LatencyPlan(LATENCY_SCOPE), progress)
+
+
+def _thumbnails(source: Source, comparison: Comparison, headline: str) -> dict[str, str]:
+    """JPEG files in base64 by the image's name, at most :data:`MAX_THUMBNAILS`; the headline's losses first."""
+    table = comparison.table
+    order = sorted(table.candidates, key=lambda name: name != headline)
+    lost = dict.fromkeys(image.image for name in order for image in comparison.disagreements(name, table.lost(name)))
+    index = {name: comparison.indices[i] for i, name in comparison.names.items() if i in comparison.indices}
+    pictures: dict[str, str] = {}
+    for name in [name for name in lost if name in index][:MAX_THUMBNAILS]:
+        try:
+            pictures[name] = encode(thumbnail(source.image(index[name])))
+        except SourceError:  # it became unreadable during the run; the report leaves its picture out
+            continue
+    return pictures
