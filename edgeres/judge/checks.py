@@ -88,8 +88,7 @@ def _labels(e: Evidence) -> Finding:
         answers = np.bincount(table.answers[REFERENCE][table.labels == label], minlength=table.num_classes)
         if 2 * answers.max() > answers.sum():
             majority[label] = int(answers.argmax())
-    cycles = _cycles({label: answer for label, answer in majority.items() if answer != label})
-    if cycles:
+    if cycles := _cycles({label: answer for label, answer in majority.items() if answer != label}):
         names = "; ".join(" -> ".join(e.labels[label] for label in (*cycle, cycle[0])) for cycle in cycles[:3])
         more = f" and {len(cycles) - 3} more" if len(cycles) > 3 else ""
         return "failed", f"labels look swapped: FP32 puts most images of each class into the next: {names}{more}"
@@ -128,8 +127,7 @@ def _reordered(e: Evidence) -> str | None:
 def _classes(e: Evidence) -> Finding:
     if e.baseline is None:
         return "unsure", "there is no baseline"
-    missing = e.baseline["missing_classes"]
-    if missing:
+    if missing := e.baseline["missing_classes"]:
         names = ", ".join(f"{row['name']} ({row['before']} in the baseline)" for row in missing[:4])
         more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
         return "failed", f"no validation images of {names}{more}"

@@ -39,8 +39,7 @@ def _accepted(baseline: Baseline) -> Check:
 def _limits(baseline: Baseline, limits: Limits) -> Check:
     """Compare the accepted figures with the current limits; without intervals, because a baseline has none."""
     title = "limits and baseline"
-    document = baseline.document
-    figures = {part: document[part] for part in ("accuracy", "latency", "sizes")}
+    figures = {part: baseline.document[part] for part in ("accuracy", "latency", "sizes")}
     wanted = [gate for gate in limits.gates() if METRICS[gate.metric].path]
     beyond = [
         f"{METRICS[verdict.gate.metric].title} {verdict.reason}"

@@ -8,7 +8,7 @@ path or that of a group it belongs to (``"accuracy": "the validation source has 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,13 +45,10 @@ def look_up(path: str, figures: Mapping[str, Any]) -> Any:
     return value
 
 
-def expand(path: str, figures: Mapping[str, Any]) -> Iterator[str]:
+def expand(path: str, figures: Mapping[str, Any]) -> list[str]:
     """The paths that match a path with a ``*``; a path without one matches itself."""
     head, star, tail = path.partition(".*")
-    if not star:
-        yield path
-        return
-    yield from (f"{head}.{key}{tail}" for key in look_up(head, figures) or {})
+    return [f"{head}.{key}{tail}" for key in look_up(head, figures) or {}] if star else [path]
 
 
 def why_missing(path: str, figures: Mapping[str, Any]) -> str:

@@ -170,7 +170,7 @@ class _Reading:
 
 def _judge(gate: Gate, figures: Mapping[str, Any]) -> Verdict:
     metric = METRICS[gate.metric]
-    paths = list(expand(metric.path, figures))
+    paths = expand(metric.path, figures)
     missing = [path for path in paths if look_up(path, figures) is None]
     if missing or not paths:
         return _unmeasured(gate, missing[0] if missing else metric.path, figures)

@@ -150,12 +150,9 @@ def _histogram(fp32: F64, int8: F64) -> Json:
     top = 1.1e3 * max(min(np.percentile(seconds, 99), 4 * np.median(seconds)) for seconds in (fp32, int8))
     width = top / HISTOGRAM_BINS
 
-    def counts(seconds: F64) -> list[int]:
-        bins = np.minimum(1e3 * seconds / width, HISTOGRAM_BINS - 1).astype(np.int64)
-        per_bin: list[int] = np.bincount(bins, minlength=HISTOGRAM_BINS).tolist()
-        return per_bin
-
-    return {"bin_ms": float(width), "fp32": counts(fp32), "int8": counts(int8)}
+    bins = (np.minimum(1e3 * seconds / width, HISTOGRAM_BINS - 1).astype(np.int64) for seconds in (fp32, int8))
+    counts = (np.bincount(one, minlength=HISTOGRAM_BINS).tolist() for one in bins)
+    return {"bin_ms": float(width), **dict(zip(("fp32", "int8"), counts, strict=True))}
 
 
 def sizes_section(made: Made, headline: str) -> Section:
@@ -183,9 +180,8 @@ def data_section(making: Making | None, measured: Measured) -> Section:
     records = {"validation": measured.images, "calibration": calibration}
     missing = {"validation": "no validation images were given", "calibration": "nothing was calibrated in this run"}
     reasons = {role: missing[role] for role, record in records.items() if record is None}
-    for role, record in records.items():
-        if record and record.pixels is None:
-            reasons[f"{role}.pixels"] = "the mean colours of the images were not measured"
+    unknown = [f"{role}.pixels" for role, record in records.items() if record and record.pixels is None]
+    reasons |= dict.fromkeys(unknown, "the mean colours of the images were not measured")
     return Section({role: asdict(record) if record else None for role, record in records.items()}, reasons)
 
 

@@ -62,10 +62,7 @@ def calibrate_file(
         else:
             backend = cluster(client, job, fp32.graph.SerializeToString(), Recipe(data, fp32.spec, job.source_digest))
         state = collect(job, backend, keep, options.shard or (1, 1), progress=progress)
-    if options.shard is None:
-        write_file(output, to_json(state.document(options.method)).encode())
-    else:
-        write_file(output, state.pack())
+    write_file(output, state.pack() if options.shard else to_json(state.document(options.method)).encode())
     keep.unlink(missing_ok=True)
     return state
 

@@ -45,8 +45,7 @@ def add_engines(
         reasons = "; ".join(f"{flavour}: {available(flavour).reason}" for flavour in MODULES)
         raise EngineError(f"no engine can be built on this machine ({reasons})", hint="edgeres doctor shows details")
     chosen = get_target(name)
-    why = not_built(chosen)
-    if why:
+    if why := not_built(chosen):
         raise EngineError(why, where=name)
     engines = build_engines(bundle, [chosen], choice, progress)
     opened.add_engines(engines, engines.logs)

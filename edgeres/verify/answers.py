@@ -18,7 +18,7 @@ import numpy.typing as npt
 from edgeres.errors import InputError
 from edgeres.records import I64
 from edgeres.verify.classes import ClassFalls, paired_falls
-from edgeres.verify.statistics import Estimate, paired_drop_pp, proportion_percent
+from edgeres.verify.statistics import Z95, Estimate, paired_drop_pp, proportion_percent
 
 REFERENCE = "fp32"
 _LABELS = "labels"
@@ -112,16 +112,14 @@ class AnswerTable:
         """How many images, labelled or not, the candidate and the reference put into the same class."""
         return int((self.answers[candidate] == self.answers[REFERENCE]).sum())
 
-    def drop_pp(self, candidate: str, z: float | None = None) -> Estimate | None:
+    def drop_pp(self, candidate: str, z: float = Z95) -> Estimate | None:
         """Top-1 lost against the reference in percentage points; None where there are no labels.
 
         Args:
-            z: half-width of the interval in standard errors; None: 95 %.
+            z: half-width of the interval in standard errors.
         """
-        if not self.labelled:
-            return None
-        counts = int(self.lost(candidate).sum()), int(self.gained(candidate).sum()), self.labelled
-        return paired_drop_pp(*counts) if z is None else paired_drop_pp(*counts, z)
+        lost, gained = int(self.lost(candidate).sum()), int(self.gained(candidate).sum())
+        return paired_drop_pp(lost, gained, self.labelled, z) if self.labelled else None
 
     def agreement(self, candidate: str) -> Estimate:
         """Per cent of all images that the candidate and the reference put into the same class."""

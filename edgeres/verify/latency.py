@@ -119,12 +119,9 @@ def speedup(reference: Measurement, candidate: Measurement) -> Estimate:
 
 def percentile_ms(measurement: Measurement, percent: float) -> Estimate:
     """A percentile in milliseconds with a block bootstrap interval."""
-
-    def figure(seconds: F64) -> float:
-        return 1e3 * percentile_nearest(seconds, percent)
-
-    low, high = block_bootstrap(figure, _blocks(measurement), resamples=400)
-    return Estimate(measurement.p(percent), low, high)
+    blocks = _blocks(measurement)
+    limits = block_bootstrap(lambda seconds: 1e3 * percentile_nearest(seconds, percent), blocks, resamples=400)
+    return Estimate(measurement.p(percent), *limits)
 
 
 def variation_percent(measurement: Measurement) -> float:

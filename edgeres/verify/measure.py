@@ -20,7 +20,6 @@ from edgeres.device.environment import environment
 from edgeres.errors import SourceError
 from edgeres.progress import SILENT, Progress
 from edgeres.records import Measurement, ModelSpec
-from edgeres.runtime.runner import Feed, Runner
 from edgeres.verify.accuracy import Comparison, compare
 from edgeres.verify.candidates import Candidates
 from edgeres.verify.distributed import compare_on
@@ -149,13 +148,11 @@ def _latency(candidates: Candidates, loader: Loader, progress: Progress) -> Mapp
     timed = next((candidate for candidate in candidates.others.values() if candidate.timed), None)
     if timed is None:
         return None
-    image = next(iter(Loader(loader.source, loader.preprocess, 1, on_unreadable="skip"))).inputs
-
-    def feed(runner: Runner) -> Feed:
-        return {runner.input_name: np.ascontiguousarray(image)}
-
+    first = next(iter(Loader(loader.source, loader.preprocess, 1, on_unreadable="skip")))
+    image, plan = np.ascontiguousarray(first.inputs), LatencyPlan(LATENCY_SCOPE)
     with candidates.reference.open(1) as fp32, timed.open(1) as int8:
-        return measure_latency({"fp32": fp32, "int8": int8}, feed, LatencyPlan(LATENCY_SCOPE), progress)
+        runners = {"fp32": fp32, "int8": int8}
+        return measure_latency(runners, lambda runner: {runner.input_name: image}, plan, progress)
 
 
 def _thumbnails(source: Source, comparison: Comparison, headline: str) -> dict[str, str]:

@@ -30,8 +30,6 @@ _NORMALIZATIONS: Mapping[str, tuple[Channels, Channels]] = {
     "mean and std 0.5": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "mean 0 and std 1": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
-
-
 Change = Callable[[F32], F32]  # changes pixels of 0 to 255, (B, h, w, 3), in the network's channel order
 
 
