@@ -11,7 +11,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,9 +68,7 @@ class Taps:
     def __enter__(self) -> Taps:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._session = None
 
 
@@ -83,8 +80,7 @@ def with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> bytes:
     more = onnx.ModelProto()
     more.graph.output.extend(_output(name) for name in tensors if name not in present)
     # Serialized messages add up: what follows is merged into what was there, and no copy of the weights is made.
-    serialized: bytes = model.SerializeToString() + more.SerializeToString()
-    return serialized
+    return bytes(model.SerializeToString() + more.SerializeToString())
 
 
 def _session(model: bytes | str, threads: int, *, save: Path | None = None, optimize: bool = True) -> Any:
@@ -129,8 +125,7 @@ def _blocked(file: Path, tensors: Sequence[str]) -> Mapping[str, str]:
     if found:
         kept = [value for value in graph.output if value.name not in found]
         del graph.output[:]
-        graph.output.extend(kept)
-        graph.output.extend(_output(name) for name in dict.fromkeys(found.values()))
+        graph.output.extend([*kept, *map(_output, dict.fromkeys(found.values()))])
         onnx.save(model, file)
     return found
 

@@ -78,9 +78,8 @@ def connect(address: str) -> Iterator[Any]:
         get_backend(parse_address(address)[0])  # a client of an unknown scheme would be half made
         client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError, ImportError) as error:
-        raise EnvironmentError_(
-            f"no Dask scheduler answers ({error})", where=address, hint="start one with dask scheduler"
-        ) from error
+        what = f"no Dask scheduler answers ({error})"
+        raise EnvironmentError_(what, where=address, hint="start one with dask scheduler") from error
     with client:
         if not client.nthreads():
             raise EnvironmentError_("the scheduler has no workers", where=address, hint=f"dask worker {address}")
@@ -88,11 +87,7 @@ def connect(address: str) -> Iterator[Any]:
 
 
 def cluster(client: Any, job: Job, graph: bytes, recipe: Recipe) -> Backend:
-    """Runs on a cluster.
-
-    Args:
-        graph: serialized.
-    """
+    """Runs a job on a cluster; ``graph`` is serialized."""
     recipe = recipe.absolute()
 
     def parts(todo: I64, advance: Advance) -> Iterator[State]:
@@ -187,9 +182,8 @@ def check_version(theirs: str) -> None:
         EnvironmentError_: it differs.
     """
     if theirs != __version__:
-        raise EnvironmentError_(
-            f"a worker has edgeres {__version__}, and this is {theirs}", hint="install one version everywhere"
-        )
+        what = f"a worker has edgeres {__version__}, and this is {theirs}"
+        raise EnvironmentError_(what, hint="install one version everywhere")
 
 
 @lru_cache(maxsize=4)
@@ -200,11 +194,10 @@ def images_of(recipe: Recipe) -> Source:
         SourceError: it does not see them, or sees others.
     """
     hint = "every worker must see the same images at the same path"
+    data, spec = recipe.data, recipe.spec
     try:
-        if recipe.role == "calibration":
-            source = choose_calibration(recipe.data, recipe.spec)
-        else:
-            source = choose_validation(recipe.data, recipe.spec)[0]
+        calibration = recipe.role == "calibration"
+        source = choose_calibration(data, spec) if calibration else choose_validation(data, spec)[0]
     except SourceError as error:
         raise SourceError(f"a worker cannot open it: {error.what}", where=error.where, hint=hint) from None
     if source.digest() != recipe.digest:
@@ -218,11 +211,7 @@ def _observe(graph: bytes, job: Job, recipe: Recipe, version: str, batches: I64)
     import onnx
 
     loaded = onnx.load_from_string(graph)
-    return observe_batches(job, loaded, images_of(recipe), batches, _nobody).pack()
-
-
-def _nobody(steps: int) -> None:
-    return None
+    return observe_batches(job, loaded, images_of(recipe), batches, lambda steps: None).pack()
 
 
 def _merge(packed: list[bytes]) -> bytes:

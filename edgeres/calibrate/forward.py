@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from threading import Lock
-from types import TracebackType
 
 import numpy as np
 import onnx
@@ -65,11 +64,6 @@ class Observer:
     Tensors of up to ``sample.WHOLE`` values an image are counted whole, larger ones as :mod:`edgeres.calibrate.sample`
     says. Memory does not grow with the images: the activations of one image, or a few small ones, per worker, and the
     sketches.
-
-    Example:
-        >>> with Observer(model, tensors) as observer:                              # doctest: +SKIP
-        ...     observer.add(inputs)
-        ...     observer.sketches()["input"].high
     """
 
     def __init__(self, model: onnx.ModelProto, tensors: Sequence[str]) -> None:
@@ -116,11 +110,9 @@ class Observer:
     def __enter__(self) -> Observer:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._pool.shutdown(cancel_futures=True)
-        self._taps.__exit__(kind, error, trace)
+        self._taps.__exit__(*error)
 
 
 @dataclass

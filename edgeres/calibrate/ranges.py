@@ -60,8 +60,7 @@ def quantile(histogram: Histogram, share: float) -> float:
     split = int(np.searchsorted(histogram.lows, 0.0))
     counts = np.insert(histogram.counts, split, histogram.zeros)
     lows, highs = np.insert(histogram.lows, split, 0.0), np.insert(histogram.highs, split, 0.0)
-    wanted = share * counts.sum()
-    below = np.cumsum(counts)
+    wanted, below = share * counts.sum(), np.cumsum(counts)
     index = min(int(np.searchsorted(below, wanted)), len(counts) - 1)
     inside = (wanted - (below[index] - counts[index])) / counts[index] if counts[index] else 0.0
     return float(lows[index] + inside * (highs[index] - lows[index]))
@@ -204,8 +203,7 @@ def _entropy(histogram: Histogram, symmetric: bool) -> tuple[float, float]:
     width = folded.high / _ENTROPY_BINS
     counts = _rebin(folded, _ENTROPY_BINS)
     divergence = [_kl_after_clip(counts, clip) for clip in range(LEVELS, _ENTROPY_BINS + 1)]
-    amax = (int(np.argmin(divergence)) + LEVELS + 0.5) * width
-    amax = min(amax, folded.high)
+    amax = min((int(np.argmin(divergence)) + LEVELS + 0.5) * width, folded.high)
     return max(-amax, histogram.low), min(amax, histogram.high)
 
 
@@ -227,23 +225,18 @@ def _kl_after_clip(counts: F64, clip: int) -> float:
     kept = counts[:clip]
     p = kept.copy()
     p[-1] += counts[clip:].sum()
-    level = np.arange(clip) * LEVELS // clip
     alive = p > 0
-    sums = np.bincount(level, kept, LEVELS)
-    sizes = np.bincount(level, alive, LEVELS)
+    level = np.arange(clip) * LEVELS // clip
+    sums, sizes = np.bincount(level, kept, LEVELS), np.bincount(level, alive, LEVELS)
     q = np.where(alive, sums[level] / np.maximum(sizes[level], 1), 0.0)
-    both = (p > 0) & (q > 0)
+    both = alive & (q > 0)
     if not both.any() or not q.sum():
         return float("inf")
     ps, qs = p / p.sum(), q / q.sum()
     # Mass of P where Q has none cannot be coded at all; a small floor keeps the comparison finite, as TensorRT's does.
-    lost = ps[(p > 0) & ~both]
+    lost = ps[alive & ~both]
     return float((ps[both] * np.log(ps[both] / qs[both])).sum() + (lost * np.log(lost / 1e-12)).sum())
 
 
-_METHODS: dict[Method, Callable[[Histogram, bool], tuple[float, float]]] = {
-    "minmax": _minmax,
-    "percentile": _percentile,
-    "entropy": _entropy,
-    "mse": _mse,
-}
+_Chooser = Callable[[Histogram, bool], tuple[float, float]]
+_METHODS: dict[Method, _Chooser] = {"minmax": _minmax, "percentile": _percentile, "entropy": _entropy, "mse": _mse}

@@ -22,11 +22,7 @@ _AGAIN = "edgeres calibrate makes a new one"
 
 @dataclass(frozen=True)
 class RangesFile:
-    """A calibration.json that was read.
-
-    Attributes:
-        path: of the file.
-    """
+    """A calibration.json that was read from ``path``."""
 
     path: Path
     content: CalibrationFile

@@ -96,9 +96,8 @@ class TensorEntry:
 
     def __post_init__(self) -> None:
         require(self.ranges.keys() <= {*RANGE_STYLES}, f"styles must be {', '.join(RANGE_STYLES)}")
-        require(
-            all(low <= 0 <= high for low, high in self.ranges.values()), "low <= 0 <= high must hold for every range"
-        )
+        ordered = all(low <= 0 <= high for low, high in self.ranges.values())
+        require(ordered, "low <= 0 <= high must hold for every range")
 
 
 @dataclass(frozen=True)
@@ -132,13 +131,8 @@ class CalibrationFile:
         require(self.batch is None or self.batch >= 1, "batch must be 1 or more")
 
 
-CALIBRATION_KIND = DocumentKind(
-    CalibrationFile,
-    "a calibration.json",
-    "edgeres calibrate makes one, of another tool's file with --import",
-    schemas=(2, 2),
-    digest="optional",
-)
+_HINT = "edgeres calibrate makes one, of another tool's file with --import"
+CALIBRATION_KIND = DocumentKind(CalibrationFile, "a calibration.json", _HINT, schemas=(2, 2), digest="optional")
 
 
 @dataclass(frozen=True)
@@ -190,18 +184,8 @@ class Calibration:
     ) -> Json:
         """The content of calibration.json for ranges that were chosen from this calibration."""
         tensors = entries(ranges, {name: Observed.by(sketch) for name, sketch in self.sketches.items()})
-        found = CalibrationFile(
-            method=method,
-            samples=self.samples,
-            source=self.source,
-            source_digest=self.source_digest,
-            preprocess=self.preprocess,
-            model=model,
-            batch=batch,
-            unreadable=unreadable,
-            tensors=tensors,
-        )
-        return CALIBRATION_KIND.content(found)
+        images = (self.samples, self.source, self.source_digest, self.preprocess)
+        return CALIBRATION_KIND.content(CalibrationFile(method, *images, model, batch, unreadable, tensors))
 
 
 def entries(

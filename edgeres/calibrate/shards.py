@@ -173,12 +173,8 @@ class State:
             SourceError: none of the images could be read.
         """
         if not self.samples:
-            named = some(self.unreadable, len(self.unreadable), 10)
-            raise SourceError(
-                f"none of {self.job.images:,} images can be read: {named}",
-                where=self.job.source,
-                hint="give images that Pillow can read",
-            )
+            what = f"none of {self.job.images:,} images can be read: {some(self.unreadable, len(self.unreadable), 10)}"
+            raise SourceError(what, where=self.job.source, hint="give images that Pillow can read")
         job, calibration = self.job, self.calibration()
         ranges = calibration.choose(method, job.wanted)
         return calibration.to_dict(method, ranges, job.model, job.batch, tuple(sorted(self.unreadable)))
@@ -186,15 +182,14 @@ class State:
     def pack(self) -> bytes:
         """The content of a state file: an .npz with the counts of non-empty bins."""
         header = _Header(__version__, _layout(), self.job, self.samples, tuple(self.unreadable), self.shard)
-        arrays = {
+        arrays: dict[str, Any] = {
             f"{number}.{name}": values
             for number, sketch in enumerate(self.sketches.values())
             for name, values in _dissolve(sketch).items()
         }
         stream = io.BytesIO()
         text = np.frombuffer(json.dumps(_STATE.content(header)).encode(), np.uint8)
-        named: dict[str, Any] = {"header": text, "done": np.array(sorted(self.done), np.int64), **arrays}
-        np.savez_compressed(stream, **named)
+        np.savez_compressed(stream, header=text, done=np.array(sorted(self.done), np.int64), **arrays)
         return stream.getvalue()
 
     @staticmethod
@@ -208,18 +203,13 @@ class State:
             file = _arrays(content)
             header = _STATE.decode(file.pop("header").tobytes(), where)
             if dict(header.bins) != _layout():
-                raise InputError(
-                    f"was written by edgeres {header.edgeres}, whose states differ from those of {__version__}",
-                    where=where,
-                    hint="calibrate every shard with one version",
-                )
+                what = f"was written by edgeres {header.edgeres}, whose states differ from those of {__version__}"
+                raise InputError(what, where=where, hint="calibrate every shard with one version")
             done = _numbers(file.pop("done"), header.job.batches)
             sketches = {name: _rebuild(file, number) for number, name in enumerate(header.job.tensors)}
             require(not file, "there are unknown arrays")
-            images = len(header.job.positions(done))
-            require(
-                header.samples + len(header.unreadable) == images, "samples must be the number of images in its batches"
-            )
+            complete = header.samples + len(header.unreadable) == len(header.job.positions(done))
+            require(complete, "samples must be the number of images in its batches")
         except (ValueError, KeyError) as error:
             what = f"is not a state of a calibration, or damaged ({error})"
             raise InputError(what, where=where, hint=_AGAIN) from error
@@ -261,9 +251,8 @@ def _rebuild(file: dict[str, npt.NDArray[Any]], number: int) -> Sketch:
         if isinstance(value, np.ndarray):
             places = _numbers(file.pop(f"{number}.{name}.places"), value.size)
             counts = file.pop(f"{number}.{name}.values")
-            require(
-                counts.dtype == value.dtype and counts.shape == places.shape, "there are not as many values as places"
-            )
+            alike = counts.dtype == value.dtype and counts.shape == places.shape
+            require(alike, "there are not as many values as places")
             require(bool((counts > 0).all()), "a count is not positive")
             value.reshape(-1)[places] = counts
         else:
@@ -328,6 +317,5 @@ def _absent(given: Iterable[tuple[int, int]]) -> str:
     absent = [f"{index}/{counts[0]}" for index in range(1, counts[0] + 1) if index not in indices]
     if len(set(counts)) > 1 or not absent:
         return "give all shards of one split"
-    return (
-        f"shard{'s' * (len(absent) > 1)} {some(absent, len(absent), 10)} {'are' if len(absent) > 1 else 'is'} missing"
-    )
+    many = len(absent) > 1
+    return f"shard{'s' * many} {some(absent, len(absent), 10)} {'are' if many else 'is'} missing"

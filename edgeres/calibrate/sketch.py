@@ -120,17 +120,11 @@ class Sketch:
         negative = np.flatnonzero(self.counts[_HALF + 1 :]) + 1
         near, far = _edges(positive)
         low_side, high_side = _edges(negative[::-1])
-        lows = np.concatenate([-high_side, near])
-        highs = np.concatenate([-low_side, far])
+        lows = np.maximum(np.concatenate([-high_side, near]), self.low)
+        highs = np.minimum(np.concatenate([-low_side, far]), self.high)
         counts = np.concatenate([self.counts[_HALF:][negative[::-1]], self.counts[positive]]).astype(np.float64)
-        return Histogram(
-            lows=np.maximum(lows, self.low),
-            highs=np.minimum(highs, self.high),
-            counts=counts,
-            zeros=int(self.counts[0] + self.counts[_HALF]),
-            low=float(self.low),
-            high=float(self.high),
-        )
+        zeros = int(self.counts[0] + self.counts[_HALF])
+        return Histogram(lows, highs, counts, zeros, float(self.low), float(self.high))
 
 
 def bins_of(values: npt.NDArray[np.float32]) -> U32:

@@ -178,13 +178,7 @@ class _Session:
         both = "rsync" in said and shutil.which("rsync") is not None
         if not both:
             progress.say(f"{host.name}: no rsync on both sides, so files go by tar, and a cut one begins anew")
-        return _Session(
-            replace(host, rsync=both),
-            bundle,
-            choice,
-            progress,
-            _state(said.get("state", "{}")),
-        )
+        return _Session(replace(host, rsync=both), bundle, choice, progress, _state(said.get("state", "{}")))
 
     def doctor(self) -> tuple[RemoteCheck, ...]:
         """What that machine can do; refuses one that can build no engine, before anything is copied."""
