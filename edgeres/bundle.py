@@ -28,9 +28,7 @@ from edgeres.graph.forms import GRAPH_FILES
 from edgeres.records import EngineRecord, Manifest
 
 MANIFEST = "manifest.json"
-MANIFEST_KIND = DocumentKind(
-    Manifest, f"a {MANIFEST}", "build it again", schemas=(2, 2), digest="required", error=BundleError
-)
+MANIFEST_KIND = DocumentKind(Manifest, f"a {MANIFEST}", "build it again", (2, 2), digest="required", error=BundleError)
 FP32 = "model.fp32.onnx"
 CALIBRATION = "calibration.json"
 REPORT, REPORT_PAGE = "report.json", "report.html"
@@ -53,9 +51,8 @@ class Bundle:
         if not self.path.is_dir():
             raise BundleError("no such bundle", where=path, hint="edgeres build -o DIR writes one")
         if not (self.path / MANIFEST).is_file():
-            raise BundleError(
-                "not a bundle: it has no manifest.json", where=path, hint="give a directory that edgeres build wrote"
-            )
+            what = "not a bundle: it has no manifest.json"
+            raise BundleError(what, where=path, hint="give a directory that edgeres build wrote")
         self.manifest = MANIFEST_KIND.read(self.path / MANIFEST)
 
     def has(self, name: str) -> bool:
@@ -114,11 +111,8 @@ class Bundle:
         keys = {record.key for record in engines}
         runtimes = {record.runtime for record in engines if record.file}
         # Records of engines that were not built are dropped once an engine for their runtime is built.
-        kept = tuple(
-            old
-            for old in self.manifest.engines
-            if old.key not in keys and (old.size_bytes or old.runtime not in runtimes)
-        )
+        others = (old for old in self.manifest.engines if old.key not in keys)
+        kept = tuple(old for old in others if old.size_bytes or old.runtime not in runtimes)
         new = {record.file: data for record, data in engines.items() if record.file and data} | dict(logs)
         replaced = [record.file for record in self.manifest.engines if record.file and record.key in keys]
         old = {*replaced, *(log for log in map(log_of, replaced) if self.has(log))}
@@ -204,11 +198,10 @@ def check_target(target: str | Path) -> None:
 
 def seal(folder: Path, manifest: Manifest) -> None:
     """Write the manifest with the hashes of all other files in ``folder``, and flush all of them to disk."""
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path != folder / MANIFEST:
-            files[path.relative_to(folder).as_posix()] = sha256(path)
-            sync(path)
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MANIFEST]
+    files = {path.relative_to(folder).as_posix(): sha256(path) for path in paths}
+    for path in paths:
+        sync(path)
     write_json(folder / MANIFEST, MANIFEST_KIND.content(replace(manifest, files=files)))
 
 

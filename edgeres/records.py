@@ -277,8 +277,7 @@ class EngineRecord:
         return (self.target, self.precision, *self.portability.compute_capabilities)
 
     def to_dict(self) -> dict[str, Any]:
-        record: dict[str, Any] = plain(self)
-        return record
+        return dict(plain(self))
 
 
 def percentile_nearest(seconds: F64, percent: float) -> float:
@@ -287,9 +286,8 @@ def percentile_nearest(seconds: F64, percent: float) -> float:
     >>> percentile_nearest(np.arange(1.0, 101.0), 99)
     99.0
     """
-    ordered = np.sort(seconds)
-    n = len(ordered)
-    return float(ordered[max(n - 1 - int((1 - percent / 100) * n), 0)])
+    n = len(seconds)
+    return float(np.sort(seconds)[max(n - 1 - int((1 - percent / 100) * n), 0)])
 
 
 @dataclass(frozen=True)
@@ -434,8 +432,8 @@ class Prediction:
 
     def top(self, count: int = 5) -> list[tuple[str, float]]:
         """The best classes with their probabilities, best first."""
-        order = np.argsort(-self.scores, kind="stable")[:count]
-        return [(self.labels[i], float(self.scores[i])) for i in order.tolist()]
+        order = np.argsort(-self.scores, kind="stable")[:count].tolist()
+        return [(self.labels[i], float(self.scores[i])) for i in order]
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,7 @@ def read_report(path: Path) -> Json:
     Raises:
         InputError: it is damaged, in another format, or something else.
     """
-    found: Json = report_kind().content(report_kind().read(path))
-    return found
+    return report_kind().content(report_kind().read(path))
 
 
 def read_baseline(path: Path) -> Json:
@@ -44,34 +43,30 @@ def read_baseline(path: Path) -> Json:
     Raises:
         InputError: it is damaged, in another format, or something else.
     """
-    found: Json = baseline_kind().content(baseline_kind().read(path))
-    return found
+    return baseline_kind().content(baseline_kind().read(path))
 
 
 @cache
 def report_kind() -> DocumentKind[Any]:
     """How a report.json is read."""
     record = _record(_schema(REPORT_SCHEMA), REPORT_SCHEMA, _consistent_report)
-    return DocumentKind(
-        record, "a report of edgeres", "edgeres verify BUNDLE -o DIR writes one", schemas=(2, REPORT_FORMAT)
-    )
+    hint = "edgeres verify BUNDLE -o DIR writes one"
+    return DocumentKind(record, "a report of edgeres", hint, schemas=(2, REPORT_FORMAT))
 
 
 @cache
 def baseline_kind() -> DocumentKind[Any]:
     """How a baseline.json is read and written."""
     record = _record(_schema(BASELINE_SCHEMA), BASELINE_SCHEMA, _consistent)
-    hint = "edgeres baseline accept BUNDLE writes one"
-    schemas = (1, BASELINE_FORMAT)
+    hint, schemas = "edgeres baseline accept BUNDLE writes one", (1, BASELINE_FORMAT)
     return DocumentKind(record, "a baseline of edgeres", hint, schemas, kind=_BASELINE, digest="optional")
 
 
 def _consistent(document: Any) -> None:
     """Refuse a report or a baseline whose parts contradict each other."""
     sizes, latency, labels = document.sizes, document.latency, document.facts.get("labels") or ()
-    require(
-        isinstance(labels, list | tuple) and all(isinstance(name, str) for name in labels), "facts.labels must be names"
-    )
+    are_names = isinstance(labels, list | tuple) and all(isinstance(name, str) for name in labels)
+    require(are_names, "facts.labels must be names")
     require(sizes.keys() >= _SIZES and isinstance(sizes["deployed_bytes"], dict), "sizes lacks a key")
     graphs, answers = document.accuracy.graphs, document.accuracy.answers or {}
     require(graphs.keys() == answers.keys() - {"labels", "fp32"}, "accuracy.graphs are not those of accuracy.answers")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeres._version import __version__
-from edgeres.bundle import ENGINES, MANIFEST, MANIFEST_KIND, Bundle, log_of
+from edgeres.bundle import ENGINES, MANIFEST, MANIFEST_KIND, REPORT, Bundle, log_of
 from edgeres.documents import OPTIONAL, DocumentKind, Json, require
 from edgeres.errors import BundleError, EngineError, EnvironmentError_
 from edgeres.files import FREE_SPACE, sha256, write_json
@@ -26,7 +26,6 @@ from edgeres.records import EngineRecord
 from edgeres.remote.ssh import Done, Host
 from edgeres.reports import read_report, report_kind
 
-_REPORT = "report.json"
 _PROBE = r"""
 d=$1; n=$2; shift 2
 v=$("$@" --version 2>/dev/null); r=$?
@@ -170,9 +169,8 @@ class _Session:
         progress.say(f"{host.name}: connecting")
         done = host.run(["sh", "-c", _PROBE, "sh", choice.directory, name, *choice.edgeres])
         if done.code:
-            raise EnvironmentError_(
-                f"{choice.directory} cannot be made ({_last(done)})", where=host.name, hint="--to DIR"
-            )
+            what = f"{choice.directory} cannot be made ({_last(done)})"
+            raise EnvironmentError_(what, where=host.name, hint="--to DIR")
         said = dict(re.findall(r"^(edgeres|rsync|state)\b ?(.*)$", done.out, re.MULTILINE))
         _check_version(host, choice, said.get("edgeres", "127 "))
         both = "rsync" in said and shutil.which("rsync") is not None
@@ -198,18 +196,16 @@ class _Session:
 
     def copy(self) -> None:
         """The bundle; its manifest last, so that what has one is whole."""
-        files = [name for name in self.bundle.manifest.files if not name.startswith(f"{ENGINES}/")]
-        key = _digest([[name, self.bundle.manifest.files[name]] for name in files])
+        files = {name: of for name, of in self.bundle.manifest.files.items() if not name.startswith(f"{ENGINES}/")}
+        key = _digest(list(files.items()))
         if self.state.bundle == key:
             self.progress.say(f"{self.host.name}: the bundle is there already")
             return
         self._room(sum((self.bundle.path / name).stat().st_size for name in files))
         self.progress.say(f"{self.host.name}: copying the bundle")
         self.host.run(["sh", "-c", f'rm -rf "$1/{MANIFEST}" "$1/{ENGINES}"; mkdir -p "$1"', "sh", self.there])
-        self.host.send(self.bundle.path, files, self.there)
-        manifest = replace(
-            self.bundle.manifest, engines=(), files={name: self.bundle.manifest.files[name] for name in files}
-        )
+        self.host.send(self.bundle.path, list(files), self.there)
+        manifest = replace(self.bundle.manifest, engines=(), files=files)
         self._write(f"{self.there}/{MANIFEST}", json.dumps(MANIFEST_KIND.content(manifest), indent=2) + "\n")
         self.state = _StepsDone(validation=self.state.validation)
         self._did("bundle", key)
@@ -258,7 +254,7 @@ class _Session:
         argv = self._edgeres("verify", self.there, "--validation", validation, *self.choice.verify, "--json")
         done = self.state
         key = _digest([done.bundle, done.engine, done.validation, argv, _machine(checks)])
-        kept = output / _REPORT
+        kept = output / REPORT
         if self.state.verify == key and kept.is_file():
             self.progress.say(f"{self.host.name}: it is verified already, see {kept}")
             return read_report(kept)
@@ -266,7 +262,7 @@ class _Session:
         from edgeres.pipeline.render import write_report
 
         said = _said(self.host, argv, self.host.watch(argv, self._tell), codes=(0, 1))
-        report: Json = report_kind().content(report_kind().decode(said.encode(), f"{self.host.name}: edgeres verify"))
+        report = report_kind().content(report_kind().decode(said.encode(), f"{self.host.name}: edgeres verify"))
         output.mkdir(parents=True, exist_ok=True)
         write_report(output, report)
         self._did("verify", key)

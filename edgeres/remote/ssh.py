@@ -37,11 +37,8 @@ _FAILURES = (
     (r"HOST IDENTIFICATION HAS CHANGED", "its host key has changed", "if that is right: ssh-keygen -R {host}"),
     (r"Host key verification failed", "its host key is not known", "{ssh} {host} once"),
     (r"Connection refused", "no ssh server answers there", "check the port, and that sshd runs"),
-    (
-        r"timed out|No route to host|Network is unreachable|Host is down",
-        "it does not answer",
-        "check power and network",
-    ),
+    (r"timed out|No route to host|Network is unreachable", "it does not answer", "check power and network"),
+    (r"Host is down", "it does not answer", "check power and network"),
     (r"configuration|Bad owner or permissions|option", "ssh does not take its configuration", "see the words above"),
 )
 _RSYNC_FILE_ERROR, _FULL_BELOW = 11, 1 << 20
@@ -114,14 +111,8 @@ class Host:
             EnvironmentError_: ssh cannot reach the machine, in words.
         """
         line = f"echo {_MARK}; exec {shlex.join(argv)}"
-        done = subprocess.run(
-            [*self._command, self.name, shlex.join(["sh", "-c", line])],
-            input=feed,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
+        command = [*self._command, self.name, shlex.join(["sh", "-c", line])]
+        done = subprocess.run(command, input=feed, capture_output=True, text=True, errors="replace", check=False)
         return _checked(self, Done(done.returncode, done.stdout, done.stderr))
 
     def watch(self, argv: Sequence[str], tell: Callable[[str], None]) -> Done:
@@ -152,7 +143,7 @@ class Host:
         listed = "".join(f"{name}\0" for name in names)
         if self.rsync:
             code, said = self._rsync([f"{folder}/", f"{self.name}:{to}/"], listed)
-            # Of a full disk rsync may say no more than its exit code.
+            # For a full disk rsync may give no more than its exit code.
             self._ended(code, said, full=code == _RSYNC_FILE_ERROR and self.free_bytes(to) < _FULL_BELOW)
             return
         packer = ["tar", "-C", str(folder), "--null", "-T", "-", "-cf", "-"]
@@ -200,7 +191,7 @@ class Host:
         return done.returncode, done.stderr
 
     def _ended(self, code: int, said: str, *, full: bool = False) -> None:
-        """Of a copy."""
+        """Raise if a copy failed."""
         if code == 0:
             return
         if full or _DISK_FULL.search(said):
@@ -229,14 +220,9 @@ def _child(
     argv: Sequence[str], stdin: int | IO[str], stdout: int | IO[str] = subprocess.PIPE
 ) -> Iterator[subprocess.Popen[str]]:
     """A child that does not outlive its block."""
+    # In a session of its own: Ctrl-C is ours to pass on.
     child = subprocess.Popen(
-        argv,
-        stdin=stdin,
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,  # Ctrl-C is ours to pass on
+        argv, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
     )
     try:
         yield child
