@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from noise import noise_power
 
 from edgeres.data.arrays import Arrays
 from edgeres.data.loader import Loader
+from edgeres.errors import ModelError
 from edgeres.pipeline.take import Fp32Model, ModelChoice, take, with_exact_input
+from edgeres.progress import Silent
 from edgeres.quantize.graphs import RangeChoice, quantize
 from edgeres.refine.candidate import logits
 from edgeres.refine.choice import RefineChoice
@@ -81,3 +85,52 @@ def test_the_input_is_exact(fp32: Fp32Model, loader: Loader) -> None:
         assert (float(edge.params.scale), edge.params.zero_point) == (1.0, zero_point)
     values = np.unique(next(iter(loader)).inputs)
     assert np.array_equal(values, values.astype(np.int8))
+
+
+def test_a_step_that_fails_is_left_out_with_a_word(
+    fp32: Fp32Model, loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refinement is optional: whatever one of its steps raises, the build goes on without it."""
+
+    class Said(Silent):
+        def say(self, line: str) -> None:
+            lines.append(line)
+
+    def fails(error: Exception) -> Any:
+        def step(*given: object, **named: object) -> None:
+            raise error
+
+        return step
+
+    lines: list[str] = []
+    steps = {"equalize": KeyError("x"), "correct_bias": ValueError("of\ntwo lines"), "choose_residual": IndexError(3)}
+    for name, error in steps.items():
+        monkeypatch.setattr(f"edgeres.refine.recipe.{name}", fails(error))
+    monkeypatch.setattr("edgeres.refine.reconstruct.reconstruct", fails(ModelError("no such operator", where="net")))
+    ranges, choice = RangeChoice(known=fp32.known), RefineChoice("balanced", "auto")
+    done = quantize_with_recipe(fp32.graph, ["tensorrt"], loader, ranges, choice, Said())
+    assert lines == [
+        "equalization left out: KeyError: 'x'",
+        "residual precision left out: IndexError: 3",
+        "learned ranges, tensorrt graph left out: net: no such operator",
+        "bias correction, tensorrt graph left out: ValueError: of two lines",
+    ]
+    assert [(step.name, step.kept, step.after_db) for step in done.steps] == [
+        ("equalization", False, None),
+        ("learned ranges", False, None),
+        ("bias correction", False, None),
+    ]
+    assert all(step.note in line for step, line in zip(done.steps, [lines[0], *lines[2:]], strict=True))
+    # What is left is the calibration of the images that were not held back.
+    assert done.quantized.images == 48 and not done.skips
+
+
+def test_a_machine_without_memory_ends_the_build(
+    fp32: Fp32Model, loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*given: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("edgeres.refine.recipe.equalize", fails)
+    with pytest.raises(MemoryError):
+        quantize_with_recipe(fp32.graph, ["cpu"], loader, RangeChoice(known=fp32.known), RefineChoice("balanced"))

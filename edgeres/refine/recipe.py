@@ -172,13 +172,20 @@ class _Refiner:
         ``again`` calibrates a graph; with True on a few images, which show whether a pass over all of them is worth it.
         """
         start = time.perf_counter()
-        graph = equalize(self.graphs[next(iter(quantized.plans))], self._some(_EQUALIZE_IMAGES), codes, self.progress)
         before = {style: self._noise(self.graphs[style], plan) for style, plan in quantized.plans.items()}
-        found = again(graph, True)
-        after = {style: self._noise(graph, plan) for style, plan in found.plans.items()}
-        if any(after[style] < before[style] for style in before):
-            found = again(graph, False)
+        try:
+            fp32, images = self.graphs[next(iter(quantized.plans))], self._some(_EQUALIZE_IMAGES)
+            graph = equalize(fp32, images, codes, self.progress)
+            found = again(graph, True)
             after = {style: self._noise(graph, plan) for style, plan in found.plans.items()}
+            if any(after[style] < before[style] for style in before):
+                found = again(graph, False)
+                after = {style: self._noise(graph, plan) for style, plan in found.plans.items()}
+        except Exception as error:  # see _left_out
+            why = self._left_out("equalization", error)
+            for style in before:
+                self._record("equalization", style, before[style], None, time.perf_counter() - start, why)
+            return quantized
         plans = dict(quantized.plans)
         for style in before:
             self._record("equalization", style, before[style], after[style], time.perf_counter() - start)
@@ -194,7 +201,10 @@ class _Refiner:
         """Take one style's plan through the steps of the effort."""
         effort, for_tensorrt = self.choice.effort, candidate.plan.style == "tensorrt"
         if for_tensorrt and self.choice.residual == "auto":
-            candidate, self.skips = choose_residual(candidate, self.reference, self.held, progress=self.progress)
+            try:
+                candidate, self.skips = choose_residual(candidate, self.reference, self.held, progress=self.progress)
+            except Exception as error:  # see _left_out
+                self._left_out("residual precision", error)
         elif for_tensorrt and self.choice.residual == "fp16":
             candidate = _all_half(candidate)
         if effort == "best" or (effort == "balanced" and for_tensorrt):
@@ -228,12 +238,26 @@ class _Refiner:
             if name.startswith("learned") and importlib.util.find_spec("torch") is None:
                 raise needs("export", "torch")
             changed = step(candidate)
-        except EdgeresError as error:  # e.g. an operator that this refinement cannot handle: go on without it
-            self._record(name, candidate.plan.style, before, None, time.perf_counter() - start, str(error))
+        except Exception as error:  # see _left_out
+            why = self._left_out(f"{name}, {candidate.plan.style} graph", error)
+            self._record(name, candidate.plan.style, before, None, time.perf_counter() - start, why)
             return candidate
         after = self._noise(changed.graph, changed.plan)
         self._record(name, candidate.plan.style, before, after, time.perf_counter() - start)
         return changed if after < before else candidate
+
+    def _left_out(self, what: str, error: Exception) -> str:
+        """Say that a step is left out, and why: refinement is optional, so whatever fails in it ends no build.
+
+        Raises:
+            MemoryError: the machine has no memory left, which what follows would meet, too.
+        """
+        if isinstance(error, MemoryError):
+            raise error
+        why = str(error) if isinstance(error, EdgeresError) else f"{type(error).__name__}: {error}"
+        why = " ".join(why.split())
+        self.progress.say(f"{what} left out: {why}")
+        return why
 
     def _noise(self, graph: ModelProto, plan: QuantPlan) -> float:
         return typical_noise(self.reference, logits(CandidatePlan(graph, plan).quantized(), self.held))
