@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from edgeres.calibrate.activations import Taps
+from edgeres.calibrate.activations import ActivationRunner
 from edgeres.calibrate.forward import Observer
 from edgeres.calibrate.ranges import Moments, choose_range, rounding_error
 from edgeres.calibrate.sketch import Histogram, Sketch
@@ -33,10 +33,10 @@ def count(model: Fp32Model, tensors: list[str], images: int) -> dict[str, Sketch
     """The sketches of every tensor, by way of counting."""
     whole, half = ({name: Sketch() for name in tensors} for _ in range(2))
     loader = Loader(Signs("calibration", images, model.spec.preprocess.crop_px[0]), model.spec.preprocess, BATCH)
-    with Taps(model.graph, tensors) as taps, Observer(model.graph, tensors) as observer:
+    with ActivationRunner(model.graph, tensors) as activations, Observer(model.graph, tensors) as observer:
         for number, batch in enumerate(loader):
             observer.add(batch.inputs)
-            for name, values in taps.infer(batch.inputs).items():
+            for name, values in activations.infer(batch.inputs).items():
                 whole[name].add(values)
                 if number % 4 in (1, 2):  # classes take turns, eight per batch, so this half holds all of them
                     half[name].add(values)

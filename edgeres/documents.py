@@ -92,11 +92,7 @@ class DocumentKind(Generic[R]):
     error: type[EdgeresError] = InputError
 
     def read(self, path: str | Path) -> R:
-        """Read a file.
-
-        Raises:
-            EdgeresError: of class ``error``: the file cannot be read or is not a valid document of this kind.
-        """
+        """Read a file; see :meth:`decode`."""
         try:
             with Path(path).open("rb") as stream:
                 content = stream.read(self.max_bytes + 1)
@@ -104,8 +100,8 @@ class DocumentKind(Generic[R]):
             raise self.error(f"cannot be read ({error.strerror})", where=path, hint="check the path") from error
         return self.decode(content, path)
 
-    def decode(self, content: bytes, where: object) -> R:
-        """The record of a document.
+    def decode(self, content: bytes | Json, where: object) -> R:
+        """The record of a document, or of JSON that was parsed elsewhere.
 
         Args:
             where: it comes from, for messages.
@@ -114,34 +110,33 @@ class DocumentKind(Generic[R]):
             EdgeresError: of class ``error``: it is not a valid document of this kind.
         """
         try:
-            if len(content) > self.max_bytes:
-                raise _Fault((), f"is larger than {self.max_bytes:,} bytes")
-            raw = parse(content)
-        except ValueError as error:
-            raise self.error(f"is not {self.name}: {error}", where=where, hint=self.hint) from None
-        except _Fault as fault:
-            raise self._refusal(fault, where) from None
-        return self.convert(raw, where)
-
-    def convert(self, raw: object, where: object) -> R:
-        """The record of a document that was parsed; see :meth:`decode`."""
-        try:
+            raw = self._parsed(content) if isinstance(content, bytes) else content
             _check_values(raw, ())
-            if not isinstance(raw, dict):
-                raise _Fault((), f"is not {self.name}")
-            return _decoded(self._body(dict(raw), where), self.record)
+            return _converted(_arranged(self._body(raw), self.record, ()), self.record, ())  # type: ignore[no-any-return]
         except _Fault as fault:
-            raise self._refusal(fault, where) from None
+            place = f"{self.root}{''.join(map(_step, fault.path))}: " if fault.path else ""
+            raise self.error(place + fault.what, where=where, hint=fault.hint or self.hint) from None
 
     def content(self, record: R) -> Json:
         """The document of a record, in plain JSON types."""
-        head: Json = {} if self.schemas is None else {"schema": self.schemas[1]}
-        body = {**head, **({} if self.kind is None else {"kind": self.kind}), **plain(record)}
+        head = {"schema": self.schemas and self.schemas[1], "kind": self.kind}
+        body = {**{key: value for key, value in head.items() if value is not None}, **plain(record)}
         return body if self.digest == "none" else {**body, "digest": digest(body)}
 
-    def _body(self, raw: Json, where: object) -> Json:
+    def _parsed(self, content: bytes) -> object:
+        if len(content) > self.max_bytes:
+            raise _Fault((), f"is larger than {self.max_bytes:,} bytes")
+        brackets = _STRING.sub(b"", content).translate(None, _NO_BRACKETS)
+        if max(accumulate(1 if bracket in b"[{" else -1 for bracket in brackets), default=0) > MAX_DEPTH:
+            raise _Fault((), f"is nested more than {MAX_DEPTH} levels deep")
+        try:
+            return json.loads(content.decode("utf-8"), object_pairs_hook=_object, parse_int=_integer)
+        except ValueError as error:
+            raise _Fault((), f"is not {self.name}: {error}") from None
+
+    def _body(self, raw: object) -> Json:
         """The document without ``schema``, ``kind`` and ``digest``, which are checked."""
-        if self.kind is not None and raw.get("kind") != self.kind:
+        if not isinstance(raw, dict) or (self.kind is not None and raw.get("kind") != self.kind):
             raise _Fault((), f"is not {self.name}")
         if self.schemas is not None:
             schema, (oldest, newest) = raw.get("schema"), self.schemas
@@ -149,7 +144,7 @@ class DocumentKind(Generic[R]):
                 raise _Fault((), f"is not {self.name}: it states no schema")
             if not oldest <= schema <= newest:
                 what = f"written in format {schema}, this edgeres reads {newest}"
-                raise self.error(what, where=where, hint="upgrade edgeres" if schema > newest else self.hint)
+                raise _Fault((), what, "upgrade edgeres" if schema > newest else "")
         rest = {key: value for key, value in raw.items() if key != "digest"}
         if self.digest == "required" or (self.digest == "optional" and "digest" in raw):
             if raw.get("digest") != digest(rest):
@@ -158,18 +153,14 @@ class DocumentKind(Generic[R]):
         head = {"schema": self.schemas, "kind": self.kind}
         return {key: value for key, value in raw.items() if head.get(key) is None}
 
-    def _refusal(self, fault: _Fault, where: object) -> EdgeresError:
-        place = f"{self.root}{''.join(map(_step, fault.path))}: " if fault.path else ""
-        return self.error(place + fault.what, where=where, hint=self.hint)
-
 
 class _Fault(Exception):
-    """What is wrong with a document, and where in it: keys and indices from the root on; none: it is the whole."""
+    """What is wrong with a document, and where: keys and indices from the root; none for the whole document."""
 
-    def __init__(self, path: Keys, what: str) -> None:
+    def __init__(self, path: Keys, what: str, hint: str = "") -> None:
         super().__init__(path, what)
-        self.path = path
         printable = "".join(character if character.isprintable() else "?" for character in what)
+        self.path, self.hint = path, hint
         self.what = printable if len(printable) <= _SHOWN else f"{printable[:_SHOWN]}..."
 
 
@@ -178,14 +169,6 @@ class _Repeated:
     """In place of an object that has this key twice."""
 
     key: str
-
-
-def parse(content: bytes) -> object:
-    """JSON in UTF-8, no deeper than :data:`MAX_DEPTH`; an object with a key twice becomes :class:`_Repeated`."""
-    brackets = _STRING.sub(b"", content).translate(None, _NO_BRACKETS)
-    if max(accumulate(1 if bracket in b"[{" else -1 for bracket in brackets), default=0) > MAX_DEPTH:
-        raise _Fault((), f"is nested more than {MAX_DEPTH} levels deep")
-    return json.loads(content.decode("utf-8"), object_pairs_hook=_object, parse_int=_integer)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Json | _Repeated:
@@ -233,16 +216,6 @@ def _step(key: str | int) -> str:
     if isinstance(key, str) and re.fullmatch(r"[A-Za-z_][\w-]{0,60}", key, re.ASCII):
         return f".{key}"
     return f"[{json.dumps(key if isinstance(key, int) or len(key) <= 60 else key[:60] + '...')}]"
-
-
-def _decoded(raw: object, record: type[R]) -> R:
-    import msgspec  # here, so that programs which read no document do not pay for it
-
-    arranged = _arranged(raw, record, ())
-    try:
-        return msgspec.convert(arranged, record, strict=True)
-    except msgspec.ValidationError:
-        raise _located(arranged, record, ()) from None
 
 
 def _arranged(raw: object, kind: Any, path: Keys) -> object:
@@ -303,25 +276,20 @@ def _arms(kind: Any) -> tuple[Any, ...]:
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
-def _located(raw: object, kind: Any, path: Keys) -> _Fault:
-    """The fault of the innermost value that is not of its type."""
-    import msgspec
+def _converted(raw: object, kind: Any, path: Keys) -> Any:
+    import msgspec  # here, so that programs which read no document do not pay for it
 
-    container = _container(raw, kind)
-    for _, step, value, inner in _parts(raw, container) if container is not None else ():
-        try:
-            msgspec.convert(value, inner, strict=True)
-        except msgspec.ValidationError:
-            return _located(value, inner, (*path, *step))
     try:
-        msgspec.convert(raw, kind, strict=True)
+        return msgspec.convert(raw, kind, strict=True)
     except msgspec.ValidationError as error:
+        container = _container(raw, kind)
+        for _, step, value, inner in _parts(raw, container) if container is not None else ():
+            _converted(value, inner, (*path, *step))  # raises where this part is what is wrong
         what = str(error).partition(" - at `$")[0].replace("`", "")
-        words = [str(word) for arm in _arms(kind) if get_origin(arm) is Literal for word in get_args(arm)]
         if what.startswith("Invalid enum"):
+            words = [str(word) for arm in _arms(kind) if get_origin(arm) is Literal for word in get_args(arm)]
             what = f"expected one of {', '.join(words)}"
-        return _Fault(path, what[:1].lower() + what[1:])
-    raise AssertionError("a value that was refused was accepted")
+        raise _Fault(path, what[:1].lower() + what[1:]) from None
 
 
 @cache

@@ -18,7 +18,7 @@ from engine_graphs import resnet
 from edgeres.calibrate.forward import with_outputs
 from edgeres.calibrate.identity import Identity, identify
 from edgeres.calibrate.record import CalibrationFile, TensorEntry
-from edgeres.calibrate.shards import Job
+from edgeres.calibrate.shards import CalibrationJob
 from edgeres.cli import main
 from edgeres.data.base import Source
 from edgeres.data.choose import DataChoice, choose_calibration
@@ -38,13 +38,13 @@ def write_tiny(folder: Path) -> Path:
     return folder
 
 
-def tiny(folder: Path) -> tuple[Fp32Model, Source, Job]:
+def tiny(folder: Path) -> tuple[Fp32Model, Source, CalibrationJob]:
     """The network, its images, and the calibration of one on the other."""
     fp32 = take(ModelChoice(folder / "tiny.onnx"))
     source = choose_calibration(DataChoice(str(folder / "images.npz")), fp32.spec)
     wanted = wanted_by_all(fp32.graph)
     model, contract = identify(fp32.graph, "tiny"), fp32.spec.preprocess
-    job = Job(model, contract, source.description, source.digest(), len(source), BATCH, wanted)
+    job = CalibrationJob(model, contract, source.description, source.digest(), len(source), BATCH, wanted)
     return fp32, source, job
 
 

@@ -26,7 +26,7 @@ from edgeres.bundle import MANIFEST, MANIFEST_KIND, Bundle
 from edgeres.calibrate.identity import Identity
 from edgeres.calibrate.ranges_file import read_calibration
 from edgeres.calibrate.record import CALIBRATION_KIND, Observed, TensorEntry, Wanted
-from edgeres.calibrate.shards import Job, State
+from edgeres.calibrate.shards import CalibrationJob, State
 from edgeres.cli.config import read_config
 from edgeres.data.pixels import Pixels
 from edgeres.data.record import DataRecord
@@ -44,7 +44,7 @@ from edgeres.quantize.exchange import read_foreign
 from edgeres.quantize.inspect import inspect
 from edgeres.quantize.rewrite import PLAN_KEY, PlanNotes
 from edgeres.records import EngineRecord, Measurement, ModelSpec, Preprocess
-from edgeres.remote.session import RemoteCheck, RemoteChoice, _Session, _state, _StepsDone
+from edgeres.remote.session import RemoteCheck, RemoteChoice, _Session, _steps, _StepsDone
 from edgeres.remote.ssh import Done, Host
 from edgeres.report.terminal import render_terminal
 from edgeres.report.terminal_compare import render_comparison
@@ -203,7 +203,6 @@ COUNTS = {
     "baseline": 700,
     "baseline without digest": 700,
     "doctor": 1000,
-    "engines": 1000,
     "remote report": 500,
     "remote manifest": 500,
     "remote state": 500,
@@ -336,7 +335,7 @@ def test_calibrations(tmp_path: Path) -> None:
 def a_state() -> State:
     """Two of three batches of a calibration of one tensor."""
     wanted = {"cpu": Wanted(affine=("relu",), like={"copy": "relu"})}
-    job = Job(Identity("0" * 64, 1, 0.5, 1.5, "net"), Preprocess((8, 8)), "noise", "1" * 64, 11, 4, wanted)
+    job = CalibrationJob(Identity("0" * 64, 1, 0.5, 1.5, "net"), Preprocess((8, 8)), "noise", "1" * 64, 11, 4, wanted)
     state = State.empty(job, shard=(1, 2))
     state.sketches["relu"].add(np.array([0, 1, 1, -2.5, 1e-3], np.float32))
     state.done, state.samples, state.unreadable = {0, 2}, 6, ["a.jpg (not an image)"]
@@ -489,11 +488,8 @@ def test_answers_of_a_robot(tmp_path: Path, report: dict[str, Any], monkeypatch:
         return read
 
     checks = (RemoteCheck("gpu", True, "Orin", ""),)
-    engine = EngineRecord("rtx", "rtx", "1", "int8", "built", "engines/a.engine", 3)
     content = json.dumps([asdict(check) for check in checks]).encode()
     hold(Reader(content, asking(lambda session: session.doctor()), plain), as_text(wrong(content, "doctor")))
-    content = json.dumps([engine.to_dict()]).encode()
-    hold(Reader(content, asking(lambda session: session.build(checks))), as_text(wrong(content, "engines")))
     content = json.dumps(report).encode()
     verify = asking(lambda session: session.verify("signs:4", tmp_path / "out", checks))
     hold(Reader(content, verify, lambda found: found), as_text(wrong(content, "remote report")))
@@ -502,7 +498,7 @@ def test_answers_of_a_robot(tmp_path: Path, report: dict[str, Any], monkeypatch:
     hold(Reader(content, bring_home), as_text(wrong(content, "remote manifest")))
     content = json.dumps(plain(_StepsDone("a", "b", "c", "d"))).encode()
     for damaged in as_text(wrong(content, "remote state")):
-        found = _state(damaged.decode())
+        found = _steps(damaged.decode())
         assert found == _StepsDone() or stands_in(plain(found), json.loads(damaged))
 
 

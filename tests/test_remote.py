@@ -286,7 +286,7 @@ def test_words_of_a_login_script_are_left_out(robot: Host, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", ["-oProxyCommand=x", "a b", "", "host:22", "me@host/x"])
 def test_what_is_no_host(name: str) -> None:
-    with pytest.raises(UsageError, match="is no host"):
+    with pytest.raises(UsageError, match="is not a host"):
         Host(name)
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from edgeres.calibrate.record import to_json
 from edgeres.calibrate.run import collect, here, observe_batches
-from edgeres.calibrate.shards import Job, State, merge_files, read_state
+from edgeres.calibrate.shards import CalibrationJob, State, merge_files, read_state
 from edgeres.errors import InputError, SourceError
 from edgeres.progress import Advance
 from edgeres.records import I64
@@ -229,7 +229,7 @@ def test_another_calibration_does_not_take_the_state(made: Path, tmp_path: Path)
     keep = tmp_path / ".out.state"
     with pytest.raises(KeyboardInterrupt):
         collect(job, watched(made, [], stop_after=4), keep)
-    others: list[tuple[Job, tuple[int, int]]] = [
+    others: list[tuple[CalibrationJob, tuple[int, int]]] = [
         (replace(job, source_digest="00"), (1, 1)),
         (replace(job, model=replace(job.model, graph="0" * 64)), (1, 1)),
         (job, (1, 2)),
@@ -255,18 +255,18 @@ def test_the_command_leaves_its_state_and_takes_it_up(
     monkeypatch.setattr("edgeres.pipeline.calibrate.here", lambda *of: watched_as(*of, stop_after=2))
     ended = command(*words)
     assert ended.code == 130
-    assert "16 images are through; the same command goes on from there" in ended.err
+    assert "16 images are done; the same command continues from there" in ended.err
     assert (state.is_file(), output.exists()) == (True, False)
     monkeypatch.setattr("edgeres.pipeline.calibrate.here", lambda *of: watched_as(*of, stop_after=None))
     ended = command(*words)
-    assert "going on after 16 images" in ended.err
+    assert "continuing after 16 images" in ended.err
     assert (state.exists(), output.is_file()) == (False, True)
     entries = json.loads(output.read_text())["tensors"]
     for name, entry in json.loads(whole)["tensors"].items():
         assert entries[name] == entry or "cpu" not in entry["ranges"], name
 
 
-def watched_as(job: Job, graph: Any, source: Any, stop_after: int | None) -> Any:
+def watched_as(job: CalibrationJob, graph: Any, source: Any, stop_after: int | None) -> Any:
     def backend(todo: I64, advance: Advance) -> Iterator[State]:
         for done, number in enumerate(todo.tolist()):
             if done == stop_after:

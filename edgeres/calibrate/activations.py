@@ -1,9 +1,9 @@
-"""Activations as the kernels leave them: ONNX Runtime without the copies that nobody needs.
+"""Read activations from ONNX Runtime in the layout of its kernels, without conversion.
 
-On x86 ONNX Runtime computes convolutions in a blocked layout (NCHWc: 8 or 16 channels side by side) and brings every
-graph output into NCHW order. For tens of tensors this takes as long as a tenth of the network, and counting does not
-care for order. So the optimized graph, which ONNX Runtime can write to a file, is made to give the blocked tensors
-themselves. Where there are none (another processor, another release), the graph runs as it was.
+On x86 ONNX Runtime computes convolutions in a blocked layout (NCHWc: 8 or 16 channels side by side) and converts every
+graph output to NCHW. For tens of tensors this takes a tenth of the network's time, and counting does not need an order.
+So ONNX Runtime writes its optimized graph to a file, and the blocked tensors become the outputs of that graph. Where
+there are none (another processor, another release), the original graph runs.
 """
 
 from __future__ import annotations
@@ -21,34 +21,33 @@ from edgeres.records import F32
 if TYPE_CHECKING:
     import onnx
 
-# The widest block there is; of other channel counts, blocks are padded with zeros that must not be counted.
+# The widest block. With other channel counts blocks are padded with zeros, which must not be counted.
 _BLOCK = 16
 
 
-class Taps:
-    """Runs a graph and gives the values of the named tensors, in no particular order within an image.
+class ActivationRunner:
+    """Runs a graph and returns the values of the named tensors, in any order within an image.
 
     Args:
         model: a canonical graph; it is not changed.
         tensors: names of float32 tensors of the graph whose first axis is the batch.
-        threads: of one inference; several may run at once.
+        threads: per inference; several inferences may run at once.
 
     Raises:
         ModelError: ONNX Runtime cannot load the graph.
 
     Attributes:
-        bytes_per_image: of all named tensors; 0 where their shapes are not known.
+        bytes_per_image: of all named tensors; 0 where their shapes are unknown.
     """
 
     def __init__(self, model: onnx.ModelProto, tensors: Sequence[str], threads: int = 0) -> None:
         self._input = str(model.graph.input[0].name)
         inner = [name for name in tensors if name != self._input]
-        tapped = with_outputs(model, inner)
-        # The rest of the graph's own outputs cost nothing: they are computed anyway.
+        serialized = with_outputs(model, inner)
         self._fetched = {name: name for name in inner}
         with tempfile.TemporaryDirectory(prefix="edgeres-") as folder:
             file = Path(folder) / "optimized.onnx"
-            session = _session(tapped, threads, save=file)
+            session = _session(serialized, threads, save=file)
             self.bytes_per_image = 4 * sum(_values(output.shape) for output in session.get_outputs())
             blocked = _blocked(file, inner)
             if blocked:
@@ -65,7 +64,7 @@ class Taps:
         found = {tensor: found[name] for tensor, name in self._fetched.items()} | {self._input: inputs}
         return {name: np.ascontiguousarray(found[name]).reshape(len(inputs), -1) for name in self._tensors}
 
-    def __enter__(self) -> Taps:
+    def __enter__(self) -> ActivationRunner:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -73,13 +72,13 @@ class Taps:
 
 
 def with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> bytes:
-    """The serialized graph with further tensors among its outputs."""
+    """The serialized graph with more tensors as outputs."""
     import onnx
 
     present = {value.name for value in model.graph.output}
     more = onnx.ModelProto()
     more.graph.output.extend(_output(name) for name in tensors if name not in present)
-    # Serialized messages add up: what follows is merged into what was there, and no copy of the weights is made.
+    # Concatenated messages are merged when they are parsed. So the weights need not be copied.
     return bytes(model.SerializeToString() + more.SerializeToString())
 
 
@@ -91,7 +90,7 @@ def _session(model: bytes | str, threads: int, *, save: Path | None = None, opti
     options.intra_op_num_threads = threads
     if save is not None:
         options.optimized_model_filepath = str(save)
-        # Weights beside the graph, which is then read and written in no time.
+        # With the weights in a separate file, the graph is read and written fast.
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
     if not optimize:
@@ -103,7 +102,7 @@ def _session(model: bytes | str, threads: int, *, save: Path | None = None, opti
 
 
 def _blocked(file: Path, tensors: Sequence[str]) -> Mapping[str, str]:
-    """Make the optimized graph in ``file`` give blocked tensors: by tensor, the name of the output that has its values.
+    """Make blocked tensors outputs of the optimized graph in ``file``; returns the output's name by tensor.
 
     Before: Conv -> blocked -> ReorderOutput -> tensor (an output)
     After:  Conv -> blocked (an output)
@@ -137,5 +136,5 @@ def _output(name: str) -> onnx.ValueInfoProto:
 
 
 def _values(shape: Sequence[Any]) -> int:
-    """Values of one image; 0 where a dimension is not known."""
+    """Number of values per image; 0 where a dimension is unknown."""
     return int(np.prod([dim if isinstance(dim, int) else 0 for dim in shape[1:]]))

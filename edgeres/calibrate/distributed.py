@@ -1,12 +1,11 @@
-"""The same map and merge on a Dask cluster that its owner runs: ``--scheduler tcp://host:8786``.
+"""Calibrate on the user's Dask cluster: ``--scheduler tcp://host:8786``.
 
-A task runs some batches on a worker and gives a packed :class:`~edgeres.calibrate.shards.State`; tasks merge them by
-groups, so that what comes back stays small. A worker that dies takes its tasks with it, and the scheduler gives them to
-another: since a part is a function of its batches alone and merging is exact, the result is the same, bit for bit on
-one kind of processor.
+A task runs some batches on a worker and returns a packed :class:`~edgeres.calibrate.shards.State`. Other tasks merge
+these states in groups, so that little data comes back. If a worker dies, the scheduler runs its tasks again. A part
+depends on its batches alone and merging is exact, so the result is the same, bit for bit on one kind of processor.
 
-Workers need edgeres in the same version, and see the images under the same path (generated sets they render
-themselves). One thread a worker serves best, for ONNX Runtime takes every core: ``dask worker --nthreads 1``.
+Workers need the same version of edgeres and the images at the same path; they render generated sets themselves. One
+thread per worker is best, because ONNX Runtime uses every core: ``dask worker --nthreads 1``.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import numpy as np
 
 from edgeres._version import __version__
 from edgeres.calibrate.run import Backend, observe_batches
-from edgeres.calibrate.shards import Job, State
+from edgeres.calibrate.shards import CalibrationJob, State
 from edgeres.data.base import Role, Source
 from edgeres.data.choose import DataChoice, choose_calibration, choose_validation
 from edgeres.data.sources import locate
@@ -39,10 +38,10 @@ _CONNECT_SECONDS = 20
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a worker opens the images: the user's words, by which it must find the very same.
+    """How a worker opens the images: from the user's arguments, which must lead to the same images.
 
     Attributes:
-        digest: of the source as it is here.
+        digest: of the source on this machine.
     """
 
     data: DataChoice
@@ -51,7 +50,7 @@ class Recipe:
     role: Role = "calibration"
 
     def absolute(self) -> Recipe:
-        """The same with paths that do not depend on where a process was started."""
+        """The same with absolute paths."""
         calibration, validation = _absolute(self.data.calibration), _absolute(self.data.validation)
         return replace(self, data=replace(self.data, calibration=calibration, validation=validation))
 
@@ -66,7 +65,7 @@ def connect(address: str) -> Iterator[Any]:
     """A client of a running scheduler.
 
     Raises:
-        EnvironmentError_: dask is not installed, or nobody answers at the address.
+        EnvironmentError_: dask is not installed, or no scheduler answers at the address.
     """
     try:
         from distributed import Client
@@ -75,7 +74,7 @@ def connect(address: str) -> Iterator[Any]:
     except ImportError as error:
         raise needs("scale", "dask.distributed") from error
     try:
-        get_backend(parse_address(address)[0])  # a client of an unknown scheme would be half made
+        get_backend(parse_address(address)[0])  # Client leaves threads behind if the scheme is unknown
         client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError, ImportError) as error:
         what = f"no Dask scheduler answers ({error})"
@@ -86,8 +85,8 @@ def connect(address: str) -> Iterator[Any]:
         yield client
 
 
-def cluster(client: Any, job: Job, graph: bytes, recipe: Recipe) -> Backend:
-    """Runs a job on a cluster; ``graph`` is serialized."""
+def cluster(client: Any, job: CalibrationJob, graph: bytes, recipe: Recipe) -> Backend:
+    """A backend that runs parts on a cluster; ``graph`` is serialized."""
     recipe = recipe.absolute()
 
     def parts(todo: I64, advance: Advance) -> Iterator[State]:
@@ -102,7 +101,7 @@ def cluster(client: Any, job: Job, graph: bytes, recipe: Recipe) -> Backend:
 
 
 def task_batches(client: Any, batches: int, batch: int) -> int:
-    """Batches a task: enough images to be worth a session, and no fewer tasks than keep every worker busy."""
+    """Batches per task: enough images for the cost of a session, and enough tasks to keep every worker busy."""
     threads = max(sum(map(int, client.nthreads().values())), 1)
     return max(1, min(_TASK_IMAGES // batch, -(-batches // (2 * threads))))
 
@@ -110,15 +109,15 @@ def task_batches(client: Any, batches: int, batch: int) -> int:
 def hold(client: Any, graph: bytes) -> Any:
     """A serialized graph on the cluster, as a future.
 
-    It is a task rather than scattered data, which would be gone with the workers that hold it.
+    It is the result of a task: scattered data would be lost with the workers that hold it.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that it is large
+        warnings.simplefilter("ignore", UserWarning)  # Dask warns that the graph is large
         return client.submit(bytes, graph, key=f"edgeres-graph-{hashlib.sha256(graph).hexdigest()}")
 
 
 def _merged(client: Any, shared: Sequence[Any], pieces: Sequence[I64]) -> Iterator[bytes]:
-    """Every piece observed, merged on the cluster by groups; groups come as they finish."""
+    """The states of all pieces, merged on the cluster in groups; groups are yielded as they finish."""
     from distributed import as_completed
 
     together = max(1, min(_GROUP, len(pieces) // _LEAST_GROUPS))
@@ -134,13 +133,13 @@ def _merged(client: Any, shared: Sequence[Any], pieces: Sequence[I64]) -> Iterat
 
 
 def in_order(client: Any, work: Callable[..., Any], shared: Sequence[Any], pieces: Sequence[I64]) -> Iterator[Any]:
-    """``work(*shared, version, piece)`` for every piece, in their order; a few tasks a worker are under way at a time.
+    """``work(*shared, version, piece)`` for every piece, in order; each worker has a few tasks at a time.
 
     Args:
-        work: a function of a module of edgeres; it calls :func:`check_version`.
+        work: a function in a module of edgeres; it calls :func:`check_version`.
 
     Raises:
-        EdgeresError: what a task raised, or that workers keep dying.
+        EdgeresError: a task raised it, or workers keep dying.
     """
     todo, under_way = iter(pieces), deque[Any]()
     with failures(client):
@@ -155,10 +154,10 @@ def in_order(client: Any, work: Callable[..., Any], shared: Sequence[Any], piece
 
 @contextmanager
 def failures(client: Any) -> Iterator[None]:
-    """What a cluster may run into, as errors that a user can act on.
+    """Turn failures of a cluster into errors that a user can act on.
 
     Raises:
-        EdgeresError: what a task raised, or that workers keep dying.
+        EdgeresError: a task raised it, or workers keep dying.
     """
     from distributed import KilledWorker
 
@@ -170,7 +169,7 @@ def failures(client: Any) -> Iterator[None]:
     except KilledWorker as error:
         what = f"a task ended {error.allowed_failures + 1} workers one after another; they may lack memory"
         raise EnvironmentError_(what, where=where, hint="see their logs") from error
-    except Exception as error:  # of a cluster that goes away, and whatever a worker's environment raises
+    except Exception as error:  # the cluster may go away, and a worker's environment may raise anything
         what = f"the cluster failed ({type(error).__name__}: {error})"
         raise EnvironmentError_(what, where=where, hint="see the workers' logs") from error
 
@@ -188,10 +187,10 @@ def check_version(theirs: str) -> None:
 
 @lru_cache(maxsize=4)
 def images_of(recipe: Recipe) -> Source:
-    """On a worker: the images as it sees them.
+    """On a worker: the images of a recipe.
 
     Raises:
-        SourceError: it does not see them, or sees others.
+        SourceError: the worker cannot open them, or finds other images.
     """
     hint = "every worker must see the same images at the same path"
     data, spec = recipe.data, recipe.spec
@@ -205,7 +204,7 @@ def images_of(recipe: Recipe) -> Source:
     return source
 
 
-def _observe(graph: bytes, job: Job, recipe: Recipe, version: str, batches: I64) -> bytes:
+def _observe(graph: bytes, job: CalibrationJob, recipe: Recipe, version: str, batches: I64) -> bytes:
     """On a worker: one part, packed."""
     check_version(version)
     import onnx

@@ -1,8 +1,8 @@
-"""One pass over the calibration images: ONNX Runtime computes, sketches count, the loader prepares what comes next.
+"""One pass over the calibration images: ONNX Runtime computes, sketches count, the loader prepares the next images.
 
-Each core takes a few images through the network by itself and counts them while they are in its cache. Against one run
-on all cores beside a thread that counts, no core waits for another at the end of every layer, and a large image is
-computed alone, so that its values do not depend on the batch that it came in.
+Each core runs a few images through the network and counts their values while they are in its cache. Unlike in one run
+on all cores, no core waits for others at the end of every layer. Large images run one by one, so that their values do
+not depend on the batch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from threading import Lock
 import numpy as np
 import onnx
 
-from edgeres.calibrate.activations import Taps, with_outputs
+from edgeres.calibrate.activations import ActivationRunner, with_outputs
 from edgeres.calibrate.record import Calibration
 from edgeres.calibrate.sample import Split, phase_of, split
 from edgeres.calibrate.sketch import Sketch, bins_of
@@ -28,12 +28,11 @@ from edgeres.records import F32
 
 __all__ = ["Observer", "observe", "with_outputs"]
 
-# Of activations in one run; every worker holds those of one. More images a run spare calls where images are small.
+# Activations of one run; every worker holds those of one run. Small images run several at a time, with fewer calls.
 _RUN_BYTES = 8 << 20
-# Beyond these, Python's own lock around what is not array arithmetic eats what another worker brings: they get more
-# threads each.
+# With more workers, Python's global lock costs more than a worker gains; each worker gets more threads instead.
 _MOST_WORKERS = 8
-# Bins that wait to be counted, per tensor and weight: counting few at a time is dear.
+# Values that are collected per tensor and weight before they are counted: each count has a fixed cost.
 _PENDING = 1 << 17
 
 
@@ -42,11 +41,11 @@ def observe(model: onnx.ModelProto, tensors: Sequence[str], loader: Loader, prog
 
     Args:
         model: a canonical graph; it is not changed.
-        tensors: names of float32 tensors of the graph, its input among them or not.
+        tensors: names of float32 tensors of the graph, with or without its input.
 
     Raises:
         SourceError: images cannot be read.
-        ModelError: a tensor holds infinite or undefined values; names it.
+        ModelError: a tensor holds infinite or undefined values; the message names it.
     """
     with Observer(model, tensors) as observer, progress.task("calibrating", total=len(loader.source)) as advance:
         seen = 0
@@ -59,49 +58,49 @@ def observe(model: onnx.ModelProto, tensors: Sequence[str], loader: Loader, prog
 
 
 class Observer:
-    """Sketches tensors of a graph over the images that it is given.
+    """Sketches tensors of a graph over the images that are added.
 
-    Tensors of up to ``sample.WHOLE`` values an image are counted whole, larger ones as :mod:`edgeres.calibrate.sample`
-    says. Memory does not grow with the images: the activations of one image, or a few small ones, per worker, and the
-    sketches.
+    Tensors of up to ``sample.WHOLE`` values per image are counted completely, larger ones as described in
+    :mod:`edgeres.calibrate.sample`. Memory does not grow with the number of images: it holds the sketches, and per
+    worker the activations of one image or of a few small ones.
     """
 
     def __init__(self, model: onnx.ModelProto, tensors: Sequence[str]) -> None:
         cores = os.cpu_count() or 1
         self._workers = min(cores, _MOST_WORKERS)
-        self._tallies = {name: _Tally(name) for name in dict.fromkeys(tensors)}
-        self._taps = Taps(model, list(self._tallies), threads=cores // self._workers)
-        self._images = max(1, _RUN_BYTES // max(self._taps.bytes_per_image, 1))
+        self._counters = {name: _TensorCounter(name) for name in dict.fromkeys(tensors)}
+        self._activations = ActivationRunner(model, list(self._counters), threads=cores // self._workers)
+        self._images = max(1, _RUN_BYTES // max(self._activations.bytes_per_image, 1))
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="edgeres-observe")
         self._running: set[Future[None]] = set()
 
     def add(self, inputs: F32) -> None:
-        """Count a batch, (B, 3, h, w) or (B, h, w, 3), of any size; its last images may still be under way on return.
+        """Count a batch of any size, (B, 3, h, w) or (B, h, w, 3). Its last images may still be running on return.
 
         Raises:
-            ModelError: a tensor held infinite or undefined values, on this batch or the one before.
+            ModelError: a tensor held infinite or undefined values, in this batch or the one before.
         """
         for start in range(0, len(inputs), self._images):
-            self._settle(at_most=self._workers)  # one part waits for each worker but the idle ones
+            self._settle(at_most=self._workers)  # each worker has one part waiting
             self._running.add(self._pool.submit(self._count, inputs[start : start + self._images]))
 
     def sketches(self) -> dict[str, Sketch]:
-        """What was counted so far, by tensor.
+        """The sketches so far, by tensor.
 
         Raises:
             ModelError: as :meth:`add`.
         """
         self._settle()
-        return {name: tally.flush() for name, tally in self._tallies.items()}
+        return {name: counter.flush() for name, counter in self._counters.items()}
 
     def _count(self, inputs: F32) -> None:
         phases = [phase_of(image) for image in inputs]
-        for name, values in self._taps.infer(inputs).items():
+        for name, values in self._activations.infer(inputs).items():
             for found in split(values, phases):
-                self._tallies[name].add(found)
+                self._counters[name].add(found)
 
     def _settle(self, at_most: int = 0) -> None:
-        """Wait until no more than so many parts are under way."""
+        """Wait until at most this many parts are running."""
         while len(self._running) > at_most:
             done, self._running = wait(self._running, return_when=FIRST_COMPLETED)
             for future in done:
@@ -112,20 +111,20 @@ class Observer:
 
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown(cancel_futures=True)
-        self._taps.__exit__(*error)
+        self._activations.__exit__(*error)
 
 
 @dataclass
-class _Tally:
-    """The sketch of one tensor, with values that wait until there are enough of them to be counted at once."""
+class _TensorCounter:
+    """The sketch of one tensor, and values that are collected until there are enough to be counted at once."""
 
     tensor: str
     sketch: Sketch = field(default_factory=Sketch)
-    _waiting: dict[int, _Waiting] = field(default_factory=lambda: defaultdict(_Waiting))
+    _waiting: dict[int, _Pending] = field(default_factory=lambda: defaultdict(_Pending))
     _lock: Lock = field(default_factory=Lock)
 
     def add(self, found: Split) -> None:
-        """Count what an image has of the tensor; from any thread."""
+        """Count values of one image; may be called from any thread."""
         with self._lock:
             try:
                 self.sketch.widen(found.low, found.high)
@@ -150,6 +149,6 @@ class _Tally:
 
 
 @dataclass
-class _Waiting:
+class _Pending:
     values: list[F32] = field(default_factory=list)
     count: int = 0

@@ -1,7 +1,7 @@
-"""Telling one network from another, on any machine.
+"""Recognize a network on any machine.
 
-A hash of the whole graph would do on one machine only: exporting and folding batch norm is float arithmetic, and the
-last bits of the weights are the processor's. So what is exact is hashed, and what is not is summed.
+A hash of the whole graph would differ between machines: exporting and folding batch norm is float arithmetic, and the
+last bits of the weights depend on the processor. So exact parts are hashed, and float weights are summed.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from edgeres.documents import is_sha256, require
 if TYPE_CHECKING:
     import onnx
 
-# Rounding moves the sums by some 1e-8 of the absolute sum; a step of training by far more.
+# Rounding changes the sums by about 1e-8 of the absolute sum; a training step changes them by far more.
 TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
 class Identity:
-    """A network.
+    """What identifies a network.
 
     Attributes:
-        graph: SHA-256 over operators, attributes, the names and shapes of tensors, and integer constants.
-        weights: how many float constants there are.
-        weights_sum, weights_sum_abs: over all of them, in float64.
-        name: for people; it tells no networks apart.
+        graph: SHA-256 of operators, attributes, names and shapes of tensors, and integer constants.
+        weights: number of float weights.
+        weights_sum, weights_sum_abs: sums over all float weights, in float64.
+        name: for messages; it is not compared.
     """
 
     graph: str
@@ -44,11 +44,11 @@ class Identity:
         require(self.weights >= 0 and self.weights_sum_abs >= 0, "weights and weights_sum_abs must not be negative")
 
     def matches(self, other: Identity) -> bool:
-        """Whether both are one network, to the rounding of its weights."""
+        """Whether both are the same network, up to rounding of the weights."""
         return not self.difference(other)
 
     def difference(self, other: Identity) -> str:
-        """What tells this network from ``other``, in words; "" where nothing does."""
+        """How this network differs from ``other``, in words; "" where it does not."""
         of = f"it was made for {self.name}" if self.name else "it was made for another network"
         if (self.graph, self.weights) != (other.graph, other.weights):
             return f"{of}, whose graph differs"

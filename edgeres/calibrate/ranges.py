@@ -1,7 +1,7 @@
-"""From a histogram to the interval that the codes cover: four pure functions, one door.
+"""Choose the range that the codes of a tensor cover, from its histogram, by one of four methods.
 
-All treat the density inside a bin as uniform, so that the error of rounding is integrated, not sampled: bins of 0.2 %
-are narrower than a code, and the integral has a closed form.
+All methods take the density inside a bin as uniform. The rounding error is then an integral with a closed form; bins
+are 0.2 % wide, which is narrower than a code.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from edgeres.calibrate.sketch import Histogram
 from edgeres.records import F64, I64, Method, TensorRange
 
-# Share of values inside the range of the percentile method; ONNX Runtime's and TensorRT's default.
+# Percentage of values inside the range of the percentile method; the default of ONNX Runtime and TensorRT.
 PERCENTILE = 99.99
 LEVELS = 128
 _ENTROPY_BINS = 2048
@@ -42,7 +42,7 @@ def _minmax(histogram: Histogram, symmetric: bool) -> tuple[float, float]:
 
 
 def _percentile(histogram: Histogram, symmetric: bool) -> tuple[float, float]:
-    """Covers PERCENTILE per cent of all values: of the magnitudes where symmetric, split over both ends otherwise."""
+    """Covers PERCENTILE per cent of the magnitudes where symmetric; otherwise both ends lose the same share."""
     if symmetric:
         amax = quantile(magnitudes(histogram), PERCENTILE / 100)
         return -amax, amax
@@ -114,7 +114,7 @@ class Moments:
         """Number and sum of the values below each ``x``, of any shape."""
         index = np.maximum(np.searchsorted(self.lows, x) - 1, 0)
         low, high = self.lows[index], self.highs[index]
-        # A bin cut to a single value by the exact extremes has no width, and lies below or it does not.
+        # The exact extremes may cut a bin to a single value: it has no width, and is either below x or not.
         wide = high > low
         share = np.where(wide, (x - low) / np.where(wide, high - low, 1.0), x > low)
         inside = self.counts[index] * np.clip(share, 0.0, 1.0)
@@ -154,7 +154,7 @@ def _mse(histogram: Histogram, symmetric: bool) -> tuple[float, float]:
     Symmetric: amax over a fine grid. Asymmetric: low and high in turn over the same grid, until neither moves.
     """
     if symmetric:
-        # Magnitudes need the codes from 0 on; those below mirror them.
+        # Magnitudes need only the codes from 0 on; negative codes mirror them.
         folded = Moments.of(magnitudes(histogram))
         top = max(-histogram.low, histogram.high)
         amax = _search(lambda a: rounding_error(folded, a / 127, np.zeros(len(a), np.int64), LEVELS), top)
@@ -184,7 +184,7 @@ def _affine_error(moments: Moments, low: F64, high: F64) -> F64:
 def _search(error: Callable[[F64], F64], top: float) -> float:
     """The least error over ranges up to ``top``: 64 factors down to 2 % of it, then 32 around the best.
 
-    The error is not unimodal, so nothing but a grid is safe; the second pass resolves 0.2 %, the width of a bin.
+    The error is not unimodal, so only a grid is safe. The second pass resolves 0.2 %, the width of a bin.
     """
     coarse = top * np.geomspace(0.02, 1.0, 64)
     best = int(np.argmin(error(coarse)))
@@ -193,11 +193,11 @@ def _search(error: Callable[[F64], F64], top: float) -> float:
 
 
 def _entropy(histogram: Histogram, symmetric: bool) -> tuple[float, float]:
-    """The clip that loses least information (Migacz, 8-bit Inference with TensorRT, GTC 2017).
+    """The range that loses the least information (Migacz, 8-bit Inference with TensorRT, GTC 2017).
 
-    |x| in 2048 equal bins; for every clip i from 128 bins up: P is the histogram to i with the outliers in the last
-    bin, Q the same merged to 128 levels and spread again over the non-empty bins; the clip with the least KL(P || Q)
-    wins.
+    |x| is counted in 2048 equal bins. For every clip i from 128 bins on, P is the histogram up to i with the outliers
+    in the last bin, and Q is P merged to 128 levels and spread over the non-empty bins. The clip with the least
+    KL(P || Q) is chosen.
     """
     folded = magnitudes(histogram)
     width = folded.high / _ENTROPY_BINS
@@ -210,11 +210,11 @@ def _entropy(histogram: Histogram, symmetric: bool) -> tuple[float, float]:
 def _rebin(folded: Histogram, bins: int) -> F64:
     """Counts in equal bins over [0, high], uniform density inside each source bin; zeros are left out.
 
-    Exact zeros stay exact under any scale: counting them would only reward scales that spend codes on them.
+    Zeros are exact under any scale, so they must not influence the choice.
     """
     edges = np.linspace(0.0, folded.high, bins + 1)
     known = np.unique(np.concatenate([folded.lows, folded.highs]))
-    # Bins do not overlap, so the running count at every known edge is the counts of all bins that end there or before.
+    # Bins do not overlap, so the running count at an edge is the sum over all bins that end there or before.
     running = np.concatenate([[0.0], np.cumsum(folded.counts)])
     at = running[np.searchsorted(folded.highs, known, side="right")]
     result: F64 = np.diff(np.interp(edges, known, at, left=0.0))
@@ -233,7 +233,7 @@ def _kl_after_clip(counts: F64, clip: int) -> float:
     if not both.any() or not q.sum():
         return float("inf")
     ps, qs = p / p.sum(), q / q.sum()
-    # Mass of P where Q has none cannot be coded at all; a small floor keeps the comparison finite, as TensorRT's does.
+    # Where Q is zero and P is not, a small floor keeps the divergence finite, as in TensorRT.
     lost = ps[alive & ~both]
     return float((ps[both] * np.log(ps[both] / qs[both])).sum() + (lost * np.log(lost / 1e-12)).sum())
 

@@ -1,4 +1,4 @@
-"""A calibration.json read back: its ranges in place of measured ones, if they belong to the network."""
+"""Read a calibration.json and use its ranges in place of measured ones, if they belong to the network."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ class RangesFile:
         return found
 
     def zeros(self) -> dict[str, float]:
-        """The share of exact zeros by tensor, of those that have any; empty where ranges were imported."""
-        seen = {name: entry.observed for name, entry in self.content.tensors.items()}
-        return {name: found.zeros / found.values for name, found in seen.items() if found and found.zeros}
+        """Share of exact zeros by tensor, for tensors with zeros; empty for imported ranges."""
+        observed = {name: entry.observed for name, entry in self.content.tensors.items()}
+        return {name: o.zeros / o.values for name, o in observed.items() if o and o.zeros}
 
     def choose(
         self, method: Method, wanted: Mapping[Any, Wanted], known: Mapping[str, TensorRange] = MappingProxyType({})
     ) -> Ranges:
-        """The recorded ranges, whatever the method; see :meth:`Calibration.choose`.
+        """The recorded ranges, for any method; see :meth:`Calibration.choose`.
 
         Raises:
-            InputError: some are not in the file.
+            InputError: the file does not hold all of them.
         """
         return {style: asked.complete(self._of_style(style, asked, known)) for style, asked in wanted.items()}
 
@@ -63,7 +63,7 @@ class RangesFile:
         ranges = {name: entry.ranges for name, entry in self.content.tensors.items()}
         limits = {name: ranges.get(name, {}).get(style) for name in asked.all if name not in known}
         for name in limits.keys() & set(asked.symmetric):
-            # The tensorrt range of a tensor behind a ReLU may have been chosen for twice the codes.
+            # The tensorrt range of a tensor behind a ReLU may have been chosen for twice as many codes.
             limits[name] = ranges.get(name, {}).get("symmetric") or limits[name]
         found = {name: self.range(name, pair) for name, pair in limits.items() if pair is not None}
         missing = [name for name in limits if name not in found]
@@ -74,7 +74,7 @@ class RangesFile:
         return found | {name: known[name] for name in asked.all if name in known}
 
     def range(self, name: str, limits: tuple[float, float]) -> TensorRange:
-        """Limits of this file as a tensor's range."""
+        """The range of a tensor with these limits."""
         return TensorRange(name, *limits, self.content.method, self.content.samples)
 
     def to_dict(
@@ -85,11 +85,9 @@ class RangesFile:
         batch: int,
         unreadable: tuple[str, ...] = (),
     ) -> Json:
-        """The content of a calibration.json with these ranges and what this one says about the images.
+        """The content of a calibration.json with these ranges, for ``model``.
 
-        Args:
-            model: that the ranges are used for.
-            method, batch, unreadable: for the signature of :meth:`Calibration.to_dict`; this file's own are written.
+        All else is written as it is in this file; the other arguments are those of :meth:`Calibration.to_dict`.
         """
         used = {name for found in ranges.values() for name in found}
         kept = {name: entry for name, entry in self.content.tensors.items() if name in used}
@@ -100,18 +98,18 @@ class RangesFile:
         return CALIBRATION_KIND.content(replace(self.content, model=own, tensors=tensors))
 
     def images(self) -> Source:
-        """Where the ranges come from, as a source without images: what there was to see in them is in the file."""
+        """The calibration images as a source that describes them but cannot read them."""
         return _PastImages(self.content.source, self.content.source_digest)
 
     def of(self, forms: Iterable[tuple[Identity, Preprocess]]) -> RangesFile:
-        """The same ranges as those of the first of ``forms``.
+        """The same ranges, stated for the first of ``forms``.
 
         Args:
-            forms: of one network, each with the preprocessing of its input; they share the tensors behind the first
-                convolution, and the ranges may have been recorded for any of them. Only as many are drawn as it takes.
+            forms: graphs of one network with the preprocessing of their inputs. They share all tensors behind the first
+                convolution, so ranges that were recorded for any of them hold for all. Iteration stops at a match.
 
         Raises:
-            InputError: they are of another network, or of other inputs; the line says what differs.
+            InputError: the ranges belong to another network or other inputs; the message says what differs.
         """
         own = self.content
         tried: list[tuple[Identity, Preprocess]] = []
@@ -128,7 +126,7 @@ class RangesFile:
 
 
 class _PastImages(Source):
-    """Images that ranges were measured on, and that are not needed any more."""
+    """A description of calibration images that are not at hand."""
 
     def __init__(self, description: str, digest: str) -> None:
         self.classes = ()

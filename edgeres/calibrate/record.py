@@ -1,8 +1,7 @@
-"""What a calibration run knows, and the file it is kept in.
+"""The result of a calibration run, and the content of calibration.json.
 
-``calibration.json`` is meant for people and tools alike: which network and which images, with what preprocessing; for
-every tensor the chosen ranges by style and the summary of its histogram. It belongs to no machine, and
-:mod:`edgeres.calibrate.ranges_file` reads it back.
+``calibration.json`` names the network, the images and their preprocessing. For every tensor it holds the ranges by
+style and a summary of the histogram. It does not depend on the machine. :mod:`edgeres.calibrate.ranges_file` reads it.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ from edgeres.documents import OPTIONAL, DocumentKind, Json, is_sha256, named, re
 from edgeres.records import Method, Preprocess, TensorRange
 
 IMPORTED: Literal["imported"] = "imported"
-# ``symmetric`` is for what knows one scale per tensor and no zero point.
+# ``symmetric``: for tools that know one scale per tensor and no zero point.
 RANGE_STYLES = ("tensorrt", "cpu", "symmetric")
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The ranges that one style of codes asks for, by the tensors' names.
+    """The ranges that one style needs, by tensor name.
 
     Attributes:
-        symmetric: for codes around zero.
-        affine: for codes from low to high.
-        like: tensors that take over the range of another.
+        symmetric: tensors with codes around zero.
+        affine: tensors with codes from low to high.
+        like: tensors that take the range of another tensor.
     """
 
     symmetric: tuple[str, ...] = ()
@@ -45,22 +44,22 @@ class Wanted:
         return (*self.symmetric, *self.affine)
 
     def complete(self, found: dict[str, TensorRange]) -> dict[str, TensorRange]:
-        """The ranges found, and those that are taken over from them."""
+        """The ranges found, and those of the tensors in ``like``."""
         return found | {name: replace(found[other], tensor=name) for name, other in self.like.items()}
 
 
-# By style, one of RANGE_STYLES.
+# By style (one of RANGE_STYLES) and tensor.
 Ranges = dict[str, dict[str, TensorRange]]
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What was seen of one tensor.
+    """A summary of one tensor's values.
 
     Attributes:
         low, high: exact extremes.
-        values, zeros: how many values there were, and zeros among them.
-        abs_percentile: of the magnitudes, at :data:`PERCENTILE` per cent.
+        values, zeros: number of all values, and of exact zeros among them.
+        abs_percentile: the :data:`PERCENTILE`-th percentile of the magnitudes.
     """
 
     low: float
@@ -76,7 +75,7 @@ class Observed:
 
     @staticmethod
     def by(sketch: Sketch) -> Observed:
-        """A sketch in a few numbers."""
+        """The summary of a sketch."""
         histogram = sketch.histogram()
         percentile = quantile(magnitudes(histogram), PERCENTILE / 100)
         return Observed(histogram.low, histogram.high, sketch.count, histogram.zeros, percentile)
@@ -87,7 +86,7 @@ class TensorEntry:
     """One tensor of a calibration.json.
 
     Attributes:
-        observed: None in an imported calibration, and for tensors that take over the range of another.
+        observed: None in an imported calibration, and for tensors that take the range of another tensor.
         ranges: low and high by style.
     """
 
@@ -106,13 +105,12 @@ class CalibrationFile:
 
     Attributes:
         method: how the ranges were chosen.
-        samples: images they were measured on; 0 where they were imported.
-        source, source_digest: the images, in words and as SHA-256.
-        preprocess: what was done to them.
+        samples: number of images; 0 for imported ranges.
+        source, source_digest: description of the images, and their SHA-256.
+        preprocess: preprocessing of the images.
         model: the graph whose tensors are named.
-        batch: images that ran at a time; None where that is not known.
-        unreadable: images that were left out, each with its cause.
-        tensors: by name.
+        batch: images per step; None where it is unknown.
+        unreadable: images that were left out, each with the reason.
     """
 
     method: Method | Literal["imported"]
@@ -141,9 +139,7 @@ class Calibration:
 
     Attributes:
         sketches: by tensor name.
-        samples: images they were made from.
-        source, source_digest: the images, in words and as SHA-256.
-        preprocess: what was done to them.
+        samples, source, source_digest, preprocess: as in :class:`CalibrationFile`.
     """
 
     sketches: Mapping[str, Sketch]
@@ -155,10 +151,10 @@ class Calibration:
     def choose(
         self, method: Method, wanted: Mapping[Any, Wanted], known: Mapping[str, TensorRange] = MappingProxyType({})
     ) -> Ranges:
-        """The ranges that each style asks for; what two of them ask for is searched once.
+        """The ranges that each style needs. A range that two styles need is searched once.
 
         Args:
-            known: ranges that stand, whatever was observed.
+            known: ranges that are exact and are not searched.
         """
 
         @cache
@@ -182,7 +178,7 @@ class Calibration:
         batch: int,
         unreadable: tuple[str, ...] = (),
     ) -> Json:
-        """The content of calibration.json for ranges that were chosen from this calibration."""
+        """The content of calibration.json with ranges that were chosen from this calibration."""
         tensors = entries(ranges, {name: Observed.by(sketch) for name, sketch in self.sketches.items()})
         images = (self.samples, self.source, self.source_digest, self.preprocess)
         return CALIBRATION_KIND.content(CalibrationFile(method, *images, model, batch, unreadable, tensors))
@@ -191,16 +187,13 @@ class Calibration:
 def entries(
     ranges: Mapping[Any, Mapping[str, TensorRange]], observed: Mapping[str, Observed]
 ) -> dict[str, TensorEntry]:
-    """The tensors of a calibration.json.
+    """The tensors of a calibration.json; ``ranges`` are by style and tensor."""
 
-    Args:
-        ranges: by style and tensor.
-    """
+    def limits(name: str) -> dict[str, tuple[float, float]]:
+        return {style: (float(r[name].low), float(r[name].high)) for style, r in ranges.items() if name in r}
+
     names = dict.fromkeys([*observed, *(name for found in ranges.values() for name in found)])
-    limits = {
-        name: {s: (float(r[name].low), float(r[name].high)) for s, r in ranges.items() if name in r} for name in names
-    }
-    return {name: TensorEntry(observed.get(name), limits[name]) for name in names}
+    return {name: TensorEntry(observed.get(name), limits(name)) for name in names}
 
 
 def to_json(content: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
-"""A calibration that can be interrupted: parts are run, merged, and kept.
+"""A calibration that can be interrupted: it runs in parts, merges them, and saves the state.
 
-The state so far lies beside the output, hidden, and is replaced as a whole every half minute and at Ctrl-C; the same
-command goes on from it. Where parts are computed is left to a backend: here, or on a cluster
+The state is a hidden file beside the output. It is replaced as a whole every half minute and at Ctrl-C, and the same
+command continues it. A backend computes the parts, on this machine or on a cluster
 (:mod:`edgeres.calibrate.distributed`).
 """
 
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeres.calibrate.shards import Job, State, read_state
+from edgeres.calibrate.shards import CalibrationJob, State, read_state
 from edgeres.data.base import Source
 from edgeres.data.loader import Loader
 from edgeres.errors import InputError, SourceError
@@ -24,7 +24,7 @@ from edgeres.records import I64
 if TYPE_CHECKING:
     import onnx
 
-# Runs the named batches in parts, in any order, and tells how many images are through.
+# Runs the numbered batches in parts, in any order, and reports how many images are done.
 Backend = Callable[[I64, Advance], Iterator[State]]
 
 SAVE_SECONDS = 30.0
@@ -33,20 +33,19 @@ _FIRST_BATCHES = 4
 
 
 def collect(
-    job: Job,
+    job: CalibrationJob,
     backend: Backend,
     keep: Path,
     shard: tuple[int, int] = (1, 1),
     save_seconds: float = SAVE_SECONDS,
     progress: Progress = SILENT,
 ) -> State:
-    """Run a calibration, or one shard of it, going on from the state kept at ``keep``.
+    """Run a calibration, or one shard of it, and continue the state saved at ``keep``.
 
     Args:
-        keep: the state's file; whoever takes the result removes it.
+        keep: the file of the state; the caller removes it.
         shard: index, from 1, and count.
-        save_seconds: least time between two writings of it. What ends the run early, an interrupt too, writes it once
-            more.
+        save_seconds: least time between two writes. An error or an interrupt writes the state once more.
 
     Raises:
         SourceError, ModelError: as :func:`edgeres.calibrate.forward.observe`.
@@ -67,27 +66,27 @@ def collect(
             if len(state.done) > last:
                 write_file(keep, state.pack())
             if state.done:
-                progress.say(f"{state.samples:,} images are through; the same command goes on from there")
+                progress.say(f"{state.samples:,} images are done; the same command continues from there")
             raise
     return state
 
 
-def _resumed(job: Job, keep: Path, shard: tuple[int, int], progress: Progress) -> State:
-    """The state that an interrupted run of this job left, or an empty one."""
+def _resumed(job: CalibrationJob, keep: Path, shard: tuple[int, int], progress: Progress) -> State:
+    """The state of an interrupted run of this job, or an empty one."""
     if keep.is_file():
         try:
             kept = read_state(keep)
         except InputError:
             kept = None
         if kept is not None and kept.shard == shard and not job.difference(kept.job):
-            progress.say(f"going on after {kept.samples:,} images of an interrupted run")
+            progress.say(f"continuing after {kept.samples:,} images of an interrupted run")
             return kept
-        progress.say("an interrupted run of another calibration lies here; it is not gone on with")
+        progress.say("the state beside the output is of another calibration, so this one starts anew")
     return State.empty(job, shard)
 
 
-def here(job: Job, graph: onnx.ModelProto, source: Source, part_seconds: float = PART_SECONDS) -> Backend:
-    """Runs on this machine, in parts of about ``part_seconds``: each starts a session anew, which costs some 0.2 s."""
+def here(job: CalibrationJob, graph: onnx.ModelProto, source: Source, part_seconds: float = PART_SECONDS) -> Backend:
+    """Run on this machine in parts of about ``part_seconds``; each part opens a session, which takes about 0.2 s."""
 
     def parts(todo: I64, advance: Advance) -> Iterator[State]:
         size = _FIRST_BATCHES
@@ -100,8 +99,10 @@ def here(job: Job, graph: onnx.ModelProto, source: Source, part_seconds: float =
     return parts
 
 
-def observe_batches(job: Job, graph: onnx.ModelProto, source: Source, batches: I64, advance: Advance) -> State:
-    """One part: some batches of a job through the graph.
+def observe_batches(
+    job: CalibrationJob, graph: onnx.ModelProto, source: Source, batches: I64, advance: Advance
+) -> State:
+    """Run one part: some batches of a job.
 
     Raises:
         SourceError, ModelError: as :func:`edgeres.calibrate.forward.observe`.
@@ -116,7 +117,7 @@ def observe_batches(job: Job, graph: onnx.ModelProto, source: Source, batches: I
         found = observe(graph, job.tensors, loader, _Inside(advance))
         state.sketches, state.samples = dict(found.sketches), found.samples
     except SourceError:
-        # A part of which nothing can be read is no reason to stop where the whole is asked to go on.
+        # With on_unreadable="skip" a part without a readable image is no error.
         if job.on_unreadable == "fail" or len(loader.unreadable) < len(view):
             raise
     state.done, state.unreadable = set(batches.tolist()), list(loader.unreadable)
@@ -124,7 +125,7 @@ def observe_batches(job: Job, graph: onnx.ModelProto, source: Source, batches: I
 
 
 class _Inside:
-    """The progress of a part, shown as the whole's."""
+    """Shows the progress of a part as progress of the whole run."""
 
     def __init__(self, advance: Advance) -> None:
         self._advance = advance

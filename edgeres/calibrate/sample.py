@@ -1,23 +1,23 @@
-"""Which values of a large tensor are counted: the outer ones all, one in so many of the rest.
+"""Choose which values of a large tensor are counted: all outer values, and a regular sample of the others.
 
-Ranges are decided by the largest values, of which a plain sample has too few, while the many small ones only need their
-density. So every image's tensor is split at two thresholds of its own: what lies outside them, about ``OUTER`` on
-each side, is counted value by value; what lies inside at every ``step``-th position, each value ``step`` times.
+The largest values decide the range, and a plain sample has too few of them; of the many small values only the density
+matters. So the values of each image are split at two thresholds of their own. Outer values, about ``OUTER`` on each
+side, are all counted. Of the values between, every ``step``-th is counted ``step`` times.
 
     values  |x x| x x x x x x x x x x x x x |x x x|          one image, one tensor
              all   every step-th, step each   all
 
-Of a tensor with more than ``SCANNED`` values an image, a regular part of at most that many is split, each value counted
-for as many as it stands for. Extremes are taken over everything, always.
+In a tensor with more than ``SCANNED`` values per image, outer values are searched in a regular part of at most that
+many values, and counted for the whole. Extremes are always taken over all values.
 
-All of this is a function of the image alone; where the steps begin, its phase, is a checksum of its pixels. So the
-sketches of the same images are equal whatever the order, the batches, and the machines that they are spread over.
+The choice depends on the image alone: the position of the first sampled value, the phase, is a checksum of the pixels.
+So the sketches do not depend on the order of the images, the batches, or the machines.
 
-Error: low and high are exact. Every value is counted once in the mean over the phases, so the share of values below any
-given one is unbiased. The phases of different images are independent and an image's share lies between 0 and 2, so by
+Error: low and high are exact. Every value is counted once on average over the phases, so the share of values below any
+given value is unbiased. The phases of different images are independent and an image's share lies between 0 and 2, so by
 Hoeffding's inequality (1963, theorem 2) the mean over N images is off by more than e with probability at most
-2 exp(-N e**2 / 2), whatever they hold. That is a worst case, in which all positions of an image go together;
-docs/calibration.md has the errors that were measured.
+2 exp(-N e**2 / 2), for any values. This is the worst case, in which all positions of an image agree;
+docs/calibration.md has measured errors.
 """
 
 from __future__ import annotations
@@ -35,10 +35,9 @@ from edgeres.records import F32, I64
 
 Mask = npt.NDArray[np.bool_]
 
-# Values of one image up to which a tensor is counted whole.
+# A tensor with up to this many values per image is counted completely.
 WHOLE = 1 << 14
-# Beyond that: values that are searched for outer ones, values sampled among them, and the share on each side that is
-# outer.
+# For larger tensors, per image: values that are searched for outer ones, sampled values, and the outer share per side.
 SCANNED = 1 << 16
 SAMPLE = 1 << 11
 OUTER = 0.005
@@ -48,12 +47,12 @@ _SEGMENTS = 64
 
 @dataclass(frozen=True)
 class Split:
-    """What is counted of a tensor.
+    """The values of a tensor that are counted.
 
     Attributes:
-        outer, body: float32 (k,), values.
+        outer, body: float32 (k,), outer values and values between the thresholds.
         outer_weight, body_weight: how often each of them is counted.
-        low, high: the exact extremes of all values; not finite where any value is not.
+        low, high: the exact extremes of all values; not finite where a value is not finite.
     """
 
     outer: F32
@@ -65,7 +64,7 @@ class Split:
 
 
 def split(values: F32, phases: Sequence[int]) -> Iterator[Split]:
-    """What to count of a tensor, image by image.
+    """Choose the values to count, image by image.
 
     Args:
         values: (B, n) contiguous.
@@ -79,7 +78,7 @@ def split(values: F32, phases: Sequence[int]) -> Iterator[Split]:
         low, high = _extremes(image)
         rest, part = divmod(phase, layout.parts)
         rest, start = divmod(rest, layout.step)
-        # The thresholds have a phase of their own: what is counted on either side must not depend on where they fall.
+        # The thresholds have a phase of their own, so that they are independent of the sample.
         probe = np.sort(image[rest % layout.probe_step :: layout.probe_step])
         rank = int(len(probe) * OUTER)
         limits = probe[rank], probe[-1 - rank], low
@@ -91,23 +90,24 @@ def split(values: F32, phases: Sequence[int]) -> Iterator[Split]:
 
 
 def phase_of(image: F32) -> int:
-    """A checksum of one network input, of any shape: the same for the same pixels, on any machine."""
+    """A checksum of one network input of any shape; the same pixels give the same checksum on any machine."""
     return zlib.crc32(image.reshape(-1)[::61].tobytes())
 
 
 def _extremes(values: F32) -> tuple[float, float]:
     """The least and the largest value."""
-    # As integers, floats with a sign bit are larger than any without, the most negative largest; NaN exceeds them all.
+    # Read as unsigned integers, negative floats are above positive ones, the most negative is the highest, and NaN is
+    # above all of them.
     top = np.maximum.reduce(values.view(np.uint32), axis=None).view(np.float32)
     if np.signbit(top):
         return float(top), float(values.max())
-    # Behind a ReLU zeros are plenty, which spares the search for the least.
+    # Behind a ReLU a zero is found soon, so the minimum need not be searched.
     return (float(values.min()) if values.reshape(-1)[:_PROBE].all() else 0.0), float(top)
 
 
 def _outside(values: F32, floor: np.float32, ceiling: np.float32, low: float) -> Mask:
-    """Which values are below the floor, above the ceiling, or not numbers; none is below ``low``."""
-    if low >= floor:  # as behind a ReLU
+    """Which values are below the floor, above the ceiling, or NaN; ``low`` is the least value."""
+    if low >= floor:  # typical behind a ReLU
         beyond: Mask = values > ceiling
         return beyond
     inside = values <= ceiling
@@ -117,8 +117,10 @@ def _outside(values: F32, floor: np.float32, ceiling: np.float32, low: float) ->
 
 @dataclass(frozen=True)
 class _Layout:
-    """How the values of one image are gone through: every ``step``-th is sampled, every ``probe_step``-th is there for
-    the thresholds, and outer ones are sought in one of ``parts`` parts, each of ``rows`` rows of ``width`` values.
+    """How the values of one image are traversed.
+
+    Every ``step``-th value is sampled, every ``probe_step``-th value is used to find the thresholds, and outer values
+    are searched in one of ``parts`` parts, each of ``rows`` rows of ``width`` values.
     """
 
     parts: int
@@ -128,7 +130,7 @@ class _Layout:
     probe_step: int
 
     def positions(self, inside: I64, part: int) -> I64:
-        """Where in the tensor the values of a part lie, given where in the part they lie."""
+        """Positions in the tensor of values at these positions in a part."""
         if self.parts == 1:
             return inside
         row = inside // self.width
@@ -138,9 +140,7 @@ class _Layout:
 
 @lru_cache(maxsize=256)
 def _layout(count: int) -> _Layout:
-    """For ``count`` values. Steps share no factor with it, nor then with rows, columns and channels: each of these has
-    its turn.
-    """
+    """For ``count`` values. Steps have no common factor with it, so all rows, columns and channels are sampled."""
     divisors = [d for d in range(1, math.isqrt(count) + 1) if count % d == 0]
     parts = next((d for d in divisors if count // d <= SCANNED), 1)
     rows = max(d for d in range(1, _SEGMENTS + 1) if count // parts % d == 0)

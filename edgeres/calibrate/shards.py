@@ -1,8 +1,7 @@
-"""A calibration in parts: on several machines, or in several sittings.
+"""A calibration in parts: on several machines, or in several runs.
 
-The images are dealt out in whole batches, numbered as one run would take them, so every batch is computed as it would
-be there, and sketches add up exactly: which part had which batch, and in what order parts come together, leaves no
-trace in the result.
+Images are split into the batches that a single run would take, and every batch is computed as in that run. Sketches add
+up exactly, so the result does not depend on which part had which batch, nor on the order in which parts are merged.
 
     state = State.empty(job)
     state.merge(part)          # a part is a State too
@@ -36,16 +35,16 @@ _AGAIN = "edgeres calibrate --shard writes one"
 
 
 @dataclass(frozen=True)
-class Job:
-    """What the parts of one calibration share.
+class CalibrationJob:
+    """What all parts of one calibration have in common.
 
     Attributes:
         model: the graph that runs.
-        preprocess: of its input.
-        source, source_digest: the images, in words and as SHA-256.
-        images: how many there are.
+        preprocess: preprocessing of its input.
+        source, source_digest: description of the images, and their SHA-256.
+        images: number of images in the source.
         batch: images per step.
-        wanted: the ranges that will be chosen, by style.
+        wanted: the ranges to choose, by style.
     """
 
     model: Identity
@@ -73,16 +72,16 @@ class Job:
         return tuple(dict.fromkeys(tensor for asked in self.wanted.values() for tensor in asked.all))
 
     def shard(self, index: int, count: int) -> I64:
-        """The numbers of the batches of shard ``index`` (from 1) of ``count``: every ``count``-th."""
+        """Numbers of the batches in shard ``index`` (from 1) of ``count``: every ``count``-th batch."""
         return np.arange(index - 1, self.batches, count, dtype=np.int64)
 
     def positions(self, batches: I64) -> I64:
-        """Of the images of some batches, in the source."""
+        """Positions in the source of the images of some batches."""
         all_of = batches[:, None] * self.batch + np.arange(self.batch)
         return all_of[all_of < self.images].astype(np.int64)
 
-    def difference(self, other: Job) -> str:
-        """What keeps the parts of two calibrations from adding up, in words; "" for one and the same."""
+    def difference(self, other: CalibrationJob) -> str:
+        """Why parts of this job and ``other`` cannot be merged, in words; "" where they can."""
         model = self.model.difference(other.model)
         pairs = {
             "other images": (self.source_digest, other.source_digest),
@@ -96,16 +95,16 @@ class Job:
 
 @dataclass(frozen=True)
 class _Header:
-    """What a state file says besides its arrays.
+    """The JSON document in a state file.
 
     Attributes:
         edgeres: the version that wrote it.
-        bins: sizes of a sketch's arrays, by which states of different versions are told apart.
+        bins: shapes of a sketch's arrays; versions with other shapes cannot read the file.
     """
 
     edgeres: str
     bins: Mapping[str, tuple[int, ...]]
-    job: Job
+    job: CalibrationJob
     samples: int
     unreadable: tuple[str, ...]
     shard: tuple[int, int]
@@ -120,17 +119,17 @@ _STATE = DocumentKind(_Header, "a state of a calibration", _AGAIN, schemas=(1, 1
 
 @dataclass
 class State:
-    """A calibration on its way.
+    """An unfinished calibration.
 
     Attributes:
-        done: numbers of the batches that are in.
-        sketches: by tensor, of their images.
-        samples: images among them that could be read.
-        unreadable: the others, each with its cause.
-        shard: index and count, for messages alone.
+        done: numbers of the batches that are counted.
+        sketches: by tensor.
+        samples: number of images in these batches that could be read.
+        unreadable: the other images, each with the reason.
+        shard: index and count, for messages only.
     """
 
-    job: Job
+    job: CalibrationJob
     done: set[int]
     sketches: dict[str, Sketch]
     samples: int = 0
@@ -138,14 +137,14 @@ class State:
     shard: tuple[int, int] = (1, 1)
 
     @staticmethod
-    def empty(job: Job, shard: tuple[int, int] = (1, 1)) -> State:
+    def empty(job: CalibrationJob, shard: tuple[int, int] = (1, 1)) -> State:
         return State(job, set(), {name: Sketch() for name in job.tensors}, shard=shard)
 
     def merge(self, part: State) -> None:
-        """Add a part of the same job; exact, in any order.
+        """Add a part of the same job; the result is exact and does not depend on the order.
 
         Raises:
-            InputError: it is of another job, or has batches that are in already.
+            InputError: the part is of another job, or has batches that are counted already.
         """
         wrong = self.job.difference(part.job)
         if wrong:
@@ -159,7 +158,7 @@ class State:
         self.unreadable += part.unreadable
 
     def left(self, batches: I64) -> I64:
-        """Those of ``batches`` that are still to do, in order."""
+        """The batches that are not counted yet, in order."""
         return np.array([number for number in batches.tolist() if number not in self.done], np.int64)
 
     def calibration(self) -> Calibration:
@@ -194,10 +193,10 @@ class State:
 
     @staticmethod
     def unpack(content: bytes, where: object = None) -> State:
-        """Read what :meth:`pack` gave.
+        """The state in the content of a state file.
 
         Raises:
-            InputError: it is something else, damaged, or of an edgeres that counts in other bins.
+            InputError: it is something else, damaged, or from a version with other bins.
         """
         try:
             file = _arrays(content)
@@ -220,19 +219,19 @@ def _arrays(content: bytes) -> dict[str, npt.NDArray[Any]]:
     """The arrays of an .npz.
 
     Raises:
-        ValueError: it is damaged, or larger than a state.
+        ValueError: it is damaged, or an array is too large.
     """
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             large = [info.filename for info in file.zip.infolist() if info.file_size > MAX_BYTES]
             require(not large, f"{large[:1]} is too large")
             return dict(file)
-    except Exception as error:  # zipfile, zlib and NumPy's header parser raise whatever a damaged file makes them
+    except Exception as error:  # zipfile, zlib and NumPy's parser of headers raise many kinds for damaged files
         raise ValueError(str(error)) from error
 
 
 def _dissolve(sketch: Sketch) -> dict[str, npt.NDArray[Any]]:
-    """What a sketch holds: arrays by their non-zero places and values, numbers as they are."""
+    """The content of a sketch: of each array the places and values of its non-zero elements, and the numbers."""
     parts: dict[str, npt.NDArray[Any]] = {}
     for name, value in vars(sketch).items():
         if isinstance(value, np.ndarray):
@@ -289,10 +288,10 @@ def read_state(path: Path) -> State:
 
 
 def merge_files(paths: Sequence[Path]) -> State:
-    """The whole calibration from the states of its shards.
+    """The complete calibration from the states of its shards.
 
     Raises:
-        InputError: they are not of one calibration, two hold the same images, or some are missing.
+        InputError: the states are of different calibrations, two hold the same images, or images are missing.
     """
     state = read_state(paths[0])
     given = [state.shard]
@@ -312,7 +311,7 @@ def merge_files(paths: Sequence[Path]) -> State:
 
 
 def _absent(given: Iterable[tuple[int, int]]) -> str:
-    """Which shards are missing, where those given are of one split."""
+    """Which shards are missing, if all are shards of one split."""
     indices, counts = zip(*given, strict=True)
     absent = [f"{index}/{counts[0]}" for index in range(1, counts[0] + 1) if index not in indices]
     if len(set(counts)) > 1 or not absent:

@@ -26,7 +26,7 @@ U32 = npt.NDArray[np.uint32]
 MANTISSA_BITS = 9
 BIN_SHIFT = 23 - MANTISSA_BITS
 _HALF = 1 << (8 + MANTISSA_BITS)  # bins of one sign; the sign bit is the top bit of the index
-# Counting a piece that fits the cache together with its bin indices is several times faster than counting it whole.
+# Pieces that fit into the cache with their bin indices are counted several times faster than a whole array.
 _PIECE = 1 << 18
 
 
@@ -77,7 +77,7 @@ class Sketch:
             self.count_bins(bins_of(flat[start : start + _PIECE]))
 
     def widen(self, low: float, high: float) -> None:
-        """Take note of extremes; of values that are not counted, too.
+        """Extend the extremes, also for values that are not counted.
 
         Raises:
             ValueError: they are infinite or undefined.
@@ -89,11 +89,11 @@ class Sketch:
     def count_bins(self, bins: U32, weight: int = 1) -> None:
         """Count values by the indices of their bins, from :func:`bins_of`, each ``weight`` times.
 
-        Cheap for many at a time only: it costs as much as some 50,000 values however few they are.
+        Only efficient for many values at a time: each call costs as much as about 50,000 values.
         """
         signed = int(bins.max(initial=0)) >= _HALF
         magnitude = bins & np.uint32(_HALF - 1) if signed else bins
-        # Zeros move up to the bin below the smallest magnitude, and the sign goes last: the bins in use are then few.
+        # Few bins are in use once zeros move to the bin below the smallest magnitude and the sign becomes the last bit.
         base = int((magnitude - np.uint32(1)).min(initial=_HALF - 1))
         folded = np.maximum(magnitude, np.uint32(base))
         folded -= np.uint32(base)
@@ -109,7 +109,7 @@ class Sketch:
         counts[:, base + 1 : base + by_sign.shape[1]] += by_sign[:, 1:]
 
     def merge(self, other: Sketch) -> None:
-        """Add everything that ``other`` has seen: exact, commutative, associative."""
+        """Add the counts and extremes of ``other``; exact, commutative and associative."""
         used = np.flatnonzero(other.counts)
         self.counts[used] += other.counts[used]
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)

@@ -74,7 +74,7 @@ def read_config(start: Path | None = None) -> dict[str, Any]:
         path = candidate / FILE
         table = _table(path) if path.is_file() else None
         if table is not None:
-            given = vars(_TABLE.convert({_key(key): value for key, value in table.items()}, path))
+            given = vars(_TABLE.decode({_key(key): value for key, value in table.items()}, path))
             return {name: _value(name, value, path) for name, value in given.items() if value is not None}
     return {}
 

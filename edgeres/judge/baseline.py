@@ -69,7 +69,7 @@ def accept(report: Mapping[str, Any], where: str | Path) -> Json:
         "latency": {key: latency[key] for key in _LATENCY},
     }
     kind = reports.baseline_kind()
-    document: Json = kind.content(kind.convert(content, where))
+    document: Json = kind.content(kind.decode(content, where))
     return document
 
 

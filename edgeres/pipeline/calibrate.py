@@ -13,7 +13,7 @@ from edgeres.calibrate.identity import identify
 from edgeres.calibrate.ranges_file import RangesFile, read_calibration
 from edgeres.calibrate.record import CALIBRATION_KIND, IMPORTED, CalibrationFile, entries, to_json
 from edgeres.calibrate.run import collect, here
-from edgeres.calibrate.shards import Job, State
+from edgeres.calibrate.shards import CalibrationJob, State
 from edgeres.data.base import Source
 from edgeres.data.choose import DataChoice, check_paths, choose_calibration
 from edgeres.data.loader import OnUnreadable
@@ -67,10 +67,10 @@ def calibrate_file(
     return state
 
 
-def _job(fp32: Fp32Model, source: Source, options: CalibrateOptions) -> Job:
+def _job(fp32: Fp32Model, source: Source, options: CalibrateOptions) -> CalibrationJob:
     from edgeres.quantize.graphs import wanted_by_all, with_scores
 
-    return Job(
+    return CalibrationJob(
         model=identify(fp32.graph, fp32.spec.name),
         preprocess=fp32.spec.preprocess,
         source=source.description,

@@ -1,7 +1,8 @@
-"""A bundle's engine built and verified on another machine over ssh: copy, engine, verify, fetch.
+"""Build and verify a bundle's engine on a remote machine over ssh: copy, engine, verify, fetch.
 
-A small file beside the bundle over there says what was done, so that the same command goes on where it stopped. A
-changed bundle, other options or another TensorRT over there are done again.
+A small file beside the remote bundle records which steps are done, so that the same command continues where it stopped.
+A step is repeated where the bundle, the options or the remote TensorRT changed. Nothing that the remote machine answers
+is trusted: all of it is decoded into records with types and bounds.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ import re
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edgeres._version import __version__
 from edgeres.bundle import ENGINES, MANIFEST, MANIFEST_KIND, REPORT, Bundle, log_of
-from edgeres.documents import OPTIONAL, DocumentKind, Json, require
-from edgeres.errors import BundleError, EngineError, EnvironmentError_
+from edgeres.documents import DocumentKind, Json, require
+from edgeres.errors import BundleError, EngineError, EnvironmentError_, InputError
 from edgeres.files import FREE_SPACE, sha256, write_json
 from edgeres.progress import SILENT, Progress
 from edgeres.records import EngineRecord
@@ -40,15 +42,15 @@ exit 0
 
 @dataclass(frozen=True)
 class RemoteChoice:
-    """What is done over there.
+    """What to do on the remote machine.
 
     Attributes:
-        directory: where bundles are kept there; relative to the user's home.
-        edgeres: how edgeres is called there.
-        target: of the engine; None: what that machine can build; ``cpu``: no engine.
+        directory: remote folder of bundles, relative to the user's home.
+        edgeres: the remote command that runs edgeres.
+        target: of the engine; None: what the machine can build; ``cpu``: no engine.
         engine, verify: more options of ``edgeres engine`` and ``edgeres verify``.
-        validation: images to verify on: a folder or file here, which is copied, or a generated set; None: not verified.
-        any_version: go on with another version of edgeres there.
+        validation: images to verify on: a local folder or file, which is copied, or a generated set; None: no verify.
+        any_version: accept another version of edgeres there.
     """
 
     directory: str = "edgeres"
@@ -62,7 +64,7 @@ class RemoteChoice:
 
 @dataclass(frozen=True)
 class RemoteCheck:
-    """One line of ``edgeres doctor`` over there; see :mod:`edgeres.doctor`."""
+    """One line of the remote ``edgeres doctor``; see :mod:`edgeres.doctor`."""
 
     name: str
     ok: bool | None
@@ -79,24 +81,17 @@ class _DoctorAnswer:
 
 
 @dataclass(frozen=True)
-class _EngineAnswer:
-    engines: tuple[EngineRecord, ...]
-
-
-@dataclass(frozen=True)
 class _StepsDone:
-    """What was done over there: a digest of what each step was done with, "" where it was not."""
+    """Digests of what each step was done with; "" where it is not done."""
 
-    bundle: str = field(default="", metadata=OPTIONAL)
-    validation: str = field(default="", metadata=OPTIONAL)
-    engine: str = field(default="", metadata=OPTIONAL)
-    verify: str = field(default="", metadata=OPTIONAL)
+    bundle: str = ""
+    validation: str = ""
+    engine: str = ""
+    verify: str = ""
 
 
-_HINT = "install the same version of edgeres there"
-_CHECKS = DocumentKind(_DoctorAnswer, "an answer of edgeres doctor", _HINT, error=EnvironmentError_)
-_ENGINES = DocumentKind(_EngineAnswer, "an answer of edgeres engine", _HINT, error=EnvironmentError_)
-_STATE = DocumentKind(_StepsDone, "a state", "run it again", error=EnvironmentError_)
+_CHECKS = DocumentKind(_DoctorAnswer, "an answer of edgeres doctor", "install the same version of edgeres there")
+_STEPS = DocumentKind(_StepsDone, "a record of steps", "run it again")
 
 
 @dataclass(frozen=True)
@@ -104,9 +99,9 @@ class RemoteResult:
     """What came back.
 
     Attributes:
-        engines: as that machine's manifest has them; they are in the bundle here, too.
-        report: of the verification there, None where nothing was asked for.
-        checks: of ``edgeres doctor`` there.
+        engines: those of the remote manifest; they are in the local bundle too.
+        report: of the remote verification; None where none was asked for.
+        checks: of the remote ``edgeres doctor``.
     """
 
     engines: tuple[EngineRecord, ...]
@@ -121,14 +116,14 @@ class RemoteResult:
 def build_there(
     host: Host, bundle: Path, output: Path, choice: RemoteChoice, progress: Progress = SILENT
 ) -> RemoteResult:
-    """Take a bundle to another machine, let it build and verify there, and bring home what came out.
+    """Copy a bundle to a remote machine, build and verify it there, and fetch the results.
 
-    The engine and its log go into ``bundle``, the report and that machine's manifest into ``output``.
+    The engine and its log go into ``bundle``, the report and the remote manifest into ``output``.
 
     Raises:
-        EnvironmentError_: the machine cannot be reached, has no edgeres or another one, or its disk is full.
-        EngineError: it cannot build, or the vendor refuses.
-        BundleError: the bundle is incomplete.
+        EnvironmentError_: the machine cannot be reached, has no edgeres or another version, or its disk is full.
+        EngineError: the machine cannot build an engine, or the vendor refuses.
+        BundleError, InputError: the bundle is incomplete, or an answer is not valid.
     """
     opened = Bundle(bundle)
     opened.check()
@@ -146,7 +141,7 @@ def build_there(
 
 @dataclass
 class _Session:
-    """One bundle on one machine; ``state`` is what was done there."""
+    """One bundle on one remote machine; ``state`` says which steps are done."""
 
     host: Host
     bundle: Bundle
@@ -176,12 +171,12 @@ class _Session:
         both = "rsync" in said and shutil.which("rsync") is not None
         if not both:
             progress.say(f"{host.name}: no rsync on both sides, so files go by tar, and a cut one begins anew")
-        return _Session(replace(host, rsync=both), bundle, choice, progress, _state(said.get("state", "{}")))
+        return _Session(replace(host, rsync=both), bundle, choice, progress, _steps(said.get("state", "")))
 
     def doctor(self) -> tuple[RemoteCheck, ...]:
-        """What that machine can do; refuses one that can build no engine, before anything is copied."""
-        said = _said(self.host, self._edgeres("doctor", "--json"))
-        checks = _CHECKS.decode(f'{{"checks": {said}}}'.encode(), f"{self.host.name}: edgeres doctor").checks
+        """What the machine can do. Raises before anything is copied if it cannot build an engine."""
+        text = _printed(self.host, self._edgeres("doctor", "--json"))
+        checks = _CHECKS.decode(f'{{"checks": {text}}}'.encode(), f"{self.host.name}: edgeres doctor").checks
         found = {check.name: check for check in checks}
         fit = [found[name] for name in ("jetson", "gpu", "cpu") if name in found and found[name].ok]
         if fit:
@@ -195,7 +190,7 @@ class _Session:
         return checks
 
     def copy(self) -> None:
-        """The bundle; its manifest last, so that what has one is whole."""
+        """Copy the bundle, its manifest last: a remote bundle with a manifest is complete."""
         files = {name: of for name, of in self.bundle.manifest.files.items() if not name.startswith(f"{ENGINES}/")}
         key = _digest(list(files.items()))
         if self.state.bundle == key:
@@ -211,7 +206,7 @@ class _Session:
         self._did("bundle", key)
 
     def copy_validation(self) -> str | None:
-        """Where the images are over there; a generated set needs no copy."""
+        """Copy the validation images, unless they are generated, and return their remote path."""
         given = self.choice.validation
         if given is None or not Path(given).exists():
             return given
@@ -233,7 +228,7 @@ class _Session:
         return to if path.is_dir() else f"{to}/{names[0]}"
 
     def build(self, checks: Sequence[RemoteCheck]) -> None:
-        """``edgeres engine`` over there, unless it was done with the same options on the same TensorRT."""
+        """Run the remote ``edgeres engine``, unless it was done with the same options and the same TensorRT."""
         if self.choice.target == "cpu":
             return
         target = () if self.choice.target is None else ("--target", self.choice.target)
@@ -243,17 +238,15 @@ class _Session:
             self.progress.say(f"{self.host.name}: the engine is built already")
             return
         self.progress.say(f"{self.host.name}: building the engine")
-        said = _said(self.host, argv, self.host.watch(argv, self._tell))
-        _ENGINES.decode(f'{{"engines": {said}}}'.encode(), f"{self.host.name}: edgeres engine")
+        _printed(self.host, argv, self.host.watch(argv, self._tell))
         self._did("engine", key)
 
     def verify(self, validation: str | None, output: Path, checks: Sequence[RemoteCheck]) -> Json | None:
-        """``edgeres verify`` over there; its report, or the one that is here already."""
+        """The report of the remote ``edgeres verify``, or the local copy where that step is done."""
         if validation is None:
             return None
         argv = self._edgeres("verify", self.there, "--validation", validation, *self.choice.verify, "--json")
-        done = self.state
-        key = _digest([done.bundle, done.engine, done.validation, argv, _machine(checks)])
+        key = _digest([self.state.bundle, self.state.engine, self.state.validation, argv, _machine(checks)])
         kept = output / REPORT
         if self.state.verify == key and kept.is_file():
             self.progress.say(f"{self.host.name}: it is verified already, see {kept}")
@@ -261,15 +254,15 @@ class _Session:
         self.progress.say(f"{self.host.name}: verifying")
         from edgeres.pipeline.render import write_report
 
-        said = _said(self.host, argv, self.host.watch(argv, self._tell), codes=(0, 1))
-        report = report_kind().content(report_kind().decode(said.encode(), f"{self.host.name}: edgeres verify"))
+        text = _printed(self.host, argv, self.host.watch(argv, self._tell), codes=(0, 1))
+        report = report_kind().content(report_kind().decode(text.encode(), f"{self.host.name}: edgeres verify"))
         output.mkdir(parents=True, exist_ok=True)
         write_report(output, report)
         self._did("verify", key)
         return report
 
     def bring_home(self, output: Path) -> tuple[EngineRecord, ...]:
-        """Engines and their logs into the bundle here, that machine's manifest beside the report."""
+        """Fetch engines and their logs into the local bundle, and the remote manifest into ``output``."""
         path = f"{self.there}/{MANIFEST}"
         there = MANIFEST_KIND.decode(self.host.run(["cat", path]).out.encode(), f"{self.host.name}:{path}")
         engines, digests = there.engines, there.files
@@ -284,7 +277,7 @@ class _Session:
     def _fetch(self, engines: Sequence[EngineRecord], wanted: list[str], digests: Mapping[str, str]) -> None:
         self.progress.say(f"{self.host.name}: fetching {', '.join(wanted)}")
         here = self.bundle.path.resolve()
-        waiting = here.with_name(f".{here.name}.fetched")  # kept where it is cut: the next run goes on
+        waiting = here.with_name(f".{here.name}.fetched")  # stays after an interrupt: the next run continues it
         waiting.mkdir(exist_ok=True)
         self.host.fetch(self.there, wanted, waiting)
         contents = {name: (waiting / name).read_bytes() for name in wanted}
@@ -297,7 +290,7 @@ class _Session:
         shutil.rmtree(waiting, ignore_errors=True)
 
     def _tell(self, line: str) -> None:
-        if not line.startswith("edgeres: "):  # its error, which becomes ours
+        if not line.startswith("edgeres: "):  # the remote error line, which is raised here later
             self.progress.say(line)
 
     def _edgeres(self, *arguments: str) -> list[str]:
@@ -310,10 +303,10 @@ class _Session:
 
     def _did(self, step: str, key: str) -> None:
         self.state = replace(self.state, **{step: key})
-        self._write(f"{self.choice.directory}/.{self.name}.remote", json.dumps(_STATE.content(self.state)) + "\n")
+        self._write(f"{self.choice.directory}/.{self.name}.remote", json.dumps(_STEPS.content(self.state)) + "\n")
 
     def _write(self, path: str, text: str) -> None:
-        """A small file over there, whole or not at all."""
+        """Write a small remote file completely or not at all."""
         done = self.host.run(["sh", "-c", 'cat > "$1.part" && mv "$1.part" "$1"', "sh", path], feed=text)
         if done.code:
             full = "No space left" in done.err
@@ -333,11 +326,11 @@ def _check_version(host: Host, choice: RemoteChoice, said: str) -> None:
         raise EnvironmentError_(what, where=host.name, hint="install the same version there, or --any-version")
 
 
-def _said(host: Host, argv: Sequence[str], done: Done | None = None, codes: tuple[int, ...] = (0,)) -> str:
-    """What a command of edgeres over there printed.
+def _printed(host: Host, argv: Sequence[str], done: Done | None = None, codes: tuple[int, ...] = (0,)) -> str:
+    """What a remote command of edgeres printed.
 
     Raises:
-        EnvironmentError_, EngineError: it failed; its own error line.
+        EnvironmentError_, EngineError: the command failed; the message is its own error line.
     """
     done = done or host.run(argv)
     if done.code in codes:
@@ -349,16 +342,15 @@ def _said(host: Host, argv: Sequence[str], done: Done | None = None, codes: tupl
 
 
 def _machine(checks: Sequence[RemoteCheck]) -> list[Any]:
-    """What an engine depends on over there."""
+    """What an engine depends on."""
     return [[c.name, c.found] for c in checks if c.name in ("gpu", "jetson", "tensorrt", "tensorrt_rtx")]
 
 
-def _state(text: str) -> _StepsDone:
-    """What was done over there; nothing where the file there cannot be read."""
-    try:
-        return _STATE.decode(text.encode(), "the state there")
-    except EnvironmentError_:
-        return _StepsDone()
+def _steps(text: str) -> _StepsDone:
+    """The steps in a remote record; none where it is missing or damaged."""
+    with suppress(InputError):
+        return _STEPS.decode(text.encode(), "the record of steps")
+    return _StepsDone()
 
 
 def _digest(content: Any) -> str:

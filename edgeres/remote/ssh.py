@@ -1,6 +1,6 @@
-"""Another machine over plain ssh: commands, and files by rsync, or by tar where one side has no rsync.
+"""Run commands on a remote machine over plain ssh, and copy files by rsync, or by tar where one side has no rsync.
 
-Keys, ports and names are those of the user's own ssh; nothing is asked on the terminal.
+Keys, ports and names come from the user's ssh configuration; ssh never asks on the terminal.
 """
 
 from __future__ import annotations
@@ -22,23 +22,22 @@ from edgeres.files import FREE_SPACE
 
 _SOCKET_TRIES = 200
 _GRACE_SECONDS = 0.5
-SSH_FAILED = 255  # what ssh itself exits with; everything else is the command's
+SSH_FAILED = 255  # exit code of ssh itself; all others are the command's
 _OPTIONS = ("-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=15")
 _MARK = "----edgeres----"
-# Runs "$@" until it ends or our end of the line is gone: then it is asked to stop, as by Ctrl-C.
+# Runs "$@" until it ends. If the connection closes before, the command gets SIGTERM.
 _WATCHED = (
     f'echo {_MARK}; exec 3<&0; "$@" </dev/null & p=$!; (cat <&3; kill -TERM $p) >/dev/null 2>&1 & w=$!;'
     " wait $p; r=$?; kill $w 2>/dev/null; exit $r"
 )
-# What ssh says, what it means, what to do; the first match counts.
+# (pattern in ssh's message, what it means, next step); the first match counts.
 _FAILURES = (
     (r"Could not resolve hostname|Name or service not known", "no such host", "check its name, or give an address"),
     (r"Permission denied(, please| \([a-z])", "it refuses your key", "ssh-copy-id {host}, or load the key: ssh-add"),
     (r"HOST IDENTIFICATION HAS CHANGED", "its host key has changed", "if that is right: ssh-keygen -R {host}"),
     (r"Host key verification failed", "its host key is not known", "{ssh} {host} once"),
     (r"Connection refused", "no ssh server answers there", "check the port, and that sshd runs"),
-    (r"timed out|No route to host|Network is unreachable", "it does not answer", "check power and network"),
-    (r"Host is down", "it does not answer", "check power and network"),
+    (r"timed out|No route to host|Network is unreachable|Host is down", "it does not answer", "check its network"),
     (r"configuration|Bad owner or permissions|option", "ssh does not take its configuration", "see the words above"),
 )
 _RSYNC_FILE_ERROR, _FULL_BELOW = 11, 1 << 20
@@ -47,7 +46,7 @@ _DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded")
 
 @dataclass(frozen=True)
 class Done:
-    """How a command over there ended."""
+    """Exit code and output of a remote command."""
 
     code: int
     out: str
@@ -56,13 +55,13 @@ class Done:
 
 @dataclass(frozen=True)
 class Host:
-    """A machine and how to reach it.
+    """A remote machine and how to reach it.
 
     Attributes:
         name: as ssh takes it: ``user@host`` or an alias of the user's configuration.
-        ssh: the command, with options of the user's.
-        rsync: whether both sides have it; tar takes its place, and cannot resume within a file.
-        socket: of a connection that is open already, see :meth:`shared`; "" where each command opens its own.
+        ssh: the ssh command with the user's options.
+        rsync: whether both sides have rsync; tar, the replacement, cannot resume within a file.
+        socket: of a connection that is open already, see :meth:`shared`; "": each command opens its own.
     """
 
     name: str
@@ -72,7 +71,7 @@ class Host:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[^-\s/:][^\s/:]*", self.name):
-            raise UsageError(f"is no host: {self.name!r}", hint='give user@host; a port goes into --ssh "ssh -p N"')
+            raise UsageError(f"is not a host: {self.name!r}", hint='give user@host; a port goes into --ssh "ssh -p N"')
         if not self.ssh:
             raise UsageError("names no command", where="--ssh", hint='e.g. --ssh "ssh -p 2222"')
         if shutil.which(self.ssh[0]) is None:
@@ -84,9 +83,9 @@ class Host:
 
     @contextmanager
     def shared(self) -> Iterator[Host]:
-        """The same host behind one connection for all commands of the block; without one where ssh does not take it."""
+        """The same host with one connection for all commands of the block, where ssh can share one."""
         with TemporaryDirectory(prefix="edgeres-") as folder:
-            socket = f"{folder}/ssh"  # short: a path of a socket has some 100 characters
+            socket = f"{folder}/ssh"  # short: the path of a socket is limited to about 100 characters
             argv = [*self._command, "-M", "-N", "-S", socket, self.name]
             silence = subprocess.DEVNULL
             master = subprocess.Popen(argv, stdin=silence, stdout=silence, stderr=silence, start_new_session=True)
@@ -100,15 +99,15 @@ class Host:
                 master.terminate()
                 try:
                     master.wait(_GRACE_SECONDS)
-                except subprocess.TimeoutExpired:  # nothing of ours is on the line any more
+                except subprocess.TimeoutExpired:
                     master.kill()
                     master.wait()
 
     def run(self, argv: Sequence[str], *, feed: str = "") -> Done:
-        """Run a command there to its end, with ``feed`` as its input.
+        """Run a command to its end, with ``feed`` as its input.
 
         Raises:
-            EnvironmentError_: ssh cannot reach the machine, in words.
+            EnvironmentError_: ssh cannot reach the machine.
         """
         line = f"echo {_MARK}; exec {shlex.join(argv)}"
         command = [*self._command, self.name, shlex.join(["sh", "-c", line])]
@@ -116,14 +115,14 @@ class Host:
         return _checked(self, Done(done.returncode, done.stdout, done.stderr))
 
     def watch(self, argv: Sequence[str], tell: Callable[[str], None]) -> Done:
-        """Run a long command there, passing on what it says on stderr; Ctrl-C here stops it there.
+        """Run a long command and pass its lines on stderr to ``tell``; Ctrl-C stops the command, too.
 
         Raises:
             EnvironmentError_: ssh cannot reach the machine, or the connection breaks.
         """
         remote = shlex.join(["sh", "-c", _WATCHED, "sh", *argv])
         said = []
-        # What it prints goes to a file: a pipe that nobody empties would stop it.
+        # stdout goes to a file: a full pipe that nobody reads would block the command.
         with TemporaryFile("w+", errors="replace") as out:
             with _child([*self._command, self.name, remote], subprocess.PIPE, out) as child:
                 assert child.stderr
@@ -135,7 +134,7 @@ class Host:
             return _checked(self, Done(code, out.read(), "".join(said)))
 
     def send(self, folder: Path, names: Sequence[str], to: str) -> None:
-        """Copy files, by their paths in ``folder``, to a folder there. What arrived earlier is not sent again.
+        """Copy files, named by their paths in ``folder``, to a remote folder. Files that arrived earlier are not sent.
 
         Raises:
             EnvironmentError_: the connection breaks, or the disk there is full.
@@ -143,7 +142,7 @@ class Host:
         listed = "".join(f"{name}\0" for name in names)
         if self.rsync:
             code, said = self._rsync([f"{folder}/", f"{self.name}:{to}/"], listed)
-            # For a full disk rsync may give no more than its exit code.
+            # With a full disk rsync may report nothing but this exit code.
             self._ended(code, said, full=code == _RSYNC_FILE_ERROR and self.free_bytes(to) < _FULL_BELOW)
             return
         packer = ["tar", "-C", str(folder), "--null", "-T", "-", "-cf", "-"]
@@ -152,7 +151,7 @@ class Host:
             assert tar.stdin and tar.stdout and tar.stderr
             with _child([*self._command, self.name, unpack], stdin=tar.stdout) as ssh:
                 assert ssh.stderr
-                tar.stdout.close()  # so that tar learns when ssh has gone
+                tar.stdout.close()  # tar then gets SIGPIPE when ssh ends
                 with suppress(BrokenPipeError):
                     tar.stdin.write(listed)
                     tar.stdin.close()
@@ -163,10 +162,10 @@ class Host:
         self._ended(code, said)
 
     def fetch(self, folder: str, names: Sequence[str], to: Path) -> None:
-        """Copy files, by their paths in ``folder`` there, to a folder here.
+        """Copy files, named by their paths in a remote ``folder``, to a local folder.
 
         Raises:
-            EnvironmentError_: the connection breaks, or the disk here is full.
+            EnvironmentError_: the connection breaks, or the local disk is full.
         """
         if self.rsync:
             self._ended(*self._rsync([f"{self.name}:{folder}/", f"{to}/"], "\0".join((*names, ""))))
@@ -179,12 +178,12 @@ class Host:
             self._ended(done.returncode, done.stderr)
 
     def free_bytes(self, folder: str) -> int:
-        """Room on the disk of a folder there; a large number where it does not say."""
+        """Free space on the disk of a remote folder; a large number where it is unknown."""
         said = self.run(["df", "-Pk", folder]).out.split()
         return int(said[-3]) << 10 if len(said) > 3 and said[-3].isdecimal() else 1 << 62
 
     def _rsync(self, ends: Sequence[str], listed: str) -> tuple[int, str]:
-        # -s: file names are not for a shell to read. A file that was cut goes on where it stopped.
+        # -s: no shell splits file names. --partial-dir: an interrupted file continues where it stopped.
         argv = ["rsync", "-rt", "-s", "--partial-dir=.rsync-partial", "-e", shlex.join(self._command)]
         argv += ["--files-from=-", "--from0", *ends]
         done = subprocess.run(argv, input=listed, capture_output=True, text=True, errors="replace", check=False)
@@ -200,7 +199,7 @@ class Host:
 
 
 def _checked(host: Host, done: Done) -> Done:
-    """Without what a user's login script prints, which comes before the mark."""
+    """The same without the output of the user's login scripts, which comes before the mark."""
     if done.code == SSH_FAILED:
         raise _failure(host, done.err, "the connection broke")
     return Done(done.code, done.out.partition(f"{_MARK}\n")[2], done.err)
@@ -212,15 +211,15 @@ def _failure(host: Host, said: str, otherwise: str) -> EnvironmentError_:
             return EnvironmentError_(what, where=host.name, hint=hint.format(host=host.name, ssh=shlex.join(host.ssh)))
     lines = [line for line in said.strip().splitlines() if not line.startswith("rsync error")]
     why = lines[-1] if lines else "no reason was given"
-    return EnvironmentError_(f"{otherwise} ({why})", where=host.name, hint="run it again, it goes on from there")
+    return EnvironmentError_(f"{otherwise} ({why})", where=host.name, hint="run it again, it continues from there")
 
 
 @contextmanager
 def _child(
     argv: Sequence[str], stdin: int | IO[str], stdout: int | IO[str] = subprocess.PIPE
 ) -> Iterator[subprocess.Popen[str]]:
-    """A child that does not outlive its block."""
-    # In a session of its own: Ctrl-C is ours to pass on.
+    """Start a child process and stop it at the end of the block."""
+    # In its own session, so that Ctrl-C does not reach it directly.
     child = subprocess.Popen(
         argv, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
     )
