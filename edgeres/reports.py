@@ -67,15 +67,18 @@ def _consistent(document: Any) -> None:
     sizes, latency, labels = document.sizes, document.latency, document.facts.get("labels") or ()
     are_names = isinstance(labels, list | tuple) and all(isinstance(name, str) for name in labels)
     require(are_names, "facts.labels must be names")
-    require(sizes.keys() >= _SIZES and isinstance(sizes["deployed_bytes"], dict), "sizes lacks a key")
-    graphs, answers = document.accuracy.graphs, document.accuracy.answers or {}
-    require(graphs.keys() == answers.keys() - {"labels", "fp32"}, "accuracy.graphs are not those of accuracy.answers")
-    others = [key for key in sizes if key not in _SIZES and not re.fullmatch("int8_.+_bytes", key)]
-    require(not others and not isinstance(sizes["fp32_bytes"], dict), "sizes has an unknown key")
+    known = sizes.keys() >= _SIZES and all(key in _SIZES or re.fullmatch("int8_.+_bytes", key) for key in sizes)
+    require(
+        known and all(isinstance(of, dict) == (key == "deployed_bytes") for key, of in sizes.items()),
+        "sizes must have the keys of the schema",
+    )
+    graphs, answers = document.accuracy.graphs, document.accuracy.answers
+    same = not graphs if answers is None else answers.keys() == {"labels", "fp32", *graphs}
+    require(same, "accuracy.graphs are not those of accuracy.answers")
     if latency.speedup is not None:
         times = [(part.p50_ms, part.p99_ms, part.throughput_ips) for part in (latency.fp32, latency.int8)]
-        known = (latency.scope, latency.batch, latency.speedup_ci95, *times[0], *times[1])
-        require(None not in known and 0 < latency.speedup_ci95[0] <= latency.speedup_ci95[1], "latency is incomplete")
+        figures = (latency.scope, latency.batch, latency.speedup_ci95, *times[0], *times[1])
+        require(None not in figures and 0 < latency.speedup_ci95[0] <= latency.speedup_ci95[1], "latency is incomplete")
 
 
 def _consistent_report(report: Any) -> None:

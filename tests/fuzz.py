@@ -173,6 +173,13 @@ def _negate(holder: Any, index: int, rng: random.Random) -> None:
         _put(holder, index, rng.choice((-value - 1, value * 1000, value + 0.5, float(value))))
 
 
+def _quote(holder: Any, index: int, rng: random.Random) -> None:
+    """A number or a truth value as text."""
+    value = _value(holder, index)
+    if isinstance(value, bool | int | float):
+        _put(holder, index, json.dumps(value))
+
+
 def _edit_text(holder: Any, index: int, rng: random.Random) -> None:
     value = _value(holder, index)
     if isinstance(value, str) and not isinstance(value, Token):
@@ -180,7 +187,7 @@ def _edit_text(holder: Any, index: int, rng: random.Random) -> None:
         _put(holder, index, value[:at] + rng.choice(("a", "0", "/../", "\0", "\n", "Z")) + value[at + 1 :])
 
 
-_OF_JSON = (*(_replace,) * 4, _remove, _double, _add, _rename, _exchange, _negate, _edit_text)
+_OF_JSON = (*(_replace,) * 4, _remove, _double, _add, _rename, _exchange, _negate, _quote, _edit_text)
 
 
 def _written(node: Any) -> str:

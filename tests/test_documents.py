@@ -17,8 +17,10 @@ import pytest
 from bundles import classifier, write_bundle
 from calibrations import calibration
 from fuzz import mutations, wrong_json
+from jsonschema import Draft202012Validator
 from judged import compared, judged
 from PIL import Image
+from referencing import Registry, Resource
 from rich.console import Console
 from safetensors.numpy import save_file
 
@@ -48,6 +50,7 @@ from edgeres.remote.session import RemoteCheck, RemoteChoice, _Session, _steps, 
 from edgeres.remote.ssh import Done, Host
 from edgeres.report.terminal import render_terminal
 from edgeres.report.terminal_compare import render_comparison
+from edgeres.reports import BASELINE_SCHEMA, REPORT_SCHEMA, SCHEMAS, baseline_kind, report_kind
 from edgeres.zoo.checkpoint import _metadata
 from edgeres.zoo.registry import _LOG
 
@@ -134,6 +137,7 @@ def test_what_is_written_is_read() -> None:
         (content(height=10**400), "$.height: the number is too large"),
         (content().replace(b"2.5", b"9" * 5000), "$.corner[1]: the number is too large"),
         (content(height=True), "$.height: expected int, got bool"),
+        (content(height="3"), "$.height: expected int, got str"),
         (content(height=1.0), "$.height: expected int, got float"),
         (content(**{"class": None}), "$.class: expected str, got null"),
         (content(wheels={"a b": {"radius_m": "1", "spokes": [], "kind": "steel"}}), '$.wheels["a b"].radius_m: exp'),
@@ -460,6 +464,25 @@ def test_baselines(tmp_path: Path, report: dict[str, Any]) -> None:
     hold(Reader(content, reader_of(path, read), lambda found: found), wrong(content, "baseline"))
     content = json.dumps(without_digest(document)).encode()
     hold(Reader(content, reader_of(path, read), lambda found: found), wrong(content, "baseline without digest"))
+
+
+def test_reports_and_baselines_that_are_read_follow_their_published_schemas(report: dict[str, Any]) -> None:
+    """By jsonschema's judgement; the records are made from the same files by other means."""
+    schemas = {file: json.loads((SCHEMAS / file).read_text()) for file in (REPORT_SCHEMA, BASELINE_SCHEMA)}
+    registry = Registry().with_resources((file, Resource.from_contents(schema)) for file, schema in schemas.items())
+    documents = {REPORT_SCHEMA: (report_kind(), report), BASELINE_SCHEMA: (baseline_kind(), accept(report, "here"))}
+    for file, (kind, document) in documents.items():
+        judge = Draft202012Validator(schemas[file], registry=registry)
+        judge.validate(document)
+        read = 0
+        for content in wrong_json(json.dumps(without_digest(document)).encode(), 500, 4):
+            try:
+                kind.decode(content, "here")
+            except InputError:
+                continue
+            read += 1
+            judge.validate(json.loads(content))
+        assert read > 10
 
 
 class Robot(Host):
