@@ -27,7 +27,7 @@ class Size:
     Attributes:
         params: weights and biases that are trained.
         gmacs: 1e9 multiply-adds of convolutions and the classifier for one image.
-        source: who published these figures; ``counted``: nobody, they were counted here. He et al. 2015 published
+        source: who published these figures; ``counted``: they were counted here. He et al. 2015 published
             rounded figures: the parameters of the CIFAR family and the multiply-adds of plain networks.
     """
 
