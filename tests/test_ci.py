@@ -242,7 +242,7 @@ def test_reports_contain_images_only_where_allowed(
     work: Path, monkeypatch: pytest.MonkeyPatch, words: str, table: str, shown: bool
 ) -> None:
     """Replace the pictures of images that INT8 gets wrong by one pixel."""
-    monkeypatch.setattr("edgeres.verify.measure.thumbnails", lambda *given: {"images[0]": "/9j/"})
+    monkeypatch.setattr("edgeres.verify.measure._thumbnails", lambda *given: {"images[0]": "/9j/"})
     monkeypatch.setattr(measure, "LatencyPlan", brief())
     monkeypatch.chdir(work)
     (work / "pyproject.toml").write_text(f"[tool.edgeres]\n{table}\n")

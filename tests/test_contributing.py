@@ -109,7 +109,7 @@ def test_a_range_method_is_added(copy: Copy) -> None:
     """Half of what was seen: every scale is half of minmax's."""
     copy.edit("edgeres/records.py", "\nMethod = Literal[", '\nMethod = Literal["halves", ')
     copy.edit("edgeres/calibrate/ranges.py", "\n_METHODS", f"{HALVES}_METHODS")
-    copy.edit("edgeres/calibrate/ranges.py", '\n    "minmax":', '\n    "halves": _halves,\n    "minmax":')
+    copy.edit("edgeres/calibrate/ranges.py", '{"minmax": _minmax,', '{"halves": _halves, "minmax": _minmax,')
     assert copy.edited == set(paths(rows()["a range method"]["files"]))
 
     write_tiny(copy.folder)
