@@ -387,3 +387,21 @@ def test_prune_leaves_a_graph_that_is_all_needed() -> None:
     before = model.SerializeToString()
     Graph(model).prune()
     assert model.SerializeToString() == before
+
+
+def test_only_float_tensors_with_a_batch_axis_carry_activations() -> None:
+    w = Writer()
+    x = relu(w, w.conv("data", (3, 8), stride=2))
+    sizes = w.op("Shape", x)
+    width = w.op("Cast", w.op("Gather", sizes, w.const(np.int64(3))), to=TensorProto.FLOAT)
+    zeros = w.op("ConstantOfShape", sizes)
+    batch_mean = w.op("ReduceMean", x, axes=[0, 2, 3], keepdims=0)
+    channels_first = w.op("Transpose", x, perm=[1, 0, 2, 3])
+    target = w.op("Concat", w.op("Slice", sizes, w.const([0]), w.const([1])), w.const([-1]), axis=0)
+    flat = w.op("Reshape", x, target)
+    double = w.op("Cast", flat, to=TensorProto.DOUBLE)
+    weight = w.random(8, 4)
+    everything = (x, sizes, width, zeros, batch_mean, channels_first, target, flat, double, weight, "unknown")
+    graph = Graph(w.model(w.head(x, 8), flat, output_shape=None))
+    assert {tensor for tensor in everything if graph.carries_activations(tensor)} == {x, zeros, flat}
+    assert graph.carries_activations("data")

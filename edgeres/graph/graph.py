@@ -147,7 +147,7 @@ class Graph:
     def types(self) -> dict[str, onnx.ValueInfoProto]:
         """Types and shapes of all tensors that ONNX can infer them for, constants left out."""
         if self._types is None:
-            inferred = shape_inference.infer_shapes(self.model).graph
+            inferred = shape_inference.infer_shapes(self.model, data_prop=True).graph
             values = (*inferred.value_info, *inferred.input, *inferred.output)
             self._types = {value.name: value for value in values if value.name not in self._initializers}
         return self._types
@@ -158,6 +158,20 @@ class Graph:
             return tuple(self._initializers[tensor].dims)
         value = self.types.get(tensor)
         return () if value is None else tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+
+    def carries_activations(self, tensor: str) -> bool:
+        """Whether codes may stand for a tensor: float32, with the batch as its first axis, and no constant.
+
+        Sizes and what is computed from them alone have another type or no batch axis. Where ONNX infers no shape the
+        type decides.
+        """
+        value = self.types.get(tensor)
+        if value is None or self.is_constant(tensor):
+            return False
+        kind = value.type.tensor_type
+        if kind.elem_type != onnx.TensorProto.FLOAT or not kind.HasField("shape"):
+            return bool(kind.elem_type == onnx.TensorProto.FLOAT)
+        return len(kind.shape.dim) > 0 and kind.shape.dim[0].dim_value <= 0
 
     # --- edits -------------------------------------------------------------------------------------------------------
 
