@@ -217,6 +217,16 @@ class Graph:
             del self._by_name[node.name]
         del self._key_by_id[id(node)], self._keys[at], self.nodes[at], self.model.graph.node[at]
 
+    def bypass(self, node: NodeProto) -> None:
+        """Drop a node that is the only reader of the tensor it changes; that tensor's writer gives its output."""
+        source = next(name for name in node.input if not self.is_constant(name))
+        writer, output = self.writer(source), node.output[0]
+        self.remove(node)
+        writer.output[list(writer.output).index(source)] = output
+        del self._producer[source]
+        self._producer[output] = writer
+        self._types = None
+
     def set_inputs(self, node: NodeProto, inputs: Sequence[str]) -> None:
         """Let a node read other tensors."""
         self._drop_reader(node, set(node.input) - set(inputs))

@@ -22,6 +22,8 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, shape_inference, version_converter
 
 from edgeres.errors import ModelError
+from edgeres.graph.fold_affine import fold_affine
+from edgeres.graph.fold_sizes import fold_sizes
 from edgeres.graph.graph import Graph, opset_of
 from edgeres.graph.interface import Interface, find_interface, score_width
 from edgeres.graph.probe import InputValues, compare, in_words, input_values
@@ -105,8 +107,9 @@ def normalize(model: ModelProto, *, where: object = None) -> Canonical:
         work.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
         notes.append("uint8 input made float32, with the same values 0 to 255")
     _write_usual_forms(work)
-    work = _fold(work, where)
-    _free_the_batch(work, interface, notes)
+    work = _fold_all(work, interface.batch, where)
+    if interface.batch is not None:
+        notes.append(f"batch of {interface.batch} made dynamic")
     classes = _flatten_scores(work, where)
     _name_everything(work.graph)
     values = "pixels" if interface.bytes_in else input_values(work, interface.batch or 1, where)
@@ -166,6 +169,9 @@ def _write_usual_forms(model: ModelProto) -> None:
         Add(Add(a, b), c), Mul(x, constant)
     """
     graph = Graph(model)
+    for node in graph.nodes:
+        while node.input and not node.input[-1]:  # an optional input left out: as if it had not been written
+            del node.input[-1]
     for node in graph.of("Sum", "Add", "Mul"):
         if len(node.input) < 2:
             continue
@@ -175,6 +181,23 @@ def _write_usual_forms(model: ModelProto) -> None:
         graph.insert([helper.make_node("Add", [left, right], [name]) for left, right, name in sums], before=node)
         node.op_type = "Add" if node.op_type == "Sum" else node.op_type
         graph.set_inputs(node, [[first, *partial][-1], terms[-1]])
+
+
+def _fold_all(model: ModelProto, batch: int | None, where: object) -> ModelProto:
+    """Fold what is constant for every image, make the batch dynamic, and fold batch norm into the weights before it."""
+    model = _fold(model, where)
+    if batch is not None:
+        fold_sizes(model, batch)
+    _free_the_batch(model, batch)
+    if fold_sizes(model, None):
+        model = _fold(model, where)
+        _free_the_batch(model, None)
+    control = [node.name or node.op_type for node in model.graph.node if any(a.HasField("g") for a in node.attribute)]
+    if control:
+        what = f"control flow that depends on the image (node {control[0]})"
+        raise ModelError(what, where=where, hint="export in eval mode")
+    fold_affine(model)
+    return model
 
 
 def _fold(model: ModelProto, where: object) -> ModelProto:
@@ -196,10 +219,6 @@ def _fold(model: ModelProto, where: object) -> ModelProto:
     if foreign:
         hint = "give the file as it was exported, before another tool optimized it"
         raise ModelError(f"operators outside standard ONNX ({', '.join(sorted(foreign))})", where=where, hint=hint)
-    control = [node.name or node.op_type for node in folded.graph.node if any(a.HasField("g") for a in node.attribute)]
-    if control:
-        what = f"control flow that depends on the image (node {control[0]})"
-        raise ModelError(what, where=where, hint="export in eval mode")
     imports = [entry for entry in folded.opset_import if not entry.domain]
     del folded.opset_import[:]
     folded.opset_import.extend(imports)
@@ -207,8 +226,8 @@ def _fold(model: ModelProto, where: object) -> ModelProto:
     return shape_inference.infer_shapes(folded, data_prop=True)
 
 
-def _free_the_batch(model: ModelProto, interface: Interface, notes: list[str]) -> None:
-    """Make the batch dynamic.
+def _free_the_batch(model: ModelProto, batch: int | None) -> None:
+    """Make the batch dynamic; ``batch`` is the size that the graph fixes, None where it is dynamic already.
 
     Reshape gets 0 for the batch, which copies it, and Squeeze gets explicit axes: both then work with any batch.
     """
@@ -217,31 +236,37 @@ def _free_the_batch(model: ModelProto, interface: Interface, notes: list[str]) -
     graph = Graph(model)
     for node in graph.nodes:
         before, after = (known.get(names[0], ()) for names in (node.input or [""], node.output))
-        if node.op_type == "Reshape" and _keeps_batch(before, after, interface.batch):
+        if node.op_type == "Reshape" and (first := _batch_size(before, after, batch)) is not None:
             sizes = [dim.dim_value or -1 for dim in after[1:]]
-            if sizes.count(-1) <= 1:
-                _set_second_input(graph, node, [0, *sizes])
+            if [first, *sizes].count(-1) <= 1:
+                _set_second_input(graph, node, [first, *sizes])
                 del node.attribute[:]  # with allowzero the 0 would be a size
-        elif node.op_type == "Squeeze" and len(node.input) == 1 and before and interface.batch is None:
+        elif node.op_type == "Squeeze" and len(node.input) == 1 and before and batch is None:
             _set_second_input(graph, node, [axis for axis, dim in enumerate(before) if axis and dim.dim_value == 1])
     graph.prune()
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = BATCH
-    if interface.batch is not None:
-        notes.append(f"batch of {interface.batch} made dynamic")
 
 
 def _set_second_input(graph: Graph, node: NodeProto, values: Sequence[int]) -> None:
-    name = graph.add_constant(f"{node.output[0]}/{node.op_type.lower()}", np.array(values, np.int64))
+    stem = graph.free_name(f"{node.output[0]}/{node.op_type.lower()}")
+    name = graph.add_constant(stem, np.array(values, np.int64))
     graph.set_inputs(node, [node.input[0], name])
 
 
-def _keeps_batch(before: _Dims, after: _Dims, batch: int | None) -> bool:
-    """Whether the first axis is the batch before and after; exports with one image leave a 1 behind a free batch."""
+def _batch_size(before: _Dims, after: _Dims, batch: int | None) -> int | None:
+    """What a Reshape's first size becomes so that any batch passes: 0 copies the batch, -1 stands for a multiple of it.
+
+    None: the first axis is not known to count images. Exports with one image leave a 1 behind a free batch.
+    """
     if not before or not after:
-        return False
-    if batch is not None:
-        return before[0].dim_value == after[0].dim_value == batch
-    return before[0].dim_param == BATCH and (after[0].dim_param == BATCH or after[0].dim_value == 1)
+        return None
+    first, then = before[0], after[0]
+    if batch is None:
+        return 0 if first.dim_param == BATCH and (then.dim_param == BATCH or then.dim_value == 1) else None
+    if first.dim_value == then.dim_value == batch:
+        return 0
+    counted = [dim.dim_value > 0 and dim.dim_value % batch == 0 for dim in (first, then)]
+    return -1 if all(counted) else None
 
 
 def _flatten_scores(model: ModelProto, where: object) -> int:

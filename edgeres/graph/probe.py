@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any, Literal
 
@@ -92,6 +93,18 @@ def _random_images(shape: list[int], values: InputValues) -> F32:
 
 
 def _run(model: ModelProto, images: npt.NDArray[Any], output: str, where: object) -> F32:
+    result: F32 = run_graph(model, images, [output], where)[0]
+    return result
+
+
+def run_graph(
+    model: ModelProto, images: npt.NDArray[Any], outputs: Sequence[str], where: object
+) -> list[npt.NDArray[Any]]:
+    """The outputs of a graph with one input, on ONNX Runtime without optimizations.
+
+    Raises:
+        ModelError: ONNX Runtime does not take or run the graph.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -99,7 +112,7 @@ def _run(model: ModelProto, images: npt.NDArray[Any], output: str, where: object
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        result: F32 = session.run([output], {session.get_inputs()[0].name: images})[0]
+        result: list[npt.NDArray[Any]] = session.run(outputs, {session.get_inputs()[0].name: images})
     except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
         raise ModelError(f"ONNX Runtime cannot run this graph ({in_words(error)})", where=where) from error
     return result
