@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from edgeres.errors import ModelError
 from edgeres.graph.graph import Graph
 from edgeres.graph.normalize import normalize
 
@@ -294,3 +295,141 @@ def test_zeros_of_the_batch_stay_computed() -> None:
     zeros = w.op("ConstantOfShape", w.op("Shape", x))
     found = normalized(w.model(w.head(w.op("Concat", x, zeros, axis=1), 16)))
     assert operators(found) == {**PLAIN, "Shape": 1, "ConstantOfShape": 1, "Concat": 1}
+
+
+# What is refused says why, and what to do.
+
+
+def refusal(model: onnx.ModelProto) -> str:
+    onnx.checker.check_model(model)
+    with pytest.raises(ModelError) as raised:
+        normalize(model, where="g")
+    return str(raised.value)
+
+
+def with_batch_norm(opset: int, outputs: int, **attributes: Any) -> onnx.ModelProto:
+    w = Writer(opset=opset)
+    x = w.bn(w.conv("data", (3, 8), 3, 2), 8, **attributes)
+    w.nodes[-1].output.extend(f"statistics_{i}" for i in range(1, outputs))
+    return w.model(w.head(relu(w, x), 8))
+
+
+def with_dropout(*, training: bool, ratio: float = 0.5) -> onnx.ModelProto:
+    w = Writer(opset=13)
+    x = relu(w, w.conv("data", (3, 8), 3, 2))
+    x = w.op("Dropout", x, w.const(np.float32(ratio)), w.const(np.bool_(training)))
+    w.nodes[-1].output.append("mask")
+    return w.model(w.head(x, 8))
+
+
+@pytest.mark.parametrize(("opset", "outputs", "mode"), [(17, 3, {"training_mode": 1}), (13, 5, {}), (9, 5, {})])
+def test_batch_norm_in_training_mode_is_named(opset: int, outputs: int, mode: dict[str, int]) -> None:
+    assert refusal(with_batch_norm(opset, outputs, **mode)) == (
+        "g: exported in training mode: BatchNormalization BatchNormalization_1 normalizes with the statistics of each "
+        "batch; export after model.eval()"
+    )
+
+
+def test_dropout_in_training_mode_is_named() -> None:
+    assert refusal(with_dropout(training=True)) == (
+        "g: exported in training mode: Dropout Dropout_2 drops values at random; export after model.eval()"
+    )
+
+
+def test_random_numbers_are_named() -> None:
+    w = Writer()
+    x = relu(w, w.conv("data", (3, 8), 3, 2))
+    noisy = w.op("Add", x, w.op("RandomNormalLike", x))
+    assert "RandomNormalLike_2 draws random numbers; export after model.eval()" in refusal(w.model(w.head(noisy, 8)))
+
+
+@pytest.mark.parametrize("build", [lambda: with_dropout(training=False), lambda: with_dropout(training=True, ratio=0)])
+def test_dropout_that_drops_nothing_is_folded(build: Callable[[], onnx.ModelProto]) -> None:
+    assert operators(normalized(build())) == PLAIN
+
+
+@pytest.mark.parametrize("opset", [14, 17])
+def test_statistics_that_nothing_reads_are_dropped_before_anything_reads_the_graph(opset: int) -> None:
+    """ONNX Runtime refuses to load the file: inference mode has one output."""
+    found = normalize(with_batch_norm(opset, 3, training_mode=0)).model
+    expected = scores(with_batch_norm(opset, 1, training_mode=0))
+    np.testing.assert_allclose(scores(found), expected, atol=1e-5)
+    assert operators(found) == PLAIN
+
+
+def mean_over_the_batch(w: Writer, x: str) -> str:
+    return w.op("Sub", x, w.op("ReduceMean", x, axes=[0], keepdims=1))
+
+
+def weights_from_the_first_image(w: Writer, x: str) -> str:
+    """A convolution whose weights are computed from the first image of the batch."""
+    gate = w.op("Sigmoid", w.op("ReduceMean", w.op("Gather", x, w.const(np.int64(0)), axis=0), axes=[1, 2], keepdims=1))
+    return w.op("Conv", x, w.op("Mul", w.random(8, 8, 1, 1), w.op("Unsqueeze", gate, w.const([0]))))
+
+
+def rolled(w: Writer, x: str) -> str:
+    last = w.op("Slice", x, w.const([-1]), w.const([2**60]), w.const([0]))
+    return w.op("Add", x, last)
+
+
+@pytest.mark.parametrize(
+    ("layers", "node"),
+    [
+        (mean_over_the_batch, "ReduceMean_2"),
+        (weights_from_the_first_image, "Gather_2"),
+        (rolled, "Slice_2"),
+    ],
+)
+@pytest.mark.parametrize("batch", ["N", 1, 2])
+def test_images_that_mix_are_told_with_the_node(layers: Callable[[Writer, str], str], node: str, batch: Any) -> None:
+    w = Writer()
+    y = w.head(layers(w, relu(w, w.conv("data", (3, 8), 3, 2))), 8)
+    told = refusal(w.model(y, shape=(batch, 3, PX, PX), output_shape=(batch, CLASSES)))
+    assert "the scores of an image depend on the other images of its batch" in told
+    assert "dynamic batch" not in told
+    assert f"(node {node})" in told
+
+
+def test_a_batch_inside_a_file_that_calls_it_free_has_another_next_step() -> None:
+    w = Writer()
+    x = w.op("Concat", relu(w, w.conv("data", (3, 8))), w.random(1, 8, PX, PX), axis=1)
+    told = refusal(w.model(w.head(x, 16)))
+    assert told.startswith("g: a batch of 1 is built into the graph (Concat")
+    assert told.endswith("; export with two images as the example: sizes of one are taken for constants")
+
+
+def test_onnx_has_one_name_for_its_domain() -> None:
+    w = Writer()
+    model = w.model(w.head(relu(w, w.bn(w.conv("data", (3, 8)), 8)), 8))
+    model.opset_import[0].domain = "ai.onnx"
+    for node in model.graph.node:
+        node.domain = "ai.onnx"
+    found = normalized(model)
+    assert operators(found) == PLAIN
+    assert [(entry.domain, entry.version) for entry in found.opset_import] == [("", 17)]
+    assert {node.domain for node in found.graph.node} == {""}
+
+
+@pytest.mark.parametrize("back", [True, False])
+def test_a_head_in_float64_is_computed_in_float32(back: bool) -> None:
+    w = Writer()
+    x = w.op("Flatten", w.op("GlobalAveragePool", relu(w, w.conv("data", (3, 8), 3, 2))))
+    weight = w.const(np.random.default_rng(0).standard_normal((8, CLASSES)))
+    y = w.op("MatMul", w.op("Cast", x, to=TensorProto.DOUBLE), weight)
+    y = w.op("Clip", y, w.const(np.finfo(np.float64).min), w.const(np.inf))
+    y = w.op("Cast", y, to=TensorProto.FLOAT) if back else y
+    model = w.model(y)
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT if back else TensorProto.DOUBLE
+
+    assert "float64 parts made float32" in normalize(model).notes
+    graph = Graph(normalized(model))
+    assert all(graph.carries_activations(name) for node in graph.nodes for name in node.output)
+
+
+def test_what_cannot_be_converted_is_folded_first() -> None:
+    """Upsample of opset 9 with computed scales has no way to Resize; it is folded here, since its input is constant."""
+    w = Writer(opset=9)
+    small = w.random(1, 8, 8, 8)
+    ones = w.op("Upsample", small, w.op("Abs", w.const(np.array([1, 1, 2, 2], np.float32))), mode="nearest")
+    x = w.op("Add", relu(w, w.conv("data", (3, 8), 3, 2)), ones)
+    assert "opset 9 converted to 17" in normalize(w.model(w.head(x, 8))).notes

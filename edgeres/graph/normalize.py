@@ -24,8 +24,9 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, shape_inference, ve
 from edgeres.errors import ModelError
 from edgeres.graph.fold_affine import fold_affine
 from edgeres.graph.fold_sizes import fold_sizes
-from edgeres.graph.graph import Graph, opset_of
+from edgeres.graph.graph import Graph, attributes, opset_of
 from edgeres.graph.interface import Interface, find_interface, score_width
+from edgeres.graph.plain import drop_unread_outputs, plain_domains, refuse_training, single_precision
 from edgeres.graph.probe import InputValues, compare, in_words, input_values
 from edgeres.records import Layout, Preprocess
 
@@ -96,10 +97,17 @@ def normalize(model: ModelProto, *, where: object = None) -> Canonical:
             converted, a batch that cannot be freed, operators outside ONNX, or a result that differs from the
             original's.
     """
-    interface = find_interface(model, where)
-    notes = [f"output {name} dropped" for name in interface.dropped]
+    model = deepcopy(model)
+    plain_domains(model)
+    drop_unread_outputs(model)
     work = deepcopy(model)
+    doubles = single_precision(work, {TensorProto.DOUBLE})
+    interface = find_interface(work, where)
+    notes = [f"output {name} dropped" for name in interface.dropped]
+    if doubles:
+        notes.append("float64 parts made float32")
     _keep(work, interface)
+    refuse_training(work, where)
     _convert_opset(work, notes, where)
     reference = deepcopy(work) if opset_of(model) < _OLDEST else model
     if interface.bytes_in:
@@ -152,16 +160,30 @@ def _convert_opset(model: ModelProto, notes: list[str], where: object) -> None:
         return
     wanted = OPSET if found < OPSET else OPSET_MAX
     try:
-        model.CopyFrom(version_converter.convert_version(shape_inference.infer_shapes(model, data_prop=True), wanted))
+        converted = _converted(model, wanted)
     except Exception as error:  # the converter raises RuntimeError and its own types from C++
-        what = f"opset {found} cannot be converted to {wanted} ({in_words(error)})"
-        hint = f"export with an opset between {OPSET} and {OPSET_MAX}"
-        raise ModelError(what, where=where, hint=hint) from error
+        try:
+            # It knows no way for some operators that fold away.
+            converted = _converted(_fold(model, where), wanted)
+        except Exception:
+            what = f"opset {found} cannot be converted to {wanted} ({in_words(error)})"
+            hint = f"export with an opset between {OPSET} and {OPSET_MAX}"
+            raise ModelError(what, where=where, hint=hint) from error
+    model.CopyFrom(converted)
     notes.append(f"opset {found} converted to {wanted}")
 
 
+def _converted(model: ModelProto, opset: int) -> ModelProto:
+    converted: ModelProto = version_converter.convert_version(
+        shape_inference.infer_shapes(model, data_prop=True), opset
+    )
+    return converted
+
+
 def _write_usual_forms(model: ModelProto) -> None:
-    """Write residual sums as Adds of two tensors, and constants as the second input, where folding looks for them.
+    """Write what folding looks for in one way: residual sums as Adds of two tensors, constants as the second input.
+
+    Optional inputs left out are not written, and a Cast to the type that its input has is an Identity.
 
     Before:
         Sum(a, b, c), Mul(constant, x)
@@ -172,6 +194,11 @@ def _write_usual_forms(model: ModelProto) -> None:
     for node in graph.nodes:
         while node.input and not node.input[-1]:  # an optional input left out: as if it had not been written
             del node.input[-1]
+    for node in graph.of("Cast"):
+        given = graph.types.get(node.input[0])
+        if given is not None and given.type.tensor_type.elem_type == attributes(node)["to"]:
+            node.op_type = "Identity"
+            del node.attribute[:]
     for node in graph.of("Sum", "Add", "Mul"):
         if len(node.input) < 2:
             continue

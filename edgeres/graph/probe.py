@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 from onnx import ModelProto, TensorProto, helper
 
 from edgeres.errors import ModelError
-from edgeres.graph.graph import Graph
+from edgeres.graph.graph import Graph, opset_of
 from edgeres.graph.interface import Interface
 from edgeres.records import F32
 
@@ -72,12 +73,46 @@ def compare(original: ModelProto, model: ModelProto, interface: Interface, value
         built_in = in_words(failed.__cause__ or failed)
     if built_in:
         what = f"a batch of {batch} is built into the graph ({built_in})"
-        raise ModelError(what, where=where, hint="export with a dynamic batch")
+        hint = "export with a dynamic batch"
+        if interface.batch is None:
+            hint = "export with two images as the example: sizes of one are taken for constants"
+        raise ModelError(what, where=where, hint=hint)
     error = float(np.abs(before - after).max() / max(float(np.abs(before).max()), 1e-12))
     if not error < LIMIT:
-        what = f"the normalized graph's scores differ by {error:.1e} of the largest one"
-        raise ModelError(what, where=where, hint="export again with opset 17 and a dynamic batch")
+        raise _different(model, images, error, where)
     return error
+
+
+def _different(model: ModelProto, images: F32, error: float, where: object) -> ModelError:
+    mixing = _mixing_node(model, images)
+    if mixing is not None:
+        what = f"the scores of an image depend on the other images of its batch (node {mixing})"
+        return ModelError(what, where=where, hint="let the network compute each image by itself, and export again")
+    what = f"the normalized graph's scores differ by {error:.1e} of the largest one"
+    return ModelError(what, where=where, hint=f"export with opset {opset_of(model)}, in float32, after model.eval()")
+
+
+def _mixing_node(model: ModelProto, images: F32) -> str | None:
+    """The name of the first node that gives an image other values in a batch than alone; None if none is found.
+
+    The second image is asked: the first or the last one may be those that the others get values from.
+    """
+    model = deepcopy(model)
+    names = [node.output[0] for node in model.graph.node]
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    try:
+        together, alone = (run_graph(model, some, names, None) for some in (images, images[1:2]))
+    except ModelError:
+        return None
+    for node, several, one in zip(model.graph.node, together, alone, strict=True):
+        if one.shape[:1] == (1,) and several.shape == (len(images), *one.shape[1:]):
+            several = several[1:2]
+        if several.shape == one.shape and one.dtype == np.float32:
+            largest = max(float(np.abs(one).max(initial=0)), 1e-12)
+            if not np.abs(several - one).max(initial=0) < LIMIT * largest:
+                return str(node.name)
+    return None
 
 
 def _image_shape(model: ModelProto) -> list[int]:
