@@ -43,8 +43,8 @@ from edgeres.engine.kernels import Program, read_program
 from edgeres.errors import EngineError
 from edgeres.files import write_file
 from edgeres.graph.graph import Graph
-from edgeres.graph.half import to_fp16
-from edgeres.graph.rtx import channel_factor, half_between
+from edgeres.graph.half import half_between, to_fp16
+from edgeres.graph.rtx import channel_factor
 from edgeres.pipeline.take import ModelChoice, take, with_exact_input
 from edgeres.quantize.affine import codes, quantize_weight
 from edgeres.quantize.graphs import RangeChoice, quantize
