@@ -426,10 +426,35 @@ def test_a_head_in_float64_is_computed_in_float32(back: bool) -> None:
     assert all(graph.carries_activations(name) for node in graph.nodes for name in node.output)
 
 
-def test_what_cannot_be_converted_is_folded_first() -> None:
-    """Upsample of opset 9 with computed scales has no way to Resize; it is folded here, since its input is constant."""
-    w = Writer(opset=9)
-    small = w.random(1, 8, 8, 8)
-    ones = w.op("Upsample", small, w.op("Abs", w.const(np.array([1, 1, 2, 2], np.float32))), mode="nearest")
-    x = w.op("Add", relu(w, w.conv("data", (3, 8), 3, 2)), ones)
-    assert "opset 9 converted to 17" in normalize(w.model(w.head(x, 8))).notes
+def group_norm(w: Writer, x: str) -> str:
+    return w.op("GroupNormalization", x, w.random(8), w.random(8), num_groups=2)
+
+
+def rms_norm(w: Writer, x: str) -> str:
+    return w.op("RMSNormalization", x, w.random(16), axis=-1)
+
+
+def swish(w: Writer, x: str) -> str:
+    return w.op("Swish", x)
+
+
+def largest(w: Writer, x: str) -> str:
+    return w.op("GlobalMaxPool", x)
+
+
+def attention(w: Writer, x: str) -> str:
+    rows = w.op("Transpose", w.op("Reshape", x, w.const([0, 8, -1])), perm=[0, 2, 1])
+    seen = w.op("Transpose", w.op("Attention", rows, rows, rows, q_num_heads=2, kv_num_heads=2), perm=[0, 2, 1])
+    return w.op("Reshape", seen, w.const([0, 8, 16, 16]))
+
+
+@pytest.mark.parametrize(
+    ("layers", "opset"), [(group_norm, 21), (largest, 22), (rms_norm, 23), (attention, 23), (swish, 24)]
+)
+def test_operators_newer_than_the_canonical_opset_are_written_in_older_ones(
+    layers: Callable[[Writer, str], str], opset: int
+) -> None:
+    w = Writer(opset=opset)
+    found = normalized(w.model(w.head(layers(w, w.conv("data", (3, 8), 3, 2)), 8)))
+    assert [(entry.domain, entry.version) for entry in found.opset_import] == [("", 20)]
+    assert not operators(found).keys() & {"GroupNormalization", "RMSNormalization", "Attention", "Swish", "Cast"}

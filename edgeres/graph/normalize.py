@@ -11,7 +11,7 @@ the same arithmetic.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain, count
@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper, shape_inference, version_converter
+import onnx.inliner
+from onnx import ModelProto, NodeProto, TensorProto, defs, helper, shape_inference, version_converter
 
 from edgeres.errors import ModelError
 from edgeres.graph.fold_affine import fold_affine
@@ -159,31 +160,57 @@ def _convert_opset(model: ModelProto, notes: list[str], where: object) -> None:
     if OPSET <= found <= OPSET_MAX:
         return
     wanted = OPSET if found < OPSET else OPSET_MAX
-    try:
-        converted = _converted(model, wanted)
-    except Exception as error:  # the converter raises RuntimeError and its own types from C++
-        try:
-            # It knows no way for some operators that fold away.
-            converted = _converted(_fold(model, where), wanted)
-        except Exception:
-            what = f"opset {found} cannot be converted to {wanted} ({in_words(error)})"
-            hint = f"export with an opset between {OPSET} and {OPSET_MAX}"
-            raise ModelError(what, where=where, hint=hint) from error
-    model.CopyFrom(converted)
-    notes.append(f"opset {found} converted to {wanted}")
-
-
-def _converted(model: ModelProto, opset: int) -> ModelProto:
-    converted: ModelProto = version_converter.convert_version(
-        shape_inference.infer_shapes(model, data_prop=True), opset
+    ways: tuple[Callable[[], ModelProto], ...] = (
+        lambda: model,
+        lambda: _in_parts(model, wanted),
+        lambda: _fold(model, where),
+        lambda: _called(model, wanted),
     )
-    return converted
+    failed: Exception | None = None
+    for way in ways:
+        try:
+            model.CopyFrom(
+                version_converter.convert_version(shape_inference.infer_shapes(way(), data_prop=True), wanted)
+            )
+            notes.append(f"opset {found} converted to {wanted}")
+            return
+        except Exception as error:  # the converter raises RuntimeError and its own types from C++
+            failed = failed or error
+    what = f"opset {found} cannot be converted to {wanted} ({in_words(failed or Exception())})"
+    raise ModelError(what, where=where, hint=f"export with an opset between {OPSET} and {OPSET_MAX}") from failed
+
+
+def _in_parts(model: ModelProto, opset: int) -> ModelProto:
+    """The model with its functions, and the operators that this opset lacks, written in their parts."""
+    model = onnx.inliner.inline_local_functions(model)
+    for tensor in model.graph.initializer:  # the parts may depend on types
+        model.graph.value_info.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    model = shape_inference.infer_shapes(model)
+    newer = [node for node in model.graph.node if not node.domain and not defs.has(node.op_type, opset, "")]
+    for node in newer:  # the parts take attributes from the node, and find none where a default stands
+        given = attributes(node)
+        for name, attribute in defs.get_schema(node.op_type, opset_of(model), "").attributes.items():
+            if name not in given and attribute.default_value.name:
+                node.attribute.append(attribute.default_value)
+    parts = [("", op) for op in sorted({node.op_type for node in newer})]
+    return onnx.inliner.inline_selected_functions(model, parts, inline_schema_functions=True)
+
+
+def _called(model: ModelProto, opset: int) -> ModelProto:
+    """The model as if it had been written in this opset, for operators that only took further types since."""
+    if opset_of(model) > defs.onnx_opset_version():
+        raise ValueError(f"onnx {onnx.__version__} does not know opset {opset_of(model)}")
+    model = deepcopy(model)
+    del model.opset_import[:]
+    model.opset_import.append(helper.make_opsetid("", opset))
+    onnx.checker.check_model(model, full_check=True)
+    return model
 
 
 def _write_usual_forms(model: ModelProto) -> None:
     """Write what folding looks for in one way: residual sums as Adds of two tensors, constants as the second input.
 
-    Optional inputs left out are not written, and a Cast to the type that its input has is an Identity.
+    Optional inputs left out are not written, a CastLike is a Cast, and one to the type that its input has an Identity.
 
     Before:
         Sum(a, b, c), Mul(constant, x)
@@ -194,9 +221,14 @@ def _write_usual_forms(model: ModelProto) -> None:
     for node in graph.nodes:
         while node.input and not node.input[-1]:  # an optional input left out: as if it had not been written
             del node.input[-1]
-    for node in graph.of("Cast"):
-        given = graph.types.get(node.input[0])
-        if given is not None and given.type.tensor_type.elem_type == attributes(node)["to"]:
+    kinds = {name: value.type.tensor_type.elem_type for name, value in graph.types.items()}
+    for node in graph.of("Cast", "CastLike"):
+        if node.op_type == "CastLike" and (kind := kinds.get(node.input[1])):
+            node.op_type = "Cast"
+            del node.attribute[:]
+            node.attribute.append(helper.make_attribute("to", kind))
+            graph.set_inputs(node, node.input[:1])
+        if attributes(node).get("to") == kinds.get(node.input[0], -1):
             node.op_type = "Identity"
             del node.attribute[:]
     for node in graph.of("Sum", "Add", "Mul"):

@@ -164,4 +164,5 @@ def in_words(error: BaseException) -> str:
     failed = re.search(r"while running (\w+) node\. Name:'(.*?)' Status", text)
     if failed:
         return f"{failed[1]} node {failed[2]} fails"
-    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)[:160]
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    return re.sub(r"^/\S+:\d+ .*?\) ", "", text)[:160]  # a place in the sources of ONNX Runtime
