@@ -156,9 +156,46 @@ def test_one_scale_for_all_channels_is_found(graphs: dict[str, Any], tmp_path: P
     conv = next(node for node in model.graph.node if node.op_type == "Conv")
     weight = next(node for node in model.graph.node if conv.input[1] in node.output)
     assert weight.input[0] in constants
-    same = np.full_like(values(model, weight.input[1]), 0.01)
-    found = measured(tmp_path, graphs["fp32"], edited(model, **{weight.input[1]: same}))
-    assert found.per_tensor == (conv.name,)
+    codes = values(model, weight.input[0])
+    own = np.abs(codes * values(model, weight.input[1]).reshape(-1, 1, 1, 1)).max(axis=(1, 2, 3))
+    assert own.max() > 1.4 * own.min()
+    scale = own.max() / 127
+    ratio = values(model, weight.input[1]).reshape(-1, 1, 1, 1) / scale
+    coarse = edited(model, **{weight.input[0]: np.rint(codes * ratio).astype(np.int8)})
+    same = np.full_like(values(model, weight.input[1]), scale)
+    for constant in (same, np.float32(scale)):
+        changed = edited(coarse, **{weight.input[1]: constant})
+        if not constant.shape:
+            next(node for node in changed.graph.node if node.name == weight.name).attribute.pop()
+            zero = {weight.input[2]: np.int8(0)}
+            changed = edited(changed, **zero)
+        assert measured(tmp_path, graphs["fp32"], changed).per_tensor == (conv.name,)
+
+
+def test_equal_channels_and_layers_of_zeros_have_no_shared_scale(graphs: dict[str, Any], tmp_path: Path) -> None:
+    """A BlurPool has the same weights in every channel, and a last batch norm that starts at zero leaves none."""
+    weights = [node.input[1] for node in graphs["fp32"].graph.node if node.op_type == "Conv"][1:3]
+    filters = np.broadcast_to(values(graphs["fp32"], weights[0])[:1], values(graphs["fp32"], weights[0]).shape).copy()
+    nothing = np.zeros_like(values(graphs["fp32"], weights[1]))
+    fp32 = edited(graphs["fp32"], **{weights[0]: filters, weights[1]: nothing})
+    for style, graph in quantize(fp32, ["tensorrt", "cpu"], loader(), RangeChoice("minmax")).graphs.items():
+        found = measured(tmp_path, fp32, graph)
+        assert found.per_tensor == () and found.weights > 2, style
+
+
+def test_a_branch_of_constants_has_no_signal_to_lose(graphs: dict[str, Any], tmp_path: Path) -> None:
+    """Its range is that of its neighbours, far above its few different values."""
+    fp32 = graphs["fp32"]
+    last = [node for node in fp32.graph.node if node.op_type == "Conv"][2]
+    bias = np.linspace(-1e-4, 1e-4, len(values(fp32, last.input[2])), dtype=np.float32)
+    silent = edited(fp32, **{last.input[1]: np.zeros_like(values(fp32, last.input[1])), last.input[2]: bias * 0})
+    graph = quantize(silent, ["cpu"], loader(), RangeChoice("minmax")).graphs["cpu"]
+    (coded,) = [node for node in graph.graph.node if node.name == last.name]
+    stored = next(node for node in graph.graph.node if coded.input[2] in node.output)
+    unit = values(graph, stored.input[1])
+    shifted = edited(graph, **{stored.input[0]: np.rint(bias / unit).astype(np.int32)})  # as bias correction may do
+    (fit,) = [fit for fit in measured(tmp_path, silent, shifted).ranges if fit.tensor == coded.output[0]]
+    assert fit.own_db == math.inf
 
 
 def test_a_machine_without_onnx_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

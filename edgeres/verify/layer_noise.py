@@ -169,6 +169,8 @@ class _CodeRange:
     Attributes:
         low, high: values of the lowest and the highest code.
         step: the scale.
+        varies: whether any channel had two values. A tensor of constants, such as a branch that gives zero, has no
+            signal that its codes could lose.
     """
 
     low: float
@@ -179,8 +181,14 @@ class _CodeRange:
     clipped: float = 0.0
     total: float = 0.0
     squares: float = 0.0
+    constants: F32 | None = None
+    varies: bool = False
 
     def add(self, values: F32) -> None:
+        by_channel = values.reshape(*values.shape[:2], -1) if values.ndim > 1 else values.reshape(1, 1, -1)
+        if self.constants is None:
+            self.constants = by_channel[:1, :, :1].copy()
+        self.varies = self.varies or not bool((by_channel == self.constants).all())
         kept = np.maximum(values.astype(np.float64), self.low)
         self.count += kept.size
         self.highest = max(self.highest, float(kept.max()))
@@ -193,7 +201,8 @@ class _CodeRange:
         noise = self.clipped + self.count * self.step**2 / 12
         span = self.highest - self.low
         covered = (self.high - self.low) / span if span > 0 else 1.0
-        return RangeFit(tensor, covered, 10 * math.log10(signal / noise) if signal > 0 else math.inf)
+        carries = self.varies and signal > 0
+        return RangeFit(tensor, covered, 10 * math.log10(signal / noise) if carries else math.inf)
 
 
 def _measure(
@@ -233,7 +242,7 @@ def _measure(
         images,
         tuple(replace(layer, sqnr_db=fit.sqnr_db) for layer, _, fit in places),
         tuple(code_range.fit(tensor) for tensor, code_range in ranges.items()),
-        tuple(node for node, scales, channels in weights if scales == 1 < channels),
+        tuple(node for node, per_tensor in weights if per_tensor),
         len(weights),
         tuple(ZeroShares(name, zeros[name], share / max(images, 1)) for name, share in shares.items() if name in zeros),
     )
@@ -300,12 +309,23 @@ def _ranges(candidate: Graph) -> Iterator[tuple[str, _CodeRange]]:
         yield node.input[0], _CodeRange(scale * (codes.min - zero_point), scale * (codes.max - zero_point), scale)
 
 
-def _weights(candidate: Graph) -> Iterator[tuple[str, int, int]]:
-    """Name, number of different scales and number of output channels of every layer with quantized weights."""
+def _weights(candidate: Graph) -> Iterator[tuple[str, bool]]:
+    """Every layer with quantized weights, and whether its output channels share one scale."""
     for node in candidate.nodes:
         source = candidate.producer(node.input[1]) if node.op_type in {"Conv", "Gemm", "MatMul"} else None
         if source is None or source.op_type != "DequantizeLinear" or not candidate.is_constant(source.input[0]):
             continue
         axis = next((attribute.i for attribute in source.attribute if attribute.name == "axis"), 1)
-        shape = candidate.constant(source.input[0]).shape
-        yield node.name, len(np.unique(candidate.constant(source.input[1]))), int(shape[axis])
+        codes, scale = (candidate.constant(name) for name in source.input[:2])
+        yield node.name, codes.shape[axis] > 1 and (scale.size == 1 or _is_repeated(codes, scale, axis))
+
+
+def _is_repeated(codes: Any, scale: F32, axis: int) -> bool:
+    """Whether a scale per channel is the same number for all, and not because their weights are equally large.
+
+    The channels of a fixed filter have equal weights, and a layer of zeros has none: each channel uses all codes, or
+    needs none. If some use a tenth less than others, the number is that of the whole tensor.
+    """
+    used = np.abs(np.moveaxis(codes, axis, 0).reshape(codes.shape[axis], -1).astype(np.int64)).max(axis=1)
+    live = used[used > 0]
+    return bool((scale == scale.flat[0]).all() and live.size and live.min() < 0.9 * live.max())
