@@ -75,7 +75,7 @@ def test_a_tensor_that_is_always_zero_gets_a_scale_that_is_not() -> None:
     nothing = TensorRange("x", 0.0, 0.0, "mse", 1)
     assert float(symmetric_int8(nothing).scale) == float(affine_uint8(nothing).scale) == 1.0
     params, weight = quantize_weight(np.zeros((2, 3, 1, 1), np.float32), 0)
-    assert params.scale.tolist() == [1.0, 1.0]
+    assert (params.scale > 0).all()
     assert not weight.any()
 
 

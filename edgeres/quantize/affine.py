@@ -5,12 +5,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgeres.records import F32, QuantParams, TensorRange
+
+# The smallest scale, and the smallest unit of a bias: float32's normal numbers end at 1e-38, and what is below them
+# would be flushed to zero.
+_LEAST = 1e-30
+# The scale of weights that are all zero. With it int32 holds biases up to a thousand times the input's scale, in a unit
+# that is far below any code of the output.
+_NO_WEIGHT = 2.0**-20
 
 
 def symmetric_int8(interval: TensorRange) -> QuantParams:
@@ -47,12 +55,21 @@ def affine_uint8(interval: TensorRange) -> QuantParams:
 
 
 def _scale(span: float, steps: int) -> float:
-    """The range over the number of steps.
+    """The range over the number of steps; 1 for an empty range, since runtimes refuse 0."""
+    return max(span / steps, _LEAST) if span > 0 else 1.0
 
-    A tensor that is zero on every image gets scale 1: any scale codes it exactly, and runtimes refuse 0. Scales below
-    float32's normal numbers would be flushed to zero, so 1e-30 is the smallest.
+
+def typical_amax(ranges: Iterable[TensorRange]) -> float:
+    """The median of the largest magnitudes, of tensors that are not zero on every image; 1 if there are none.
+
+    It stands in for the range of a tensor that is zero on every calibration image, such as one behind a ReLU that never
+    fires. Any scale codes such a tensor exactly, but biases and folded zero points are in units of it: with one that is
+    far above its neighbours', they would be coarse.
+
+    >>> typical_amax([TensorRange("x", -1.0, 2.0, "minmax", 1), TensorRange("y", 0.0, 0.0, "minmax", 1)])
+    2.0
     """
-    return max(span / steps, 1e-30) if span > 0 else 1.0
+    return float(np.median([interval.amax for interval in ranges if interval.amax > 0] or [1.0]))
 
 
 def quantize_weight(values: F32, axis: int, bits: int = 8) -> tuple[QuantParams, npt.NDArray[np.int8]]:
@@ -64,13 +81,16 @@ def quantize_weight(values: F32, axis: int, bits: int = 8) -> tuple[QuantParams,
         bits: 7 keeps |code| <= 63, for processors whose 16-bit accumulators saturate on pairs of products.
 
     Returns:
-        params with ``scale`` (C,) = amax per channel / (2**(bits-1) - 1), and codes of the shape of ``values``.
+        params with ``scale`` (C,) = amax per channel / (2**(bits-1) - 1), and codes of the shape of ``values``. A
+        channel of zeros, which pruning leaves, has the smallest scale of the others: its bias is in units of it.
     """
     top = (1 << (bits - 1)) - 1
     others = tuple(i for i in range(values.ndim) if i != axis)
     amax = np.abs(values).max(axis=others).astype(np.float64)
-    scale = np.where(amax > 0, np.maximum(amax / top, 1e-30), 1.0).astype(np.float32)
-    params = QuantParams(scale, 0, "int8", axis)
+    live = np.maximum(amax[amax > 0] / top, _LEAST)
+    scale = np.full(amax.shape, live.min() if live.size else _NO_WEIGHT)
+    scale[amax > 0] = live
+    params = QuantParams(scale.astype(np.float32), 0, "int8", axis)
     return params, np.clip(codes(values, params), -top, top).astype(np.int8)
 
 
@@ -78,9 +98,9 @@ def widen_for_bias(params: QuantParams, bias: F32, input_scale: float) -> QuantP
     """Raise channel scales until the bias fits int32 at ``input_scale * scale``.
 
     A channel whose weights are nearly zero has a scale so small that its bias would overflow. A larger scale does no
-    harm to such weights.
+    harm to such weights. The unit itself must be a normal float32: a bias of zero over a unit of zero is no code.
     """
-    least = np.abs(bias.astype(np.float64)) / (input_scale * 2.0**30)
+    least = np.maximum(np.abs(bias.astype(np.float64)) / 2.0**30, _LEAST) / input_scale
     scale = np.maximum(params.scale, least).astype(np.float32)
     return QuantParams(scale, 0, params.dtype, params.axis)
 

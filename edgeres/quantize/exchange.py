@@ -14,7 +14,7 @@ import json
 import re
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,7 +25,7 @@ from edgeres.calibrate.ranges_file import RangesFile
 from edgeres.calibrate.record import IMPORTED, Ranges, Wanted
 from edgeres.documents import DocumentKind
 from edgeres.errors import InputError, UsageError
-from edgeres.quantize.affine import symmetric_int8
+from edgeres.quantize.affine import symmetric_int8, typical_amax
 from edgeres.records import TensorRange
 
 if TYPE_CHECKING:
@@ -225,7 +225,11 @@ def _cache(recorded: RangesFile, tensorrt: str) -> tuple[str, int]:
     version = (10000 if major >= 10 else 1000) * major + 100 * minor + patch
     complete = any("symmetric" in entry.ranges for entry in recorded.content.tensors.values())
     styles = ("symmetric",) if complete else ("tensorrt", "cpu")
-    scales = {name: symmetric_int8(best).scale for name, best in _best(recorded, *styles)}
+    found = dict(_best(recorded, *styles))
+    amax = typical_amax(found.values())  # for tensors that are zero on every image: TensorRT takes no scale of 0
+    scales = {
+        name: symmetric_int8(best if best.amax else replace(best, high=amax)).scale for name, best in found.items()
+    }
     lines = [f"{name}: {struct.pack('!f', float(scale)).hex()}\n" for name, scale in scales.items()]
     return f"TRT-{version}-EntropyCalibration2\n{''.join(lines)}", len(lines)
 

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto
 
 from edgeres.graph.graph import Graph, Values, input_at
-from edgeres.quantize.affine import affine_int8, affine_uint8, codes, quantize_weight, symmetric_int8, widen_for_bias
+from edgeres.quantize.affine import (
+    affine_int8,
+    affine_uint8,
+    codes,
+    quantize_weight,
+    symmetric_int8,
+    typical_amax,
+    widen_for_bias,
+)
 from edgeres.quantize.placement import Placement, Site, weight_axis
 from edgeres.records import Edge, QuantParams, QuantPlan, Skipped, TensorRange, WeightEdge
 
@@ -29,12 +38,16 @@ def make_plan(
     """
     cpu = placement.style == "cpu"
     to_params = affine_uint8 if cpu else symmetric_int8
+    # A tensor that is zero on every image needs no finer step, and keeps zero_point 0: the layer behind it may have any
+    # weights, and a folded zero point would have to cancel what they make of it.
+    full = frozenset(tensor for tensor in placement.full if ranges[tensor].amax > 0)
+    ranges = _without_empty(graph, {tensor: ranges[tensor] for tensor in placement.observed})
     params = {tensor: to_params(ranges[tensor]) for tensor in placement.observed}
-    params |= {tensor: affine_int8(ranges[tensor]) for tensor in placement.full}
+    params |= {tensor: affine_int8(ranges[tensor]) for tensor in full}
     params |= {site.tensor: params[site.like] for site in placement.sites if site.like is not None}
 
     def why(site: Site) -> str:
-        return site.reason + (_FULL if (site.like or site.tensor) in placement.full else "")
+        return site.reason + (_FULL if (site.like or site.tensor) in full else "")
 
     coded = [node for node in graph.nodes if node.name in set(placement.weighted)]
     make = _integer_layer if cpu else _float_bias_layer
@@ -49,6 +62,18 @@ def make_plan(
         skipped=skipped,
         calibration_digest=calibration_digest,
     )
+
+
+def _without_empty(graph: Graph, ranges: Mapping[str, TensorRange]) -> dict[str, TensorRange]:
+    """The ranges, with a typical one for every tensor that is zero on all images: see :func:`typical_amax`."""
+    amax = typical_amax(ranges.values())
+
+    def filled(interval: TensorRange) -> TensorRange:
+        if interval.amax > 0:
+            return interval
+        return replace(interval, low=0.0 if graph.is_nonnegative(interval.tensor) else -amax, high=amax)
+
+    return {tensor: filled(interval) for tensor, interval in ranges.items()}
 
 
 def _float_bias_layer(graph: Graph, node: NodeProto, params: _Params, bits: int) -> Iterator[WeightEdge]:
