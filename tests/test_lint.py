@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from edgeres.engine.builder import BuildRequest, BuiltEngine, build_engine
 from edgeres.errors import EngineError
-from edgeres.graph.lint import lint
+from edgeres.graph.lint import _INTEGER_OPS, _MISSING_OPS, lint
 
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
 SCALE, ZERO = constant("s", np.float32(0.1)), constant("z", np.int8(0))
@@ -136,6 +136,37 @@ def opset(version: int) -> onnx.ModelProto:
     return model([helper.make_node("Relu", ["x"], ["y"])], [], opsets={"": version})
 
 
+def one(op: str, *constants: Any, version: int = 17, outputs: int = 1, **attributes: Any) -> onnx.ModelProto:
+    """One operator behind the input; None stands for an input that is left out."""
+    tensors = [constant(f"c{i}", values) for i, values in enumerate(constants) if values is not None]
+    names = ["x", *("" if values is None else f"c{i}" for i, values in enumerate(constants))]
+    outs = ["y", *(f"more{i}" for i in range(1, outputs))]
+    built = model([helper.make_node(op, names, outs, name="op", **attributes)], tensors, opsets={"": version})
+    for name in outs[1:]:
+        built.graph.output.append(helper.make_tensor_value_info(name, TensorProto.INT64, None))
+    return onnx.shape_inference.infer_shapes(built)
+
+
+def resize(version: int = 17, **attributes: Any) -> onnx.ModelProto:
+    roi = np.array([0, 0, 0, 0, 1, 1, 1, 1], np.float32) if "crop" in str(attributes) else None
+    return one("Resize", roi, np.array([1, 1, 0.5, 0.5], np.float32), version=version, mode="linear", **attributes)
+
+
+def keeps_aspect() -> onnx.ModelProto:
+    policy = "not_larger"
+    sizes = np.array([4, 4])
+    return one("Resize", None, None, sizes, version=18, mode="linear", axes=[2, 3], keep_aspect_ratio_policy=policy)
+
+
+def computed_weights() -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["m"], axes=[0, 2, 3], keepdims=1),
+        helper.make_node("Mul", ["w", "m"], ["k"]),
+        helper.make_node("Conv", ["x", "k"], ["y"], name="conv", kernel_shape=[1, 1]),
+    ]
+    return model(nodes, [constant("w", np.ones((8, 3, 1, 1), np.float32))])
+
+
 def scales(value: float) -> np.ndarray[Any, np.dtype[np.float32]]:
     per_channel = np.full(8, 0.02, np.float32)
     per_channel[3] = value
@@ -198,6 +229,32 @@ CASES: tuple[tuple[str, Callable[[], onnx.ModelProto], set[tuple[str, str]]], ..
     ("uint16 input", lambda: typed_input(TensorProto.UINT16), {("type", "refused")}),
     ("uint32 inside", lambda: cast_through(TensorProto.UINT32), {("type", "refused")}),
     ("int16 constant", lambda: odd_constant(np.int16), {("type", "refused")}),
+    ("uint8 inside", lambda: cast_through(TensorProto.UINT8), {("type", "refused")}),
+    ("dilated MaxPool", lambda: one("MaxPool", kernel_shape=[2, 2], dilations=[2, 2]), {("pool", "refused")}),
+    (
+        "dilated AveragePool",
+        lambda: one("AveragePool", version=19, kernel_shape=[2, 2], dilations=[2, 1]),
+        {("pool", "refused")},
+    ),
+    ("dilated LpPool", lambda: one("LpPool", version=18, kernel_shape=[2, 2], dilations=[2, 2]), {("pool", "refused")}),
+    ("LpPool with p=3", lambda: one("LpPool", kernel_shape=[2, 2], p=3), {("pool", "refused")}),
+    ("MaxPool with places", lambda: one("MaxPool", outputs=2, kernel_shape=[2, 2]), {("pool", "refused")}),
+    (
+        "Resize by crops",
+        lambda: resize(coordinate_transformation_mode="tf_crop_and_resize"),
+        {("resize", "refused")},
+    ),
+    (
+        "symmetric Resize",
+        lambda: resize(19, coordinate_transformation_mode="half_pixel_symmetric"),
+        {("resize", "refused")},
+    ),
+    ("Resize with antialias", lambda: resize(18, antialias=1), {("resize", "refused")}),
+    ("Resize that keeps the aspect ratio", keeps_aspect, {("resize", "refused")}),
+    ("rank 9", lambda: one("Reshape", np.array([0, 3, 2, 2, 2, 2, 2, 2, 1])), {("rank", "refused")}),
+    ("Det", lambda: one("Det"), {("operator", "refused")}),
+    ("Compress", lambda: one("Compress", np.array([True, False, True]), axis=1), {("operator", "refused")}),
+    ("weights computed at run time", computed_weights, {("weights", "version")}),
 )
 INT8_LAYERS: tuple[tuple[str, Callable[[], onnx.ModelProto]], ...] = (
     ("Conv", Layer().graph),
@@ -211,6 +268,9 @@ OTHER_GOOD: tuple[tuple[str, Callable[[], onnx.ModelProto]], ...] = (
     ("uint8 input", lambda: typed_input(TensorProto.UINT8)),
     ("float network", lambda: resnet(quantized=False, width=8, px=8)),
     ("quantized network", lambda: resnet(quantized=True, width=8, px=8)),
+    ("pool without dilation", lambda: one("MaxPool", kernel_shape=[2, 2], dilations=[1, 1])),
+    ("Resize", lambda: resize(coordinate_transformation_mode="align_corners")),
+    ("rank 8", lambda: one("Reshape", np.array([0, 3, 2, 2, 2, 2, 2, 2]))),
     ("opset 9", lambda: opset(9)),
     ("opset 20", lambda: opset(20)),
 )
@@ -279,6 +339,18 @@ def test_a_function_of_the_model_is_no_foreign_operator() -> None:
     built.functions.append(body)
     assert lint(built) == []
     _rtx(built)
+
+
+def test_the_parser_knows_every_other_operator() -> None:
+    """The list of operators that TensorRT lacks, against the parser's own list."""
+    rtx = pytest.importorskip("tensorrt_rtx", reason="the parser that the lint stands in for is not installed")
+    logger = rtx.Logger(rtx.Logger.ERROR)
+    builder = rtx.Builder(logger)  # must outlive its network
+    network = builder.create_network(0)
+    parser = rtx.OnnxParser(network, logger)
+    names = {schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain}
+    known = {name for name in names if parser.supports_operator(name)}
+    assert names - known == names & (_MISSING_OPS | _INTEGER_OPS)
 
 
 def test_a_finding_reads_as_one_line() -> None:

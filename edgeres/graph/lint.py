@@ -23,6 +23,19 @@ OPSETS = range(9, 21)  # documented by TensorRT 10.3, the oldest one; 10.13 goes
 _INTEGER_OPS = frozenset({"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"})
 _MISSING_TYPES = frozenset({"INT16", "UINT16", "UINT32", "UINT64", "STRING", "COMPLEX64", "COMPLEX128"})
 _ONNX_DOMAINS = ("", "ai.onnx")
+# Operators of ONNX that the parser's own list lacks; those with integer arithmetic have a hint of their own.
+_MISSING = """
+    AffineGrid Bernoulli BitCast BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor CenterCropPad Col2Im Compress
+    ConcatFromSequence CumProd DFT DeformConv Det ImageDecoder MaxRoiPool MaxUnpool MelWeightMatrix Multinomial
+    NegativeLogLikelihoodLoss Optional OptionalGetElement OptionalHasElement RegexFullMatch SequenceAt
+    SequenceConstruct SequenceEmpty SequenceErase SequenceInsert SequenceLength SequenceMap SoftmaxCrossEntropyLoss
+    SplitToSequence StringConcat StringNormalizer StringSplit SwiGLU TfIdfVectorizer Unique
+"""
+_MISSING_OPS = frozenset(_MISSING.split())
+_POOLS = frozenset({"MaxPool", "AveragePool", "LpPool"})
+# The coordinate transformations of Resize that the parser has no code for.
+_MISSING_RESIZES = frozenset({"tf_crop_and_resize", "half_pixel_symmetric"})
+_MAX_RANK = 8
 # What a rule finds in a node: tensor, rule, effect and hint of a :class:`Finding`.
 _Found = Iterator[tuple[str, str, Effect, str]]
 
@@ -95,6 +108,8 @@ def _about_types(graph: Graph) -> Iterator[Finding]:
             yield Finding(node_name, tensor, "type", "refused", f"TensorRT has no {kind.lower()}; export in float32")
         elif kind == "DOUBLE":
             yield Finding(node_name, tensor, "type", "wrong", "float64 is narrowed to float32; export in float32")
+        elif kind == "UINT8" and node_name and tensor not in graph.outputs:
+            yield Finding(node_name, tensor, "type", "refused", "uint8 inside the graph; let only the input be uint8")
         elif kind == "INT64" and tensor in graph.inputs:
             yield Finding(node_name, tensor, "type", "version", "an int64 input; feed images as float32 or uint8")
 
@@ -104,6 +119,8 @@ def _operators(graph: Graph, node: NodeProto) -> _Found:
         return
     if node.op_type in _INTEGER_OPS:
         yield "", "operator", "refused", f"TensorRT has no {node.op_type}; write Q/DQ around the float operator"
+    elif node.op_type in _MISSING_OPS and node.domain in _ONNX_DOMAINS:
+        yield "", "operator", "refused", f"TensorRT has no {node.op_type}; write the layer with other operators"
     elif node.domain not in _ONNX_DOMAINS:
         # The parser knows operators by name only, so it accepts a contributed operator with the name of an ONNX one.
         known = defs.has(node.op_type)
@@ -214,7 +231,47 @@ def _half_quantized(graph: Graph, node: NodeProto) -> _Found:
         yield node.input[dequantized.index(False)], "half", "slow", hint
 
 
+def _pools(graph: Graph, node: NodeProto) -> _Found:
+    if node.op_type not in _POOLS:
+        return
+    given = attributes(node)
+    if any(step != 1 for step in given.get("dilations", ())):
+        yield "", "pool", "refused", f"a dilated {node.op_type}; pool without dilations"
+    if len(node.output) > 1 and node.output[1]:
+        yield node.output[1], "pool", "refused", "places of the largest values; export the pooled values alone"
+    if node.op_type == "LpPool" and given.get("p", 2) not in {1, 2}:
+        yield "", "pool", "refused", f"a pool with p={given['p']}; TensorRT has p=1 and p=2"
+
+
+def _resizes(graph: Graph, node: NodeProto) -> _Found:
+    if node.op_type != "Resize":
+        return
+    given = {name: value.decode() if isinstance(value, bytes) else value for name, value in attributes(node).items()}
+    mode = given.get("coordinate_transformation_mode", "half_pixel")
+    if mode in _MISSING_RESIZES:
+        yield "", "resize", "refused", f"Resize by {mode}; TensorRT has half_pixel, align_corners and asymmetric"
+    if given.get("antialias"):
+        yield "", "resize", "refused", "Resize with antialias; resize without it, or pool before"
+    if given.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+        yield "", "resize", "refused", "Resize that keeps the aspect ratio; give the sizes"
+
+
+def _ranks(graph: Graph, node: NodeProto) -> _Found:
+    if node.op_type == "Reshape" and graph.is_constant(node.input[1]):
+        rank = graph.constant(node.input[1]).size
+        if rank > _MAX_RANK:
+            yield node.output[0], "rank", "refused", f"a tensor of rank {rank}; TensorRT takes up to {_MAX_RANK}"
+
+
+def _computed_weights(graph: Graph, node: NodeProto) -> _Found:
+    if node.op_type not in {"Conv", "ConvTranspose"} or _is_weight(graph, node.input[1]):
+        return
+    producer = graph.producer(node.input[1])
+    if producer is not None and producer.op_type != "DequantizeLinear":
+        yield node.input[1], "weights", "version", "weights computed at run time; some TensorRT versions refuse them"
+
+
 _Rule = Callable[[Graph, NodeProto], _Found]
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 _PAIR_RULES: tuple[_Rule, ...] = (_operators, _scales, _zero_points, _code_types, _axes, _pairs)
-_RULES: tuple[_Rule, ...] = (_operators, _half_quantized)
+_RULES: tuple[_Rule, ...] = (_operators, _half_quantized, _computed_weights, _pools, _resizes, _ranks)
