@@ -266,6 +266,57 @@ def test_a_calibration_in_a_process_of_its_own_tells_time_and_memory(scripts: No
     assert told["peak_bytes"] > images.nbytes
 
 
+# Architectures.
+
+
+def zoo_row(tensorrt: float, cpu: float, speedup: float) -> dict[str, Any]:
+    graphs = {"tensorrt": {"sqnr_db": tensorrt, "agreement": 99.5}, "cpu": {"sqnr_db": cpu, "agreement": 98.75}}
+    peer = {"tensorrt": {"sqnr_db": 20.0, "agreement": 90.0}, "cpu": {"failed": "ValueError: no"}}
+    kept = {"cpu": [["Softmax", 2, "probabilities need float"]], "tensorrt": []}
+    row = {"trait": "t", "graphs": graphs, "peer": peer, "rtx": "built, not run here", "float": kept}
+    return row | {"speedup": {"edgeres": speedup, "peer": 2.0}, "refinement": ["equalization, cpu: odd layout"]}
+
+
+def test_the_page_of_architectures_shows_what_was_measured(scripts: None) -> None:
+    zoo = __import__("zoo")
+    rows = {"resnet18": zoo_row(31.0, 29.0, 3.0), "resnet34": zoo_row(17.0, 16.0, 1.0), "dla34": {"failed": "E: x"}}
+    rows["dla34"]["trait"] = "t"
+    text = zoo.page({"networks": rows, "environment": {"onnxruntime": "1.0"}})
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:2] == "| "]
+    table = {line[0]: line for line in lines}
+    assert all(len(table[f"`{name}`"]) == len(zoo.COLUMNS) for name in rows)
+    assert table["`resnet18`"][2:] == [
+        *("31.0", "20.0", "99.5", "90.0", "none", "built"),
+        *("29.0", "failed", "98.8", "failed", "3.00", "2.00"),
+    ]
+    assert table["`dla34`"][2] == "failed: E: x"
+    assert "above ONNX Runtime's in 1 of 2 networks, at the median by 4.0 dB, at least by -3.0 dB" in text
+    assert "1.00 times as fast as ONNX Runtime's own at the median" in text and "0.50 to 1.50 times" in text
+    assert table["Softmax"] == ["Softmax", "probabilities need float", "resnet18 2, resnet34 2"]
+    assert "- `resnet18`: equalization, cpu: odd layout" in text
+
+
+def test_a_settled_network_has_the_statistics_of_its_images_and_knows_them(scripts: None) -> None:
+    torch = pytest.importorskip("torch")
+    networks = __import__("zoo_networks")
+    torch.manual_seed(0)
+    norm, head = torch.nn.BatchNorm2d(8), torch.nn.Linear(8, 4)
+    torch.nn.init.zeros_(norm.weight)
+    conv = torch.nn.Conv2d(3, 8, 3)
+    body = torch.nn.Sequential(conv, norm, torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), head)
+    labels = np.arange(64) % 4
+    images = np.random.default_rng(0).integers(0, 64, (64, 8, 8, 3)).astype(np.uint8)
+    images += (labels * 60).astype(np.uint8)[:, None, None, None]
+    network = networks.settle(body, head, images, labels)
+    inputs = networks.normalized(images)
+    with torch.no_grad():
+        maps = conv(inputs)
+        assert torch.allclose(norm.running_mean, maps.mean((0, 2, 3)), atol=1e-3)
+        answers = network(inputs).argmax(1)
+    assert 0.1 <= norm.weight.min() <= norm.weight.max() <= 0.5
+    assert (answers.numpy() == labels).mean() > 0.9
+
+
 # Against another revision.
 
 
