@@ -5,6 +5,7 @@ Every normalized graph is compared with the original file on ONNX Runtime.
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -328,6 +329,36 @@ def test_batch_norm_in_training_mode_is_named(opset: int, outputs: int, mode: di
         "g: exported in training mode: BatchNormalization BatchNormalization_1 normalizes with the statistics of each "
         "batch; export after model.eval()"
     )
+
+
+def test_weights_that_are_standardized_at_run_time_are_stored() -> None:
+    torch = pytest.importorskip("torch")
+    from torch import nn
+    from torch.nn import functional
+
+    class Standardized(nn.Conv2d):  # type: ignore[misc]
+        """As timm writes weight standardization."""
+
+        def forward(self, x: Any) -> Any:
+            flat = self.weight.reshape(1, self.out_channels, -1)
+            weight = functional.batch_norm(flat, None, None, weight=self.gain, training=True, momentum=0.0, eps=1e-6)
+            return functional.conv2d(x, weight.reshape_as(self.weight), self.bias, self.stride, self.padding)
+
+    torch.manual_seed(0)
+    convs = Standardized(3, 8, 3, 2, 1), Standardized(8, 8, 3, 1, 1)
+    for conv in convs:
+        conv.gain = nn.Parameter(torch.rand(8) + 0.5)
+    relus = nn.ReLU(), nn.ReLU()
+    tail = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES)
+    network = nn.Sequential(convs[0], relus[0], convs[1], relus[1], *tail).eval()
+    file = io.BytesIO()
+    options: dict[str, Any] = {"dynamo": False, "opset_version": 17, "input_names": ["data"]}
+    torch.onnx.export(network, (torch.zeros(1, 3, PX, PX),), file, dynamic_axes={"data": {0: "n"}}, **options)
+    found = normalize(onnx.load_from_string(file.getvalue())).model
+    assert operators(found) == {"Conv": 2, "Relu": 2, "GlobalAveragePool": 1, "Flatten": 1, "Gemm": 1}
+    with torch.no_grad():
+        expected = network(torch.from_numpy(IMAGES)).numpy()
+    np.testing.assert_allclose(scores(found), expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
 
 
 def test_dropout_in_training_mode_is_named() -> None:

@@ -27,7 +27,13 @@ from edgeres.graph.fold_affine import fold_affine
 from edgeres.graph.fold_sizes import fold_sizes
 from edgeres.graph.graph import Graph, attributes, opset_of
 from edgeres.graph.interface import Interface, find_interface, score_width
-from edgeres.graph.plain import drop_unread_outputs, plain_domains, refuse_training, single_precision
+from edgeres.graph.plain import (
+    drop_unread_outputs,
+    fold_standardized_weights,
+    plain_domains,
+    refuse_training,
+    single_precision,
+)
 from edgeres.graph.probe import InputValues, compare, in_words, input_values
 from edgeres.records import Layout, Preprocess
 
@@ -101,6 +107,7 @@ def normalize(model: ModelProto, *, where: object = None) -> Canonical:
     model = deepcopy(model)
     plain_domains(model)
     drop_unread_outputs(model)
+    fold_standardized_weights(model)
     work = deepcopy(model)
     doubles = single_precision(work, {TensorProto.DOUBLE})
     interface = find_interface(work, where)

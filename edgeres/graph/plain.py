@@ -1,15 +1,17 @@
 """Write a foreign graph in plain ONNX before anything reads it, and refuse graphs in training mode.
 
-Plain: one name for ONNX's domain, no outputs that nothing reads, float32 in place of other floats.
+Plain: one name for ONNX's domain, no outputs that nothing reads, no weights that are standardized at run time, float32
+in place of other floats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from edgeres.errors import ModelError
 from edgeres.graph.graph import Graph, attributes, input_at, opset_of
@@ -47,6 +49,41 @@ def drop_unread_outputs(model: ModelProto) -> None:
         if node.op_type == "Dropout" or not training:
             while len(node.output) > 1 and graph.last_use(node.output[-1]) < 0:
                 del node.output[-1]
+
+
+def fold_standardized_weights(model: ModelProto) -> None:
+    """Store weights that a batch norm in training mode standardizes; the model is changed.
+
+    Networks without normalization of activations normalize each filter when they run (Qiao et al. 2019, Weight
+    Standardization), and timm writes that as a batch norm of the weights: constant, whatever its mode.
+    """
+    graph = Graph(model)
+    inputs = set(graph.inputs)
+    found = [
+        node
+        for node in graph.of("BatchNormalization")
+        if _training(graph, node, opset_of(model)) and inputs.isdisjoint(graph.ancestors(*filter(None, node.input)))
+    ]
+    if not found:
+        return
+    names = [node.output[0] for node in found]
+    values = ReferenceEvaluator(_constants_alone(model, graph, names)).run(names, {})
+    for node, stored in zip(found, values, strict=True):
+        graph.remove(node)
+        graph.add_constant(node.output[0], np.asarray(stored))
+
+
+def _constants_alone(model: ModelProto, graph: Graph, names: Sequence[str]) -> ModelProto:
+    """The part of a model that computes these tensors, which no input reaches."""
+    wanted = graph.ancestors(*names)
+    part = onnx.helper.make_graph(
+        [node for node in graph.nodes if not wanted.isdisjoint(node.output)],
+        "constants",
+        [],
+        [onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names],
+        [tensor for tensor in model.graph.initializer if tensor.name in wanted],
+    )
+    return onnx.helper.make_model(part, opset_imports=model.opset_import, ir_version=model.ir_version)
 
 
 def refuse_training(model: ModelProto, where: object) -> None:
