@@ -66,17 +66,23 @@ def take_network(
 
 
 def quantize_network(network: Network, styles: Sequence[Style], loader: Loader, progress: Progress = SILENT) -> Refined:
-    """Q/DQ graphs of a network, one per style, refined as asked.
+    """Q/DQ graphs of a network, one per style, refined as asked; says so where much stays in float between INT8 layers.
 
     Raises:
         SourceError: calibration images cannot be read. ModelError: a tensor is not finite.
     """
+    from edgeres.graph.graph import Graph
+    from edgeres.quantize.between import float_between
     from edgeres.quantize.graphs import RangeChoice
     from edgeres.refine.recipe import quantize_with_recipe
 
     fp32, ranges = network.fp32, network.ranges
     choice = RangeChoice(ranges.method, weight_bits(), fp32.known, ranges.codes, network.recorded)
-    return quantize_with_recipe(fp32.graph, styles, loader, choice, network.refine, progress)
+    refined = quantize_with_recipe(fp32.graph, styles, loader, choice, network.refine, progress)
+    for plan in refined.quantized.plans.values():
+        if line := float_between(Graph(fp32.graph), plan):
+            progress.say(line)
+    return refined
 
 
 def _reuse(path: Path | None, data: DataChoice, refine: RefineChoice) -> tuple[RangesFile | None, RefineChoice]:
