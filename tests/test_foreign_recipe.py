@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from moving_graphs import MOVING
 
 from edgeres.data.choose import DataChoice
 from edgeres.graph.lint import lint
@@ -19,12 +20,14 @@ from edgeres.pipeline.take import ModelChoice
 from edgeres.records import CODES
 from edgeres.refine.choice import RefineChoice
 
+NETWORKS = {**foreign_graphs.FOREIGN, **MOVING}
 
-@pytest.mark.parametrize("name", foreign_graphs.FOREIGN)
+
+@pytest.mark.parametrize("name", NETWORKS)
 def test_balanced_refines_it(name: str, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
     np.savez(tmp_path / "images.npz", images=pixels, labels=np.arange(40) % 4)
-    onnx.save(foreign_graphs.FOREIGN[name](), tmp_path / "model.onnx")
+    onnx.save(NETWORKS[name](), tmp_path / "model.onnx")
     done = quantize_file(
         ModelChoice(tmp_path / "model.onnx"),
         DataChoice(str(tmp_path / "images.npz"), None, 40, None, 0),
@@ -40,7 +43,7 @@ def test_balanced_refines_it(name: str, tmp_path: Path) -> None:
     }
     assert all(step["after_db"] is not None for step in done.summary["refinement"])
 
-    reference = normalize(foreign_graphs.FOREIGN[name]()).model
+    reference = normalize(NETWORKS[name]()).model
     shape = [size.dim_value for size in reference.graph.input[0].type.tensor_type.shape.dim][1:]
     x = np.random.default_rng(1).standard_normal((8, *shape)).astype(np.float32)
     x = np.abs(x) * 60 if any("0 to 255" in note for note in done.summary["notes"]) else x

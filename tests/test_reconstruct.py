@@ -223,7 +223,7 @@ def test_an_exact_input_stays_exact() -> None:
 
 
 def test_an_operator_that_cannot_be_learned_through_is_named() -> None:
-    candidate, images = planned(lambda: foreign_graphs.activated("Selu"), "tensorrt", count=4)
+    candidate, images = planned(lambda: foreign_graphs.activated("Shrink"), "tensorrt", count=4)
     with pytest.raises(ModelError, match="cannot be learned through"):
         reconstruct(candidate, candidate.graph, images, QUICK)
 

@@ -21,7 +21,7 @@ the second leaves the scaled step at 8/127, which is 2/127 in its own units: J f
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +32,8 @@ from edgeres.progress import SILENT, Advance, Progress
 from edgeres.quantize.placement import place, weight_axis, why_not_weighted
 from edgeres.records import F32, F64, I64, Codes
 from edgeres.refine.channel_groups import PINNED, ChannelGroups, find_channel_groups, scaled
-from edgeres.refine.sensitivity import STEPS, ChannelErrors, channel_histograms, rounding_tables, sensitivities, shapes
+from edgeres.refine.layout import TensorLayout
+from edgeres.refine.sensitivity import STEPS, ChannelErrors, channel_histograms, rounding_tables, sensitivities
 
 ITERATIONS = 150
 _RATE = 0.05  # of the first iteration, in octaves; it falls to zero
@@ -70,45 +71,59 @@ def equalize(model: ModelProto, images: F32, codes: Codes = "full", progress: Pr
         ModelError: ONNX Runtime cannot run the graph.
     """
     graph = Graph(model)
-    groups = find_channel_groups(graph)
+    layout = TensorLayout(graph, images[:1])
+    groups = find_channel_groups(graph, layout)
     if groups.size == 1:
         return scaled(model, groups, np.ones(1))
-    errors = _errors(graph, images, codes, progress)
-    activations, layers = _terms(graph, groups, errors, shapes(graph, images[:1]))
+    errors = _errors(graph, layout, images, codes, progress)
+    activations, layers = _terms(graph, groups, errors, layout)
     with progress.task("equalizing channels", total=ITERATIONS) as advance:
         octaves = _descend(activations, layers, groups.size, advance)
     return scaled(model, groups, 2.0**octaves)
 
 
-def _errors(graph: Graph, images: F32, codes: Codes, progress: Progress) -> dict[str, ChannelErrors]:
-    """The errors of coded tensors and of outputs of ReLUs, by tensor."""
+def _errors(
+    graph: Graph, layout: TensorLayout, images: F32, codes: Codes, progress: Progress
+) -> dict[str, ChannelErrors]:
+    """The errors of coded tensors, of what layers read, and of outputs of ReLUs, by tensor."""
     placement = place(graph, "tensorrt", codes)
     relus = (node.output[0] for node in graph.of("Relu"))
-    counts = channel_histograms(graph.model, list(dict.fromkeys([*placement.observed, *relus])), images, progress)
+    read = (node.input[0] for node in graph.of(*WEIGHTED))
+    wanted = [name for name in (*placement.observed, *relus, *read) if len(layout.shape.get(name, ())) > 1]
+    counts = channel_histograms(graph.model, list(dict.fromkeys(wanted)), images, progress)
     return {name: rounding_tables(found, 255 if name in placement.full else 127) for name, found in counts.items()}
 
 
 def _terms(
-    graph: Graph, groups: ChannelGroups, errors: Mapping[str, ChannelErrors], shape: Mapping[str, Sequence[int]]
+    graph: Graph, groups: ChannelGroups, errors: Mapping[str, ChannelErrors], layout: TensorLayout
 ) -> tuple[list[_ActivationTerm], list[_WeightTerm]]:
-    sites = [site for site in place(graph, "tensorrt").sites if site.like is None]
-    h = sensitivities(graph, shape, {name: found.active for name, found in errors.items()})
+    sites = [site for site in place(graph, "tensorrt").sites if site.like is None and site.tensor in errors]
+    h = sensitivities(graph, layout, {name: found.active for name, found in errors.items()})
     activations = []
     for site in sites:
         through = sum(h.reads[reader, site.tensor] for reader in site.consumers if (reader, site.tensor) in h.reads)
-        weight = np.reshape(through * math.prod(shape[site.tensor][2:]), (-1, 1))
-        activations.append((errors[site.tensor].error * weight, _groups(groups, site.tensor, shape)))
+        weight = np.reshape(through * _positions(layout, site.tensor), (-1, 1))
+        activations.append((errors[site.tensor].error * weight, _groups(groups, site.tensor, layout)))
     layers = []
     for node in graph.of(*WEIGHTED):
         read, written = node.input[0], node.output[0]
+        # Other inputs of a MatMul have no channels at axis 1. They keep their values, so their noise is a constant.
+        if node.op_type != "Conv" and len(layout.shape[read]) != 2:
+            continue
         if not why_not_weighted(graph, node) and written in h.tensors:
-            noise = h.tensors[written] * math.prod(shape[written][2:])
-            layers.append(_weight_term(graph, node, _groups(groups, read, shape), errors[read], noise))
+            noise = h.tensors[written] * _positions(layout, written)
+            layers.append(_weight_term(graph, node, _groups(groups, read, layout), errors[read], noise))
     return activations, layers
 
 
-def _groups(groups: ChannelGroups, tensor: str, shape: Mapping[str, Sequence[int]]) -> I64:
-    return groups.channels.get(tensor, np.full(shape[tensor][1], PINNED))
+def _positions(layout: TensorLayout, tensor: str) -> float:
+    """Number of values of a channel, for one image."""
+    shape = layout.shape[tensor]
+    return float(math.prod(shape) / shape[1])
+
+
+def _groups(groups: ChannelGroups, tensor: str, layout: TensorLayout) -> I64:
+    return groups.channels.get(tensor, np.full(layout.shape[tensor][1], PINNED))
 
 
 def _weight_term(graph: Graph, node: NodeProto, groups: I64, errors: ChannelErrors, h: F64) -> _WeightTerm:

@@ -21,7 +21,7 @@ from edgeres.graph.graph import Graph
 from edgeres.progress import SILENT, Progress
 from edgeres.records import F32, HalfEdge, QuantPlan
 from edgeres.refine.candidate import CandidatePlan, logits, typical_noise
-from edgeres.refine.sensitivity import shapes
+from edgeres.refine.layout import TensorLayout
 
 # The noise power that int8 skips may reach, over that with every skip in float16: 0.13 dB more.
 BUDGET_SHARE = 1.03
@@ -88,7 +88,7 @@ def choose_residual(
         for add in found:
             added[add] = max(noise(found.keys() - {add}) - floor, 0.0)
             advance(1)
-    sizes = shapes(graph, images[:1])
+    sizes = TensorLayout(graph, images[:1]).shape
     values = {add: math.prod(sizes[tensor][1:]) for add, tensor in found.items()}
     saved = {add: _bytes_of_half(graph, candidate.plan, tensor, values[add]) for add, tensor in found.items()}
     in_half = set(found)

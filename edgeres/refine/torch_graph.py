@@ -152,7 +152,7 @@ class TorchGraph:
     def __init__(self, model: ModelProto, plan: QuantPlan | None = None) -> None:
         self.graph = Graph(model)
         self._plan = plan
-        self._attributes = {node.name: attributes(node) for node in self.graph.nodes}
+        self._attributes = {node.name: {**attributes(node), "outputs": len(node.output)} for node in self.graph.nodes}
         for node in self.graph.nodes:
             if node.op_type not in OPS:
                 raise ModelError(f"operator {node.op_type} cannot be learned through", where=f"node {node.name}")
@@ -216,9 +216,10 @@ class TorchGraph:
             node = self.graph.node(name)
             arguments = [self._argument(tensor, name, values, codes_of) if tensor else None for tensor in node.input]
             try:
-                values[node.output[0]] = OPS[node.op_type](self._attributes[name], arguments)
+                made = OPS[node.op_type](self._attributes[name], arguments)
             except ModelError as error:
                 raise ModelError(error.what, where=f"node {name}") from error
+            values.update(zip(node.output, [made] if isinstance(made, Tensor) else made, strict=False))
         return values[block.output]
 
     def _argument(self, tensor: str, node: str, values: dict[str, Tensor], codes_of: dict[str, Tensor]) -> Tensor:
