@@ -289,6 +289,63 @@ def test_sizes_are_constants(head: Callable[[Writer, str], str], batch: Any) -> 
     assert computed and all(graph.carries_activations(name) for name in computed)
 
 
+def resized(w: Writer, x: str, mode: str = "linear") -> str:
+    """Feature pyramids resize to the size of another level: sizes with the batch among them."""
+    small = w.conv(x, (8, 8), 3, 3)
+    sizes = w.op("Concat", *(w.op("Unsqueeze", size(w, x, axis), w.const([0])) for axis in range(4)), axis=0)
+    joined = w.op("Add", x, w.op("Resize", small, "", "", sizes, mode=mode))
+    return w.op("ReduceMean", joined, axes=[2, 3], keepdims=0)
+
+
+def resized_nearest(w: Writer, x: str) -> str:
+    return resized(w, x, "nearest")
+
+
+def classification_token(w: Writer, x: str) -> str:
+    """A row that is expanded to the batch and put before the pixels, as transformers have it."""
+    rows = w.op("Transpose", w.op("Reshape", x, w.const([0, 8, -1])), perm=[0, 2, 1])
+    batch = w.op("Unsqueeze", size(w, x, 0), w.const([0]))
+    token = w.op("Expand", w.random(1, 1, 8), w.op("Concat", batch, w.const([1, 8]), axis=0))
+    mixed = w.op("MatMul", w.op("Concat", token, rows, axis=1), w.random(8, 8))
+    return w.op("ReduceMax", mixed, axes=[1], keepdims=0)
+
+
+def divided_by_its_length(w: Writer, x: str) -> str:
+    """``torch.nn.functional.normalize``: the length is expanded to the tensor's shape."""
+    mean = w.op("ReduceMean", x, axes=[2, 3], keepdims=0)
+    return w.op("Div", mean, w.op("Expand", w.op("ReduceL2", mean, axes=[1]), w.op("Shape", mean)))
+
+
+def zeros_beside(w: Writer, x: str) -> str:
+    both = w.op("Concat", x, w.op("ConstantOfShape", w.op("Shape", x)), axis=1)
+    return w.op("ReduceMean", w.conv(both, (16, 8)), axes=[2, 3], keepdims=0)
+
+
+def rows_of_the_batch(w: Writer, x: str) -> str:
+    batch = w.op("Unsqueeze", size(w, x, 0), w.const([0]))
+    rows = w.op("Expand", w.random(1, 8), w.op("Concat", batch, w.const([8]), axis=0))
+    return w.op(
+        "Where", w.op("Greater", rows, w.const(np.float32(0))), w.op("ReduceMean", x, axes=[2, 3], keepdims=0), rows
+    )
+
+
+@pytest.mark.parametrize(
+    "head",
+    [resized, resized_nearest, classification_token, divided_by_its_length, zeros_beside, rows_of_the_batch],
+    ids=lambda head: head.__name__,
+)
+@pytest.mark.parametrize("batch", ["N", 1, 3])
+def test_sizes_with_the_batch_among_them_take_any_batch(head: Callable[[Writer, str], str], batch: Any) -> None:
+    w = Writer()
+    flat = head(w, relu(w, w.conv("data", (3, 8), 3, 2)))
+    y = w.op("Gemm", flat, w.random(8, CLASSES), w.random(CLASSES))
+    model = w.model(y, shape=(batch, 3, PX, PX), output_shape=(batch, CLASSES))
+    found = normalized(model, batch=3 if batch == "N" else batch)
+    assert found.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    if head in {resized, resized_nearest}:
+        assert "Shape" not in operators(found)
+
+
 def test_zeros_of_the_batch_stay_computed() -> None:
     """A shortcut of zeros beside a padding: the sizes of the image become constants, the batch does not."""
     w = Writer()
@@ -421,12 +478,37 @@ def test_images_that_mix_are_told_with_the_node(layers: Callable[[Writer, str], 
     assert f"(node {node})" in told
 
 
-def test_a_batch_inside_a_file_that_calls_it_free_has_another_next_step() -> None:
+def beside_the_batch(w: Writer, x: str) -> str:
+    """Reshaped with the channels first, where nothing tells which size is the batch."""
+    rows = w.op("Reshape", w.op("Transpose", x, perm=[1, 0, 2, 3]), w.const([8, 1, 256]))
+    return w.op("ReduceMean", w.op("Transpose", rows, perm=[1, 0, 2]), axes=[2], keepdims=0)
+
+
+@pytest.mark.parametrize(
+    ("batch", "step"),
+    [
+        ("N", "export with two images as the example: sizes of one are taken for constants"),
+        (1, "export with a dynamic batch"),
+    ],
+)
+def test_a_batch_inside_a_file_has_a_next_step(batch: Any, step: str) -> None:
     w = Writer()
-    x = w.op("Concat", relu(w, w.conv("data", (3, 8))), w.random(1, 8, PX, PX), axis=1)
-    told = refusal(w.model(w.head(x, 16)))
-    assert told.startswith("g: a batch of 1 is built into the graph (Concat")
-    assert told.endswith("; export with two images as the example: sizes of one are taken for constants")
+    y = w.op("Gemm", beside_the_batch(w, relu(w, w.conv("data", (3, 8), 3, 2))), w.random(8, CLASSES))
+    told = refusal(w.model(y, shape=(batch, 3, PX, PX), output_shape=(batch, CLASSES)))
+    assert told.startswith("g: a batch of 1 is built into the graph (")
+    assert told.endswith(f"; {step}")
+
+
+def test_weights_of_each_image_are_told() -> None:
+    """CondConv, as it is exported with one image: the convolution's weights are mixed from experts by the image."""
+    w = Writer()
+    x = relu(w, w.conv("data", (3, 8), 3, 2))
+    mix = w.op("Gemm", w.op("ReduceMean", x, axes=[2, 3], keepdims=0), w.random(8, 4))
+    weights = w.op("Reshape", w.op("MatMul", mix, w.random(4, 576)), w.const([8, 8, 3, 3]))
+    x = w.op("Reshape", w.op("Conv", x, weights, kernel_shape=[3, 3]), w.const([1, 8, 14, 14]))
+    told = refusal(w.model(w.head(x, 8), shape=(1, 3, PX, PX), output_shape=(1, CLASSES)))
+    assert told.startswith("g: the weights of Conv Conv_6 are computed from the image, for a batch of 1 (")
+    assert told.endswith("; give all images of a batch the same weights")
 
 
 def test_onnx_has_one_name_for_its_domain() -> None:

@@ -19,7 +19,8 @@ import onnx
 from onnx import ModelProto, NodeProto, helper
 
 from edgeres.errors import ModelError
-from edgeres.graph.graph import Graph, attributes
+from edgeres.graph.free_batch import give_scales
+from edgeres.graph.graph import Graph, attributes, input_at
 from edgeres.graph.probe import run_graph
 
 _BATCHES = (2, 5)
@@ -44,16 +45,18 @@ def fold_sizes(model: ModelProto, batch: int | None) -> bool:
     gathers = [node for node in graph.of("Gather") if _reads_flat(graph, node)]
     flat = [tensor for node in gathers for tensor in (*node.input[:2], graph.writer(node.input[0]).input[0])]
     reshapes = [node for node in graph.of("Reshape") if node.input[1] in sized]
-    wanted = dict.fromkeys([*sized, *flat, *(name for node in reshapes for name in (node.input[0], node.output[0]))])
+    resizes = [node for node in graph.of("Resize") if input_at(node, 3) in sized]
+    shaped = [name for node in (*reshapes, *resizes) for name in (node.input[0], node.output[0])]
     if not sized and not gathers:
         return False
     batches = _BATCHES if batch is None else (batch,)
     try:
-        seen = _run(graph, list(wanted), batches)
+        seen = _run(graph, list(dict.fromkeys([*sized, *flat, *shaped])), batches)
     except ModelError:
         return False
     changed = sum(_read_by_image(graph, node, seen, batches) for node in gathers)
     changed += sum(_reshape_by_image(graph, node, seen, batches) for node in reshapes)
+    changed += sum(_resize_by_image(graph, node, seen, batches) for node in resizes)
     changed += sum(_make_constant(graph, tensor, seen[tensor]) for tensor in sized)
     graph.prune()
     return changed > 0
@@ -110,6 +113,14 @@ def _reshape_by_image(graph: Graph, node: NodeProto, seen: _Seen, batches: Seque
     target[varying[0]] = 0 if varying[0] == 0 and whole and list(shapes[:, 0]) == list(batches) else -1
     _set_inputs(graph, node, [node.input[0]], target)
     return True
+
+
+def _resize_by_image(graph: Graph, node: NodeProto, seen: _Seen, batches: Sequence[int]) -> bool:
+    """Give a Resize to sizes that depend on the batch alone constant scales."""
+    before, after = ([values.shape for values in seen[name]] for name in (node.input[0], node.output[0]))
+    each = {(then[1:], now[1:]) for then, now in zip(before, after, strict=True)}
+    images = all(shape[0] == batch for shapes in (before, after) for shape, batch in zip(shapes, batches, strict=True))
+    return images and len(each) == 1 and give_scales(graph, node, *each.pop())
 
 
 def _reads_flat(graph: Graph, node: NodeProto) -> bool:

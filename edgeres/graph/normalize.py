@@ -11,20 +11,20 @@ the same arithmetic.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx.inliner
-from onnx import ModelProto, NodeProto, TensorProto, defs, helper, shape_inference, version_converter
+from onnx import ModelProto, TensorProto, defs, helper, shape_inference, version_converter
 
 from edgeres.errors import ModelError
 from edgeres.graph.fold_affine import fold_affine
 from edgeres.graph.fold_sizes import fold_sizes
+from edgeres.graph.free_batch import BATCH, free_batch
 from edgeres.graph.graph import Graph, attributes, opset_of
 from edgeres.graph.interface import Interface, find_interface, score_width
 from edgeres.graph.plain import (
@@ -42,10 +42,7 @@ OPSET = 17
 OPSET_MAX = 20
 # Of opset 17: what ONNX Runtime has read since 1.12. Nothing in a canonical graph needs a newer one.
 IR_VERSION = 8
-BATCH = "batch"
 _OLDEST = 7  # of what ONNX Runtime runs
-
-_Dims = Sequence[onnx.TensorShapeProto.Dimension]
 
 
 @dataclass(frozen=True)
@@ -254,10 +251,10 @@ def _fold_all(model: ModelProto, batch: int | None, where: object) -> ModelProto
     model = _fold(model, where)
     if batch is not None:
         fold_sizes(model, batch)
-    _free_the_batch(model, batch)
+    free_batch(model, batch)
     if fold_sizes(model, None):
         model = _fold(model, where)
-        _free_the_batch(model, None)
+        free_batch(model, None)
     control = [node.name or node.op_type for node in model.graph.node if any(a.HasField("g") for a in node.attribute)]
     if control:
         what = f"control flow that depends on the image (node {control[0]})"
@@ -290,49 +287,6 @@ def _fold(model: ModelProto, where: object) -> ModelProto:
     folded.opset_import.extend(imports)
     del folded.graph.value_info[:]
     return shape_inference.infer_shapes(folded, data_prop=True)
-
-
-def _free_the_batch(model: ModelProto, batch: int | None) -> None:
-    """Make the batch dynamic; ``batch`` is the size that the graph fixes, None where it is dynamic already.
-
-    Reshape gets 0 for the batch, which copies it, and Squeeze gets explicit axes: both then work with any batch.
-    """
-    values = (*model.graph.value_info, *model.graph.input, *model.graph.output)
-    known = {value.name: value.type.tensor_type.shape.dim for value in values}
-    graph = Graph(model)
-    for node in graph.nodes:
-        before, after = (known.get(names[0], ()) for names in (node.input or [""], node.output))
-        if node.op_type == "Reshape" and (first := _batch_size(before, after, batch)) is not None:
-            sizes = [dim.dim_value or -1 for dim in after[1:]]
-            if [first, *sizes].count(-1) <= 1:
-                _set_second_input(graph, node, [first, *sizes])
-                del node.attribute[:]  # with allowzero the 0 would be a size
-        elif node.op_type == "Squeeze" and len(node.input) == 1 and before and batch is None:
-            _set_second_input(graph, node, [axis for axis, dim in enumerate(before) if axis and dim.dim_value == 1])
-    graph.prune()
-    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = BATCH
-
-
-def _set_second_input(graph: Graph, node: NodeProto, values: Sequence[int]) -> None:
-    stem = graph.free_name(f"{node.output[0]}/{node.op_type.lower()}")
-    name = graph.add_constant(stem, np.array(values, np.int64))
-    graph.set_inputs(node, [node.input[0], name])
-
-
-def _batch_size(before: _Dims, after: _Dims, batch: int | None) -> int | None:
-    """What a Reshape's first size becomes so that any batch passes: 0 copies the batch, -1 stands for a multiple of it.
-
-    None: the first axis is not known to count images. Exports with one image leave a 1 behind a free batch.
-    """
-    if not before or not after:
-        return None
-    first, then = before[0], after[0]
-    if batch is None:
-        return 0 if first.dim_param == BATCH and (then.dim_param == BATCH or then.dim_value == 1) else None
-    if first.dim_value == then.dim_value == batch:
-        return 0
-    counted = [dim.dim_value > 0 and dim.dim_value % batch == 0 for dim in (first, then)]
-    return -1 if all(counted) else None
 
 
 def _flatten_scores(model: ModelProto, where: object) -> int:

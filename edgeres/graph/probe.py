@@ -72,15 +72,23 @@ def compare(original: ModelProto, model: ModelProto, interface: Interface, value
     except ModelError as failed:
         built_in = in_words(failed.__cause__ or failed)
     if built_in:
-        what = f"a batch of {batch} is built into the graph ({built_in})"
-        hint = "export with a dynamic batch"
-        if interface.batch is None:
-            hint = "export with two images as the example: sizes of one are taken for constants"
-        raise ModelError(what, where=where, hint=hint)
+        raise _built_in(model, built_in, interface.batch, where)
     error = float(np.abs(before - after).max() / max(float(np.abs(before).max()), 1e-12))
     if not error < LIMIT:
         raise _different(model, images, error, where)
     return error
+
+
+def _built_in(model: ModelProto, failure: str, batch: int | None, where: object) -> ModelError:
+    graph = Graph(model)
+    computed = [node.name for node in graph.of("Conv") if graph.input in graph.ancestors(node.input[1])]
+    if computed:
+        what = f"the weights of Conv {computed[0]} are computed from the image, for a batch of {batch or 1} ({failure})"
+        return ModelError(what, where=where, hint="give all images of a batch the same weights")
+    hint = "export with a dynamic batch"
+    if batch is None:
+        hint = "export with two images as the example: sizes of one are taken for constants"
+    return ModelError(f"a batch of {batch or 1} is built into the graph ({failure})", where=where, hint=hint)
 
 
 def _different(model: ModelProto, images: F32, error: float, where: object) -> ModelError:
