@@ -194,7 +194,7 @@ class WeightEdge:
 
     Attributes:
         tensor: name of the initializer.
-        node: the Conv or Gemm that reads it.
+        node: the node that reads it: a Conv, Gemm or MatMul; or an Add, Mul or Concat, with uint8 codes.
         codes: shape of the initializer, type ``params.dtype``.
     """
 

@@ -144,7 +144,7 @@ def test_cpu_graph_is_integer_from_the_first_conv_to_the_last_gemm(name: str, tm
     view = Graph(found.canonical.model)
     joins = Counter(node.op_type for node in view.nodes if view.joins_activations(node))
     assert optimized["QLinearConv"] == operators(found.canonical.model)["Conv"]
-    assert optimized["QLinearAdd"] == joins["Add"]
+    assert optimized["QLinearAdd"] >= joins["Add"]  # and those of constants
     assert optimized["QLinearMul"] == joins["Mul"]
     assert not optimized.keys() & {"Conv", "FusedConv", "Gemm", "Relu", "Clip"}
 

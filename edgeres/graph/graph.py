@@ -25,6 +25,8 @@ Values = npt.NDArray[Any]
 PASS_THROUGH = frozenset(
     {"Identity", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Pad", "MaxPool"}
 )
+# Further ops of that kind. Only ONNX Runtime's CPU provider lets codes through them.
+_MOVES = frozenset({"Split", "DepthToSpace", "Gather", "Tile", "Expand", "Resize"})
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 _POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"})
 
@@ -306,6 +308,12 @@ class Graph:
             return node.op_type in PASS_THROUGH
         filled = input_at(node, 2)
         return not filled or (self.is_constant(filled) and not self.constant(filled).any())
+
+    def moves_codes(self, node: NodeProto) -> bool:
+        """Whether ONNX Runtime's CPU provider runs a node on codes: one that keeps them, or another that moves them."""
+        if node.op_type == "Resize":
+            return bool(attributes(node).get("mode", b"nearest") == b"nearest")
+        return node.op_type in _MOVES or self.keeps_codes(node)
 
     def keeps_range(self, node: NodeProto) -> bool:
         """Whether its output lies within its input's range: it pools values or moves them."""

@@ -94,6 +94,13 @@ def quantize_weight(values: F32, axis: int, bits: int = 8) -> tuple[QuantParams,
     return params, np.clip(codes(values, params), -top, top).astype(np.int8)
 
 
+def code_constant(tensor: str, values: F32) -> tuple[QuantParams, npt.NDArray[np.uint8]]:
+    """uint8 codes with one scale, of any shape, for a constant that an integer Add, Mul or Concat reads."""
+    interval = TensorRange(tensor, min(float(values.min()), 0.0), max(float(values.max()), 0.0), "constant", 0)
+    params = affine_uint8(interval)
+    return params, codes(values, params).astype(np.uint8)
+
+
 def widen_for_bias(params: QuantParams, bias: F32, input_scale: float) -> QuantParams:
     """Raise channel scales until the bias fits int32 at ``input_scale * scale``.
 

@@ -14,6 +14,7 @@ from edgeres.graph.graph import Graph, Values, input_at
 from edgeres.quantize.affine import (
     affine_int8,
     affine_uint8,
+    code_constant,
     codes,
     quantize_weight,
     symmetric_int8,
@@ -51,6 +52,9 @@ def make_plan(
 
     coded = [node for node in graph.nodes if node.name in set(placement.weighted)]
     make = _integer_layer if cpu else _float_bias_layer
+    weights = [edge for node in coded for edge in make(graph, node, params, weight_bits)]
+    for name, tensor in placement.operands:
+        weights.append(WeightEdge(tensor, name, *code_constant(tensor, graph.constant(tensor))))
     skipped = placement.skipped
     if not cpu:
         biased = [node.name for node in coded if len(node.input) > 2]
@@ -58,7 +62,7 @@ def make_plan(
     return QuantPlan(
         style=placement.style,
         edges=tuple(Edge(site.tensor, params[site.tensor], site.consumers, why(site)) for site in placement.sites),
-        weights=tuple(edge for node in coded for edge in make(graph, node, params, weight_bits)),
+        weights=tuple(weights),
         skipped=skipped,
         calibration_digest=calibration_digest,
     )

@@ -49,7 +49,8 @@ def rewrite(model: ModelProto, plan: QuantPlan) -> ModelProto:
     if plan.style == "tensorrt":
         result = fold_zero_points(result)
         onnx.checker.check_model(result)
-    return result
+        return result
+    return _pad_codes(result)
 
 
 def insert_pairs(model: ModelProto, plan: QuantPlan) -> ModelProto:
@@ -83,6 +84,36 @@ def insert_pairs(model: ModelProto, plan: QuantPlan) -> ModelProto:
     result = graph.done()
     _note_decisions(result, plan)
     return result
+
+
+def _pad_codes(model: ModelProto) -> ModelProto:
+    """Let every Pad between two equal pairs read and write codes, which ONNX Runtime leaves in float.
+
+    Before:
+        DQ -> Pad(0) -> Q -> DQ
+    After:
+        Pad(zero point) -> DQ
+    """
+    graph = Graph(model)
+    for pad in graph.of("Pad"):
+        dequantize, readers = graph.producer(pad.input[0]), graph.consumers(pad.output[0])
+        if dequantize is None or dequantize.op_type != "DequantizeLinear" or len(readers) != 1:
+            continue
+        (quantize,) = readers
+        equal = quantize.op_type == "QuantizeLinear" and all(
+            np.array_equal(graph.constant(a), graph.constant(b))
+            for a, b in zip(dequantize.input[1:], quantize.input[1:], strict=True)
+        )
+        if not equal or pad.output[0] in graph.outputs:
+            continue
+        written, pads, rest = quantize.output[0], pad.input[1], pad.input[3:]
+        graph.remove(quantize)
+        graph.remove(pad)
+        inputs = [dequantize.input[0], pads, dequantize.input[2], *rest]
+        moved = helper.make_node("Pad", inputs, [written], pad.name)
+        moved.attribute.extend(pad.attribute)
+        graph.insert([moved], behind=graph.producer(dequantize.input[0]))
+    return graph.done()
 
 
 def _pair(graph: Graph, name: str, edge: Edge) -> list[NodeProto]:

@@ -175,9 +175,9 @@ class TorchGraph:
             by_tensor[tensor] = FakeQuantizer(edge.params) if source is None else by_tensor[source]
             self._readings |= {(tensor, reader): by_tensor[tensor] for reader in edge.consumers}
         for weight in plan.weights:
-            if weight.params.dtype == "int32":
-                bias = weight.codes * weight.params.scale.astype(np.float64)
-                self._constants[weight.tensor] = torch.from_numpy(bias.astype(np.float32))
+            if weight.params.dtype != "int8":  # a bias, or a constant with one scale
+                real = (weight.codes.astype(np.float64) - weight.params.zero_point) * weight.params.scale
+                self._constants[weight.tensor] = torch.from_numpy(real.astype(np.float32))
         for weight in plan.weights:
             if weight.params.dtype == "int8":
                 coded = CodedWeight(self.graph.constant(weight.tensor), weight)
@@ -198,7 +198,7 @@ class TorchGraph:
 
     def _source_of_codes(self, tensor: str, quantized: set[tuple[str, str]]) -> str | None:
         """The tensor whose codes arrive here through nodes that only move them; both share one scale."""
-        while (node := self.graph.producer(tensor)) is not None and self.graph.keeps_codes(node):
+        while (node := self.graph.producer(tensor)) is not None and self.graph.moves_codes(node):
             tensor = str(node.input[0])
             if (tensor, node.name) in quantized:
                 return tensor
@@ -273,6 +273,8 @@ class TorchGraph:
         node = self.graph.node(edge.node)
         if edge.params.dtype == "int8":
             return replace(edge, codes=self._weights[edge.tensor, edge.node].learned())
+        if edge.params.dtype == "uint8":
+            return edge
         # An int32 bias counts in the accumulator's unit, which moves with the input's scale.
         data = self._readings[node.input[0], edge.node].learned()
         weight = self._weights[node.input[1], edge.node].edge.params
