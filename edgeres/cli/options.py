@@ -83,11 +83,16 @@ _HARDWARE = "Build engines for other GPUs from Ampere on, too; not on Jetsons."
 _RTX_GPUS = "Build RTX engines for this GPU, e.g. 8.9; repeatable. Default: a portable engine."
 _THUMBNAILS = "Show images that INT8 gets wrong in the report.  [default: yes]"
 
+_EMA = "Take the averaged weights that training kept in the checkpoint (EMA, SWA)."
+_HEAD = "What stands between the layers of a checkpoint's classifier, if it has several."
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print only the result, as JSON on stdout.")
 
 model_options = _all(
     click.option("--weights", metavar="TAG|FILE|URL", help="A tag of `edgeres models`, a file, a URL, or random."),
     whole_number("--num-classes", "Number of classes, for random weights; a checkpoint has its own."),
+    click.option("--ema", is_flag=True, help=_EMA),
+    choice("--head-activation", ("relu", "gelu", "silu", "tanh", "sigmoid", "none"), _HEAD),
 )
 
 input_options = _all(

@@ -73,6 +73,8 @@ class ModelChoice:
         input: how pixels become the input; needed for a module, optional otherwise.
         name: name of a module.
         input_px: height and width of a module's input.
+        ema: take the averaged weights of a checkpoint.
+        head_activation: what stands between the matrices of a checkpoint's classifier of several layers.
     """
 
     model: Any
@@ -82,6 +84,8 @@ class ModelChoice:
     input: InputChoice = InputChoice()
     name: str | None = None
     input_px: tuple[int, int] = (224, 224)
+    ema: bool = False
+    head_activation: str | None = None
 
 
 @dataclass(frozen=True)
@@ -130,11 +134,15 @@ def take(choice: ModelChoice, progress: Progress = SILENT) -> Fp32Model:
     except ImportError as error:
         raise needs("export", "onnx") from error
     if not isinstance(choice.model, str | Path):
-        return _take_module(choice, progress)
-    if str(choice.model).lower().endswith(".onnx"):
+        taken = _take_module(choice, progress)
+    elif str(choice.model).lower().endswith(".onnx"):
         with progress.task("reading the graph", total=None):
-            return _take_onnx(Path(choice.model).expanduser(), choice)
-    return _take_zoo(str(choice.model), choice, progress)
+            taken = _take_onnx(Path(choice.model).expanduser(), choice)
+    else:
+        taken = _take_zoo(str(choice.model), choice, progress)
+    for note in taken.notes:
+        progress.say(f"note: {note}")
+    return taken
 
 
 def _take_zoo(name: str, choice: ModelChoice, progress: Progress) -> Fp32Model:
@@ -150,18 +158,19 @@ def _take_zoo(name: str, choice: ModelChoice, progress: Progress) -> Fp32Model:
             import torch  # noqa: F401
     except ImportError as error:
         raise needs("export", "torch") from error
-    from edgeres.zoo.checkpoint import load_model
+    from edgeres.zoo.checkpoint import WeightsChoice, load_model
     from edgeres.zoo.export import export
 
     weights = choice.weights
     if weights and weights.startswith("~"):
         weights = str(Path(weights).expanduser())
-    module, spec = load_model(name, weights, choice.num_classes, progress)
+    wanted = WeightsChoice(weights, choice.num_classes, choice.ema, choice.head_activation)
+    module, spec, notes = load_model(name, wanted, progress)
     spec = _described(spec, choice)
     progress.say(f"{name}: weights {spec.weights}, {spec.num_classes} classes")
     with progress.task("exporting", total=None):
         exported = export(module, spec)
-    return Fp32Model(exported.model, spec, exported.relative_error, exported.canonical.notes)
+    return Fp32Model(exported.model, spec, exported.relative_error, (*notes, *exported.canonical.notes))
 
 
 def _take_module(choice: ModelChoice, progress: Progress) -> Fp32Model:
@@ -179,8 +188,9 @@ def _take_onnx(path: Path, choice: ModelChoice) -> Fp32Model:
     from edgeres.files import sha256
     from edgeres.graph.normalize import load_onnx, normalize
 
-    if choice.weights is not None or choice.num_classes is not None:
-        raise UsageError("an ONNX file brings its own weights and classes", hint="drop --weights and --num-classes")
+    if choice.weights is not None or choice.num_classes is not None or choice.ema or choice.head_activation:
+        what = "an ONNX file brings its own weights and classes"
+        raise UsageError(what, hint="drop --weights, --num-classes, --ema and --head-activation")
     canonical = normalize(load_onnx(path), where=path)
     known = replace(canonical.preprocess, resize_px=_usual_resize(canonical.size_px))
     spec = ModelSpec(path.stem, known, (), weights=path.name, weights_sha256=sha256(path))

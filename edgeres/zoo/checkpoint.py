@@ -1,70 +1,135 @@
 """Load the network that ``--weights`` names: find the file, read its tensors, match them to the architecture.
 
-    tag, file or URL -> file -> state dict -> network in evaluation mode, and its ModelSpec
+    tag, file or URL -> file -> tensors by name -> network in evaluation mode, its ModelSpec, and notes
 
-A checkpoint must fit exactly: every tensor is used, and an error names those that are missing or left over.
+A checkpoint must fit exactly: every tensor of the network is in it, and every other one is left out for a known reason.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
 from torch import nn
 
-from edgeres.data.base import some
 from edgeres.data.labels import imagenet_classes
 from edgeres.documents import OPTIONAL, DocumentKind
-from edgeres.errors import WeightsError
+from edgeres.errors import UsageError, WeightsError
 from edgeres.files import sha256 as file_sha256
 from edgeres.progress import SILENT, Progress
 from edgeres.records import ModelSpec, Preprocess, Weights
-from edgeres.zoo.architectures import ARCHITECTURES, Architecture
+from edgeres.zoo.architectures import Architecture
 from edgeres.zoo.download import fetch
+from edgeres.zoo.heads import build_head, head_tensors, missing_biases
+from edgeres.zoo.match import Match, match
+from edgeres.zoo.modules import check_modules
 from edgeres.zoo.registry import ZooModel, find_model, find_weights
 from edgeres.zoo.resnet import create
-from edgeres.zoo.state_dict import State, is_safetensors, load_state
+from edgeres.zoo.state_dict import Stored, is_safetensors, load_checkpoint
 
 SEED = 0
-_NAMED = 3  # a message names this many tensors and counts the others
+_MEAN_OF_PIXELS = 2  # above it, a mean is one of pixels from 0 to 255
 
 
-def load_model(
-    name: str, weights: str | None = None, num_classes: int | None = None, progress: Progress = SILENT
-) -> tuple[nn.Module, ModelSpec]:
-    """A network of the zoo with its weights, in evaluation mode, and its description.
+class Loaded(NamedTuple):
+    """A network in evaluation mode, its description, and what was chosen or left out on the way, in words."""
 
-    Args:
-        name: a key of :data:`~edgeres.zoo.architectures.ARCHITECTURES`.
+    network: nn.Module
+    spec: ModelSpec
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class WeightsChoice:
+    """The user's choice of weights.
+
+    Attributes:
         weights: ``signs``, ``imagenet``, ``imagenet:v2``, ``random``, a file, or a URL (``#sha256=...`` is checked);
             None: the bundled weights where there are any, else ``imagenet``.
         num_classes: None: that of the checkpoint; for random weights, that of the published architecture.
+        averaged: take the average of the weights that training kept in the checkpoint (EMA, SWA).
+        head_activation: what stands between the matrices of a classifier of several layers.
+    """
+
+    weights: str | None = None
+    num_classes: int | None = None
+    averaged: bool = False
+    head_activation: str | None = None
+
+
+def load_model(name: str, choice: WeightsChoice | str | None = None, progress: Progress = SILENT) -> Loaded:
+    """A network of the zoo with its weights.
+
+    Args:
+        name: a key of :data:`~edgeres.zoo.architectures.ARCHITECTURES`.
+        choice: text is the name of weights.
 
     Labels and preprocessing come from the registry where the file's digest is known there, else from the metadata of a
     safetensors file (``labels``, a JSON list, and ``preprocess``, a JSON object). Otherwise labels are ``class 0``,
-    ``class 1``, ... (ten classes need not be CIFAR-10's) and preprocessing is the architecture's.
+    ``class 1``, ... (ten classes need not be CIFAR-10's) and preprocessing is the architecture's, or that of a layer in
+    the checkpoint that normalizes images.
 
     Raises:
-        UsageError: there is no such architecture.
+        UsageError: there is no such architecture, or averages of random weights are asked for.
         WeightsError: there are no such weights, or they cannot be fetched, read, or matched.
     """
     model = find_model(name)
-    weights = weights or model.default
+    choice = choice if isinstance(choice, WeightsChoice) else WeightsChoice(choice)
+    weights = choice.weights or model.default
     if weights is None:
         raise WeightsError("no weights are published for it", where=name, hint="give --weights FILE, URL or random")
     if weights == "random":
-        return _random(model.architecture, num_classes)
+        if choice.averaged:
+            raise UsageError("random weights have no average", where="--ema", hint="leave it out")
+        return _random(model.architecture, choice.num_classes)
     origin = _locate(model, weights, progress)
-    state = load_state(origin.path)
-    classes = _fit(model.architecture, state, num_classes, origin.path)
+    path = origin.path
+    found = match(
+        model.architecture, load_checkpoint(path), averaged=choice.averaged, activation=choice.head_activation
+    )
+    network = _network(model.architecture, found, path)
+    classes = found.around[f"{found.layers[-1].name}.weight"].shape[0]
+    if choice.num_classes not in (None, classes):
+        raise WeightsError(f"has {classes} classes, not {choice.num_classes}", where=path)
+    spec, noted = _describe(model.architecture, origin, classes), found.notes
+    if found.statistics and not origin.known:
+        spec = replace(spec, preprocess=_normalized(spec.preprocess, found.statistics, path))
+    return Loaded(network, spec, noted)
+
+
+def _network(arch: Architecture, found: Match, path: Path) -> nn.Module:
+    """The architecture with the checkpoint's classifier and all its values."""
+    shapes = {name: tensor.shape for name, tensor in found.around.items()}
     with torch.device("meta"):  # no initialization: every tensor comes from the checkpoint
-        network = create(name, classes)
-    counters = {key: torch.tensor(0) for key in network.state_dict() if key.endswith("num_batches_tracked")}
-    network.load_state_dict({**counters, **state}, assign=True)
-    return network.eval(), _describe(model.architecture, origin, classes)
+        network = create(arch.name, 2)
+        head = build_head(found.layers, shapes)
+        network.add_module(arch.head, head)
+    check_modules(network, found.modules, path)
+    named = {**found.body}
+    for own, theirs in head_tensors(found.layers, found.around).items():
+        named[f"{arch.head}.{own}"] = found.around[theirs]
+    state = {key: tensor.read(key, path) for key, tensor in named.items()}
+    needed = network.state_dict()
+    state |= {
+        key: tensor.reshape(needed[key].shape) for key, tensor in state.items() if tensor.ndim == 4 > needed[key].ndim
+    }
+    state |= missing_biases(network, state)
+    state |= {key: torch.tensor(0) for key in needed if key.endswith("num_batches_tracked")}
+    network.load_state_dict(state, assign=True)
+    return network.eval()
+
+
+def _normalized(known: Preprocess, statistics: tuple[Stored, Stored], path: Path) -> Preprocess:
+    """The preprocessing of a layer that subtracts a mean and divides by a standard deviation."""
+    mean, std = (tuple(tensor.read("statistics", path).flatten().tolist()) for tensor in statistics)
+    scale = 1.0 if max(mean) > _MEAN_OF_PIXELS else known.pixel_scale
+    if min(std) <= 0:
+        raise WeightsError(f"normalizes images with std {std}", where=path, hint="save the network alone")
+    return replace(known, mean=mean, std=std, pixel_scale=scale)
 
 
 @dataclass(frozen=True)
@@ -138,7 +203,7 @@ def _unnamed(classes: int) -> tuple[str, ...]:
     return tuple(f"class {i}" for i in range(classes))
 
 
-def _random(arch: Architecture, num_classes: int | None) -> tuple[nn.Module, ModelSpec]:
+def _random(arch: Architecture, num_classes: int | None) -> Loaded:
     """A network with random weights, the same in every run; batch norm's statistics come from two images of noise.
 
     Without the statistics, each block doubles the variance: logits of resnet152 reach 1e8, too large for FP16.
@@ -153,62 +218,4 @@ def _random(arch: Architecture, num_classes: int | None) -> tuple[nn.Module, Mod
         for norm in norms:
             norm.momentum = 0.1
     classes = arch.num_classes if num_classes is None else num_classes
-    return network.eval(), ModelSpec(arch.name, arch.preprocess, _unnamed(classes))
-
-
-def _fit(arch: Architecture, state: State, num_classes: int | None, path: Path) -> int:
-    """Rename the state dict's classifier as the architecture has it; return its classes, or raise what does not fit."""
-    _rename_head(state, arch.head)
-    head = state.get(f"{arch.head}.weight")
-    classes = arch.num_classes if head is None else len(head)
-    if num_classes not in (None, classes):
-        raise WeightsError(f"has {classes} classes, not {num_classes}", where=path)
-    need = _shapes(arch.name, classes)
-    missing = [key for key in need if key not in state]
-    unexpected = [key for key in state if key not in need]
-    reshaped = [
-        f"{k} {_dims(t.shape)} for {_dims(need[k])}" for k, t in state.items() if need.get(k, t.shape) != t.shape
-    ]
-    differences = ((missing, "missing"), (unexpected, "unexpected"), (reshaped, "with another shape"))
-    if any(keys for keys, _ in differences):
-        listed = "; ".join(
-            f"{len(keys)} {what} ({some(keys, len(keys), _NAMED)})" for keys, what in differences if keys
-        )
-        raise WeightsError(f"does not fit {arch.name}: {listed}", where=path, hint=_advice(arch, state, unexpected))
-    return classes
-
-
-def _rename_head(state: State, head: str) -> None:
-    """Rename the classifier to ``head``. It is the only matrix of a residual network (fc, linear, fc.1, head)."""
-    matrices = [key for key, tensor in state.items() if tensor.ndim == 2 and key.endswith(".weight")]
-    if len(matrices) == 1:
-        name = matrices[0].removesuffix(".weight")
-        for key in [key for key in state if key.startswith(name + ".")]:
-            state[head + key.removeprefix(name)] = state.pop(key)
-
-
-def _advice(arch: Architecture, state: State, unexpected: list[str]) -> str | None:
-    if fits := [name for name in ARCHITECTURES if name != arch.name and _fits(name, state)]:
-        return f"it fits {' and '.join(fits)}: give that as the model"
-    if arch.family == "cifar" and any(".downsample." in key or ".shortcut." in key for key in unexpected):
-        return "its shortcuts are projections (option B); the zoo's CIFAR networks have option A's, without parameters"
-    return None
-
-
-def _fits(name: str, state: State) -> bool:
-    state = dict(state)
-    head = ARCHITECTURES[name].head
-    _rename_head(state, head)
-    if f"{head}.weight" not in state:
-        return False
-    return _shapes(name, len(state[f"{head}.weight"])) == {key: tensor.shape for key, tensor in state.items()}
-
-
-def _shapes(name: str, classes: int) -> dict[str, torch.Size]:
-    with torch.device("meta"):
-        state = create(name, classes).state_dict()
-    return {key: tensor.shape for key, tensor in state.items() if not key.endswith("num_batches_tracked")}
-
-
-def _dims(shape: torch.Size) -> str:
-    return "x".join(map(str, shape)) or "scalar"
+    return Loaded(network.eval(), ModelSpec(arch.name, arch.preprocess, _unnamed(classes)))
