@@ -58,6 +58,7 @@ def fold_sizes(model: ModelProto, batch: int | None) -> bool:
     changed += sum(_reshape_by_image(graph, node, seen, batches) for node in reshapes)
     changed += sum(_resize_by_image(graph, node, seen, batches) for node in resizes)
     changed += sum(_make_constant(graph, tensor, seen[tensor]) for tensor in sized)
+    changed += sum(_sizes_of_the_batch(graph, tensor, seen[tensor], batches) for tensor in sized)
     graph.prune()
     return changed > 0
 
@@ -99,6 +100,33 @@ def _make_constant(graph: Graph, tensor: str, seen: Sequence[npt.NDArray[Any]]) 
     name = graph.add_constant(graph.free_name(f"{tensor}/value"), first)
     for reader in graph.consumers(tensor):
         graph.redirect(reader, tensor, name)
+    return True
+
+
+def _sizes_of_the_batch(graph: Graph, tensor: str, seen: Sequence[npt.NDArray[Any]], batches: Sequence[int]) -> bool:
+    """Write sizes of which only the first depends on the batch, and is the batch, in one way.
+
+    After:
+        Concat(Shape(image, the first axis), the other sizes)
+    """
+    node, readers = graph.producer(tensor), graph.consumers(tensor)
+    known = all(values.dtype == np.int64 and values.ndim == 1 and values.size for values in seen)
+    if node is None or node.op_type == "Shape" or not known or not readers:
+        return False
+    if any(
+        values[0] != batch or values[1:].tolist() != seen[0][1:].tolist()
+        for batch, values in zip(batches, seen, strict=True)
+    ):
+        return False
+    first = graph.producer(node.input[0])
+    if node.op_type == "Concat" and len(node.input) == 2 and first is not None and attributes(first).get("end") == 1:
+        return False  # it is written so
+    stem = graph.free_name(f"{tensor}/sizes", ("", "_batch", "_rest"))
+    rest = graph.add_constant(f"{stem}_rest", seen[0][1:])
+    batch = helper.make_node("Shape", [graph.input], [f"{stem}_batch"], start=0, end=1)
+    graph.insert([batch, helper.make_node("Concat", [f"{stem}_batch", rest], [stem], axis=0)])
+    for reader in readers:
+        graph.redirect(reader, tensor, stem)
     return True
 
 

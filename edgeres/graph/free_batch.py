@@ -17,6 +17,7 @@ from edgeres.graph.graph import Graph, attributes, input_at
 
 BATCH = "batch"
 
+_BROADCASTING = ("Add", "Sub", "Mul", "Div", "Min", "Max", "Pow", "Where")
 _Dims = Sequence[onnx.TensorShapeProto.Dimension]
 
 
@@ -52,6 +53,11 @@ class _Shapes:
         if first is None:
             return False
         return bool(first.dim_param == BATCH if self.batch is None else first.dim_value == self.batch)
+
+    def key(self, tensor: str) -> tuple[str, ...]:
+        """The sizes by number or name; () where one is unknown."""
+        sizes = tuple(dim.dim_param or str(dim.dim_value or "") for dim in self.of(tensor))
+        return sizes if all(sizes) else ()
 
     def behind(self, tensor: str) -> list[int]:
         """The sizes behind the first axis; -1 for unknown ones."""
@@ -112,13 +118,24 @@ def give_scales(graph: Graph, node: NodeProto, before: Sequence[int], after: Seq
 
 
 def _expand(graph: Graph, node: NodeProto, shapes: _Shapes) -> None:
-    """1 in place of the batch: Expand leaves the axis as it is then."""
-    target = node.input[1]
-    if shapes.counts_images(node.input[0]) and shapes.counts_images(node.output[0]) and graph.is_constant(target):
-        sizes = graph.constant(target).copy()
-        if sizes.size == len(shapes.of(node.output[0])):
+    """No Expand where its readers broadcast; else 1 in place of the batch, which leaves the axis as it is."""
+    source, output = node.input[0], node.output[0]
+    whole = shapes.key(output)
+    readers = graph.consumers(output)
+    if whole and output not in graph.outputs and all(_broadcasts(reader, output, whole, shapes) for reader in readers):
+        for reader in readers:
+            graph.redirect(reader, output, source)
+    elif shapes.counts_images(source) and shapes.counts_images(output) and graph.is_constant(node.input[1]):
+        sizes = graph.constant(node.input[1]).copy()
+        if sizes.size == len(shapes.of(output)):
             sizes[0] = 1
             _set_input(graph, node, 1, sizes)
+
+
+def _broadcasts(reader: NodeProto, tensor: str, whole: tuple[str, ...], shapes: _Shapes) -> bool:
+    """Whether a node takes a tensor to this shape itself, since another input has it."""
+    others = [name for name in reader.input if name != tensor]
+    return reader.op_type in _BROADCASTING and any(shapes.key(name) == whole for name in others)
 
 
 def _concat(graph: Graph, node: NodeProto, shapes: _Shapes) -> None:
@@ -163,7 +180,7 @@ _REWRITES: dict[str, Callable[[Graph, NodeProto, _Shapes], None]] = {
     "Resize": _resize,
     "Expand": _expand,
     "Concat": _concat,
-    **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Min", "Max", "Pow", "Where"), _joined),
+    **dict.fromkeys(_BROADCASTING, _joined),
 }
 
 

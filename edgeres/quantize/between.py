@@ -27,6 +27,7 @@ def float_between(graph: Graph, plan: QuantPlan) -> str | None:
         node.op_type
         for node in graph.nodes
         if node.name in float_nodes
+        and graph.carries_activations(node.output[0])
         and not (graph.is_residual_add(node) or graph.keeps_range(node) or node.op_type == "ReduceMean")
         and not behind.isdisjoint(inputs_of(node))
         and not ahead.isdisjoint(node.output)
