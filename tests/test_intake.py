@@ -125,6 +125,27 @@ def test_batch_norm_of_keras_between_transposes_is_folded() -> None:
     assert {op: n for op, n in operators(found).items() if op not in {"Transpose"}} == {**PLAIN, "Conv": 2, "Relu": 2}
 
 
+@pytest.mark.parametrize("opset", [17, 18])
+def test_a_mean_over_channels_last_needs_no_transpose(opset: int) -> None:
+    w = Writer(opset=opset)
+    x = relu(w, w.conv("data", (3, 8), 3, 2))
+    x = w.op("Transpose", w.op("Add", w.conv(x, (8, 8)), x), perm=[0, 2, 3, 1])
+    x = w.op("Clip", relu(w, x), "", w.const(np.float32(6)))
+    over = {"axes": [1, -2]} if opset < 18 else {}
+    mean = w.op("ReduceMean", x, *([] if over else [w.const([1, 2])]), keepdims=0, **over)
+    found = normalized(w.model(w.op("Gemm", mean, w.random(8, CLASSES))))
+    # ONNX Runtime makes one Clip of a ReLU and a Clip.
+    assert operators(found) == {"Conv": 2, "Relu": 1, "Add": 1, "Clip": 1, "ReduceMean": 1, "Gemm": 1}
+
+
+def test_a_mean_over_the_channels_keeps_its_transpose() -> None:
+    w = Writer()
+    x = relu(w, w.op("Transpose", w.conv("data", (3, 8), 3, 2), perm=[0, 3, 2, 1]))
+    mean = w.op("Flatten", w.op("ReduceMean", x, axes=[3], keepdims=0))
+    found = normalized(w.model(w.op("Gemm", mean, w.random(256, CLASSES))))
+    assert operators(found)["Transpose"] == 1
+
+
 def test_batch_norm_behind_a_gemm_is_folded() -> None:
     w = Writer()
     flat = w.op("Flatten", w.op("GlobalAveragePool", relu(w, w.conv("data", (3, 8), 3, 4))))

@@ -24,6 +24,7 @@ from onnx import ModelProto, TensorProto, defs, helper, shape_inference, version
 from edgeres.errors import ModelError
 from edgeres.graph.fold_affine import fold_affine
 from edgeres.graph.fold_sizes import fold_sizes
+from edgeres.graph.fold_transposes import fold_transposes
 from edgeres.graph.free_batch import BATCH, free_batch
 from edgeres.graph.graph import Graph, attributes, opset_of
 from edgeres.graph.interface import Interface, find_interface, score_width
@@ -260,6 +261,7 @@ def _fold_all(model: ModelProto, batch: int | None, where: object) -> ModelProto
         what = f"control flow that depends on the image (node {control[0]})"
         raise ModelError(what, where=where, hint="export in eval mode")
     fold_affine(model)
+    fold_transposes(model)
     return model
 
 
