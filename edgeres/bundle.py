@@ -126,7 +126,9 @@ class Bundle:
         self._write_manifest((*kept, *engines), files)
 
     def _write_manifest(self, engines: tuple[EngineRecord, ...], files: dict[str, str]) -> None:
-        self.manifest = replace(self.manifest, engines=engines, files=files)
+        built = {engine.target for engine in engines if engine.file and engine.precision == "int8"}
+        left_out = tuple(target for target in self.manifest.left_out if target.target not in built)
+        self.manifest = replace(self.manifest, engines=engines, files=files, left_out=left_out)
         write_json(self.path / MANIFEST, MANIFEST_KIND.content(self.manifest))
 
 

@@ -87,3 +87,15 @@ def needs(extra: str, package: str) -> EnvironmentError_:
     return EnvironmentError_(
         f"this step needs {package}, which is not installed", hint=f"pip install 'edgeres[{extra}]'"
     )
+
+
+def why_left_out(error: Exception) -> str:
+    """One line on an error of whatever kind, for a part that is left out while the others are kept.
+
+    Raises:
+        MemoryError, OSError: the machine is the cause, which what follows would meet, too.
+    """
+    if isinstance(error, MemoryError | OSError):
+        raise error
+    why = str(error) if isinstance(error, EdgeresError) else f"{type(error).__name__}: {error}"
+    return " ".join(why.split())

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from edgeres.documents import GROUPED, is_inside, is_sha256, plain, require
+from edgeres.documents import GROUPED, OPTIONAL, is_inside, is_sha256, plain, require
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -377,6 +377,19 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A target that the bundle has no graph or no engine for, because its own failed.
+
+    Attributes:
+        asked: whether the user named the target; otherwise it was chosen because this machine can build for it.
+    """
+
+    target: str
+    why: str
+    asked: bool
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The content of a bundle's manifest.json; see :mod:`edgeres.bundle`.
 
@@ -385,6 +398,7 @@ class Manifest:
         files: SHA-256 of every other file of the bundle, by path relative to the bundle.
         plan_digests: SHA-256 of each INT8 graph's plan, by style.
         environment: versions of the software that made it.
+        left_out: targets of the build that failed while the others were built.
     """
 
     model: ModelSpec
@@ -394,6 +408,7 @@ class Manifest:
     plan_digests: Mapping[str, str]
     engines: tuple[EngineRecord, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    left_out: tuple[LeftOut, ...] = field(default=(), metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         require(all(map(is_inside, self.files)), "files must be named by paths inside the bundle")

@@ -13,7 +13,7 @@ from edgeres.data.base import Source
 from edgeres.data.loader import Loader
 from edgeres.data.pixels import Pixels, PixelTally, sample_pixels
 from edgeres.judge.checks import CHECKS, Evidence, check
-from edgeres.records import EngineRecord, Preprocess
+from edgeres.records import EngineRecord, LeftOut, Preprocess
 from edgeres.verify.accuracy import Comparison
 from edgeres.verify.layer_noise import LayerNoise, RangeFit
 
@@ -37,7 +37,7 @@ def found(name: str, **evidence: Any) -> tuple[str, str]:
 def test_every_check_states_what_it_lacks() -> None:
     checks = check(Evidence(NAMES))
     assert [made.name for made in checks] == list(CHECKS)
-    assert {made.outcome for made in checks if made.name != "engines"} == {"unsure"}
+    assert {made.outcome for made in checks if made.name not in {"engines", "targets"}} == {"unsure"}
     assert all(made.reason and made.title for made in checks)
 
 
@@ -203,3 +203,14 @@ def test_an_engine_older_than_its_graph_fails(graph: str, engine: str, outcome: 
     now = {"model.int8.onnx": graph, "engines/a.engine": engine}
     assert found("engines", engines=(record,), files=now, earlier_files=(then,))[0] == outcome
     assert found("engines", engines=(record,), files=now, earlier_files=())[0] == "passed"
+
+
+# ---- targets ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("asked", "outcome"), [((True, False), "failed"), ((False, False), "unsure")])
+def test_a_target_that_was_named_and_left_out_fails(asked: tuple[bool, bool], outcome: str) -> None:
+    left = [
+        LeftOut(name, why, a) for name, why, a in zip(("rtx", "cpu"), ("no engine", "no graph"), asked, strict=True)
+    ]
+    assert found("targets", left_out=left) == (outcome, "rtx: no engine; cpu: no graph")

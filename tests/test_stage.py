@@ -64,7 +64,9 @@ def test_a_build_says_first_what_will_not_fit(bundle: Path) -> None:
     class Listener:
         say = staticmethod(said.append)
 
-    build_engines(bundle, [TARGETS["jetson-orin-nano"]], EngineChoice(workspace_mb=5000), Listener())  # type: ignore[arg-type]
+    preprocess = Bundle(bundle).manifest.model.preprocess
+    choice = EngineChoice(workspace_mb=5000)
+    build_engines(bundle, [TARGETS["jetson-orin-nano"]], choice, preprocess, Listener())  # type: ignore[arg-type]
     assert said[0].startswith("jetson-orin-nano: batch 8 is not likely to fit 4.0 GB of memory")
     assert said[-1].startswith("jetson-orin-nano: not built here")
 
@@ -83,7 +85,7 @@ def test_a_jetson_builds_for_itself(bundle: Path, monkeypatch: pytest.MonkeyPatc
     """Without --target: the board that the device tree names, else what the machine can build."""
     asked: list[tuple[str, int | None]] = []
 
-    def build(folder: Path, targets: Any, choice: EngineChoice, progress: Any) -> Engines:
+    def build(folder: Path, targets: Any, *rest: Any) -> Engines:
         asked.append((targets[0].name, targets[0].workspace_bytes(ORIN.memory_bytes)))
         return Engines()
 

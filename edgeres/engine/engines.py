@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgeres.bundle import ENGINES, FP32, log_of
 from edgeres.device.libraries import available
 from edgeres.device.targets import Flavour, Runtime, Target
-from edgeres.engine.builder import BuildRequest, BuiltEngine, Precision, build_engine
+from edgeres.engine.builder import BuildRequest, Precision, build_engine
 from edgeres.engine.preflight import warnings
+from edgeres.errors import EngineError, UsageError, why_left_out
 from edgeres.graph.forms import form_for, lineage, rewritten
 from edgeres.progress import SILENT, Progress
-from edgeres.records import EngineRecord
+from edgeres.records import EngineRecord, Preprocess
 
 
 @dataclass(frozen=True)
@@ -56,34 +57,44 @@ class EngineChoice:
 class Engines(dict[EngineRecord, "bytes | None"]):
     """Serialized engines by record; None for an engine that is not kept.
 
-    ``logs`` has the vendor's messages by path inside the bundle: a ``.log`` beside each kept engine.
+    ``logs`` has the vendor's messages by path inside the bundle: a ``.log`` beside each kept engine. ``left_out`` has
+    the error, by target, of the first engine that was to be kept and cannot be built; the vendor's messages are then in
+    ``engines/<target>-<precision>.log``.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.logs: dict[str, bytes] = {}
+        self.left_out: dict[str, Exception] = {}
 
 
 def build_engines(
-    folder: Path, targets: Sequence[Target], choice: EngineChoice, progress: Progress = SILENT
+    folder: Path,
+    targets: Sequence[Target],
+    choice: EngineChoice,
+    preprocess: Preprocess,
+    progress: Progress = SILENT,
 ) -> Engines:
     """Build for every target that has engines, from the graphs in ``folder``; nothing is written.
 
     An FP32 engine is always built beside an INT8 one, for its size, and kept if ``choice.also`` names it. If this
-    machine cannot build for a target, the status in its record says what to run, and where. Warnings about the device's
-    memory and opset come before its build.
+    machine cannot build for a target, or the vendor refuses the graph, the status in its record says so; the other
+    targets are built all the same. Warnings about the device's memory and opset come before its build.
 
-    Raises:
-        EngineError: the vendor refuses the graph.
+    Args:
+        preprocess: of the network's input: a graph that is rewritten here is compared on random images.
     """
     engines = Engines()
     for target in targets:
         for line in warnings(folder, target, choice.max_batch, choice.workspace_mb):
             progress.say(f"{target.name}: {line}")
-        for record, built in _for_target(folder, target, choice, progress):
-            engines[record] = built.data if built and record.file else None
-            if built and record.file:
-                engines.logs[log_of(record.file)] = built.log_text.encode()
+        if target.runtime == "onnxruntime":
+            continue
+        if status := not_built(target):
+            progress.say(f"{target.name}: {status}")
+            engines[_no_engine(target, "int8", status)] = None
+        else:
+            _build_for(engines, target, folder, choice, preprocess, progress)
     return engines
 
 
@@ -100,29 +111,47 @@ def not_built(target: Target) -> str | None:
     return f"{why}; {target.where}"
 
 
-def _for_target(
-    folder: Path, target: Target, choice: EngineChoice, progress: Progress
-) -> Iterator[tuple[EngineRecord, BuiltEngine | None]]:
-    if target.runtime == "onnxruntime":
-        return
-    status = not_built(target)
-    if status is None:
-        gpu = available(target.runtime).gpu
-        workspace = None if gpu is None else target.workspace_bytes(gpu.memory_bytes)
-        for precision in dict.fromkeys(("int8", "fp32", *choice.also)):
-            request = choice.request(precision, target.runtime, workspace)
-            built = build_engine(_graph(folder, precision, target.runtime), request, target.runtime, progress)
-            if precision == "int8" or precision in choice.also:
-                yield built.record(target.name, f"{ENGINES}/{built.file_name}"), built
-            else:
-                yield built.record(target.name, None, "built for its size, not kept"), built
-    else:
-        progress.say(f"{target.name}: {status}")
-        yield EngineRecord(target.name, target.runtime, available(target.runtime).version or "", "int8", status), None
+def _build_for(
+    engines: Engines, target: Target, folder: Path, choice: EngineChoice, preprocess: Preprocess, progress: Progress
+) -> None:
+    """Build one target's engines, and enter them."""
+    assert target.runtime != "onnxruntime"
+    gpu = available(target.runtime).gpu
+    workspace = None if gpu is None else target.workspace_bytes(gpu.memory_bytes)
+    for precision in dict.fromkeys(("int8", "fp32", *choice.also)):
+        is_kept = precision == "int8" or precision in choice.also
+        if not is_kept and target.name in engines.left_out:
+            continue  # there is no INT8 engine to compare its size with
+        request = choice.request(precision, target.runtime, workspace)
+        try:
+            graph = _graph(folder, precision, target.runtime, preprocess)
+            built = build_engine(graph, request, target.runtime, progress)
+        except UsageError:
+            raise
+        except Exception as error:
+            why = why_left_out(error)
+            if error.__cause__ is not None and is_kept:
+                engines.logs[log := f"{ENGINES}/{target.name}-{precision}.log"] = str(error.__cause__).encode()
+                why = f"{error.what if isinstance(error, EngineError) else why}; {log} has the vendor's messages"
+            progress.say(f"{target.name}: {precision.upper()} engine not built: {why}")
+            engines[_no_engine(target, precision, f"not built: {why}")] = None
+            if is_kept:
+                engines.left_out.setdefault(target.name, error)
+            continue
+        file = f"{ENGINES}/{built.file_name}" if is_kept else None
+        record = built.record(target.name, file, *([] if is_kept else ["built for its size, not kept"]))
+        engines[record] = built.data if file else None
+        if file:
+            engines.logs[log_of(file)] = built.log_text.encode()
 
 
-def _graph(folder: Path, precision: Precision, runtime: Runtime) -> Path | bytes:
-    """The graph that an engine is built from; a form that the bundle does not hold is rewritten here."""
+def _no_engine(target: Target, precision: Precision, status: str) -> EngineRecord:
+    assert target.runtime != "onnxruntime"
+    return EngineRecord(target.name, target.runtime, available(target.runtime).version or "", precision, status)
+
+
+def _graph(folder: Path, precision: Precision, runtime: Runtime, preprocess: Preprocess) -> Path | bytes:
+    """The graph that an engine is built from; a form that the bundle does not hold is rewritten and compared here."""
     if precision == "fp32":
         return folder / FP32
     form = form_for(runtime)
@@ -130,9 +159,14 @@ def _graph(folder: Path, precision: Precision, runtime: Runtime) -> Path | bytes
         return folder / form.file
     from edgeres.graph.half import to_fp16
     from edgeres.graph.normalize import load_onnx
+    from edgeres.quantize.trial import compare_half, compare_rewritten, random_images
 
+    fp32, images = load_onnx(folder / FP32), random_images(preprocess)
     if precision == "fp16":
-        model = to_fp16(load_onnx(folder / FP32))
+        model = to_fp16(fp32)
+        compare_half(model, fp32, images)
     else:  # the bundle was built for other targets
-        model = rewritten(form, load_onnx(folder / lineage(form)[-1].file))
+        base = load_onnx(folder / lineage(form)[-1].file)
+        model = rewritten(form, base)
+        compare_rewritten(model, base, fp32, images)
     return bytes(model.SerializeToString())

@@ -6,7 +6,7 @@ word is the name of a style of placement, of a runtime and of a target elsewhere
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -83,10 +83,10 @@ def rewritten(form: GraphForm, model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def written(graphs: Mapping[Style, onnx.ModelProto], runtimes: Iterable[Runtime]) -> dict[str, onnx.ModelProto]:
-    """Every form that these runtimes need, and those that they are made from, by name; ``graphs`` by style."""
+def forms_for(runtimes: Iterable[Runtime]) -> tuple[GraphForm, ...]:
+    """Every form that these runtimes need, and those that they are made from; each follows the one it is made from."""
     wanted = {form.name for runtime in runtimes for form in lineage(form_for(runtime))}
-    return {name: rewritten(form, graphs[form.style]) for name, form in FORMS.items() if name in wanted}
+    return tuple(form for form in FORMS.values() if form.name in wanted)
 
 
 def forms_in(has: Callable[[str], bool]) -> dict[str, GraphForm]:

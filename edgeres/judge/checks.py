@@ -15,7 +15,7 @@ import numpy as np
 
 from edgeres.data.pixels import Pixels
 from edgeres.graph.forms import FLOAT
-from edgeres.records import EngineRecord, Outcome
+from edgeres.records import EngineRecord, LeftOut, Outcome
 from edgeres.verify.accuracy import Comparison
 from edgeres.verify.answers import REFERENCE
 from edgeres.verify.layer_noise import LayerNoise
@@ -56,6 +56,7 @@ class Evidence:
         baseline: the section ``baseline`` of the report.
         engines: engines in the manifest.
         files: SHA-256 by path, now.
+        left_out: targets that failed when the bundle was built.
         earlier_files: SHA-256 by path when the bundle was built, and in the baseline.
     """
 
@@ -67,6 +68,7 @@ class Evidence:
     baseline: Mapping[str, Any] | None = None
     engines: Sequence[EngineRecord] = ()
     files: Mapping[str, str] = field(default_factory=dict)
+    left_out: Sequence[LeftOut] = ()
     earlier_files: Sequence[Mapping[str, str]] = ()
 
 
@@ -212,6 +214,14 @@ def _engines(e: Evidence) -> Finding:
     return "passed", f"no engine is older than its graph ({len(built)} checked)" if built else "there is no engine"
 
 
+def _targets(e: Evidence) -> Finding:
+    """Fails where a graph or an engine of a target that the user named could not be written."""
+    if not e.left_out:
+        return "passed", "no target was left out"
+    reasons = "; ".join(f"{left.target}: {left.why}" for left in e.left_out)
+    return "failed" if any(left.asked for left in e.left_out) else "unsure", reasons
+
+
 CHECKS: Mapping[str, tuple[str, Callable[[Evidence], Finding]]] = {
     "labels": ("labels in order", _labels),
     "classes": ("classes with images", _classes),
@@ -220,4 +230,5 @@ CHECKS: Mapping[str, tuple[str, Callable[[Evidence], Finding]]] = {
     "weights": ("scales of weights", _weights),
     "ranges": ("scales of activations", _ranges),
     "engines": ("engines up to date", _engines),
+    "targets": ("graphs and engines of all targets", _targets),
 }

@@ -67,6 +67,7 @@ def judge(asked: Asked, made: Made, measured: Measured) -> Json:
         "residual": [dict(cost) for cost in making.residual] if making else [],
         "anatomy": {name: layer_noise_summary(noise) for name, noise in (measured.layer_noise or {}).items()},
         "engines": [engine.to_dict() for engine in made.engines],
+        "left_out": [asdict(left) for left in made.manifest.left_out],
         "files": dict(made.files),
         "facts": facts,
         "thumbnails": dict(measured.thumbnails),
@@ -136,5 +137,6 @@ def _evidence(asked: Asked, made: Made, measured: Measured, baseline: Json | Non
         baseline=baseline,
         engines=made.engines,
         files=made.files,
+        left_out=made.manifest.left_out,
         earlier_files=[files for files in (made.files_when_built, accepted) if files],
     )

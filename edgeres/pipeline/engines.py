@@ -29,7 +29,8 @@ def add_engines(
         target: name of the target; None: this board, or the first TensorRT that can build on this machine.
 
     Raises:
-        EngineError: this machine cannot build an engine, or the vendor's builder refuses the graph.
+        EngineError: this machine cannot build an engine, or the vendor's builder refuses the graph; engines in other
+            precisions are added before that.
         BundleError: the bundle is incomplete, or has no graph for TensorRT.
     """
     opened = Bundle(bundle)
@@ -47,8 +48,11 @@ def add_engines(
     chosen = get_target(name)
     if why := not_built(chosen):
         raise EngineError(why, where=name)
-    engines = build_engines(bundle, [chosen], choice, progress)
-    opened.add_engines(engines, engines.logs)
+    engines = build_engines(bundle, [chosen], choice, opened.manifest.model.preprocess, progress)
+    if any(engines.values()):
+        opened.add_engines(engines, engines.logs)
+    if name in engines.left_out:
+        raise engines.left_out[name]
     return tuple(engines)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,17 +19,19 @@ from edgeres.device.environment import environment
 from edgeres.device.libraries import MODULES, available
 from edgeres.device.targets import Target, get_target
 from edgeres.engine.engines import Engines, build_engines
+from edgeres.errors import ModelError, why_left_out
 from edgeres.files import write_file
-from edgeres.graph.forms import FORMS, written
+from edgeres.graph.forms import FORMS, form_for
 from edgeres.made import Made, Making, artefacts, graph_sizes
 from edgeres.pipeline.network import Network, quantize_network
 from edgeres.pipeline.options import BuildOptions, facts_among
 from edgeres.pipeline.take import Fp32Model
 from edgeres.progress import SILENT, Progress
-from edgeres.records import EngineRecord, Manifest, ModelSpec, Style, TensorInfo
+from edgeres.records import EngineRecord, LeftOut, Manifest, ModelSpec, Style, TensorInfo
 
 if TYPE_CHECKING:
     from edgeres.quantize.graphs import Quantized
+    from edgeres.quantize.trial import Tried
     from edgeres.refine.recipe import Refined
 
 
@@ -61,11 +63,13 @@ def make(
     with watch.stage("quantize"):
         styles: list[Style] = list(dict.fromkeys(target.style for target in targets))
         refined = quantize_network(network, styles, loader, progress)
-        quantized = refined.quantized
         pixels = sample_pixels(source, fp32.spec.preprocess) if len(source) else None
-        _write_graphs(folder, fp32, quantized, targets)
+        tried = _try_forms(fp32, refined.quantized, targets, loader, progress)
+        quantized = _with_graphs_of(refined.quantized, tried)
+        _write_graphs(folder, fp32, quantized, tried)
     with watch.stage("engines"):
-        engines = build_engines(folder, targets, o.engines, progress)
+        able = [target for target in targets if form_for(target.runtime).name in tried.graphs]
+        engines = build_engines(folder, able, o.engines, fp32.spec.preprocess, progress)
         _write_engines(folder, engines)
     images = DataRecord.of(loader, quantized.images, pixels)
     calibration = CalibrationRecord(images, network.ranges.method, network.ranges.batch) if images.images else None
@@ -80,7 +84,7 @@ def make(
     )
     return Made(
         folder=folder,
-        manifest=_manifest(fp32, quantized, tuple(engines)),
+        manifest=_manifest(fp32, quantized, tuple(engines), tuple(_left_out(targets, tried, engines, o))),
         files=artefacts(folder),
         sizes=graph_sizes(folder),
         facts=facts_of(fp32.spec, facts_among(o.to_dict()), making, environment()),
@@ -138,9 +142,44 @@ def facts_of(
     return facts | {f"built with {name}": version for name, version in environment.items()}
 
 
-def _write_graphs(folder: Path, fp32: Fp32Model, quantized: Quantized, targets: Sequence[Target]) -> None:
+def _try_forms(
+    fp32: Fp32Model, quantized: Quantized, targets: Sequence[Target], loader: Loader, progress: Progress
+) -> Tried:
+    """The graphs that the targets need and that pass their trial.
+
+    Raises:
+        ModelError: there is none.
+    """
+    from edgeres.quantize.trial import Probes, probe_images, try_forms
+
+    with progress.task("comparing the graphs", total=None):
+        probes = Probes.of(fp32.graph, probe_images(loader))
+        tried = try_forms(quantized, [target.runtime for target in targets], probes, progress)
+    if not tried.graphs:
+        reasons = "; ".join(f"{FORMS[name].file}: {why}" for name, why in tried.left_out.items())
+        raise ModelError(f"no INT8 graph can be written: {reasons}", where=fp32.spec.name)
+    return tried
+
+
+def _with_graphs_of(quantized: Quantized, tried: Tried) -> Quantized:
+    """The record of the styles that a graph is written in."""
+    styles = {FORMS[name].style for name in tried.graphs}
+    return replace(quantized, plans={style: plan for style, plan in quantized.plans.items() if style in styles})
+
+
+def _left_out(targets: Sequence[Target], tried: Tried, engines: Engines, o: BuildOptions) -> Iterator[LeftOut]:
+    """The targets without a graph or without an engine that is to be kept, because it failed."""
+    for target in targets:
+        form = form_for(target.runtime)
+        if why := tried.left_out.get(form.name):
+            yield LeftOut(target.name, f"{form.file} is left out: {why}", bool(o.targets))
+        elif error := engines.left_out.get(target.name):
+            yield LeftOut(target.name, f"an engine is left out: {why_left_out(error)}", bool(o.targets))
+
+
+def _write_graphs(folder: Path, fp32: Fp32Model, quantized: Quantized, tried: Tried) -> None:
     write_file(folder / FP32, fp32.graph.SerializeToString())
-    for name, graph in written(quantized.graphs, [target.runtime for target in targets]).items():
+    for name, graph in tried.graphs.items():
         write_file(folder / FORMS[name].file, graph.SerializeToString())
     write_file(folder / CALIBRATION, to_json(quantized.calibration).encode())
     write_file(folder / LABELS, "".join(f"{label}\n" for label in fp32.spec.labels).encode())
@@ -154,7 +193,9 @@ def _write_engines(folder: Path, engines: Engines) -> None:
         write_file(folder / name, log)
 
 
-def _manifest(fp32: Fp32Model, quantized: Quantized, engines: tuple[EngineRecord, ...]) -> Manifest:
+def _manifest(
+    fp32: Fp32Model, quantized: Quantized, engines: tuple[EngineRecord, ...], left_out: tuple[LeftOut, ...]
+) -> Manifest:
     from edgeres.quantize.plan import plan_digest
 
     crop, spec = fp32.spec.preprocess.crop_px, fp32.spec
@@ -168,4 +209,5 @@ def _manifest(fp32: Fp32Model, quantized: Quantized, engines: tuple[EngineRecord
         plan_digests={style: plan_digest(plan) for style, plan in quantized.plans.items()},
         engines=engines,
         environment=environment(),
+        left_out=left_out,
     )

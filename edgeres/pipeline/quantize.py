@@ -9,8 +9,8 @@ from typing import Any
 from edgeres.data.choose import DataChoice, choose_calibration
 from edgeres.data.loader import Loader
 from edgeres.device.targets import get_target
-from edgeres.errors import UsageError
-from edgeres.graph.forms import form_for, rewritten
+from edgeres.errors import ModelError, UsageError
+from edgeres.graph.forms import form_for
 from edgeres.pipeline.network import quantize_network, take_network
 from edgeres.pipeline.options import RangeOptions
 from edgeres.pipeline.take import ModelChoice
@@ -45,11 +45,17 @@ def quantize_file(
             "calibration images are needed", hint="--calibration SRC; edgeres quantize --help lists the forms of SRC"
         )
     network = take_network(model, data, ranges, refine, "normalized", progress)
+    from edgeres.quantize.trial import Probes, probe_images, try_forms  # take_network has told of onnx if it is missing
+
     fp32, ranges, recorded = network.fp32, network.ranges, network.recorded
     source = recorded.images() if recorded and data.calibration is None else choose_calibration(data, fp32.spec)
     loader = Loader(source, fp32.spec.preprocess, ranges.batch, ranges.on_unreadable)
     refined = quantize_network(network, [chosen.style], loader, progress)
-    quantized, plan = refined.quantized, refined.quantized.plans[chosen.style]
+    quantized, form = refined.quantized, form_for(chosen.runtime)
+    tried = try_forms(quantized, [chosen.runtime], Probes.of(fp32.graph, probe_images(loader)))
+    if form.name not in tried.graphs:
+        raise ModelError(f"no graph for {chosen.name} can be written: {tried.left_out[form.name]}", where=model.model)
+    plan = quantized.plans[chosen.style]
     if loader.unreadable:
         progress.say(f"unreadable images, left out: {', '.join(loader.unreadable)}")
     summary = {
@@ -58,11 +64,11 @@ def quantize_file(
         "unreadable": list(loader.unreadable),
         "preprocess": fp32.spec.preprocess.to_dict(),
         "images": quantized.images,
+        "probe_sqnr_db": round(tried.sqnr_db[form.name], 1),
         "activations": len(plan.edges),
         "weights": len(plan.weights),
         "refinement": [asdict(step) for step in refined.steps],
         "residual": [asdict(cost) for cost in refined.skips],
         "notes": [*fp32.notes, *([f"not refined: {refined.note}"] if refined.note else [])],
     }
-    graph = rewritten(form_for(chosen.runtime), quantized.graphs[chosen.style])
-    return QuantizedFile(graph.SerializeToString(), summary)
+    return QuantizedFile(tried.graphs[form.name].SerializeToString(), summary)

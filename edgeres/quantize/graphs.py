@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from onnx import ModelProto
 
@@ -13,27 +13,34 @@ from edgeres.calibrate.identity import Identity, identify
 from edgeres.calibrate.ranges_file import RangesFile
 from edgeres.calibrate.record import Calibration, Wanted
 from edgeres.data.loader import Loader
-from edgeres.errors import ModelError
-from edgeres.graph.forms import INTEGER, PLANNED
+from edgeres.errors import SourceError, why_left_out
+from edgeres.graph.forms import PLANNED
 from edgeres.graph.graph import Graph
-from edgeres.graph.lint import lint
 from edgeres.progress import SILENT, Progress
 from edgeres.quantize.placement import Placement, place
 from edgeres.quantize.plan import make_plan
 from edgeres.quantize.rewrite import rewrite
 from edgeres.records import Codes, Method, QuantPlan, Style, TensorRange
 
+T = TypeVar("T")
 STYLES = tuple(form.style for form in PLANNED)
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """Graphs and plans by style, with the content of calibration.json and the number of images it was made from."""
+    """Graphs and plans by style, with the content of calibration.json and the number of images it was made from.
+
+    Attributes:
+        floats: the float graph that the plan of a style is for; refinement changes its weights.
+        left_out: styles that could not be quantized, with the reasons.
+    """
 
     graphs: Mapping[Style, ModelProto]
     plans: Mapping[Style, QuantPlan]
+    floats: Mapping[Style, ModelProto]
     calibration: Mapping[str, Any]
     images: int
+    left_out: Mapping[Style, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,30 +68,79 @@ def quantize(
 ) -> Quantized:
     """Observe every tensor that any style needs of a canonical FP32 graph in one pass, then plan and rewrite for each.
 
+    A style for which that fails is left out, as long as another one is left.
+
     Raises:
         SourceError: images cannot be read.
         ModelError: a tensor is not finite.
     """
-    graph = Graph(model)
-    placements = {style: place(graph, style, choice.codes) for style in styles}
+    graph, identity, failed = Graph(model), identify(model), dict[Style, str]()
+    placements = each_style(styles, lambda style: place(graph, style, choice.codes), failed)
     wanted = {style: wanted_ranges(placement) for style, placement in placements.items()}
-    identity = identify(model)
-    unknown = [tensor for tensor in tensors_of(wanted) if tensor not in choice.known]
-    calibration = _recorded(choice, identity) or observe(model, unknown, loader, progress)
+    calibration = _recorded(choice, identity) or _observed(model, wanted, loader, choice, progress, failed)
     with progress.task("choosing ranges", total=None):
-        ranges = calibration.choose(choice.method, wanted, choice.known)
+        asked = {style: needs for style, needs in wanted.items() if style not in failed}
+        ranges = calibration.choose(choice.method, asked, choice.known)
         document = calibration.to_dict(choice.method, ranges, identity, loader.batch_size)
-        plans = {
-            style: make_plan(
-                graph, placements[style], ranges[style], document["digest"], choice.weight_bits if style == "cpu" else 8
-            )
-            for style in styles
-        }
-    graphs = {style: rewrite(model, plan) for style, plan in plans.items()}
-    for style, written in graphs.items():
-        if style != INTEGER.style:
-            _refuse_unparsable(written)
-    return Quantized(graphs, plans, document, calibration.samples)
+
+        def planned(style: Style) -> QuantPlan:
+            bits = choice.weight_bits if style == "cpu" else 8
+            return make_plan(graph, placements[style], ranges[style], document["digest"], bits)
+
+        plans = each_style(asked, planned, failed)
+    graphs = each_style(plans, lambda style: rewrite(model, plans[style]), failed)
+    plans = {style: plans[style] for style in graphs}
+    return Quantized(graphs, plans, dict.fromkeys(graphs, model), document, calibration.samples, failed)
+
+
+def each_style(styles: Iterable[Style], make: Callable[[Style], T], failed: dict[Style, str]) -> dict[Style, T]:
+    """What ``make`` gives for each style; ``failed`` takes the reason for each that it gives nothing for.
+
+    Raises:
+        SourceError: images cannot be read, for whatever style.
+        Exception: what ``make`` raised first, where it gives nothing for any style.
+    """
+    made: dict[Style, T] = {}
+    first: Exception | None = None
+    for style in styles:
+        try:
+            made[style] = make(style)
+        except SourceError:
+            raise
+        except Exception as error:
+            failed[style] = why_left_out(error)
+            first = first or error
+    if first is not None and not made:
+        raise first
+    return made
+
+
+def _observed(
+    model: ModelProto,
+    wanted: Mapping[Style, Wanted],
+    loader: Loader,
+    choice: RangeChoice,
+    progress: Progress,
+    failed: dict[Style, str],
+) -> Calibration:
+    """Calibrate for all styles in one pass. Where that fails, for each alone, and then for those that it succeeds for.
+
+    The first pass of all fails with a tensor that one of the styles does not need.
+    """
+
+    def observed(styles: Iterable[Style]) -> Calibration:
+        unknown = [name for name in tensors_of({style: wanted[style] for style in styles}) if name not in choice.known]
+        return observe(model, unknown, loader, progress)
+
+    try:
+        return observed(wanted)
+    except SourceError:
+        raise
+    except Exception:
+        if len(wanted) == 1:
+            raise
+    alone = each_style(wanted, lambda style: observed([style]), failed)
+    return next(iter(alone.values())) if len(alone) == 1 else observed(alone)
 
 
 def wanted_ranges(placement: Placement) -> Wanted:
@@ -124,12 +180,3 @@ def _recorded(choice: RangeChoice, model: Identity) -> Calibration | RangesFile 
     """The recorded ranges; None where they are of another graph: equalization changes the weights."""
     recorded = choice.recorded
     return recorded if recorded is not None and recorded.content.model.matches(model) else None
-
-
-def _refuse_unparsable(model: ModelProto) -> None:
-    """Raise if TensorRT's parsers would refuse the graph or misread it."""
-    found = [finding for finding in lint(model) if finding.effect in {"refused", "wrong"}]
-    if found:
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        what = f"TensorRT would not take the graph: {found[0]}{more}"
-        raise ModelError(what, hint="report this with edgeres inspect")

@@ -23,7 +23,7 @@ from edgeres.data.loader import Loader
 from edgeres.errors import EdgeresError, needs
 from edgeres.graph.graph import Graph
 from edgeres.progress import SILENT, Progress
-from edgeres.quantize.graphs import Quantized, RangeChoice, quantize
+from edgeres.quantize.graphs import Quantized, RangeChoice, each_style, quantize
 from edgeres.quantize.rewrite import rewrite
 from edgeres.records import F32, I64, Codes, QuantPlan, Style
 from edgeres.refine.bias import correct_bias
@@ -103,16 +103,32 @@ def quantize_with_recipe(
     fit, held = _part(loader, order[held_count:]), _part(loader, order[:held_count])
     quantized = quantize(model, styles, fit, ranges, progress)
     refiner = _Refiner(model, _inputs(replace(fit), _IMAGE_BYTES), _inputs(held, _IMAGE_BYTES), choice, progress)
+    quantized = _running(quantized, refiner.held[:1])
     loader.unreadable[:] = fit.unreadable + held.unreadable
     if choice.effort != "fast":
         few = _part(loader, order[held_count:][:_TRIAL_IMAGES])
         quantized = refiner.equalize(
             quantized,
             ranges.codes,
-            lambda equal, trial: quantize(equal, styles, few if trial else fit, ranges, SILENT if trial else progress),
+            lambda equal, trial: quantize(
+                equal, tuple(quantized.plans), few if trial else fit, ranges, SILENT if trial else progress
+            ),
         )
-    found = {style: refiner.refine(CandidatePlan(refiner.graphs[style], p)) for style, p in quantized.plans.items()}
+    found = {style: refiner.refined(CandidatePlan(refiner.graphs[style], p)) for style, p in quantized.plans.items()}
     return Refined(_with_candidates(quantized, found), tuple(refiner.steps), refiner.skips)
+
+
+def _running(quantized: Quantized, images: F32) -> Quantized:
+    """Without the styles whose graph ONNX Runtime cannot run: every refinement runs it."""
+    failed = dict(quantized.left_out)
+    plans, floats = quantized.plans, quantized.floats
+    ran = each_style(plans, lambda s: logits(CandidatePlan(floats[s], plans[s]).quantized(), images), failed)
+    return replace(
+        quantized,
+        graphs={style: quantized.graphs[style] for style in ran},
+        plans={style: plans[style] for style in ran},
+        left_out=failed,
+    )
 
 
 def _unrefined(model: ModelProto, quantized: Quantized, choice: RefineChoice) -> Refined:
@@ -130,10 +146,20 @@ def _all_half(candidate: CandidatePlan) -> CandidatePlan:
 
 
 def _with_candidates(quantized: Quantized, candidates: dict[Style, CandidatePlan]) -> Quantized:
-    """The record with these graphs and plans in place of its own; the calibration stays."""
-    plans = {style: candidate.plan for style, candidate in candidates.items()}
-    graphs = {style: rewrite(candidate.graph, candidate.plan) for style, candidate in candidates.items()}
-    return replace(quantized, plans={**quantized.plans, **plans}, graphs={**quantized.graphs, **graphs})
+    """The record with these graphs and plans in place of its own; the calibration stays.
+
+    A style whose graph cannot be written is left out.
+    """
+    failed = dict(quantized.left_out)
+    graphs = each_style(candidates, lambda style: rewrite(candidates[style].graph, candidates[style].plan), failed)
+    kept = {style: candidate for style, candidate in candidates.items() if style in graphs}
+    return replace(
+        quantized,
+        graphs={style: graph for style, graph in {**quantized.graphs, **graphs}.items() if style not in failed},
+        plans={**quantized.plans, **{style: candidate.plan for style, candidate in kept.items()}},
+        floats={**quantized.floats, **{style: candidate.graph for style, candidate in kept.items()}},
+        left_out=failed,
+    )
 
 
 def _part(loader: Loader, chosen: I64) -> Loader:
@@ -196,6 +222,14 @@ class _Refiner:
 
     def _some(self, images: int) -> F32:
         return self.fit[: min(max(32, _STATISTICS_BYTES // self.fit[0].nbytes), images)]
+
+    def refined(self, candidate: CandidatePlan) -> CandidatePlan:
+        """The plan after the steps of the effort, or as it is where they fail."""
+        try:
+            return self.refine(candidate)
+        except Exception as error:  # see _left_out
+            self._left_out(f"refinement, {candidate.plan.style} graph", error)
+            return candidate
 
     def refine(self, candidate: CandidatePlan) -> CandidatePlan:
         """Take one style's plan through the steps of the effort."""
