@@ -20,7 +20,12 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SEED = 0
 _BATCH = 32
 # Of the features' mean variance: less would make the scores depend on directions that hardly any image has.
-_RIDGE = 0.3
+_RIDGE = 5.0
+# Weights of normalizations, and at the end of a branch; then mean and spread of their biases. With biases around zero, a
+# deep network without training amplifies any noise from layer to layer (Yang et al. 2019, A Mean Field Theory of Batch
+# Normalization); where most values pass the ReLU it does so much less, as a trained one.
+_WEIGHTS, _WEIGHTS_OF_BRANCH = (0.5, 1.0), (0.1, 0.5)
+_BIASES, _BIASES_OF_BRANCH = (0.5, 0.25), (0.0, 0.2)
 _NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -50,7 +55,6 @@ NETWORKS = {
         Network("ecaresnet26t", "ECA"),
         Network("ecaresnetlight", "ECA"),
         Network("gcresnext26ts", "global context"),
-        Network("bat_resnext26ts", "bilinear attention"),
         Network("skresnet18", "selective kernels"),
         Network("resnest14d", "split attention"),
         Network("resnest26d", "split attention"),
@@ -127,9 +131,8 @@ def _draw_norms(body: nn.Module) -> None:
         for module in body.modules():
             if isinstance(module, _NORMS) and module.weight is not None:
                 ends_branch = not module.weight.any()
-                low, high = (0.1, 0.5) if ends_branch else (0.5, 1.5)
-                module.weight.uniform_(low, high)
-                module.bias.normal_(0.0, 0.2)
+                module.weight.uniform_(*(_WEIGHTS_OF_BRANCH if ends_branch else _WEIGHTS))
+                module.bias.normal_(*(_BIASES_OF_BRANCH if ends_branch else _BIASES))
             elif not any(True for _ in module.children()):
                 for parameter in module.parameters(recurse=False):
                     if parameter.ndim == 0 and not parameter.any():  # a gain that begins at zero
