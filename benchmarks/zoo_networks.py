@@ -21,7 +21,7 @@ SEED = 0
 _BATCH = 32
 # Of the features' mean variance: less would make the scores depend on directions that hardly any image has.
 _RIDGE = 5.0
-# Weights of normalizations, and at the end of a branch; then mean and spread of their biases. With biases around zero, a
+# Weights of normalizations, and at the end of a branch; then mean and spread of their biases. Around zero, a
 # deep network without training amplifies any noise from layer to layer (Yang et al. 2019, A Mean Field Theory of Batch
 # Normalization); where most values pass the ReLU it does so much less, as a trained one.
 _WEIGHTS, _WEIGHTS_OF_BRANCH = (0.5, 1.0), (0.1, 0.5)
