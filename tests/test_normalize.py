@@ -305,28 +305,8 @@ def second_input() -> onnx.ModelProto:
     return model
 
 
-def half_weights() -> onnx.ModelProto:
-    model = plain()
-    for tensor in model.graph.initializer:
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
-    return model
-
-
-def half_inside() -> onnx.ModelProto:
-    w = Writer()
-    x = w.op("Cast", w.op("Cast", w.conv("data", (3, 8)), to=TensorProto.FLOAT16), to=TensorProto.FLOAT)
-    return w.model(w.head(x, 8))
-
-
 def already_quantized() -> onnx.ModelProto:
     return case("option A").quantized.graphs["tensorrt"]
-
-
-def argmax() -> onnx.ModelProto:
-    w = Writer()
-    model = w.model(w.op("ArgMax", w.head(w.conv("data", (3, 8)), 8), axis=1, keepdims=0), output_shape=("N",))
-    model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
-    return model
 
 
 def feature_map() -> onnx.ModelProto:
@@ -396,19 +376,13 @@ REFUSED: dict[Build, str] = {
     lambda: plain(shape=("N", 3 * PX * PX)): "g: input has rank 2; images of rank 4 are taken: (N, 3, H, W)",
     lambda: plain(shape=("N", 1, PX, PX)): "g: input (?, 1, 32, 32) has no axis of three channels; RGB or BGR is taken",
     lambda: plain(shape=("N", 3, "h", "w")): (
-        "g: height and width of the input are dynamic; export with the size of your images"
+        "g: height and width of the input are dynamic; give --input-px, such as 224 or 224x320 (height x width)"
     ),
     lambda: plain(shape=(-1, 3, -1, -1)): (
-        "g: height and width of the input are dynamic; export with the size of your images"
+        "g: height and width of the input are dynamic; give --input-px, such as 224 or 224x320 (height x width)"
     ),
-    lambda: plain(kind=TensorProto.DOUBLE): "g: input data is double; float32 or uint8 images are taken",
-    half_weights: "g: computes in half precision; export the model in float32",
-    half_inside: "g: computes in half precision; export the model in float32",
+    lambda: plain(kind=TensorProto.DOUBLE): "g: input data is double; float32, float16 or uint8 images are taken",
     already_quantized: "g: already quantized (node data_QuantizeLinear); give the FP32 graph",
-    argmax: (
-        "g: output ArgMax_4:0 is int64 (batch), and a classifier's is float (N, classes); "
-        "export the scores themselves: no argmax, no feature map"
-    ),
     feature_map: (
         "g: output Conv_0:0 is float (batch, 8, 32, 32), and a classifier's is float (N, classes); "
         "export the scores themselves: no argmax, no feature map"

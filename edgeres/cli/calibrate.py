@@ -96,7 +96,7 @@ def _single(paths: tuple[str, ...], where: str) -> str:
 def _model(name: str, given: dict[str, Any]) -> Any:
     from edgeres.pipeline.take import InputChoice, ModelChoice
 
-    own = {key: given[key] for key in ("weights", "num_classes", "labels", "ema", "head_activation")}
+    own = {key: given[key] for key in ("weights", "num_classes", "labels", "ema", "head_activation", "input_px")}
     return ModelChoice(name, **own, input=InputChoice(**options.input_choice(given)))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgeres.cli.options import as_json, model_options, output_option
+from edgeres.cli.options import as_json, model_options, output_option, size_option
 from edgeres.cli.progress import progress
 from edgeres.cli.show import print_json
 
@@ -15,6 +15,7 @@ from edgeres.cli.show import print_json
 @click.command("export")
 @click.option("--model", required=True, metavar="NAME", help="An architecture of `edgeres models`.")
 @model_options
+@size_option
 @output_option("FILE.onnx", "FP32 graph to write.", required=True, dir_okay=False)
 @as_json
 def command(model: str, output: Path, as_json: bool, **given: Any) -> None:

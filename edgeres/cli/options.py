@@ -25,6 +25,7 @@ class Decorator(Protocol):
 
 
 SRC = FORMS[0].upper() + FORMS[1:]
+_MOST_PIXELS = 16384
 
 
 def _all(*options: Decorator) -> Decorator:
@@ -44,6 +45,18 @@ class UserPath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return super().convert(str(Path(value).expanduser()), param, ctx)
+
+
+class ImageSize(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """A height and width: ``224``, or ``224x320``."""
+
+    name = "pixels"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        sides = str(value).lower().split("x")
+        if not (len(sides) in (1, 2) and all(side.isdecimal() and 0 < int(side) <= _MOST_PIXELS for side in sides)):
+            self.fail(f"{value!r} is no size; write 224, or 224x320 for height x width.", param, ctx)
+        return int(sides[0]), int(sides[-1])
 
 
 def whole_number(flag: str, text: str, default: int | None = None, least: int = 1, metavar: str = "N") -> Decorator:
@@ -83,6 +96,7 @@ _HARDWARE = "Build engines for other GPUs from Ampere on, too; not on Jetsons."
 _RTX_GPUS = "Build RTX engines for this GPU, e.g. 8.9; repeatable. Default: a portable engine."
 _THUMBNAILS = "Show images that INT8 gets wrong in the report.  [default: yes]"
 
+_SIZE = "Height and width of the input, where the graph leaves them free or a model of the zoo has others."
 _EMA = "Take the averaged weights that training kept in the checkpoint (EMA, SWA)."
 _HEAD = "What stands between the layers of a checkpoint's classifier, if it has several."
 
@@ -95,7 +109,10 @@ model_options = _all(
     choice("--head-activation", ("relu", "gelu", "silu", "tanh", "sigmoid", "none"), _HEAD),
 )
 
+size_option = click.option("--input-px", type=ImageSize(), metavar="PX|HxW", help=_SIZE)
+
 input_options = _all(
+    size_option,
     file_option("--labels", "Class names, one per line, in the order of the outputs."),
     click.option("--mean", type=float, nargs=3, metavar="R G B", help="Input = (pixel * S - mean) / std."),
     click.option("--std", type=float, nargs=3, metavar="R G B", help="See --mean; the default is ImageNet's."),

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx
 from onnx import ModelProto, TensorProto, shape_inference
 
-from edgeres.errors import ModelError
+from edgeres.errors import ModelError, UsageError
 from edgeres.graph.graph import Graph
 from edgeres.records import Layout
 
-_HALF = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
+HALF = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 _QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"}
 
 
@@ -22,7 +22,7 @@ class Interface:
 
     Attributes:
         batch: the size that the file fixes; None: it is dynamic.
-        bytes_in: whether the image is uint8.
+        kind: ONNX's data type of the image: float32, float16, bfloat16 or uint8.
         dropped: names of the file's other outputs.
     """
 
@@ -31,18 +31,41 @@ class Interface:
     layout: Layout
     size_px: tuple[int, int]
     batch: int | None
-    bytes_in: bool
+    kind: int
     dropped: tuple[str, ...]
+
+    @property
+    def bytes_in(self) -> bool:
+        """Whether the image is uint8."""
+        return self.kind == TensorProto.UINT8
+
+
+def fix_size(model: ModelProto, size_px: tuple[int, int], where: object) -> None:
+    """Give the image a height and width where the graph leaves them free; the model is changed.
+
+    Raises:
+        UsageError: the graph has another size.
+    """
+    image = _image(model, where)
+    dims = image.type.tensor_type.shape.dim
+    layout, found = _axes([max(dim.dim_value, 0) for dim in dims], where)
+    if any(have not in (0, wanted) for have, wanted in zip(found, size_px, strict=True)):
+        what = f"the graph takes images of {found[0]}x{found[1]} px, not {size_px[0]}x{size_px[1]}"
+        raise UsageError(what, where=where, hint="leave out --input-px, or export with free height and width")
+    for dim, wanted in zip((dims[1], dims[2]) if layout == "NHWC" else (dims[2], dims[3]), size_px, strict=True):
+        dim.dim_value = wanted
+    if 0 in found:
+        del model.graph.value_info[:]  # inferred for a free size
 
 
 def find_interface(model: ModelProto, where: object) -> Interface:
     """Find image and scores.
 
     Raises:
-        ModelError: not one image of fixed size with three channels, not one row of scores, half precision, or codes of
-            a quantized graph.
+        ModelError: not one image of fixed size with three channels, not one row of scores, or codes of a quantized
+            graph.
     """
-    _refuse_codes_and_half(model, where)
+    _refuse_codes(model, where)
     image = _image(model, where)
     dims = [max(dim.dim_value, 0) for dim in image.type.tensor_type.shape.dim]
     layout, size = _layout(dims, where)
@@ -53,30 +76,16 @@ def find_interface(model: ModelProto, where: object) -> Interface:
         layout=layout,
         size_px=size,
         batch=dims[0] or None,
-        bytes_in=image.type.tensor_type.elem_type == TensorProto.UINT8,
+        kind=image.type.tensor_type.elem_type,
         dropped=tuple(value.name for value in model.graph.output if value.name != output),
     )
 
 
-def _refuse_codes_and_half(model: ModelProto, where: object) -> None:
+def _refuse_codes(model: ModelProto, where: object) -> None:
     for node in model.graph.node:
         if node.op_type in _QUANTIZED or node.op_type.startswith("QLinear"):
             what = f"already quantized (node {node.name or node.op_type})"
             raise ModelError(what, where=where, hint="give the FP32 graph")
-    if _HALF.intersection(_types(model)):
-        raise ModelError("computes in half precision", where=where, hint="export the model in float32")
-
-
-def _types(model: ModelProto) -> Iterator[int]:
-    """Data types of inputs, weights, constants and casts."""
-    yield from (value.type.tensor_type.elem_type for value in model.graph.input)
-    yield from (tensor.data_type for tensor in model.graph.initializer)
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t.data_type
-            elif node.op_type == "Cast" and attribute.name == "to":
-                yield attribute.i
 
 
 def _image(model: ModelProto, where: object) -> onnx.ValueInfoProto:
@@ -86,13 +95,22 @@ def _image(model: ModelProto, where: object) -> onnx.ValueInfoProto:
         found = f"{len(inputs)} ({', '.join(names) or 'none'})"
         raise ModelError(f"expected one image input, found {found}", where=where, hint="export the classifier alone")
     kind = inputs[0].type.tensor_type.elem_type
-    if kind not in {TensorProto.FLOAT, TensorProto.UINT8}:
+    if kind not in {TensorProto.FLOAT, TensorProto.UINT8, *HALF}:
         what = f"input {inputs[0].name} is {TensorProto.DataType.Name(kind).lower()}"
-        raise ModelError(what, where=where, hint="float32 or uint8 images are taken")
+        raise ModelError(what, where=where, hint="float32, float16 or uint8 images are taken")
     return inputs[0]
 
 
 def _layout(dims: Sequence[int], where: object) -> tuple[Layout, tuple[int, int]]:
+    layout, size = _axes(dims, where)
+    if 0 in size:
+        hint = "give --input-px, such as 224 or 224x320 (height x width)"
+        raise ModelError("height and width of the input are dynamic", where=where, hint=hint)
+    return layout, size
+
+
+def _axes(dims: Sequence[int], where: object) -> tuple[Layout, tuple[int, int]]:
+    """Layout, height and width; a free size is 0."""
     if len(dims) != 4:
         raise ModelError(f"input has rank {len(dims)}", where=where, hint="images of rank 4 are taken: (N, 3, H, W)")
     layout: Layout = "NHWC" if dims[3] == 3 and dims[1] != 3 else "NCHW"
@@ -100,9 +118,6 @@ def _layout(dims: Sequence[int], where: object) -> tuple[Layout, tuple[int, int]
     if 3 not in {dims[1], dims[3]}:
         shape = ", ".join(str(dim or "?") for dim in dims)
         raise ModelError(f"input ({shape}) has no axis of three channels", where=where, hint="RGB or BGR is taken")
-    if 0 in size:
-        hint = "export with the size of your images"
-        raise ModelError("height and width of the input are dynamic", where=where, hint=hint)
     return layout, size
 
 

@@ -27,9 +27,11 @@ from edgeres.graph.fold_sizes import fold_sizes
 from edgeres.graph.fold_transposes import fold_transposes
 from edgeres.graph.free_batch import BATCH, free_batch
 from edgeres.graph.graph import Graph, attributes, opset_of
-from edgeres.graph.interface import Interface, find_interface, score_width
+from edgeres.graph.interface import HALF, Interface, find_interface, fix_size, score_width
+from edgeres.graph.outputs import refuse_features, take_scores_before_selection
 from edgeres.graph.plain import (
     drop_unread_outputs,
+    float_types,
     fold_standardized_weights,
     plain_domains,
     refuse_training,
@@ -44,6 +46,11 @@ OPSET_MAX = 20
 # Of opset 17: what ONNX Runtime has read since 1.12. Nothing in a canonical graph needs a newer one.
 IR_VERSION = 8
 _OLDEST = 7  # of what ONNX Runtime runs
+_OTHER_FLOATS: dict[int, str] = {
+    TensorProto.DOUBLE: "float64",
+    TensorProto.FLOAT16: "float16",
+    TensorProto.BFLOAT16: "bfloat16",
+}
 
 
 @dataclass(frozen=True)
@@ -94,32 +101,41 @@ def load_onnx(path: Path) -> ModelProto:
     return model
 
 
-def normalize(model: ModelProto, *, where: object = None) -> Canonical:
+def normalize(model: ModelProto, *, where: object = None, size_px: tuple[int, int] | None = None) -> Canonical:
     """Bring a graph into canonical form and check that it still computes the same.
 
+    Args:
+        size_px: height and width of the image where the graph leaves them free.
+
     Raises:
-        ModelError: not one image and one row of scores, half precision or already quantized, an opset that cannot be
-            converted, a batch that cannot be freed, operators outside ONNX, or a result that differs from the
-            original's.
+        ModelError: not one image and one row of scores, already quantized, an opset that cannot be converted, a batch
+            that cannot be freed, operators outside ONNX, or a result that differs from the original's.
+        UsageError: the graph has another size.
     """
     model = deepcopy(model)
     plain_domains(model)
     drop_unread_outputs(model)
     fold_standardized_weights(model)
-    work = deepcopy(model)
-    doubles = single_precision(work, {TensorProto.DOUBLE})
+    if size_px is not None:
+        fix_size(model, size_px, where)
+    selection = take_scores_before_selection(model, where)
+    work, notes = deepcopy(model), [selection] if selection else []
+    types = float_types(model)
+    single_precision(work, _OTHER_FLOATS)
     interface = find_interface(work, where)
-    notes = [f"output {name} dropped" for name in interface.dropped]
-    if doubles:
-        notes.append("float64 parts made float32")
+    notes += [f"output {name} dropped" for name in interface.dropped]
+    notes += [f"{_OTHER_FLOATS[kind]} parts made float32" for kind in _OTHER_FLOATS if kind in types]
     _keep(work, interface)
     refuse_training(work, where)
     _convert_opset(work, notes, where)
-    reference = deepcopy(work) if opset_of(model) < _OLDEST else model
+    # The graph casts bytes to float32 anyway: that Cast has no effect on an input that is float32 already.
+    work.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
+    # ONNX Runtime runs neither the oldest opsets nor bfloat16 on the CPU.
+    reference = deepcopy(work) if opset_of(model) < _OLDEST or TensorProto.BFLOAT16 in types else model
     if interface.bytes_in:
-        # The graph casts the bytes to float32 anyway: that Cast has no effect on an input that is float32 already.
-        work.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
         notes.append("uint8 input made float32, with the same values 0 to 255")
+    elif interface.kind in HALF:
+        notes.append(f"{_OTHER_FLOATS[interface.kind]} input made float32")
     _write_usual_forms(work)
     work = _fold_all(work, interface.batch, where)
     if interface.batch is not None:
@@ -127,6 +143,8 @@ def normalize(model: ModelProto, *, where: object = None) -> Canonical:
     classes = _flatten_scores(work, where)
     _name_everything(work.graph)
     values = "pixels" if interface.bytes_in else input_values(work, interface.batch or 1, where)
+    if features := refuse_features(Graph(work), where):
+        notes.append(features)
     if values != "normalized":
         limit = "0 to 255" if values == "pixels" else "0 to 1"
         notes.append(f"the graph normalizes its input itself: it takes values from {limit}")

@@ -135,6 +135,19 @@ def single_precision(model: ModelProto, kinds: Collection[int]) -> int:
     return changed
 
 
+def float_types(model: ModelProto) -> set[int]:
+    """Data types of a model's inputs, weights, constants and Casts."""
+    found = {value.type.tensor_type.elem_type for value in model.graph.input}
+    found |= {tensor.data_type for tensor in model.graph.initializer}
+    for node in _all_nodes(model):
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                found.add(attribute.t.data_type)
+            elif attribute.name in _TYPED:
+                found.add(attribute.i)
+    return found
+
+
 def _make_single(tensor: TensorProto, kinds: Collection[int]) -> bool:
     if tensor.data_type not in kinds:
         return False

@@ -72,7 +72,8 @@ class ModelChoice:
         labels: class names in the order of the outputs, or the path of a text file with one name per line.
         input: how pixels become the input; needed for a module, optional otherwise.
         name: name of a module.
-        input_px: height and width of a module's input.
+        input_px: height and width of the input: of a module (None: 224x224), of a graph that leaves them free, or of a
+            zoo model in place of its own.
         ema: take the averaged weights of a checkpoint.
         head_activation: what stands between the matrices of a checkpoint's classifier of several layers.
     """
@@ -83,7 +84,7 @@ class ModelChoice:
     labels: Sequence[str] | Path | None = None
     input: InputChoice = InputChoice()
     name: str | None = None
-    input_px: tuple[int, int] = (224, 224)
+    input_px: tuple[int, int] | None = None
     ema: bool = False
     head_activation: str | None = None
 
@@ -166,6 +167,8 @@ def _take_zoo(name: str, choice: ModelChoice, progress: Progress) -> Fp32Model:
         weights = str(Path(weights).expanduser())
     wanted = WeightsChoice(weights, choice.num_classes, choice.ema, choice.head_activation)
     module, spec, notes = load_model(name, wanted, progress)
+    if choice.input_px:
+        spec = replace(spec, preprocess=_resized(spec.preprocess, choice.input_px))
     spec = _described(spec, choice)
     progress.say(f"{name}: weights {spec.weights}, {spec.num_classes} classes")
     with progress.task("exporting", total=None):
@@ -176,7 +179,8 @@ def _take_zoo(name: str, choice: ModelChoice, progress: Progress) -> Fp32Model:
 def _take_module(choice: ModelChoice, progress: Progress) -> Fp32Model:
     from edgeres.zoo.export import export
 
-    known = Preprocess(crop_px=choice.input_px, resize_px=_usual_resize(choice.input_px))
+    size = choice.input_px or (224, 224)
+    known = Preprocess(crop_px=size, resize_px=_usual_resize(size))
     spec = ModelSpec(choice.name or type(choice.model).__name__.lower(), known, (), weights="module")
     with progress.task("exporting", total=None):
         exported = export(choice.model, spec)
@@ -191,7 +195,7 @@ def _take_onnx(path: Path, choice: ModelChoice) -> Fp32Model:
     if choice.weights is not None or choice.num_classes is not None or choice.ema or choice.head_activation:
         what = "an ONNX file brings its own weights and classes"
         raise UsageError(what, hint="drop --weights, --num-classes, --ema and --head-activation")
-    canonical = normalize(load_onnx(path), where=path)
+    canonical = normalize(load_onnx(path), where=path, size_px=choice.input_px)
     known = replace(canonical.preprocess, resize_px=_usual_resize(canonical.size_px))
     spec = ModelSpec(path.stem, known, (), weights=path.name, weights_sha256=sha256(path))
     return Fp32Model(
@@ -208,6 +212,12 @@ def _described_by_graph(spec: ModelSpec, canonical: Canonical, choice: ModelChoi
 def _usual_resize(size_px: tuple[int, int]) -> int | None:
     """ImageNet's convention, 256 for a crop of 224; None for small inputs, see :class:`Preprocess`."""
     return round(min(size_px) * 256 / 224) if min(size_px) >= 128 else None
+
+
+def _resized(known: Preprocess, size_px: tuple[int, int]) -> Preprocess:
+    """The same preprocessing for another size: the crop takes the same share of the resized image."""
+    resize = known.resize_px and max(1, round(known.resize_px * min(size_px) / min(known.crop_px)))
+    return replace(known, crop_px=size_px, resize_px=resize)
 
 
 def _described(spec: ModelSpec, choice: ModelChoice) -> ModelSpec:
