@@ -353,3 +353,16 @@ def test_a_revision_is_checked_out_for_a_while(scripts: None, monkeypatch: pytes
     assert not there.exists()
     with pytest.raises(SystemExit, match="no-such-revision"), against.checkout("no-such-revision"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel"),
+    [("Concat", "QLinearConcat"), ("Mul, a number", "QLinearMul"), ("Split", "Split"), ("PRelu", None)],
+)
+def test_the_table_of_cpu_kernels_says_what_runs_on_codes(scripts: None, name: str, kernel: str | None) -> None:
+    kernels = __import__("cpu_kernels")
+    row = kernels.measure(name, 1)
+    assert kernels.is_on_codes(row.operators) is (kernel is not None)
+    assert row.codes_us > 0 and row.difference <= 1
+    line = list(kernels.table([row]))[-1]
+    assert (f"| {kernel} |" if kernel else "| none |") in line and line.startswith(f"| {name} |")

@@ -17,6 +17,7 @@ from onnx import helper
 
 from edgeres.data.arrays import Arrays
 from edgeres.data.loader import Loader
+from edgeres.graph.fold_affine import fold_affine
 from edgeres.graph.graph import Graph
 from edgeres.graph.normalize import normalize
 from edgeres.quantize.graphs import RangeChoice, quantize
@@ -235,3 +236,42 @@ def test_learning_sees_the_constants_that_the_graph_has() -> None:
     assert noise_power(run(coded), found) < 1e-4 < noise_power(run(coded), run(graph)) * 10
     again = CandidatePlan(graph, learner.candidate().plan).quantized()
     assert noise_power(run(coded), run(again)) < 1e-6
+
+
+def batch_norm_behind_an_add(net: Net, x: str) -> tuple[str, int]:
+    """As Keras writes it, in a network with pre-activation: Sub, Mul, Add."""
+    tensor = net.add("Add", x, net.conv(x, WIDTH))
+    for op in ("Sub", "Mul", "Add"):
+        tensor = net.add(op, tensor, net.uniform(WIDTH, 1, 1))
+    return net.relu(net.add("Div", tensor, net.value(np.float32(2)))), WIDTH
+
+
+def test_constants_one_behind_the_other_become_one_product_and_one_sum(tmp_path: Path) -> None:
+    graph = network(batch_norm_behind_an_add)
+    assert Counter(node.op_type for node in graph.graph.node)["Mul"] == 1
+    assert not {"Sub", "Div"} & {node.op_type for node in graph.graph.node}
+    coded, _ = for_cpu(graph)
+    scores = run(coded, optimized=tmp_path / "optimized.onnx")
+    counts = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    assert (counts["QLinearMul"], counts["QLinearAdd"], counts["DequantizeLinear"]) == (1, 2, 0)
+    assert noise_power(run(graph), scores) < 1e-3
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_what_is_merged_computes_the_same(channels_last: bool) -> None:
+    """With another reader of the tensor that the run begins at, and of one in its middle."""
+    net = Net()
+    tensor = net.relu(net.conv("x", 3))
+    shape = (WIDTH, 1, 1)
+    if channels_last:
+        tensor, shape = net.add("Transpose", tensor, perm=[0, 2, 3, 1]), (WIDTH,)
+    first = net.add("Div", net.add("Sub", tensor, net.uniform(*shape)), net.uniform(*shape))
+    second = net.add("Add", net.add("Mul", first, net.value(np.float32(-2))), net.uniform(*shape))
+    net.nodes.append(helper.make_node("Add", [net.add("Add", tensor, first), second], ["y"], "last"))
+    before = model(net.nodes, net.constants, shape=("n", 3, PX, PX), output=("n", None, None, None))
+    view = Graph.copy_of(before)
+    assert fold_affine(view.model) == 0
+    ops = Counter(node.op_type for node in view.model.graph.node)
+    assert (ops["Sub"], ops["Div"], ops["Mul"], ops["Add"]) == (0, 0, 2, 4)
+    expected, found = run(before), run(view.model)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

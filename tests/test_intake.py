@@ -178,7 +178,7 @@ def divides(w: Writer) -> str:
     ("layers", "left"),
     [
         (keeps_before_the_convolution, {"Mul": 1, "Add": 1}),
-        (two_readers, {"Sub": 1, "Div": 1}),
+        (two_readers, {"Add": 1, "Mul": 1}),
         (over_the_image, {"Sub": 2, "Mul": 1}),
         (divides, {"Div": 1, "Add": 1}),
     ],

@@ -8,6 +8,12 @@ one scale and one shift per channel:
 
 Worked number: a channel with weight 2 and bias 1, behind it Sub(3), Mul(0.5), Add(4), gets weight 1 and bias
 (1 - 3) * 0.5 + 4 = 3.
+
+What stands elsewhere, such as the batch norm behind an Add in a network with pre-activation, becomes one Mul and one
+Add, for which runtimes have kernels:
+
+    before    Add -> Sub(mean) -> Mul(scale) -> Add(shift) -> ReLU
+    after     Add -> Mul(scale) -> Add(shift - mean * scale) -> ReLU
 """
 
 from __future__ import annotations
@@ -61,8 +67,68 @@ def fold_affine(model: ModelProto) -> int:
     for node in graph.of(*WEIGHTED):
         if _has_plain_weights(graph, node):
             _fold_into(graph, node)
+    for tensor, place, chain in list(_loose_chains(graph)):
+        _merge(graph, tensor, place, chain)
     graph.prune()
     return before - len(graph.nodes)
+
+
+_Chain = list[tuple[NodeProto, _Step]]
+
+
+def _loose_chains(graph: Graph) -> Iterator[tuple[str, _Place, _Chain]]:
+    """Runs of constants that scale and shift a tensor behind a weighted node: the tensor, its channels, the nodes.
+
+    In front of the first weighted node they normalize the image, which is read elsewhere.
+    """
+    behind: set[str] = set()
+    taken: set[str] = set()
+    for node in graph.nodes:
+        if node.op_type in WEIGHTED or not behind.isdisjoint(node.input):
+            behind.update(node.output)
+        tensor = next((name for name in node.input if not graph.is_constant(name)), "")
+        shape = graph.shape(tensor)
+        if node.name in taken or tensor not in behind or not shape:
+            continue
+        for axis in dict.fromkeys((min(1, len(shape) - 1), len(shape) - 1)):
+            place = _Place(len(shape), axis, max(shape[axis], 1))
+            chain = list(_run(graph, node, tensor, place))
+            if len(chain) > 1 or (chain and node.op_type in {"Sub", "Div"}):
+                taken.update(member.name for member, _ in chain)
+                yield tensor, place, chain
+                break
+
+
+def _run(graph: Graph, node: NodeProto, tensor: str, place: _Place) -> Iterator[tuple[NodeProto, _Step]]:
+    while node.op_type in {"Add", "Sub", "Mul", "Div"} and (step := _step(graph, node, tensor, place)) is not None:
+        yield node, step
+        tensor = node.output[0]
+        readers = graph.consumers(tensor)
+        if len(readers) != 1 or tensor in graph.outputs:
+            return
+        node = readers[0]
+
+
+def _merge(graph: Graph, tensor: str, place: _Place, chain: _Chain) -> None:
+    """Write a run as one Mul and one Add, or the one of them that it takes."""
+    total = _Affine(np.ones(place.channels), np.zeros(place.channels))
+    for _, (scale, shift) in chain:
+        total = total.then(scale, shift)
+    with np.errstate(over="ignore"):
+        wanted = {"Mul": total.scale.astype(np.float32), "Add": total.shift.astype(np.float32)}
+    needed = [op for op, neutral in (("Mul", 1.0), ("Add", 0.0)) if (wanted[op] != neutral).any()]
+    if not 0 < len(needed) <= len(chain) or not all(np.isfinite(values).all() for values in wanted.values()):
+        return
+    for node, _ in chain[len(needed) :]:
+        graph.bypass(node)
+    along = [-1 if axis == place.axis else 1 for axis in range(place.rank)]
+    for (node, _), op in zip(chain, needed, strict=False):
+        values = wanted[op]
+        one = values[0] if (values == values[0]).all() else values.reshape(along)
+        name = next(name for i in count() if (name := f"{node.output[0]}/merged_{i}") not in graph)
+        node.op_type = op
+        graph.set_inputs(node, [tensor, graph.add_constant(name, one)])
+        tensor = node.output[0]
 
 
 def _has_plain_weights(graph: Graph, node: NodeProto) -> bool:
