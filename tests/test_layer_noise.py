@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from engine_graphs import resnet
+from engine_graphs import constant, model, resnet
 from onnx import helper, numpy_helper
 
 from edgeres.data.arrays import Arrays
@@ -23,6 +23,7 @@ from edgeres.verify.candidates import Candidate, Candidates
 from edgeres.verify.layer_noise import LayerNoise, layer_noise, why_unavailable
 
 PX = 16
+BLUR = {"w0": (4, 3, 3, 3), "w1": (4, 1, 3, 3), "w2": (5, 4, 1, 1)}
 CONTRACT = Preprocess((PX, PX), mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
@@ -163,9 +164,9 @@ def test_one_scale_for_all_channels_is_found(graphs: dict[str, Any], tmp_path: P
     ratio = values(model, weight.input[1]).reshape(-1, 1, 1, 1) / scale
     coarse = edited(model, **{weight.input[0]: np.rint(codes * ratio).astype(np.int8)})
     same = np.full_like(values(model, weight.input[1]), scale)
-    for constant in (same, np.float32(scale)):
-        changed = edited(coarse, **{weight.input[1]: constant})
-        if not constant.shape:
+    for stored in (same, np.float32(scale)):
+        changed = edited(coarse, **{weight.input[1]: stored})
+        if not stored.shape:
             next(node for node in changed.graph.node if node.name == weight.name).attribute.pop()
             zero = {weight.input[2]: np.int8(0)}
             changed = edited(changed, **zero)
@@ -202,3 +203,26 @@ def test_a_machine_without_onnx_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     assert why_unavailable() is None
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "it needs onnx" in str(why_unavailable())
+
+
+def test_a_layer_whose_reader_moves_codes_is_left_out(tmp_path: Path) -> None:
+    """BlurPool: a reflecting Pad between a MaxPool and a depthwise convolution passes the codes on."""
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal(shape).astype(np.float32) / 4 for name, shape in BLUR.items()}
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["a"], name="stem", pads=[1] * 4),
+        helper.make_node("Relu", ["a"], ["b"], name="relu"),
+        helper.make_node("MaxPool", ["b"], ["c"], name="pool", kernel_shape=[2, 2]),
+        helper.make_node("Pad", ["c", "pads"], ["d"], name="pad", mode="reflect"),
+        helper.make_node("Conv", ["d", "w1"], ["e"], name="blur", group=4, strides=[2, 2]),
+        helper.make_node("Conv", ["e", "w2"], ["f"], name="last"),
+        helper.make_node("GlobalAveragePool", ["f"], ["g"], name="mean"),
+        helper.make_node("Flatten", ["g"], ["y"], name="flat"),
+    ]
+    constants = [constant(name, values) for name, values in weights.items()]
+    constants.append(constant("pads", np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64)))
+    fp32 = normalize(model(nodes, constants, shape=("n", 3, PX, PX), output=("n", 5))).model
+    done = quantize(fp32, ["cpu"], loader(), RangeChoice("minmax"))
+    found = measured(tmp_path, fp32, done.graphs["cpu"])
+    assert "blur" in {layer.node for layer in found.layers}
+    assert all(layer.sqnr_db is not None and layer.sqnr_db > 20 for layer in found.layers)

@@ -361,3 +361,15 @@ def test_quantize_writes_nothing_where_the_graph_of_its_target_fails(
     with pytest.raises(ModelError, match=r"net\.onnx: no graph for rtx can be written: its scores are not finite"):
         written("rtx")
     assert onnx.load_from_string(written("tensorrt")).graph.node
+
+
+def test_noise_layer_by_layer_that_cannot_be_measured_ends_no_build(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: Any) -> Any:
+        raise ModelError("ONNX Runtime cannot load this graph")
+
+    monkeypatch.setattr(measure, "layer_noise", fails)
+    report = built(folder, "cpu").report
+    assert report["reasons"]["anatomy"] == "noise was not measured layer by layer: ONNX Runtime cannot load this graph"
+    assert {check["name"]: check["outcome"] for check in report["checks"]}["weights"] == "unsure"

@@ -251,8 +251,8 @@ def _measure(
 def _places(reference: Graph, candidate: Graph) -> Iterator[tuple[TensorNoise, str]]:
     """Outputs of convolutions and residual Adds after their activation, each with its tensor in the INT8 graph.
 
-    The tensor in the INT8 graph is the one that the same node reads; where no reader is left, the output is left out,
-    as are the scores, which have an own SQNR.
+    The tensor in the INT8 graph is the one that the same node reads; where no reader is left or it reads codes, the
+    output is left out, as are the scores, which have an own SQNR.
     """
     own = {node.name for node in reference.nodes}
     inputs = {(node.name, i): name for node in candidate.nodes for i, name in enumerate(node.input)}
@@ -266,8 +266,9 @@ def _places(reference: Graph, candidate: Graph) -> Iterator[tuple[TensorNoise, s
         before_stream = before_stream and not begins
         readers = ((reader.name, list(reader.input).index(tensor)) for reader in reference.consumers(tensor))
         read = next((inputs[reader] for reader in readers if reader in inputs), None)
-        if read:
-            yield TensorNoise(tensor, node.name, begins or residual), _before_codes(candidate, read, own)
+        counterpart = read and _before_codes(candidate, read, own)
+        if counterpart and not _are_codes(candidate, counterpart):
+            yield TensorNoise(tensor, node.name, begins or residual), counterpart
 
 
 def _behind_pool(reference: Graph, tensor: str) -> str:
@@ -292,6 +293,12 @@ def _before_codes(candidate: Graph, tensor: str, own: set[str]) -> str:
             first = tensor
         tensor = node.input[0]
     return first
+
+
+def _are_codes(candidate: Graph, tensor: str) -> bool:
+    """Whether a node of both graphs, such as a Pad, reads codes: their tensor is no float to compare."""
+    node = candidate.producer(candidate.source_of(tensor))
+    return node is not None and node.op_type == "QuantizeLinear"
 
 
 def _ranges(candidate: Graph) -> Iterator[tuple[str, _CodeRange]]:

@@ -17,7 +17,7 @@ from edgeres.data.loader import Loader
 from edgeres.data.record import DataRecord
 from edgeres.data.thumbnails import encode, thumbnail
 from edgeres.device.environment import environment
-from edgeres.errors import SourceError
+from edgeres.errors import SourceError, why_left_out
 from edgeres.progress import SILENT, Progress
 from edgeres.records import Measurement, ModelSpec
 from edgeres.verify.accuracy import Comparison, compare
@@ -115,7 +115,13 @@ def measure(
     if why := why_unavailable():
         reasons["anatomy"] = why
     else:
-        noise = layer_noise(candidates, loader, progress, plan.zeros)
+        try:
+            noise = layer_noise(candidates, loader, progress, plan.zeros)
+        except SourceError:
+            raise
+        except Exception as error:  # it explains other figures; without it they are all there
+            reasons["anatomy"] = f"noise was not measured layer by layer: {why_left_out(error)}"
+            progress.say(reasons["anatomy"])
     latency = _latency(candidates, loader, progress)
     if latency is None:
         why = "the bundle has no graph for this machine's CPU, and engines are timed on their device only"
