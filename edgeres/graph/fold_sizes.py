@@ -19,7 +19,7 @@ import onnx
 from onnx import ModelProto, NodeProto, helper
 
 from edgeres.errors import ModelError
-from edgeres.graph.free_batch import give_scales
+from edgeres.graph.free_batch import BROADCASTING, give_scales
 from edgeres.graph.graph import Graph, attributes, input_at
 from edgeres.graph.probe import run_graph
 
@@ -46,7 +46,9 @@ def fold_sizes(model: ModelProto, batch: int | None) -> bool:
     flat = [tensor for node in gathers for tensor in (*node.input[:2], graph.writer(node.input[0]).input[0])]
     reshapes = [node for node in graph.of("Reshape") if node.input[1] in sized]
     resizes = [node for node in graph.of("Resize") if input_at(node, 3) in sized]
-    shaped = [name for node in (*reshapes, *resizes) for name in (node.input[0], node.output[0])]
+    expands = [node for node in graph.of("Expand") if node.input[1] in sized]
+    shaped = [name for node in (*reshapes, *resizes, *expands) for name in (node.input[0], node.output[0])]
+    shaped += [name for node in expands for reader in graph.consumers(node.output[0]) for name in reader.input if name]
     if not sized and not gathers:
         return False
     batches = _BATCHES if batch is None else (batch,)
@@ -57,6 +59,7 @@ def fold_sizes(model: ModelProto, batch: int | None) -> bool:
     changed = sum(_read_by_image(graph, node, seen, batches) for node in gathers)
     changed += sum(_reshape_by_image(graph, node, seen, batches) for node in reshapes)
     changed += sum(_resize_by_image(graph, node, seen, batches) for node in resizes)
+    changed += sum(_leave_to_broadcasting(graph, node, seen) for node in expands)
     changed += sum(_make_constant(graph, tensor, seen[tensor]) for tensor in sized)
     changed += sum(_sizes_of_the_batch(graph, tensor, seen[tensor], batches) for tensor in sized)
     graph.prune()
@@ -149,6 +152,21 @@ def _resize_by_image(graph: Graph, node: NodeProto, seen: _Seen, batches: Sequen
     each = {(then[1:], now[1:]) for then, now in zip(before, after, strict=True)}
     images = all(shape[0] == batch for shapes in (before, after) for shape, batch in zip(shapes, batches, strict=True))
     return images and len(each) == 1 and give_scales(graph, node, *each.pop())
+
+
+def _leave_to_broadcasting(graph: Graph, node: NodeProto, seen: _Seen) -> bool:
+    """Drop an Expand whose readers broadcast, each beside another tensor that has the shape already."""
+    output, readers = node.output[0], graph.consumers(node.output[0])
+    whole = [values.shape for values in seen[output]]
+    for reader in readers:
+        others = [name for name in reader.input if name != output]
+        if not any([values.shape for values in seen[name]] == whole for name in others):
+            return False
+    if output in graph.outputs or any(reader.op_type not in BROADCASTING for reader in readers):
+        return False
+    for reader in readers:
+        graph.redirect(reader, output, node.input[0])
+    return bool(readers)
 
 
 def _reads_flat(graph: Graph, node: NodeProto) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from edgeres.graph.graph import Graph, attributes, input_at
 
 BATCH = "batch"
 
-_BROADCASTING = ("Add", "Sub", "Mul", "Div", "Min", "Max", "Pow", "Where")
+BROADCASTING = ("Add", "Sub", "Mul", "Div", "Min", "Max", "Pow", "Where")
 _Dims = Sequence[onnx.TensorShapeProto.Dimension]
 
 
@@ -70,7 +71,9 @@ def _reshape(graph: Graph, node: NodeProto, shapes: _Shapes) -> None:
     if before is None or after is None:
         return
     batch = shapes.batch
-    images = shapes.counts_images(node.output[0]) or (batch is None and after.dim_value == 1)
+    left, right = (shapes.behind(name) for name in (node.input[0], node.output[0]))
+    same = -1 not in (*left, *right) and prod(left) == prod(right)
+    images = shapes.counts_images(node.output[0]) or (batch is None and (after.dim_value == 1 or same))
     if shapes.counts_images(node.input[0]) and images:
         first = 0
     elif batch and all(dim.dim_value and dim.dim_value % batch == 0 for dim in (before, after)):
@@ -135,7 +138,7 @@ def _expand(graph: Graph, node: NodeProto, shapes: _Shapes) -> None:
 def _broadcasts(reader: NodeProto, tensor: str, whole: tuple[str, ...], shapes: _Shapes) -> bool:
     """Whether a node takes a tensor to this shape itself, since another input has it."""
     others = [name for name in reader.input if name != tensor]
-    return reader.op_type in _BROADCASTING and any(shapes.key(name) == whole for name in others)
+    return reader.op_type in BROADCASTING and any(shapes.key(name) == whole for name in others)
 
 
 def _concat(graph: Graph, node: NodeProto, shapes: _Shapes) -> None:
@@ -180,7 +183,7 @@ _REWRITES: dict[str, Callable[[Graph, NodeProto, _Shapes], None]] = {
     "Resize": _resize,
     "Expand": _expand,
     "Concat": _concat,
-    **dict.fromkeys(_BROADCASTING, _joined),
+    **dict.fromkeys(BROADCASTING, _joined),
 }
 
 

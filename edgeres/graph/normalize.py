@@ -244,8 +244,9 @@ def _write_usual_forms(model: ModelProto) -> None:
     for node in graph.nodes:
         while node.input and not node.input[-1]:  # an optional input left out: as if it had not been written
             del node.input[-1]
-    kinds = {name: value.type.tensor_type.elem_type for name, value in graph.types.items()}
-    for node in graph.of("Cast", "CastLike"):
+    casts = graph.of("Cast", "CastLike")
+    kinds = {name: value.type.tensor_type.elem_type for name, value in graph.types.items()} if casts else {}
+    for node in casts:
         if node.op_type == "CastLike" and (kind := kinds.get(node.input[1])):
             node.op_type = "Cast"
             del node.attribute[:]
