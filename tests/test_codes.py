@@ -15,12 +15,16 @@ from onnx import helper, numpy_helper
 
 from edgeres.data.arrays import Arrays
 from edgeres.data.loader import Loader
-from edgeres.graph.forms import FORMS, written
+from edgeres.graph.forms import FORMS, rewritten
 from edgeres.graph.normalize import normalize
 from edgeres.graph.rtx import channel_factor
 from edgeres.quantize.affine import quantize_weight
 from edgeres.quantize.graphs import Quantized, RangeChoice, quantize
+from edgeres.quantize.plan import plan_digest
 from edgeres.records import F32, Preprocess
+from edgeres.refine.choice import RefineChoice
+from edgeres.refine.constants import constant_channels
+from edgeres.refine.recipe import quantize_with_recipe
 
 PX = 16
 # The input is in units of a byte, so its scale is about 1, as in graphs that take the camera's bytes.
@@ -116,7 +120,8 @@ def quantized(model: onnx.ModelProto) -> Quantized:
 def noise(model: onnx.ModelProto) -> dict[str, float]:
     """Noise power of the scores, of every form and by both ways to run it."""
     exact = run(model, optimized=False)
-    forms = written(quantized(model).graphs, [form.runtime for form in FORMS.values()])
+    graphs = quantized(model).graphs
+    forms = {name: rewritten(form, graphs[form.style]) for name, form in FORMS.items()}
     ways = [(name, optimized) for name in forms for optimized in (False, True) if (name, optimized) != ("rtx", True)]
     return {f"{name} {way}": noise_power(exact, run(forms[name], optimized=way)) for name, way in ways}
 
@@ -184,3 +189,34 @@ def test_factors_of_the_form_for_rtx_fit_float16_whatever_a_few_channels_are() -
     assert np.log2(base) == np.round(np.log2(base)) and 0.0015 < base <= 0.003
     live = codes.any(axis=(1, 2, 3))
     np.testing.assert_allclose((base * factor)[live], scale[live], rtol=1e-6)
+
+
+def test_constants_of_a_pruned_network_are_corrected_without_refinement(control: dict[str, float]) -> None:
+    model = changed(CASES["dead channels with bias"])
+    plain = quantized(model)
+    refined = quantize_with_recipe(model, ["tensorrt", "cpu"], loader(0), RangeChoice(), RefineChoice("fast"))
+    assert [(step.name, step.style, step.kept) for step in refined.steps] == [
+        ("bias correction", style, True) for style in ("tensorrt", "cpu")
+    ]
+    exact = run(model, optimized=False)
+    for style, graph in refined.quantized.graphs.items():
+        found = noise_power(exact, run(graph, optimized=True))
+        assert found < noise_power(exact, run(plain.graphs[style], optimized=True)) / 1.5
+        assert found < 1.26 * control[f"{style} True"]  # 1 dB
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    # Every third channel of three layers with 16 and three with 32; all 16 of one layer.
+    [("dead channels with bias", 3 * 6 + 3 * 11), ("dead channels", 0), ("layer without weights", 16)],
+)
+def test_constant_channels_are_those_with_a_bias_and_no_weights(name: str, count: int) -> None:
+    model = changed(CASES[name])
+    assert constant_channels(model, quantized(model).plans["cpu"]) == count
+
+
+def test_other_networks_are_not_refined_without_being_asked() -> None:
+    model = changed(lambda values, convs: None)
+    refined = quantize_with_recipe(model, ["cpu"], loader(0), RangeChoice(), RefineChoice("fast"))
+    assert refined.steps == ()
+    assert plan_digest(refined.quantized.plans["cpu"]) == plan_digest(quantized(model).plans["cpu"])

@@ -2,9 +2,10 @@
 
     calibrate -> equalize and calibrate again -> residual precision -> learned ranges -> bias correction
 
-``fast`` is the calibration pass only. ``balanced`` costs up to 20 forward passes over the calibration images; ``best``
-learns the rounding of weights too, in minutes. The error is the noise power of the logits against FP32's, as a
-geometric mean over images, with float arithmetic between Q/DQ pairs. Validation images are not used.
+``fast`` is the calibration pass only, but for the constants of pruned networks. ``balanced`` costs up to 20 forward
+passes over the calibration images; ``best`` learns the rounding of weights too, in minutes. The error is the noise
+power of the logits against FP32's, as a geometric mean over images, with float arithmetic between Q/DQ pairs.
+Validation images are not used.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from edgeres.records import F32, I64, Codes, QuantPlan, Style
 from edgeres.refine.bias import correct_bias
 from edgeres.refine.candidate import CandidatePlan, logits, typical_noise
 from edgeres.refine.choice import RefineChoice
+from edgeres.refine.constants import constant_channels
 from edgeres.refine.equalize import equalize
 from edgeres.refine.residual import SkipCost, choose_residual, keep_in_half, skips
 from edgeres.zoo.download import cache_dir
@@ -96,7 +98,8 @@ def quantize_with_recipe(
     count = len(loader.source)
     if not refines or count < _LEAST_IMAGES:
         note = f"{count} calibration images are too few to hold any back" if refines else ""
-        return replace(_unrefined(model, quantize(model, styles, loader, ranges, progress), choice), note=note)
+        plain = replace(_unrefined(model, quantize(model, styles, loader, ranges, progress), choice), note=note)
+        return plain if count < _LEAST_IMAGES else _with_corrected_constants(model, plain, loader, progress)
     # Sources are sorted by class: both parts, and the first images of each, must hold every class.
     order = np.random.RandomState(0).permutation(count).astype(np.int64)
     held_count = min(max(count // 5, 16), _HELD_BACK)
@@ -137,6 +140,18 @@ def _unrefined(model: ModelProto, quantized: Quantized, choice: RefineChoice) ->
     if plan is None or choice.residual != "fp16":
         return Refined(quantized)
     return Refined(_with_candidates(quantized, {"tensorrt": _all_half(CandidatePlan(model, plan))}))
+
+
+def _with_corrected_constants(model: ModelProto, plain: Refined, loader: Loader, progress: Progress) -> Refined:
+    """Correct the biases of a pruned network (:mod:`edgeres.refine.constants`); other networks stay as they are."""
+    plans = plain.quantized.plans
+    if not any(constant_channels(model, plan) for plan in plans.values()):
+        return plain
+    order = np.random.RandomState(0).permutation(len(loader.source)).astype(np.int64)
+    images = _inputs(_part(loader, order[:_BIAS_IMAGES]), _STATISTICS_BYTES)
+    refiner = _Refiner(model, images, images, RefineChoice("fast"), progress)
+    found = {style: refiner.correct(CandidatePlan(model, plan)) for style, plan in plans.items()}
+    return replace(plain, quantized=_with_candidates(plain.quantized, found), steps=tuple(refiner.steps))
 
 
 def _all_half(candidate: CandidatePlan) -> CandidatePlan:
@@ -245,11 +260,13 @@ class _Refiner:
             candidate = self._try("learned ranges", candidate, lambda c: self._learn(c, rounding=False))
         if effort == "best" and for_tensorrt:
             candidate = self._try("learned rounding", candidate, lambda c: self._learn(c, rounding=True))
-        if effort != "fast":
-            # The last step: it corrects the mean error that all others have left.
-            fp32, images = self.graphs[candidate.plan.style], self._some(_BIAS_IMAGES)
-            candidate = self._try("bias correction", candidate, lambda c: correct_bias(c, fp32, images, self.progress))
-        return candidate
+        # The last step: it corrects the mean error that all others have left.
+        return candidate if effort == "fast" else self.correct(candidate)
+
+    def correct(self, candidate: CandidatePlan) -> CandidatePlan:
+        """Correct one style's biases."""
+        fp32, images = self.graphs[candidate.plan.style], self._some(_BIAS_IMAGES)
+        return self._try("bias correction", candidate, lambda c: correct_bias(c, fp32, images, self.progress))
 
     def _learn(self, candidate: CandidatePlan, *, rounding: bool) -> CandidatePlan:
         from edgeres.refine.reconstruct import ReconstructOptions, reconstruct
