@@ -21,7 +21,7 @@ from onnx import ModelProto, NodeProto, helper
 from edgeres.errors import ModelError
 from edgeres.graph.free_batch import BROADCASTING, give_scales
 from edgeres.graph.graph import Graph, attributes, input_at
-from edgeres.graph.probe import run_graph
+from edgeres.graph.probe import opened
 
 _BATCHES = (2, 5)
 _SIZES = frozenset({"Shape", "Size"})
@@ -88,10 +88,11 @@ def _run(graph: Graph, tensors: list[str], batches: Sequence[int]) -> dict[str, 
     Graph(model).prune()
     size = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim][1:]
     seen: dict[str, list[npt.NDArray[Any]]] = {name: [graph.constant(name)] * len(batches) for name in given}
+    run = opened(model, None)
     for batch in batches:
         images = np.zeros((batch, *size), np.float32)
         seen.setdefault(graph.input, []).append(images)
-        for name, values in zip(computed, run_graph(model, images, computed, None), strict=True):
+        for name, values in zip(computed, run(images, computed), strict=True):
             seen.setdefault(name, []).append(values)
     return seen
 

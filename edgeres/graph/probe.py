@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any, Literal
 
@@ -66,7 +66,8 @@ def compare(original: ModelProto, model: ModelProto, interface: Interface, value
     images = _random_images([batch + 2, *_image_shape(model)], values)
     given = images.astype(_given_type(original))
     images = given.astype(np.float32)
-    parts = [_run(original, given[i : i + batch], interface.output, where).reshape(batch, -1) for i in range(3)]
+    run = opened(original, where)
+    parts = [run(given[i : i + batch], [interface.output])[0].reshape(batch, -1) for i in range(3)]
     before = np.concatenate([parts[0], parts[1][-1:], parts[2][-1:]]).astype(np.float32)
     if not np.isfinite(before).all():
         hint = "the weights may be damaged: export again"
@@ -158,6 +159,11 @@ def run_graph(
     Raises:
         ModelError: ONNX Runtime does not take or run the graph.
     """
+    return opened(model, where)(images, outputs)
+
+
+def opened(model: ModelProto, where: object) -> Callable[[npt.NDArray[Any], Sequence[str]], list[npt.NDArray[Any]]]:
+    """A function that gives the outputs of a graph for images, as :func:`run_graph` does; the graph is loaded once."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -165,10 +171,17 @@ def run_graph(
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        result: list[npt.NDArray[Any]] = session.run(outputs, {session.get_inputs()[0].name: images})
     except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
         raise ModelError(f"ONNX Runtime cannot run this graph ({in_words(error)})", where=where) from error
-    return result
+
+    def run(images: npt.NDArray[Any], outputs: Sequence[str]) -> list[npt.NDArray[Any]]:
+        try:
+            result: list[npt.NDArray[Any]] = session.run(outputs, {session.get_inputs()[0].name: images})
+        except Exception as error:
+            raise ModelError(f"ONNX Runtime cannot run this graph ({in_words(error)})", where=where) from error
+        return result
+
+    return run
 
 
 def in_words(error: BaseException) -> str:
