@@ -363,23 +363,6 @@ def test_quantize_writes_nothing_where_the_graph_of_its_target_fails(
     assert onnx.load_from_string(written("tensorrt")).graph.node
 
 
-def test_quantize_says_where_the_codes_lose_the_scores(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ranges of a hundredth: the graph is that of its plan, and its plan is poor."""
-
-    def narrow(*args: Any) -> Any:
-        plan = plain(*args)
-        edges = (replace(e, params=replace(e.params, scale=e.params.scale / np.float32(100))) for e in plan.edges)
-        return replace(plan, edges=tuple(edges))
-
-    plain, heard = graphs.make_plan, Heard()
-    monkeypatch.setattr(graphs, "make_plan", narrow)
-    data, choice = DataChoice(str(folder / "images.npz")), ModelChoice(folder / "net.onnx")
-    done = quantize_file(choice, data, RangeOptions(), RefineChoice("fast"), "tensorrt", heard)
-    assert done.summary["probe_sqnr_db"] < 10
-    (note,) = [line for line in heard.lines if "SQNR" in line]
-    assert note in done.summary["notes"]
-
-
 def test_noise_layer_by_layer_that_cannot_be_measured_ends_no_build(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,9 @@ from edgeres.cli.show import command_line, print_report
 
 
 @click.command("build")
-@click.option("--model", required=True, metavar="NAME|FILE.onnx", help=options.MODEL)
+@click.option(
+    "--model", required=True, metavar="NAME|FILE.onnx", help="An architecture of `edgeres models`, or an ONNX file."
+)
 @click.option("--int8", is_flag=True, default=True, help="Quantize to INT8 after training; always on.")
 @options.model_options
 @options.input_options

@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from edgeres.cli.options import MODEL, as_json, model_options, output_option, size_option
+from edgeres.cli.options import as_json, model_options, output_option, size_option
 from edgeres.cli.progress import progress
 from edgeres.cli.show import print_json
 
 
 @click.command("export")
-@click.option("--model", required=True, metavar="NAME", help=MODEL)
+@click.option("--model", required=True, metavar="NAME", help="An architecture of `edgeres models`.")
 @model_options
 @size_option
 @output_option("FILE.onnx", "FP32 graph to write.", required=True, dir_okay=False)

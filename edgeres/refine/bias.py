@@ -33,10 +33,8 @@ from edgeres.progress import SILENT, Progress
 from edgeres.quantize.affine import codes
 from edgeres.records import F32, F64, QuantParams, WeightEdge
 from edgeres.refine.blocks import Block, split
-from edgeres.refine.candidate import CandidatePlan
+from edgeres.refine.candidate import CandidatePlan, batches
 from edgeres.runtime.ort import OrtRunner
-
-_BATCH = 32
 
 
 def correct_bias(candidate: CandidatePlan, fp32: ModelProto, images: F32, progress: Progress = SILENT) -> CandidatePlan:
@@ -61,13 +59,14 @@ def correct_bias(candidate: CandidatePlan, fp32: ModelProto, images: F32, progre
         for block in blocks:
             inside = {name: measured[name] for name in block.nodes if name in measured}
             outputs = [*(tensor for tensor in inside.values() if tensor != block.output), block.output]
-            wanted, reference = _forward(_cut(fp32, block, outputs, reference.ndim), reference, outputs)
+            exact = _cut(fp32, block, outputs, reference.ndim)
+            wanted, reference = _means(exact, reference, outputs, block.output)
             part = _part(candidate, block, outputs, carried.ndim)
             for layer, tensor in inside.items():
-                found, _ = _forward(part.quantized(), carried, [tensor])
+                found, _ = _means(part.quantized(), carried, [tensor])
                 shifts[layer] = wanted[tensor] - found[tensor]
                 part = _shift(part, {layer: shifts[layer]})
-            _, carried = _forward(part.quantized(), carried, [block.output])
+            _, carried = _means(part.quantized(), carried, [], block.output)
             advance(1)
     return _shift(candidate, shifts)
 
@@ -84,19 +83,24 @@ def _measured(graph: Graph, coded: set[str]) -> dict[str, str]:
     return found | {layer: tensor for tensor, layer in last.items()}
 
 
-def _forward(model: ModelProto, images: F32, tensors: Sequence[str]) -> tuple[dict[str, F64], F32]:
-    """The mean per channel of each named output, and all values of the last one."""
+def _means(model: ModelProto, images: F32, tensors: Sequence[str], whole: str = "") -> tuple[dict[str, F64], F32]:
+    """The mean per channel of each named output, and all values of ``whole``, one of them, if it is given."""
     totals: dict[str, F64] = {}
-    whole: list[F32] = []
+    kept = np.empty(0, np.float32)
     with OrtRunner(model.SerializeToString(), integer=False) as runner:
-        for start in range(0, len(images), _BATCH):
-            found = runner.infer({runner.input_name: images[start : start + _BATCH]})
+        done = 0
+        for part in batches(images):
+            found = runner.infer({runner.input_name: part})
             for name in tensors:
                 others = (0, *range(2, found[name].ndim))
-                mean = found[name].mean(axis=others, dtype=np.float64) * len(found[name]) / len(images)
+                mean = found[name].mean(axis=others, dtype=np.float64) * (len(part) / len(images))
                 totals[name] = totals[name] + mean if name in totals else mean
-            whole.append(found[tensors[-1]])
-    return totals, np.concatenate(whole)
+            if whole:
+                if not done:
+                    kept = np.empty((len(images), *found[whole].shape[1:]), np.float32)
+                kept[done : done + len(part)] = found[whole]
+            done += len(part)
+    return totals, kept
 
 
 def _part(candidate: CandidatePlan, block: Block, outputs: Sequence[str], rank: int) -> CandidatePlan:

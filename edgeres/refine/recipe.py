@@ -1,11 +1,13 @@
-"""The recipe of refinements: each is kept only if it lowers the error on images held back from calibration.
+"""The recipe of refinements: each is kept only if it lowers the error on images held back from it.
 
     calibrate -> equalize and calibrate again -> residual precision -> learned ranges -> bias correction
 
 ``fast`` is the calibration pass only, but for the constants of pruned networks. ``balanced`` costs up to 20 forward
 passes over the calibration images; ``best`` learns the rounding of weights too, in minutes. The error is the noise
-power of the logits against FP32's, as a geometric mean over images, with float arithmetic between Q/DQ pairs.
-Validation images are not used.
+power of the logits against FP32's, with float arithmetic between Q/DQ pairs; :mod:`edgeres.refine.verdict` says how it
+decides. Validation images are not used.
+
+If no step is kept, the graphs are those of ``fast``: calibrated with all images, those that were held back too.
 """
 
 from __future__ import annotations
@@ -26,18 +28,20 @@ from edgeres.graph.graph import Graph
 from edgeres.progress import SILENT, Progress
 from edgeres.quantize.graphs import Quantized, RangeChoice, each_style, quantize
 from edgeres.quantize.rewrite import rewrite
-from edgeres.records import F32, I64, Codes, QuantPlan, Style
+from edgeres.records import F32, I64, Codes, Style
 from edgeres.refine.bias import correct_bias
-from edgeres.refine.candidate import CandidatePlan, logits, typical_noise
+from edgeres.refine.candidate import CandidatePlan, logits
 from edgeres.refine.choice import RefineChoice
 from edgeres.refine.constants import constant_channels
 from edgeres.refine.equalize import equalize
 from edgeres.refine.residual import SkipCost, choose_residual, keep_in_half, skips
+from edgeres.refine.verdict import ImageErrors, ImageJudge, why_refused
 from edgeres.zoo.download import cache_dir
 
 # Most bytes of inputs that refinement holds in memory: 512 images at 32 px, 111 at 224 px.
 _IMAGE_BYTES = 64 << 20
 _HELD_BACK = 96
+_JUDGED = 256  # images that judge a step, held back or not
 _LEAST_IMAGES = 32
 # Most bytes of inputs for statistics per channel: large images have more positions, so fewer of them are enough.
 _STATISTICS_BYTES = 16 << 20
@@ -52,7 +56,8 @@ _LARGE_INPUT_BATCH = 8
 class Step:
     """One refinement that was tried on the graph of one style; ``note`` says why it was not kept.
 
-    The figures are the logit SQNR, mean over the held-back images; ``after_db`` is None if the step failed.
+    The figures are the logit SQNR, mean over the held-back images; ``after_db`` is None if the step failed. A step
+    that raises them may be left out all the same: see :mod:`edgeres.refine.verdict`.
     """
 
     name: str
@@ -86,9 +91,9 @@ def quantize_with_recipe(
 
     Args:
         model: canonical FP32.
-        loader: calibration images; a fifth of them, at most 96, is held back to judge refinements. If there are too few
-            images for that, or the effort is ``fast`` without ``auto`` residuals, all of them calibrate and nothing is
-            refined.
+        loader: calibration images; a quarter of them, at most 96, is held back to judge refinements. If there are too
+            few images for that, or the effort is ``fast`` without ``auto`` residuals, all of them calibrate and nothing
+            is refined.
 
     Raises:
         SourceError: images cannot be read.
@@ -102,7 +107,7 @@ def quantize_with_recipe(
         return plain if count < _LEAST_IMAGES else _with_corrected_constants(model, plain, loader, progress)
     # Sources are sorted by class: both parts, and the first images of each, must hold every class.
     order = np.random.RandomState(0).permutation(count).astype(np.int64)
-    held_count = min(max(count // 5, 16), _HELD_BACK)
+    held_count = min(max(count // 4, 16), _HELD_BACK)
     fit, held = _part(loader, order[held_count:]), _part(loader, order[:held_count])
     quantized = quantize(model, styles, fit, ranges, progress)
     refiner = _Refiner(model, _inputs(replace(fit), _IMAGE_BYTES), _inputs(held, _IMAGE_BYTES), choice, progress)
@@ -118,6 +123,10 @@ def quantize_with_recipe(
             ),
         )
     found = {style: refiner.refined(CandidatePlan(refiner.graphs[style], p)) for style, p in quantized.plans.items()}
+    if choice.effort != "fast" and choice.residual == "int8" and not any(step.kept for step in refiner.steps):
+        every = _running(quantize(model, styles, loader, ranges, progress), refiner.held[:1])
+        plain = _with_corrected_constants(model, Refined(every), loader, progress)
+        return replace(plain, steps=(*refiner.steps, *plain.steps))
     return Refined(_with_candidates(quantized, found), tuple(refiner.steps), refiner.skips)
 
 
@@ -203,7 +212,10 @@ class _Refiner:
         self.graphs: defaultdict[Style, ModelProto] = defaultdict(lambda: model)
         self.fit, self.held = fit, held
         self.choice, self.progress = choice, progress
-        self.reference = logits(model, held)
+        self.judge = ImageJudge(model, held, self._some(_JUDGED - len(held)))
+        # Errors by style: of the calibration alone, and of what has been kept since.
+        self.start: dict[Style, ImageErrors] = {}
+        self.now: dict[Style, ImageErrors] = {}
         self.steps: list[Step] = []
         self.skips: tuple[SkipCost, ...] = ()
 
@@ -213,27 +225,30 @@ class _Refiner:
         ``again`` calibrates a graph; with True on a few images, which show whether a pass over all of them is worth it.
         """
         start = time.perf_counter()
-        before = {style: self._noise(self.graphs[style], plan) for style, plan in quantized.plans.items()}
+        for style, plan in quantized.plans.items():
+            self._begin(CandidatePlan(self.graphs[style], plan))
         try:
             fp32, images = self.graphs[next(iter(quantized.plans))], self._some(_EQUALIZE_IMAGES)
             graph = equalize(fp32, images, codes, self.progress)
             found = again(graph, True)
-            after = {style: self._noise(graph, plan) for style, plan in found.plans.items()}
-            if any(after[style] < before[style] for style in before):
+            after = self._all_errors(graph, found)
+            if any(not why_refused(self.now[style], after[style]) for style in after):
                 found = again(graph, False)
-                after = {style: self._noise(graph, plan) for style, plan in found.plans.items()}
+                after = self._all_errors(graph, found)
         except Exception as error:  # see _left_out
             why = self._left_out("equalization", error)
-            for style in before:
-                self._record("equalization", style, before[style], None, time.perf_counter() - start, why)
+            for style in quantized.plans:
+                self._record("equalization", style, None, time.perf_counter() - start, why)
             return quantized
         plans = dict(quantized.plans)
-        for style in before:
-            self._record("equalization", style, before[style], after[style], time.perf_counter() - start)
-            start = time.perf_counter()  # the time was spent once for all styles: it counts for the first one
-            if after[style] < before[style]:
+        for style, errors in after.items():
+            if self._record("equalization", style, errors, time.perf_counter() - start):
                 self.graphs[style], plans[style] = graph, found.plans[style]
+            start = time.perf_counter()  # the time was spent once for all styles: it counts for the first one
         return replace(quantized, plans=plans)  # with the calibration of the network before equalization
+
+    def _all_errors(self, graph: ModelProto, quantized: Quantized) -> dict[Style, ImageErrors]:
+        return {style: self.judge.errors(CandidatePlan(graph, plan)) for style, plan in quantized.plans.items()}
 
     def _some(self, images: int) -> F32:
         return self.fit[: min(max(32, _STATISTICS_BYTES // self.fit[0].nbytes), images)]
@@ -251,24 +266,41 @@ class _Refiner:
         effort, for_tensorrt = self.choice.effort, candidate.plan.style == "tensorrt"
         if for_tensorrt and self.choice.residual == "auto":
             try:
-                candidate, self.skips = choose_residual(candidate, self.reference, self.held, progress=self.progress)
+                reference = self.judge.reference[: len(self.held)]
+                candidate, self.skips = choose_residual(candidate, reference, self.held, progress=self.progress)
             except Exception as error:  # see _left_out
                 self._left_out("residual precision", error)
         elif for_tensorrt and self.choice.residual == "fp16":
             candidate = _all_half(candidate)
-        if effort == "best" or (effort == "balanced" and for_tensorrt):
-            candidate = self._try("learned ranges", candidate, lambda c: self._learn(c, rounding=False))
+        if effort == "fast":
+            return candidate
+        if for_tensorrt and self.choice.residual != "int8":
+            self._begin(candidate)  # with another precision of the skips, which is no step
+        if effort == "best" or for_tensorrt:
+            candidate = self._learn("learned ranges", candidate, rounding=False)
         if effort == "best" and for_tensorrt:
-            candidate = self._try("learned rounding", candidate, lambda c: self._learn(c, rounding=True))
+            candidate = self._learn("learned rounding", candidate, rounding=True)
         # The last step: it corrects the mean error that all others have left.
-        return candidate if effort == "fast" else self.correct(candidate)
+        return self.correct(candidate)
 
     def correct(self, candidate: CandidatePlan) -> CandidatePlan:
         """Correct one style's biases."""
+        if candidate.plan.style not in self.now:
+            self._begin(candidate)
         fp32, images = self.graphs[candidate.plan.style], self._some(_BIAS_IMAGES)
         return self._try("bias correction", candidate, lambda c: correct_bias(c, fp32, images, self.progress))
 
-    def _learn(self, candidate: CandidatePlan, *, rounding: bool) -> CandidatePlan:
+    def _learn(self, name: str, candidate: CandidatePlan, *, rounding: bool) -> CandidatePlan:
+        """Learn for the least typical error; if that raises the error of few images, once more with these in view."""
+        learned = self._try(name, candidate, lambda c: self._learned(c, rounding=rounding, guarded=False))
+        if "rises" in self.steps[-1].note:
+            again = f"{name}, mean error in view"
+            learned = self._try(again, candidate, lambda c: self._learned(c, rounding=rounding, guarded=True))
+        return learned
+
+    def _learned(self, candidate: CandidatePlan, *, rounding: bool, guarded: bool) -> CandidatePlan:
+        if importlib.util.find_spec("torch") is None:
+            raise needs("export", "torch")
         from edgeres.refine.reconstruct import ReconstructOptions, reconstruct
 
         batch = _LARGE_INPUT_BATCH if self.fit[0].size > _LARGE_INPUT else 32
@@ -278,24 +310,21 @@ class _Refiner:
             options = ReconstructOptions(batch=batch)
         else:
             options = ReconstructOptions.balanced(_LEARNING_PASSES * len(self.fit), batch)
-        options = replace(options, resume=cache_dir() / "learning")
+        options = replace(options, guarded=guarded, resume=cache_dir() / "learning")
         return reconstruct(candidate, self.graphs[candidate.plan.style], self.fit, options, self.progress)
 
     def _try(
         self, name: str, candidate: CandidatePlan, step: Callable[[CandidatePlan], CandidatePlan]
     ) -> CandidatePlan:
-        start, before = time.perf_counter(), self._noise(candidate.graph, candidate.plan)
+        start, style = time.perf_counter(), candidate.plan.style
         try:
-            if name.startswith("learned") and importlib.util.find_spec("torch") is None:
-                raise needs("export", "torch")
             changed = step(candidate)
+            errors = self.judge.errors(changed)
         except Exception as error:  # see _left_out
-            why = self._left_out(f"{name}, {candidate.plan.style} graph", error)
-            self._record(name, candidate.plan.style, before, None, time.perf_counter() - start, why)
+            why = self._left_out(f"{name}, {style} graph", error)
+            self._record(name, style, None, time.perf_counter() - start, why)
             return candidate
-        after = self._noise(changed.graph, changed.plan)
-        self._record(name, candidate.plan.style, before, after, time.perf_counter() - start)
-        return changed if after < before else candidate
+        return changed if self._record(name, style, errors, time.perf_counter() - start) else candidate
 
     def _left_out(self, what: str, error: Exception) -> str:
         """Say that a step is left out, and why: refinement is optional, so whatever fails in it ends no build.
@@ -310,15 +339,20 @@ class _Refiner:
         self.progress.say(f"{what} left out: {why}")
         return why
 
-    def _noise(self, graph: ModelProto, plan: QuantPlan) -> float:
-        return typical_noise(self.reference, logits(CandidatePlan(graph, plan).quantized(), self.held))
+    def _begin(self, candidate: CandidatePlan) -> None:
+        style = candidate.plan.style
+        self.start[style] = self.now[style] = self.judge.errors(candidate)
 
-    def _record(
-        self, name: str, style: str, before: float, after: float | None, seconds: float, note: str = ""
-    ) -> None:
-        kept = after is not None and after < before
-        note = note or ("" if kept else "no gain on the held-back images")
-        self.steps.append(Step(name, style, _db(before), None if after is None else _db(after), kept, seconds, note))
+    def _record(self, name: str, style: Style, after: ImageErrors | None, seconds: float, why: str = "") -> bool:
+        """Enter a step, failed if it has no errors; returns whether it is kept."""
+        before = self.now[style]
+        why = why if after is None else why_refused(before, after, self.start[style])
+        self.steps.append(
+            Step(name, style, _db(before.typical), None if after is None else _db(after.typical), not why, seconds, why)
+        )
+        if after is not None and not why:
+            self.now[style] = after
+        return not why
 
 
 def _db(noise: float) -> float:

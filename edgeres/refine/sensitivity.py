@@ -23,10 +23,11 @@ from edgeres.calibrate.forward import with_outputs
 from edgeres.graph.graph import Graph, attributes
 from edgeres.progress import SILENT, Progress
 from edgeres.records import F32, F64, I64
+from edgeres.refine.candidate import batches
 from edgeres.refine.layout import TensorLayout
 from edgeres.runtime.ort import OrtRunner
 
-_BATCH = 32
+_FETCHED_BYTES = 1 << 19  # of images whose activations are all fetched: 32 at 32 px, one at 224 px
 # Bins of |x|: the float's exponent and three bits of its mantissa, from 2**-20 on; the last column counts zeros.
 _LOWEST, _BINS = -20, 320
 _SHIFT, _FIRST = 20, (127 + _LOWEST) << 3  # of the float's bits
@@ -60,8 +61,7 @@ def channel_histograms(
         OrtRunner(with_outputs(model, (name for name in tensors if name != graph_input))) as runner,
         progress.task("measuring channels", total=len(images)) as advance,
     ):
-        for start in range(0, len(images), _BATCH):
-            part = images[start : start + _BATCH]
+        for part in batches(images, _FETCHED_BYTES):
             values = runner.infer({graph_input: part}) | {graph_input: part}
             for name in tensors:
                 found[name] = found.get(name, 0) + _count(values[name])

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,14 +42,16 @@ class _Quantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
-        v = x / scale
-        rounded = v.round().clamp_(low, high)
-        ctx.save_for_backward(v, rounded)
-        return rounded * scale
+        # x is kept for the gradient of its own operator anyway; anything else would take memory of its own.
+        ctx.save_for_backward(x, scale)
+        ctx.limits = low, high
+        return (x / scale).round_().clamp_(low, high).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        v, rounded = ctx.saved_tensors
+        x, scale = ctx.saved_tensors
+        v = x / scale
+        rounded = v.round().clamp_(*ctx.limits)
         error = rounded - v
         inside = error.abs() <= 0.5
         return grad * inside, (grad * torch.where(inside, error, rounded)).sum(), None, None
@@ -82,6 +85,8 @@ class FakeQuantizer(nn.Module):
 class CodedWeight(nn.Module):
     """Weights as ``scale * (base + h(v))``, each with the choice between two codes (Nagel et al. 2020, section 3).
 
+    Until ``v`` is asked for, the weights are the plan's codes, and nothing else is in memory.
+
     Attributes:
         base: the lower of the two codes, of the weights' shape.
         v: real, of the weights' shape; h(v) = clip(1.2 sigmoid(v) - 0.1, 0, 1) (eq. 23). It begins where
@@ -91,18 +96,33 @@ class CodedWeight(nn.Module):
 
     def __init__(self, values: F32, edge: WeightEdge) -> None:
         super().__init__()
-        scale = per_channel(np.asarray(edge.params.scale, np.float32), edge.params.axis, values.ndim)
-        exact = values / scale
-        given = edge.codes.astype(np.float32)
-        base = np.where(np.abs(given - exact) < 1, np.floor(exact), given).clip(-_WEIGHT_LIMIT, _WEIGHT_LIMIT - 1)
-        fraction = (exact - base).clip(0, 1)
-        # h must round to the plan's code, whichever way a tie was rounded.
-        fraction = np.where(given > base, np.maximum(fraction, 0.501), np.minimum(fraction, 0.499)).astype(np.float32)
         self.edge = edge
         self.soft = False
-        self.scale = torch.from_numpy(scale)
-        self.base = torch.from_numpy(base.astype(np.float32))
-        self.v = nn.Parameter(torch.logit((torch.from_numpy(fraction) - _GAMMA) / (_ZETA - _GAMMA)))
+        self.scale = torch.from_numpy(
+            per_channel(np.asarray(edge.params.scale, np.float32), edge.params.axis, values.ndim)
+        )
+        self._values = values
+        self._given = torch.from_numpy(edge.codes)
+        self.is_open = False
+
+    @cached_property
+    def base(self) -> Tensor:
+        exact, given = self._values / self.scale.numpy(), self.edge.codes.astype(np.float32)
+        base = np.where(np.abs(given - exact) < 1, np.floor(exact), given).clip(-_WEIGHT_LIMIT, _WEIGHT_LIMIT - 1)
+        return torch.from_numpy(base.astype(np.float32))
+
+    @cached_property
+    def v(self) -> nn.Parameter:
+        base = self.base.numpy()
+        fraction = (self._values / self.scale.numpy() - base).clip(0, 1)
+        # h must round to the plan's code, whichever way a tie was rounded.
+        up = self.edge.codes > base
+        fraction = np.where(up, np.maximum(fraction, 0.501), np.minimum(fraction, 0.499)).astype(np.float32)
+        return nn.Parameter(torch.logit((torch.from_numpy(fraction) - _GAMMA) / (_ZETA - _GAMMA)))
+
+    def open(self) -> None:
+        """Make ``v``, so that the codes follow it."""
+        self.is_open = self.v is not None
 
     def h(self) -> Tensor:
         return (torch.sigmoid(self.v) * (_ZETA - _GAMMA) + _GAMMA).clamp(0, 1)
@@ -112,13 +132,15 @@ class CodedWeight(nn.Module):
         return (1 - (2 * self.h() - 1).abs().pow(beta)).mean()
 
     def codes(self) -> Tensor:
+        if not self.is_open:
+            return self._given.float()
         return self.base + (self.h() if self.soft else (self.h() >= 0.5).float())
 
     def forward(self) -> Tensor:
         return self.scale * self.codes()
 
     def learned(self) -> npt.NDArray[np.int8]:
-        return (self.base + (self.h() >= 0.5)).numpy().astype(np.int8)
+        return self.codes().detach().numpy().astype(np.int8)
 
     def gain(self) -> Tensor:
         """(C,) change of the output per output channel when every input changes by one, in random directions."""
@@ -156,8 +178,11 @@ class TorchGraph:
         for node in self.graph.nodes:
             if node.op_type not in OPS:
                 raise ModelError(f"operator {node.op_type} cannot be learned through", where=f"node {node.name}")
+        coded = {(edge.tensor, edge.node) for edge in plan.weights if edge.params.dtype == "int8"} if plan else set()
         self._constants = {
-            tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in model.graph.initializer
+            tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy())
+            for tensor in model.graph.initializer
+            if any((tensor.name, node.name) not in coded for node in self.graph.consumers(tensor.name))
         }
         # By (tensor, node that reads it).
         self._readings: dict[tuple[str, str], FakeQuantizer] = {}
@@ -212,6 +237,7 @@ class TorchGraph:
         """
         values = {block.input: inputs}
         codes_of: dict[str, Tensor] = {}
+        last = self._last_reads(block)
         for name in block.nodes:
             node = self.graph.node(name)
             arguments = [self._argument(tensor, name, values, codes_of) if tensor else None for tensor in node.input]
@@ -220,7 +246,19 @@ class TorchGraph:
             except ModelError as error:
                 raise ModelError(error.what, where=f"node {name}") from error
             values.update(zip(node.output, [made] if isinstance(made, Tensor) else made, strict=False))
+            for tensor in last.get(name, ()):  # else the values of a whole network would lie in memory
+                values.pop(tensor, None)
+                codes_of.pop(tensor, None)
         return values[block.output]
+
+    def _last_reads(self, block: Block) -> dict[str, list[str]]:
+        """By node, the tensors that no later node of the block reads."""
+        last = {tensor: name for name in block.nodes for tensor in self.graph.node(name).input if tensor}
+        found: dict[str, list[str]] = {}
+        for tensor, name in last.items():
+            if tensor != block.output:
+                found.setdefault(name, []).append(tensor)
+        return found
 
     def _argument(self, tensor: str, node: str, values: dict[str, Tensor], codes_of: dict[str, Tensor]) -> Tensor:
         if (tensor, node) in self._readings:
@@ -238,7 +276,11 @@ class TorchGraph:
         return list(dict.fromkeys(q.change for (_, node), q in self._readings.items() if node in nodes))
 
     def weights(self, nodes: Sequence[str]) -> list[CodedWeight]:
-        return [weight for (_, node), weight in self._weights.items() if node in nodes]
+        """The coded weights of these nodes, with a choice of rounding from now on."""
+        found = [weight for (_, node), weight in self._weights.items() if node in nodes]
+        for weight in found:
+            weight.open()
+        return found
 
     def shifts(self, nodes: Sequence[str]) -> list[nn.Parameter]:
         """Shifts of the biases of these nodes, in steps of their inputs' codes."""
@@ -250,12 +292,17 @@ class TorchGraph:
         return {name: parameter.detach().clone() for name, parameter in self._parameters().items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
+        for (tensor, node), weight in self._weights.items():
+            if f"rounding {tensor} {node}" in state:
+                weight.open()
         for name, parameter in self._parameters().items():
             parameter.data.copy_(state[name])
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         scales = {f"scale {tensor} {node}": reading.change for (tensor, node), reading in self._readings.items()}
-        rounding = {f"rounding {tensor} {node}": weight.v for (tensor, node), weight in self._weights.items()}
+        rounding = {
+            f"rounding {tensor} {node}": weight.v for (tensor, node), weight in self._weights.items() if weight.is_open
+        }
         return scales | rounding | {f"bias {tensor}": bias.shift for tensor, bias in self._biases.items()}
 
     def candidate(self) -> CandidatePlan:
