@@ -1,6 +1,6 @@
 """Many residual architectures beside ONNX Runtime's quantizer: ``python benchmarks/zoo.py --out docs/zoo.json``.
 
-    timm's network, random weights, settled -> edgeres build, default effort       -> JSON -> docs/zoo.md
+    timm's network, random weights, settled -> edgeres build                        -> JSON -> docs/zoo.md
                                             -> ONNX Runtime's quantizer, same images /
 
 It needs ``pip install timm``; nothing is downloaded. Each network runs in its own process, and its row is written at
@@ -27,9 +27,10 @@ from edgeres.data.signs import Signs
 from edgeres.device.cpu import has_vnni
 from edgeres.device.environment import environment
 from edgeres.files import write_file, write_json
+from edgeres.refine.choice import EFFORTS
 
 ROOT = Path(__file__).parents[1]
-PX, FITTED_IMAGES = 96, 320
+PX, FITTED_IMAGES = 64, 320
 Json = Mapping[str, Any]
 
 HEAD = """\
@@ -37,7 +38,7 @@ HEAD = """\
 
 Made by `python benchmarks/zoo.py`: do not edit it by hand.
 
-{count} architectures of timm, quantized by `edgeres build` with its defaults and by ONNX Runtime's in one run.
+{count} architectures of timm, quantized by `edgeres build --effort {effort}` and by ONNX Runtime's quantizer in one run.
 Weights are random: running statistics come from images, weights of normalizations are drawn, and the classifier is a
 ridge regression on the network's features, fitted on the images that it is judged on (`benchmarks/zoo_networks.py`). So
 the table shows which architectures are understood and how much noise quantization adds, not what accuracy a trained
@@ -59,12 +60,14 @@ def main() -> None:
     add = parser.add_argument
     add("--out", type=Path, default=ROOT / "docs" / "zoo.json", help="JSON file; the page is written beside it")
     add("--network", action="append", choices=NETWORKS, metavar="NAME", help="only this one, again; repeatable")
-    add("--effort", default="balanced", help="of edgeres build.  [default: balanced]")
+    add("--effort", choices=EFFORTS, default="fast", help="of edgeres build; fast calibrates alone, as the peer does")
     add("--page", action="store_true", help="write the page from the figures in --out, measure nothing")
     given = parser.parse_args()
     found = json.loads(given.out.read_text(encoding="utf-8")) if given.out.is_file() else {"networks": {}}
     if not given.page:
         wanted = given.network or [name for name in NETWORKS if name not in found["networks"]]
+        if found.setdefault("effort", given.effort) != given.effort:
+            parser.error(f"{given.out} has figures of effort {found['effort']}: give another --out")
         with tempfile.TemporaryDirectory() as folder:
             # The first of them are those that the networks are judged on: see zoo_networks.
             fitted = Signs("validation", FITTED_IMAGES, PX, seed=1)
@@ -97,7 +100,11 @@ COLUMNS = (
 def page(found: Json) -> str:
     """The page in Markdown."""
     rows = {name: found["networks"][name] for name in NETWORKS if name in found["networks"]}
-    lines = [HEAD.format(count=len(rows), px=PX), f"Measured with {versions(found.get('environment', {}))}.", ""]
+    lines = [
+        HEAD.format(count=len(rows), px=PX, effort=found["effort"]),
+        f"Measured with {versions(found.get('environment', {}))}.",
+        "",
+    ]
     lines += [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
     lines += [f"| {' | '.join(cells(name, row))} |" for name, row in rows.items()]
     return "\n".join([*lines, "", *summary(rows), *floats(rows), *refinements(rows)])
