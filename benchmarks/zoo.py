@@ -38,7 +38,7 @@ HEAD = """\
 
 Made by `python benchmarks/zoo.py`: do not edit it by hand.
 
-{count} architectures of timm, quantized by `edgeres build --effort {effort}` and by ONNX Runtime's quantizer in one run.
+{count} architectures of timm, quantized by `edgeres build --effort {effort}` and ONNX Runtime's quantizer in one run.
 Weights are random: running statistics come from images, weights of normalizations are drawn, and the classifier is a
 ridge regression on the network's features, fitted on the images that it is judged on (`benchmarks/zoo_networks.py`). So
 the table shows which architectures are understood and how much noise quantization adds, not what accuracy a trained
