@@ -217,7 +217,10 @@ class Grey(nn.Module):
         (GivesMap(), "net: output logits is float (batch, 4, 15, 15), and a classifier's is float (N, classes)"),
         (Crashes(), "net: torch cannot export this module (no image fits)"),
         (Grey(), "net: torch cannot export this module (Given groups=1, weight of size [2, 1, 3, 3], expected input"),
-        (CountsInPython(), "net: a batch of 1 is built into the graph (2 rows of scores for 3 images); export with a"),
+        (
+            CountsInPython(),
+            "net: a batch of 1 is built into the graph (2 rows of scores for 3 images); export with two",
+        ),
     ],
 )
 def test_refusals(module: nn.Module, line: str) -> None:

@@ -36,11 +36,9 @@ def test_balanced_refines_it(name: str, tmp_path: Path) -> None:
     )
     graph = onnx.load_from_string(done.model)
     assert not [finding for finding in lint(graph) if finding.effect in {"refused", "wrong", "slow"}]
-    assert {step["name"] for step in done.summary["refinement"]} == {
-        "equalization",
-        "learned ranges",
-        "bias correction",
-    }
+    # Learning may have been tried twice: see _Refiner._learn.
+    names = {step["name"].partition(",")[0] for step in done.summary["refinement"]}
+    assert names == {"equalization", "learned ranges", "bias correction"}
     assert all(step["after_db"] is not None for step in done.summary["refinement"])
 
     reference = normalize(NETWORKS[name]()).model

@@ -87,6 +87,27 @@ def test_the_input_is_exact(fp32: Fp32Model, loader: Loader) -> None:
     assert np.array_equal(values, values.astype(np.int8))
 
 
+@pytest.mark.parametrize("why", ["", "the mean error rises by 2.0 dB"])
+def test_refined_ranges_that_are_worse_than_those_of_all_images_are_not_used(
+    fp32: Fp32Model, loader: Loader, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    def judge(before: object, after: object, start: object = None) -> str:
+        return why if start is None else ""  # only a step has a start: every step is kept
+
+    monkeypatch.setattr("edgeres.refine.recipe.why_refused", judge)
+    ranges = RangeChoice(known=fp32.known)
+    plain = quantize(fp32.graph, ["cpu"], loader, ranges)
+    done = quantize_with_recipe(fp32.graph, ["cpu"], loader, ranges, RefineChoice("balanced"))
+    same = done.quantized.graphs["cpu"].SerializeToString() == plain.graphs["cpu"].SerializeToString()
+    last = done.steps[-1]
+    if why:
+        assert same and done.quantized.images == 64
+        assert last.name == "calibration on all images" and last.note.endswith(why)
+    else:
+        assert not same and done.quantized.images == 48
+        assert last.name == "bias correction"
+
+
 def test_a_step_that_fails_is_left_out_with_a_word(
     fp32: Fp32Model, loader: Loader, monkeypatch: pytest.MonkeyPatch
 ) -> None:

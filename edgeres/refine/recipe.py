@@ -123,11 +123,14 @@ def quantize_with_recipe(
             ),
         )
     found = {style: refiner.refined(CandidatePlan(refiner.graphs[style], p)) for style, p in quantized.plans.items()}
-    if choice.effort != "fast" and choice.residual == "int8" and not any(step.kept for step in refiner.steps):
-        every = _running(quantize(model, styles, loader, ranges, progress), refiner.held[:1])
-        plain = _with_corrected_constants(model, Refined(every), loader, progress)
-        return replace(plain, steps=(*refiner.steps, *plain.steps))
-    return Refined(_with_candidates(quantized, found), tuple(refiner.steps), refiner.skips)
+    if choice.effort == "fast" or choice.residual != "int8":
+        return Refined(_with_candidates(quantized, found), tuple(refiner.steps), refiner.skips)
+    every = _running(quantize(model, styles, loader, ranges, progress), refiner.held[:1])
+    plain = _with_corrected_constants(model, Refined(every), loader, progress)
+    better = {style: candidate for style, candidate in found.items() if refiner.gains(plain.quantized, style)}
+    if len(better) == len(found):
+        return Refined(_with_candidates(quantized, found), tuple(refiner.steps), refiner.skips)
+    return Refined(_with_candidates(plain.quantized, better), (*refiner.steps, *plain.steps), refiner.skips)
 
 
 def _running(quantized: Quantized, images: F32) -> Quantized:
@@ -325,6 +328,25 @@ class _Refiner:
             self._record(name, style, None, time.perf_counter() - start, why)
             return candidate
         return changed if self._record(name, style, errors, time.perf_counter() - start) else candidate
+
+    def gains(self, plain: Quantized, style: Style) -> bool:
+        """Whether the steps that were kept are worth the images that were held back for them.
+
+        ``plain`` is the calibration of all images. It knows those that are held back here, so that it is in favour;
+        a refined plan that is worse on them clips what was rare in its own images.
+        """
+        if style not in plain.plans:
+            return True
+        if not any(step.kept for step in self.steps if step.style == style):
+            return False
+        start, before = time.perf_counter(), self.judge.errors(CandidatePlan(plain.floats[style], plain.plans[style]))
+        why, after = why_refused(before, self.now[style]), self.now[style]
+        if why:
+            note = f"used instead of the refined ranges: {why}"
+            seconds = time.perf_counter() - start
+            name = "calibration on all images"
+            self.steps.append(Step(name, style, _db(after.typical), _db(before.typical), True, seconds, note))
+        return not why
 
     def _left_out(self, what: str, error: Exception) -> str:
         """Say that a step is left out, and why: refinement is optional, so whatever fails in it ends no build.
