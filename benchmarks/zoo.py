@@ -107,7 +107,7 @@ def page(found: Json) -> str:
     ]
     lines += [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
     lines += [f"| {' | '.join(cells(name, row))} |" for name, row in rows.items()]
-    return "\n".join([*lines, "", *summary(rows), *floats(rows), *refinements(rows)])
+    return "\n".join([*lines, "", *summary(rows), *floats(rows), *refinements(rows)]).rstrip() + "\n"
 
 
 def versions(known: Mapping[str, str]) -> str:
@@ -155,8 +155,8 @@ def summary(rows: Mapping[str, Json]) -> Iterator[str]:
     speeds = [row["speedup"] for row in done]
     faster = [speed["edgeres"] / speed["peer"] for speed in speeds if {"edgeres", "peer"} <= speed.keys()]
     if faster:
-        yield f"CPU graph: {np.median(faster):.2f} times as fast as ONNX Runtime's own at the median, "
-        yield f"{min(faster):.2f} to {max(faster):.2f} times."
+        limits = f"from {min(faster):.2f} to {max(faster):.2f} times"
+        yield f"CPU graph: {np.median(faster):.2f} times as fast as ONNX Runtime's own at the median, {limits}."
         yield ""
 
 
