@@ -54,7 +54,8 @@ class PixelTally:
         red_minus_blue = means[:, 0] - means[:, 2]
         error = red_minus_blue.std(ddof=1) / np.sqrt(len(means))
         mean = tuple(float(channel) for channel in means.mean(axis=0))
-        return Pixels(len(means), mean, float(red_minus_blue.mean()), float(error))  # type: ignore[arg-type]
+        found = float(red_minus_blue.mean()), float(error)
+        return Pixels(len(means), mean, *found)  # type: ignore[arg-type]  # three channels, as every image has
 
 
 def sample_pixels(source: Source, preprocess: Preprocess) -> Pixels | None:

@@ -128,7 +128,7 @@ def _build_for(
             built = build_engine(graph, request, target.runtime, progress)
         except UsageError:
             raise
-        except Exception as error:
+        except Exception as error:  # bindings of vendors raise anything; other engines must not suffer
             why = why_left_out(error)
             if error.__cause__ is not None and is_kept:
                 engines.logs[log := f"{ENGINES}/{target.name}-{precision}.log"] = str(error.__cause__).encode()

@@ -177,7 +177,7 @@ def opened(model: ModelProto, where: object) -> Callable[[npt.NDArray[Any], Sequ
     def run(images: npt.NDArray[Any], outputs: Sequence[str]) -> list[npt.NDArray[Any]]:
         try:
             result: list[npt.NDArray[Any]] = session.run(outputs, {session.get_inputs()[0].name: images})
-        except Exception as error:
+        except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
             raise ModelError(f"ONNX Runtime cannot run this graph ({in_words(error)})", where=where) from error
         return result
 

@@ -107,7 +107,7 @@ def each_style(styles: Iterable[Style], make: Callable[[Style], T], failed: dict
             made[style] = make(style)
         except SourceError:
             raise
-        except Exception as error:
+        except Exception as error:  # whatever is wrong with one style must not end the others
             failed[style] = why_left_out(error)
             first = first or error
     if first is not None and not made:
@@ -136,7 +136,7 @@ def _observed(
         return observed(wanted)
     except SourceError:
         raise
-    except Exception:
+    except Exception:  # one style's tensor may be at fault: each is tried alone, below
         if len(wanted) == 1:
             raise
     alone = each_style(wanted, lambda style: observed([style]), failed)

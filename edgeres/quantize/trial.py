@@ -96,7 +96,7 @@ def try_forms(quantized: Quantized, runtimes: Iterable[Runtime], probes: Probes,
             graph, base = _written(form, quantized, graphs, noises, probes)
             noises[form.name] = _noise(graph, base, probes, integer=form.integer)
             graphs[form.name] = graph
-        except Exception as error:
+        except Exception as error:  # whatever is wrong with one form must not end the others
             left_out[form.name] = why_left_out(error)
             progress.say(f"{form.file} is left out: {left_out[form.name]}")
     return Tried(graphs, {name: _db(noises[name]) for name in graphs}, left_out)

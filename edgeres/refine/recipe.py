@@ -2,12 +2,12 @@
 
     calibrate -> equalize and calibrate again -> residual precision -> learned ranges -> bias correction
 
-``fast`` is the calibration pass only, but for the constants of pruned networks. ``balanced`` costs up to 20 forward
-passes over the calibration images; ``best`` learns the rounding of weights too, in minutes. The error is the noise
-power of the logits against FP32's, with float arithmetic between Q/DQ pairs; :mod:`edgeres.refine.verdict` says how it
-decides. Validation images are not used.
+``fast`` is the calibration pass only, but for the constants of pruned networks. ``best`` learns the rounding of
+weights too, in minutes. The error is the noise power of the logits against FP32's, with float arithmetic between Q/DQ
+pairs; :mod:`edgeres.refine.verdict` says how it decides. Validation images are not used.
 
-If no step is kept, the graphs are those of ``fast``: calibrated with all images, those that were held back too.
+Where no step is kept, or the result is worse than the calibration with all images, that calibration is used, as in
+``fast``: it knows the images that were held back, too.
 """
 
 from __future__ import annotations
