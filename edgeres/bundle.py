@@ -23,7 +23,18 @@ from pathlib import Path
 
 from edgeres.documents import DocumentKind, Json
 from edgeres.errors import BundleError, EnvironmentError_
-from edgeres.files import DISK_FULL, FREE_SPACE, abandoned, sha256, sync, write_file, write_json
+from edgeres.files import (
+    DISK_FULL,
+    FREE_SPACE,
+    LFS_POINTER,
+    PULL,
+    abandoned,
+    is_lfs_pointer_at,
+    sha256,
+    sync,
+    write_file,
+    write_json,
+)
 from edgeres.graph.forms import GRAPH_FILES
 from edgeres.records import EngineRecord, Manifest
 
@@ -70,6 +81,8 @@ class Bundle:
         path = self.path / name
         if not path.is_file():
             raise BundleError(f"{name} is missing", where=self.path, hint="copy the whole directory, or build it again")
+        if is_lfs_pointer_at(path):
+            raise BundleError(f"{name} is {LFS_POINTER}", where=self.path, hint=PULL)
         if sha256(path) != expected:
             raise BundleError(f"{name} was changed after it was written", where=self.path, hint="build it again")
         return path

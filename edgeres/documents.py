@@ -22,6 +22,7 @@ from types import UnionType
 from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from edgeres.errors import EdgeresError, InputError
+from edgeres.files import LFS_POINTER, PULL, is_lfs_pointer
 
 Json = dict[str, Any]
 Keys = tuple[str | int, ...]
@@ -124,6 +125,8 @@ class DocumentKind(Generic[R]):
         return body if self.digest == "none" else {**body, "digest": digest(body)}
 
     def _parsed(self, content: bytes) -> object:
+        if is_lfs_pointer(content):
+            raise _Fault((), f"is {LFS_POINTER}", PULL)
         if len(content) > self.max_bytes:
             raise _Fault((), f"is larger than {self.max_bytes:,} bytes")
         brackets = _STRING.sub(b"", content).translate(None, _NO_BRACKETS)

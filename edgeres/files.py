@@ -13,6 +13,22 @@ from typing import Any
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 FREE_SPACE = "free some space and run it again; no file is incomplete"
+LFS_POINTER = "a Git LFS pointer, not the file it points to"
+PULL = "run git lfs pull"
+
+
+def is_lfs_pointer(head: bytes) -> bool:
+    """Whether a file with these first bytes is what Git leaves in place of a large file that was not fetched."""
+    return head.startswith(b"version https://git-lfs")
+
+
+def is_lfs_pointer_at(path: Path) -> bool:
+    """:func:`is_lfs_pointer` of a file; False where it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return is_lfs_pointer(stream.read(64))
+    except OSError:
+        return False
 
 
 def sha256(path: Path) -> str:

@@ -250,8 +250,8 @@ def test_transparency_is_dropped_orientation_ignored_and_16_bits_saturate():
     ("data", "cause"),
     [
         (encoded(pixels(0, 64, 64), "JPEG")[:-400], "truncated"),
-        (b"<html>not found</html>", "not an image"),
-        (b"", "not an image"),
+        (b"<html>not found</html>", "a web page, not an image"),
+        (b"", "empty, 0 bytes"),
         (b"P6 20000 20000 255\n", "more than 178 million pixels"),
     ],
 )

@@ -27,10 +27,10 @@ README = ROOT.parent / "README.md"
 
 # From the ground up: folders and the files beside them. Those of one line never import each other.
 FLOORS = (
-    ("_version", "errors"),
+    ("_version", "errors", "files"),
     ("documents",),
     ("progress", "records"),
-    ("files", "reports"),
+    ("reports",),
     ("device", "data"),
     ("graph",),
     ("bundle",),

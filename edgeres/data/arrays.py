@@ -6,7 +6,6 @@ import codecs
 import hashlib
 import pickle
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,11 @@ import numpy.typing as npt
 
 from edgeres.data.base import Role, Source, check_labels_below, some
 from edgeres.errors import SourceError
+from edgeres.files import LFS_POINTER, PULL, is_lfs_pointer_at
 from edgeres.records import I64, U8
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _CIFAR10_BATCHES = {"calibration": tuple(f"data_batch_{n}" for n in range(1, 6)), "validation": ("test_batch",)}
-# What NumPy raises on a file that is damaged, or is no .npz.
-_DAMAGED = (ValueError, EOFError, OSError, MemoryError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError)
 _HOW = "write it with np.savez(path, images=..., labels=...): uint8 (N, H, W, 3) RGB and integers (N,)"
 
 Array = npt.NDArray[Any]
@@ -86,6 +84,8 @@ def open_cifar10(path: Path, role: Role) -> Source:
 
 
 def _read_npz(path: Path) -> dict[str, Array]:
+    if is_lfs_pointer_at(path):
+        raise SourceError(f"is {LFS_POINTER}", where=path, hint=PULL)
     try:
         if not zipfile.is_zipfile(path):
             raise ValueError("it is no zip archive, or was cut off")
@@ -95,8 +95,11 @@ def _read_npz(path: Path) -> dict[str, Array]:
         with archive:
             wanted = ("images", "labels", "classes")
             return {key: np.asarray(archive[key]) if key in wanted else np.empty(0) for key in archive.files}
-    except _DAMAGED as error:
-        raise SourceError(f"cannot be read as .npz ({error})", where=path, hint=_HOW) from None
+    except Exception as error:  # zipfile, zlib and NumPy's parser of headers raise many kinds for damaged files
+        if "encrypted" in str(error):
+            raise SourceError("is encrypted", where=path, hint="unpack it, and pack it without a password") from None
+        cause = str(error) or type(error).__name__
+        raise SourceError(f"cannot be read as .npz ({cause})", where=path, hint=_HOW) from None
 
 
 def _batches(path: Path, role: Role) -> list[Path]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import lzma
 import os
 import threading
 import zipfile
-import zlib
 from abc import abstractmethod
 from collections.abc import Iterator
 from functools import lru_cache
@@ -18,11 +16,14 @@ from typing import IO
 import numpy as np
 
 from edgeres.data.base import Role, Source
-from edgeres.data.tree import CLASSES_BELOW, Tree, arrange, is_hidden, split
+from edgeres.data.forms import READ_FORMS, is_hidden, why_no_image
+from edgeres.data.tree import CLASSES_BELOW, Tree, arrange, split
 from edgeres.errors import SourceError
+from edgeres.files import LFS_POINTER, PULL, is_lfs_pointer_at
 from edgeres.records import U8
 
 _DEEPEST = 4  # folders: a wrapper, a split, a class, and one more for the error message
+_UNPACK, _REPACK = "unpack it and give the directory", "fetch or pack it again"
 _LARGEST_FILE = 1 << 29  # bytes; a member of an archive that expands to more is not read
 
 
@@ -37,18 +38,30 @@ def read_image(file: str | Path | IO[bytes], name: str | None = None) -> U8:
     """
     from PIL import Image, UnidentifiedImageError
 
+    hint = READ_FORMS
     try:
         with Image.open(file, formats=_formats()) as image:
             return np.asarray(image.convert("RGB"))
     except UnidentifiedImageError:
-        cause = "not an image"
+        cause, hint = why_no_image(_head(file))
     except Image.DecompressionBombError:
         cause = f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000} million pixels"
+    except FileNotFoundError as error:
+        cause = "a link to a file that is not there" if Path(error.filename or "").is_symlink() else "no such file"
     except OSError as error:
         cause = "truncated" if "truncated" in str(error).lower() else error.strerror or str(error)
     except Exception as error:  # decoders raise anything on damaged files: SyntaxError, struct.error, ValueError ...
         cause = f"{type(error).__name__}: {error}"
-    raise SourceError(cause, where=name or file, hint="give a JPEG, a PNG or another image that Pillow reads")
+    raise SourceError(cause, where=name or file, hint=hint)
+
+
+def _head(file: str | Path | IO[bytes]) -> bytes:
+    """The first bytes of a file."""
+    if isinstance(file, str | Path):
+        with Path(file).open("rb") as stream:
+            return stream.read(64)
+    file.seek(0)
+    return file.read(64)
 
 
 def open_folder(path: Path, role: Role) -> Source:
@@ -58,10 +71,16 @@ def open_folder(path: Path, role: Role) -> Source:
 
 def open_zip(path: Path, role: Role) -> Source:
     """A zip archive of such a directory, read in place."""
+    if is_lfs_pointer_at(path):
+        raise SourceError(f"is {LFS_POINTER}", where=path, hint=PULL)
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise SourceError(f"cannot be opened as .zip ({error})", where=path, hint="fetch or pack it again") from None
+    except UnicodeDecodeError:
+        what = "a name in it is no valid UTF-8, so the archive cannot be opened"
+        raise SourceError(what, where=path, hint=_UNPACK) from None
+    except Exception as error:  # zipfile raises many kinds for damaged archives
+        cause = str(error) or type(error).__name__
+        raise SourceError(f"cannot be opened as .zip ({cause})", where=path, hint=_REPACK) from None
     return _Zip(archive, path, role)
 
 
@@ -126,7 +145,7 @@ class _Zip(_Files):
         self._members = [members[name] for name in tree.names]
         self._lock = threading.Lock()
         if any(info.flag_bits & 1 for info in self._members):
-            raise SourceError("is encrypted", where=path, hint="unpack it and give the directory")
+            raise SourceError("is encrypted", where=path, hint=_UNPACK)
 
     def image(self, index: int) -> U8:
         info, name = self._members[index], self._names[index]
@@ -135,8 +154,11 @@ class _Zip(_Files):
         try:
             with self._lock:  # for reading only: decoding takes most of the time and runs in parallel
                 data = self._archive.read(info)
-        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, EOFError, OSError) as error:
-            raise SourceError(f"damaged in the archive: {error}", where=name) from None
+        except NotImplementedError as error:
+            raise SourceError(f"cannot be unpacked: {error}", where=name, hint=_UNPACK) from None
+        except Exception as error:  # zipfile and the decompressors raise many kinds for damaged members
+            cause = str(error) or type(error).__name__
+            raise SourceError(f"damaged in the archive: {cause}", where=name, hint=_REPACK) from None
         return read_image(io.BytesIO(data), name)
 
     def _fingerprint(self, index: int) -> int:

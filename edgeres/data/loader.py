@@ -13,12 +13,13 @@ from typing import Literal
 import numpy as np
 
 from edgeres.data.base import Source, some
+from edgeres.data.forms import READ_FORMS
 from edgeres.data.preprocess import apply
 from edgeres.errors import SourceError, UsageError
 from edgeres.records import F32, I64, Preprocess
 
 OnUnreadable = Literal["fail", "skip"]
-_HINTS = {"fail": "remove them or pass --skip-unreadable", "skip": "give images that Pillow can read"}
+_SKIP = "pass --skip-unreadable"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Loader:
     on_unreadable: OnUnreadable = "fail"
     workers: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
     unreadable: list[str] = field(default_factory=list, init=False)
+    _advice: set[str] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.workers < 1:
@@ -70,6 +72,7 @@ class Loader:
             SourceError: an image cannot be read and ``on_unreadable`` is ``fail``, or no image can be read.
         """
         self.unreadable.clear()
+        self._advice.clear()
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="edgeres-loader")
         try:
             yield from self._batches(pool)
@@ -80,7 +83,7 @@ class Loader:
             raise SourceError(
                 f"{len(self.unreadable):,} of {len(self.source):,} images cannot be read: {some_unreadable}",
                 where=self.source.description,
-                hint=_HINTS[self.on_unreadable],
+                hint=self._hint(),
             )
 
     def _batches(self, pool: ThreadPoolExecutor) -> Iterator[Batch]:
@@ -91,6 +94,7 @@ class Loader:
                 pixels = future.result()
             except SourceError as error:
                 self.unreadable.append(f"{self.source.name(index)} ({error.what})")
+                self._advice.add(error.hint or "")
                 continue
             if self.unreadable and self.on_unreadable == "fail":
                 continue  # later images are read only to find all that are unreadable
@@ -100,6 +104,13 @@ class Loader:
                 yield self._take(inputs, indices)
         if inputs and not (self.unreadable and self.on_unreadable == "fail"):
             yield self._take(inputs, indices)
+
+    def _hint(self) -> str:
+        """What to do about all unreadable images: what each of them needs, or to leave them out."""
+        steps = sorted(self._advice - {"", READ_FORMS})
+        if len(self.unreadable) == len(self.source):
+            return "; ".join(steps) or READ_FORMS
+        return f"{'; '.join(steps)}; or {_SKIP}" if steps else f"remove them or {_SKIP}"
 
     def _ahead(self, pool: ThreadPoolExecutor) -> Iterator[tuple[int, Future[F32]]]:
         """Futures of all images in order; a limited number of them are pending."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from edgeres.data.arrays import is_cifar10, open_cifar10, open_npz
 from edgeres.data.base import FORMS, Role, Source
 from edgeres.data.files import open_folder, open_zip
-from edgeres.data.tree import SUFFIXES
+from edgeres.data.forms import SUFFIXES
 from edgeres.errors import SourceError
 
 _SIGNS = re.compile(r"signs(?::(?P<count>\d+))?(?:@(?P<seed>\d+))?")

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from edgeres.data.base import Role, some
+from edgeres.data.forms import SUFFIXES, is_hidden, is_image
 from edgeres.errors import SourceError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 CLASSES_BELOW = "give the folder whose sub-folders are the classes"
 _SPLITS = {"calibration": ("train", "training"), "validation": ("val", "valid", "validation", "test", "testing")}
 
@@ -46,11 +46,6 @@ class _Listing:
 def split(path: str) -> Parts:
     """The parts of a path with slashes: ``./cat//1.jpg`` -> ("cat", "1.jpg")."""
     return tuple(part for part in path.split("/") if part not in ("", "."))
-
-
-def is_hidden(part: str) -> bool:
-    """Whether a file or folder of that name is ignored: ``.git``, ``._1.jpg``, ``__MACOSX``."""
-    return part.startswith(".") or part == "__MACOSX"
 
 
 def arrange(entries: Iterable[str], where: str, role: Role) -> Tree:
@@ -107,7 +102,7 @@ def _find(entries: Iterable[str]) -> _Listing:
         is_folder = entry.endswith("/")
         found.folders.update(parts[:depth] for depth in range(1, len(parts) + is_folder))
         if not is_folder:
-            (found.images if parts[-1].lower().endswith(SUFFIXES) else found.others).append(parts)
+            (found.images if is_image(parts[-1]) else found.others).append(parts)
     return found
 
 

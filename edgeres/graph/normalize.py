@@ -21,7 +21,9 @@ import onnx
 import onnx.inliner
 from onnx import ModelProto, TensorProto, defs, helper, shape_inference, version_converter
 
+from edgeres.documents import is_inside
 from edgeres.errors import ModelError
+from edgeres.files import LFS_POINTER, PULL, is_lfs_pointer_at
 from edgeres.graph.fold_affine import fold_affine
 from edgeres.graph.fold_sizes import fold_sizes
 from edgeres.graph.fold_transposes import fold_transposes
@@ -92,13 +94,28 @@ def load_onnx(path: Path) -> ModelProto:
         raise ModelError("no such file", where=path, hint="edgeres export writes one from a checkpoint")
     if not path.stat().st_size:
         raise ModelError("the file is empty", where=path, hint="export or copy it again")
+    if is_lfs_pointer_at(path):
+        raise ModelError(f"is {LFS_POINTER}", where=path, hint=PULL)
     try:
         model = onnx.load(str(path))
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf and onnx raise half a dozen unrelated types here
+        if (pointer := _pointer_beside(path)) is not None:
+            raise ModelError(f"its weights in {pointer} are {LFS_POINTER}", where=path, hint=PULL) from None
         what = f"not a valid ONNX file ({in_words(error)})"
         raise ModelError(what, where=path, hint="export or copy it again") from error
     return model
+
+
+def _pointer_beside(path: Path) -> str | None:
+    """The file with external data of a graph that is a Git LFS pointer."""
+    try:
+        graph = onnx.load(str(path), load_external_data=False).graph
+    except Exception:  # protobuf's kinds: the caller tells of a file that is no graph
+        return None
+    names = {entry.value for tensor in graph.initializer for entry in tensor.external_data if entry.key == "location"}
+    inside = sorted(name for name in names if is_inside(name))
+    return next((name for name in inside if is_lfs_pointer_at(path.parent / name)), None)
 
 
 def normalize(model: ModelProto, *, where: object = None, size_px: tuple[int, int] | None = None) -> Canonical:

@@ -11,9 +11,9 @@ import numpy as np
 
 from edgeres.data.arrays import Arrays
 from edgeres.data.files import read_image
+from edgeres.data.forms import SUFFIXES, is_hidden
 from edgeres.data.matching import match_labels
 from edgeres.data.thumbnails import thumbnail
-from edgeres.data.tree import SUFFIXES, is_hidden
 from edgeres.errors import SourceError
 from edgeres.records import U8, ImageFile, ImagePrediction, UnreadableImage
 from edgeres.runtime.classifier import Classifier

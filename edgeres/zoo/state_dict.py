@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from edgeres.errors import WeightsError
+from edgeres.files import LFS_POINTER, PULL, is_lfs_pointer
 from edgeres.zoo.inert import DamagedPickle, Inert, Make, read_pickle
 
 _SAVE_STATE = "load it in the program that wrote it and save model.state_dict() alone"
@@ -167,8 +168,8 @@ def _misfit(path: Path) -> tuple[str, str | None]:
         return "is empty", "fetch it again"
     if re.match(rb"\s*<(!doctype|html|\?xml)", head, re.IGNORECASE):
         return "is a web page, not a checkpoint", "fetch the file itself, not the page about it"
-    if head.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer, not the file it points to", "run git lfs pull"
+    if is_lfs_pointer(head):
+        return f"is {LFS_POINTER}", PULL
     if path.suffix == ".onnx":
         return "is an ONNX graph", "give it as the model, without --weights"
     if head.startswith(b"\x89HDF"):
