@@ -10,10 +10,15 @@ Names are imported on first use, so that ``import edgeres`` costs nothing and ne
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from edgeres._version import __version__
+
+# ONNX Runtime reads this when it is imported, and sends telemetry to its vendor where it is not set. Every module and
+# every process of edgeres passes here first, and child processes inherit it. A value that the user set is kept.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from edgeres.pipeline.build import BuildResult, build

@@ -74,6 +74,10 @@ class Machine:
         libraries = " ".join(file.name for folder in folders for file in folder.glob("capi/*onnxruntime_providers_*"))
         return tuple(name for name in ("CUDA", "TensorRT") if f"providers_{name.lower()}." in libraries)
 
+    def setting(self, name: str) -> str | None:
+        """A variable of the environment, None where it is not set."""
+        return os.environ.get(name)
+
     def command(self, name: str) -> bool:
         """Whether this program is installed."""
         return shutil.which(name) is not None
@@ -105,6 +109,7 @@ def diagnose(machine: Machine | None = None) -> list[Diagnosis]:
     return [
         _python(m),
         *packages,
+        _telemetry(m),
         _cpu(m.cpu()),
         _memory(m),
         _cache(m),
@@ -134,6 +139,15 @@ def _packages(m: Machine) -> list[Diagnosis]:
             providers = f", providers {', '.join(('CPU', *m.providers()))}" if name == "onnxruntime" else ""
             diagnoses.append(Diagnosis(name, True, found + providers))
     return diagnoses
+
+
+def _telemetry(m: Machine) -> Diagnosis:
+    """Whether ONNX Runtime may report to its vendor; ``import edgeres`` switches that off unless the user decided."""
+    setting = m.setting("ORT_DISABLE_TELEMETRY")
+    if setting in ("1", "true", "yes"):
+        return Diagnosis("telemetry", True, f"off: ORT_DISABLE_TELEMETRY={setting}, set by edgeres unless you set it")
+    found = f"left to ONNX Runtime: ORT_DISABLE_TELEMETRY={setting!r}"
+    return Diagnosis("telemetry", None, found, "unset ORT_DISABLE_TELEMETRY, and edgeres switches it off")
 
 
 def _cpu(cpu: Cpu) -> Diagnosis:

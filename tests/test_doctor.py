@@ -40,6 +40,7 @@ class Recorded(Machine):
         self.architecture = "aarch64" if "/etc/nv_tegra_release" in self.files else "x86_64"
         self.free, self.can_write = 100 * GIB, True
         self.commands = {"ssh", "rsync"}
+        self.settings = {"ORT_DISABLE_TELEMETRY": "1"}
 
     def read(self, path: str) -> str | None:
         return self.files.get(path)
@@ -49,6 +50,9 @@ class Recorded(Machine):
 
     def providers(self) -> tuple[str, ...]:
         return ("CUDA", "TensorRT") if "onnxruntime-gpu" in self.packages else ()
+
+    def setting(self, name: str) -> str | None:
+        return self.settings.get(name)
 
     def command(self, name: str) -> bool:
         return name in self.commands
@@ -95,6 +99,17 @@ def test_a_robot_with_the_base_install() -> None:
     assert found["gpu"].found == NOT_THERE
     assert "jetson" not in found
     assert all(check.ok is not False for check in found.values())
+
+
+def test_telemetry_is_off_unless_the_user_decided_otherwise() -> None:
+    machine = Recorded(BASE)
+    assert checks(machine)["telemetry"].ok
+    assert checks(machine)["telemetry"].found.startswith("off")
+    machine.settings["ORT_DISABLE_TELEMETRY"] = "0"
+    found = checks(machine)["telemetry"]
+    assert found.ok is None
+    assert "ORT_DISABLE_TELEMETRY='0'" in found.found
+    assert "unset" in found.next_step
 
 
 def test_a_desktop_with_everything() -> None:
