@@ -116,7 +116,12 @@ input_options = _all(
     file_option("--labels", "Class names, one per line, in the order of the outputs."),
     click.option("--mean", type=float, nargs=3, metavar="R G B", help="Input = (pixel * S - mean) / std."),
     click.option("--std", type=float, nargs=3, metavar="R G B", help="See --mean; the default is ImageNet's."),
-    click.option("--pixel-scale", type=float, metavar="S", help="1/255 by default; 1 for raw pixels."),
+    click.option(
+        "--pixel-scale",
+        type=float,
+        metavar="S",
+        help="1/255 by default; 1 where mean and std are in units of 0 to 255.",
+    ),
     click.option("--resize", "resize_px", type=click.IntRange(1), metavar="PX", help="Shorter side before the crop."),
     choice("--channel-order", ("RGB", "BGR"), "Order of the network's channels; --mean and --std stay R G B."),
 )

@@ -11,6 +11,7 @@ from typing import Any
 
 from edgeres.bundle import check_target, new_bundle, seal
 from edgeres.data.loader import Loader
+from edgeres.data.plausible import check_images
 from edgeres.judge.asked import Asked
 from edgeres.judge.document import Json
 from edgeres.judge.judge import judge
@@ -62,7 +63,10 @@ def build(model: Any, *, progress: Progress = SILENT, command: str = "", **optio
         network = take_network(o.model, o.data, o.ranges, o.refine, progress=progress)
     o = replace(o, ranges=network.ranges, refine=network.refine)
     spec, images = network.fp32.spec, choose_images(network, o.data)
-    for line in images.warnings:
+    told = [
+        line for source in (images.calibration, images.validation) for line in check_images(source, spec.preprocess)
+    ]
+    for line in dict.fromkeys((*images.warnings, *told)):
         progress.say(line)
     calibration = Loader(images.calibration, spec.preprocess, o.ranges.batch, o.ranges.on_unreadable)
     validation = Loader(images.validation, spec.preprocess, VALIDATION_BATCH, o.ranges.on_unreadable)

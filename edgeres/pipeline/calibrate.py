@@ -17,6 +17,7 @@ from edgeres.calibrate.shards import CalibrationJob, State
 from edgeres.data.base import Source
 from edgeres.data.choose import DataChoice, check_paths, choose_calibration
 from edgeres.data.loader import OnUnreadable
+from edgeres.data.plausible import check_images
 from edgeres.files import write_file
 from edgeres.pipeline.take import Fp32Model, ModelChoice, take
 from edgeres.progress import SILENT, Progress
@@ -55,6 +56,8 @@ def calibrate_file(
         client = None if options.scheduler is None else stack.enter_context(connect(options.scheduler))
         fp32 = take(model, progress)
         source = choose_calibration(data, fp32.spec)
+        for line in check_images(source, fp32.spec.preprocess):
+            progress.say(line)
         job = _job(fp32, source, options)
         keep = output.with_name(f".{output.name}.state")
         if client is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgeres.data.choose import DataChoice, choose_calibration
 from edgeres.data.loader import Loader
+from edgeres.data.plausible import check_images
 from edgeres.device.targets import get_target
 from edgeres.errors import ModelError, UsageError
 from edgeres.graph.forms import form_for
@@ -49,6 +50,8 @@ def quantize_file(
 
     fp32, ranges, recorded = network.fp32, network.ranges, network.recorded
     source = recorded.images() if recorded and data.calibration is None else choose_calibration(data, fp32.spec)
+    for line in check_images(source, fp32.spec.preprocess):
+        progress.say(line)
     loader = Loader(source, fp32.spec.preprocess, ranges.batch, ranges.on_unreadable)
     refined = quantize_network(network, [chosen.style], loader, progress)
     quantized, form = refined.quantized, form_for(chosen.runtime)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from edgeres.data.plausible import check_normalization
 from edgeres.errors import InputError, UsageError, needs
 from edgeres.progress import SILENT, Progress
 from edgeres.records import ChannelOrder, ModelSpec, Preprocess, TensorRange
@@ -141,7 +142,7 @@ def take(choice: ModelChoice, progress: Progress = SILENT) -> Fp32Model:
             taken = _take_onnx(Path(choice.model).expanduser(), choice)
     else:
         taken = _take_zoo(str(choice.model), choice, progress)
-    for note in taken.notes:
+    for note in (*taken.notes, *check_normalization(taken.spec.preprocess)):
         progress.say(f"note: {note}")
     return taken
 
@@ -221,7 +222,12 @@ def _resized(known: Preprocess, size_px: tuple[int, int]) -> Preprocess:
 
 
 def _described(spec: ModelSpec, choice: ModelChoice) -> ModelSpec:
-    """The spec with the user's labels and preprocessing in place of its own."""
+    """The spec with the user's labels and preprocessing in place of its own.
+
+    Raises:
+        InputError: the number of labels is not that of the classes.
+        UsageError: mean, std and pixel scale do not fit together.
+    """
     labels = spec.labels
     if choice.labels is not None:
         labels = read_labels(choice.labels) if isinstance(choice.labels, str | Path) else tuple(choice.labels)
@@ -229,7 +235,9 @@ def _described(spec: ModelSpec, choice: ModelChoice) -> ModelSpec:
             raise InputError(
                 f"{len(labels)} labels for {spec.num_classes} classes", where=spec.name, hint="one label per output"
             )
-    return replace(spec, labels=labels, preprocess=choice.input.over(spec.preprocess))
+    described = replace(spec, labels=labels, preprocess=choice.input.over(spec.preprocess))
+    check_normalization(described.preprocess)
+    return described
 
 
 def read_labels(path: str | Path) -> tuple[str, ...]:

@@ -9,6 +9,8 @@ from edgeres.bundle import CALIBRATION, Bundle
 from edgeres.calibrate.ranges_file import read_calibration
 from edgeres.data.choose import DataChoice, choose_validation
 from edgeres.data.loader import Loader
+from edgeres.data.plausible import check_images, check_normalization
+from edgeres.errors import BundleError, UsageError
 from edgeres.judge.asked import Asked
 from edgeres.judge.baseline import accept
 from edgeres.judge.document import Json
@@ -47,8 +49,15 @@ def verify_bundle(path: Path, data: DataChoice, options: VerifyOptions, progress
     """
     baseline = options.gates.read_baseline()
     made = read_made(Bundle(path))
+    contract = made.model.preprocess
+    try:
+        told = check_normalization(contract)
+    except UsageError as error:
+        raise BundleError(error.what, where=path, hint="build it again with the mean and std of training") from error
     source, reasons = choose_validation(data, made.model)
-    loader = Loader(source, made.model.preprocess, VALIDATION_BATCH, options.on_unreadable)
+    for line in (*told, *check_images(source, contract)):
+        progress.say(line)
+    loader = Loader(source, contract, VALIDATION_BATCH, options.on_unreadable)
     plan = MeasurePlan(options.scheduler, options.thumbnails)
     measured = measure_bundle(made, Validation(loader, data, reasons), plan, progress)
     given = {name: value for name, value in flat(options).items() if name != "command"}
