@@ -248,3 +248,47 @@ def test_limits_have_to_be_finite(options: dict[str, Any], words: str) -> None:
 def test_a_choice_of_gates_refuses_words_that_do_not_exist(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         GateChoice(**options)
+
+
+# ---- top-1 -----------------------------------------------------------------------------------------------------------
+
+
+def hits(correct: int, total: int) -> dict[str, Any]:
+    share = proportion_percent(correct, total)
+    graph = {"top1": share.value, "top1_ci95": [share.low, share.high], "correct": correct, "total": total}
+    return {"accuracy": {"graphs": {"cpu": graph, "tensorrt": graph}, "images": total, "lost": 0, "gained": 0}}
+
+
+@pytest.mark.parametrize(
+    ("limit", "outcome"),
+    [
+        (85.0, "passed"),  # Wilson's interval of 180 of 200 is 85.06 to 93.44
+        (85.1, "unsure"),
+        (93.4, "unsure"),
+        (93.5, "failed"),
+    ],
+)
+def test_the_interval_of_top1_decides(limit: float, outcome: str) -> None:
+    (verdict,) = judge_gates([gate("top1", limit)], hits(180, 200))
+    assert (verdict.observed, verdict.outcome) == (90.0, outcome)
+    assert f"the limit is at least {limit:g} %" in verdict.reason
+    assert (verdict.images_needed is not None) is (outcome == "unsure")
+
+
+def test_so_many_images_decide_top1() -> None:
+    (verdict,) = judge_gates([gate("top1", 88.0)], hits(180, 200))
+    assert verdict.images_needed == images_for_share(180, 200, 88.0)
+    more = hits(9 * (verdict.images_needed or 0) // 10 + 1, verdict.images_needed or 1)
+    assert judge_gates([gate("top1", 88.0)], more)[0].outcome == "passed"
+
+
+def test_top1_that_was_asked_for_fails_without_labels() -> None:
+    asked = Limits(min_top1=90.0).gates(labels=False)
+    (verdict,) = judge_gates(asked, figures(cpu=None))
+    assert (verdict.gate.metric, verdict.outcome, verdict.reason) == ("top1", "failed", "not measured: no labels")
+
+
+@pytest.mark.parametrize("limit", [0.9, 1.0, 0.0, -5.0, 100.1])
+def test_a_share_in_place_of_per_cent_is_refused(limit: float) -> None:
+    with pytest.raises(UsageError, match="write 90 for 90 %"):
+        Limits(min_top1=limit)

@@ -196,6 +196,7 @@ gate_options = _all(
     _limit("--max-drop", "PP", "Gate: top-1 lost against FP32, in points.  [default: 1]"),
     _limit("--max-class-drop", "PP", "Gate: top-1 lost by any class, where it is significant.  [default: 10]"),
     _limit("--min-agreement", "%", "Gate: images that FP32 and INT8 put into the same class."),
+    _limit("--min-top1", "%", "Gate: labelled images that every INT8 graph gets right."),
     _limit("--min-speedup", "X", "Gate: FP32's p50 latency over INT8's."),
     _limit("--max-p99-ms", "MS", "Gate: INT8's p99 latency on this machine."),
     _limit("--max-size-mb", "MB", "Gate: size of each INT8 graph and engine."),

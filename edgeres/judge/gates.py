@@ -35,7 +35,7 @@ class Metric:
         each: what a ``*`` in the path stands for, in words.
         scale: factor between the figure in report.json and the limit, e.g. from bytes to megabytes.
         against: what INT8 is compared with. A missing figure leaves the gate unsure for ``baseline``, else it fails.
-        labelled: whether the figure needs labels.
+        labelled: whether the gate is left out where there are no labels; one without a default is asked for, and fails.
     """
 
     name: str
@@ -63,6 +63,7 @@ METRICS = {
         Metric("drop_pp", "top-1 drop", "ceiling", "pp", "accuracy.graphs.*.drop_pp", "max_drop", labelled=True),
         Metric("class_drop_pp", "class drop", "ceiling", "pp", "", "max_class_drop", labelled=True),
         Metric("agreement", "agreement", "floor", "%", "accuracy.graphs.*.agreement", "min_agreement"),
+        Metric("top1", "top-1", "floor", "%", "accuracy.graphs.*.top1", "min_top1", against="nothing"),
         Metric("speedup", "speedup", "floor", "x", "latency.speedup", "min_speedup"),
         Metric("p99_ms", "INT8 p99", "ceiling", "ms", "latency.int8.p99_ms", "max_p99_ms", against="nothing"),
         Metric("size_mb", "size", "ceiling", "MB", "sizes.deployed_bytes.*", "max_size_mb", "{}", 1e-6, "nothing"),
@@ -88,6 +89,7 @@ class Limits:
         max_drop: top-1 lost against FP32.
         max_class_drop: top-1 lost by any class, against FP32 and against the baseline; the loss must be significant.
         min_agreement: images that FP32 and INT8 put into the same class.
+        min_top1: labelled images that every INT8 graph gets right.
         min_speedup: FP32's p50 latency over INT8's, in one run.
         max_p99_ms: INT8's p99 latency.
         max_size_mb: size of each INT8 graph and engine.
@@ -99,6 +101,7 @@ class Limits:
     max_drop: float | None = 1.0
     max_class_drop: float | None = 10.0
     min_agreement: float | None = None
+    min_top1: float | None = None
     min_speedup: float | None = None
     max_p99_ms: float | None = None
     max_size_mb: float | None = None
@@ -118,7 +121,7 @@ class Limits:
 
         Args:
             baseline: whether there is a baseline; False leaves out the gates that need one.
-            labels: whether images have labels; False leaves out the gates that need them.
+            labels: whether images have labels; False leaves out those with ``labelled``.
         """
         return tuple(
             gate(metric.name, limit)
@@ -136,12 +139,14 @@ def gate(metric: str, limit: float) -> Gate:
     """A gate on one of :data:`METRICS`.
 
     Raises:
-        UsageError: there is no such metric, or the limit is not a number.
+        UsageError: there is no such metric, or the limit is not a number, or none that the figure can be near.
     """
     if metric not in METRICS:
         raise UsageError(f"there is no metric {metric!r} to limit", hint=f"choose one of {', '.join(METRICS)}")
     if not math.isfinite(limit):
         raise UsageError(f"{limit} is not a limit for {metric}")
+    if metric == "top1" and not 1 < limit <= 100:
+        raise UsageError(f"{limit:g} is no top-1 in per cent", where="min_top1", hint="write 90 for 90 %")
     return Gate(metric, float(limit), METRICS[metric].unit)
 
 
@@ -216,6 +221,8 @@ def _unmeasured(gate: Gate, path: str, figures: Mapping[str, Any]) -> Verdict:
 
 def _images_needed(metric: Metric, limit: float, group: Mapping[str, Any]) -> int | None:
     """Number of images that would decide the gate; None where more images would not help."""
+    if metric.name == "top1":
+        return images_for_share(group["correct"], group["total"], limit)
     if metric.name == "agreement":
         return images_for_share(group["same"], group["images"], limit)
     if group.get("lost") is not None:
