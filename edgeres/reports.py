@@ -19,7 +19,7 @@ from edgeres.documents import OPTIONAL, DocumentKind, Json, named, require
 
 SCHEMAS = Path(__file__).with_name("report")
 REPORT_SCHEMA, BASELINE_SCHEMA = "schema.json", "baseline.schema.json"
-REPORT_FORMAT, BASELINE_FORMAT = 2, 1
+REPORT_FORMAT, BASELINE_FORMAT = 2, 2
 _BASELINE = "edgeres baseline"
 # What DocumentKind reads by itself.
 _HEAD = {"schema", "kind", "digest"}
@@ -75,6 +75,8 @@ def _consistent(document: Any) -> None:
     graphs, answers = document.accuracy.graphs, document.accuracy.answers
     same = not graphs if answers is None else answers.keys() == {"labels", "fp32", *graphs}
     require(same, "accuracy.graphs are not those of accuracy.answers")
+    power = document.accuracy.power
+    require(power is None or power.keys() == {"fp32", *graphs}, "accuracy.power has not one column per graph")
     if latency.speedup is not None:
         times = [(part.p50_ms, part.p99_ms, part.throughput_ips) for part in (latency.fp32, latency.int8)]
         figures = (latency.scope, latency.batch, latency.speedup_ci95, *times[0], *times[1])

@@ -24,10 +24,13 @@ NO_LIMITS = Limits(**dict.fromkeys(vars(Limits())))
 
 
 def compared(labels: I64, classes: int, answers: Mapping[str, I64], **more: Any) -> Comparison:
-    """A comparison in which every label is among the top five; ``sqnr`` is (dB, interval) by candidate."""
-    sqnr = more.pop("sqnr", {})
+    """A comparison in which every label is among the top five.
+
+    ``sqnr`` is (dB, interval) by candidate, ``power`` that of each image's logits or noise.
+    """
+    sqnr, power = more.pop("sqnr", {}), more.pop("power", {})
     top5 = int((labels >= 0).sum())
-    scored = {name: Scored(ORT, top5, *sqnr.get(name, ())) for name in answers}
+    scored = {name: Scored(ORT, top5, *sqnr.get(name, (None, None)), power.get(name)) for name in answers}
     names = more.pop("names", {i: f"{i}.png" for i in range(len(labels))})
     return Comparison(AnswerTable(np.asarray(labels), classes, answers), scored, names, **more)
 

@@ -165,6 +165,100 @@ def test_an_unchanged_bundle_has_lost_nothing(accepted: Any) -> None:
     assert found["outcome"] == "passed"
 
 
+FILES = {"model.fp32.onnx": "1" * 64, "model.int8.cpu.onnx": "2" * 64}
+
+
+def few(seed: int = 0, noise: float = 1.0) -> Comparison:
+    """30 images, of which FP32 and INT8 give the same answers; the noise of each image varies."""
+    rng = np.random.default_rng(seed)
+    labels, signal = rng.integers(0, CLASSES, 30), rng.uniform(500, 2000, 30)
+    noise_of = noise * rng.lognormal(0, 1, 30)
+    sqnr = 10 * math.log10(signal.sum() / noise_of.sum())
+    given = {"sqnr": {"cpu": (sqnr, (sqnr - 4, sqnr + 4))}, "power": {"fp32": signal, "cpu": noise_of}}
+    return compared(labels, CLASSES, {"fp32": labels, "cpu": labels}, **given)
+
+
+AGAINST_BASELINE = ("regression_pp", "fp32_regression_pp", "class_regression_pp", "sqnr_loss_db")
+
+
+def test_the_same_bundle_on_few_images_is_exactly_unchanged(accepted: Any) -> None:
+    found = report(few(), files=FILES, baseline=accepted(report(few(), files=FILES)))
+    section = found["baseline"]
+    for row in (section["fp32"], section["graphs"]["cpu"]):
+        assert (row["drop_pp"], row["drop_pp_ci95"], row["unchanged"]) == (0, [0, 0], True)
+    assert section["graphs"]["cpu"]["sqnr_loss_db_ci95"] == [0, 0]
+    assert [verdicts(found)[metric] for metric in AGAINST_BASELINE] == ["passed"] * 4
+    assert "exactly unchanged" in reasons(found)["regression_pp"]
+    assert verdicts(found)["drop_pp"] == "unsure"  # INT8 against FP32 is another question
+
+
+@pytest.mark.parametrize("changes", [{"files": dict.fromkeys(FILES, "3" * 64)}, {"preprocess": Preprocess((9, 9))}])
+def test_another_graph_or_preprocessing_with_the_same_answers_is_not_unchanged(
+    accepted: Any, changes: dict[str, Any]
+) -> None:
+    given = {"files": changes.get("files", FILES)}
+    if "preprocess" in changes:
+        given["model"] = ModelSpec("net", changes["preprocess"], NAMES, "own")
+    found = report(few(), baseline=accepted(report(few(), files=FILES)), **given)
+    row = found["baseline"]["graphs"]["cpu"]
+    assert (row["unchanged"], row["lost"]) == (False, 0)
+    assert row["drop_pp_ci95"][1] > 5
+    assert verdicts(found)["regression_pp"] == "unsure"
+
+
+def test_a_loss_of_sqnr_on_the_same_images_has_a_paired_interval(accepted: Any) -> None:
+    """Independent: 4,000 bootstrap samples of the images, drawn for both builds together."""
+    before, now = few(), few()
+    rng = np.random.default_rng(9)
+    worse = now.scored["cpu"].power * rng.lognormal(0.3, 0.1, 30)
+    signal = now.scored["fp32"].power
+    db = 10 * math.log10(signal.sum() / worse.sum())
+    given = {"sqnr": {"cpu": (db, (db - 4, db + 4))}, "power": {"fp32": signal, "cpu": worse}}
+    now = compared(now.table.labels, CLASSES, now.table.answers, **given)
+    found = report(now, baseline=accepted(report(before, files=FILES)), files=FILES)["baseline"]["graphs"]["cpu"]
+    draws = rng.integers(0, 30, (4000, 30))
+    losses = 10 * np.log10(worse[draws].sum(axis=1) / before.scored["cpu"].power[draws].sum(axis=1))
+    assert found["sqnr_loss_db"] == pytest.approx(10 * math.log10(worse.sum() / before.scored["cpu"].power.sum()))
+    low, high = found["sqnr_loss_db_ci95"]
+    assert high - low == pytest.approx(float(np.diff(np.quantile(losses, [0.025, 0.975]))[0]), rel=0.25)
+    assert high - low < 1  # 8 dB and more where the two are taken as independent
+
+
+def test_the_images_that_would_decide_a_loss_of_sqnr_are_counted_in_decibels(accepted: Any) -> None:
+    """4,000 runs with as many images as advised: four of five decide."""
+    before = few()
+    rng = np.random.default_rng(1)
+    worse = before.scored["cpu"].power * rng.lognormal(0.55, 0.5, 30)
+    signal = before.scored["fp32"].power
+    db = 10 * math.log10(signal.sum() / worse.sum())
+    given = {"sqnr": {"cpu": (db, (db - 4, db + 4))}, "power": {"fp32": signal, "cpu": worse}}
+    now = compared(before.table.labels, CLASSES, before.table.answers, **given)
+    found = report(now, baseline=accepted(report(before)), limits={"max_sqnr_loss": 3.4})
+    (verdict,) = (v for v in found["verdicts"] if v["gate"]["metric"] == "sqnr_loss_db")
+    row = found["baseline"]["graphs"]["cpu"]
+    loss, low, high = row["sqnr_loss_db"], *row["sqnr_loss_db_ci95"]
+    assert verdict["outcome"] == "unsure"
+    spread = (high - low) / 2 / 1.96 * math.sqrt(30)
+    means = rng.normal(loss, spread / math.sqrt(verdict["images_needed"]), 4000)
+    half = 1.96 * spread / math.sqrt(verdict["images_needed"])
+    assert np.mean(np.abs(means - 3.4) > half) == pytest.approx(0.8, abs=0.03)
+
+
+def test_a_baseline_of_the_first_format_is_read_and_finds_the_same_images(tmp_path: Path) -> None:
+    """It has no powers, and its digest depends on class names."""
+    old = accept(report(few(), digest="0d" * 32, files=FILES), tmp_path)
+    del old["digest"], old["accuracy"]["power"], old["validation"]["sha256_with_names"]
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(old | {"schema": 1}))
+    images = DataRecord("images", "ab" * 32, 30, sha256_with_names="0d" * 32)
+    found = report(few(), baseline=read_baseline(path), files=FILES, images=images)
+    assert found["baseline"]["same_images"] is True
+    assert [verdicts(found)[metric] for metric in AGAINST_BASELINE] == ["passed"] * 4
+    assert "validation images" not in {row["what"] for row in found["baseline"]["changed"]}
+    other = DataRecord("images", "ab" * 32, 30, sha256_with_names="0e" * 32)
+    assert report(few(), baseline=read_baseline(path), images=other)["baseline"]["same_images"] is False
+
+
 def test_lost_images_are_counted_one_by_one(accepted: Any) -> None:
     base = comparison()
     worse = comparison()
@@ -308,7 +402,7 @@ def test_what_is_no_baseline_is_refused_in_one_line(tmp_path: Path) -> None:
 
     cases = {
         "is not a baseline": ["", "[]", "{}", '{"kind": 1}', json.dumps(good | {"kind": "other"})],
-        "written in format 9, this edgeres reads 1; upgrade edgeres": [json.dumps(good | {"schema": 9})],
+        "written in format 9, this edgeres reads 2; upgrade edgeres": [json.dumps(good | {"schema": 9})],
         "was changed after it was written": [json.dumps(good | {"outcome": "failed"})],
         r"\$\.accuracy\.answers: is missing; edgeres baseline accept BUNDLE writes one": [spoilt(good, {})],
         "accuracy.graphs are not those of accuracy.answers": [spoilt(good, {"answers": {"labels": "x", "fp32": "x"}})],

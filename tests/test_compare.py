@@ -154,7 +154,7 @@ def test_images_lost_and_gained_are_counted_one_by_one(builds: Path, tmp_path: P
 
 def test_other_images_are_not_compared_one_by_one(builds: Path, tmp_path: Path) -> None:
     def spoil(report: dict[str, Any]) -> None:
-        report["data"]["validation"]["sha256"] = "0" * 64
+        report["data"]["validation"] |= {"sha256": "0" * 64, "sha256_with_names": ""}
 
     found = compared(builds, with_report(builds, tmp_path / "r.json", spoil))
     assert found["same_images"] is False
@@ -206,7 +206,7 @@ def test_ranges_stand_in_for_scales_where_onnx_is_missing(builds: Path, monkeypa
 
 def test_nothing_compared_is_no_fault(builds: Path, tmp_path: Path) -> None:
     def spoil(report: dict[str, Any]) -> None:
-        report["accuracy"] |= {"answers": None, "graphs": {}, "graph": None}
+        report["accuracy"] |= {"answers": None, "power": None, "graphs": {}, "graph": None}
 
     bare = with_report(builds, tmp_path / "r.json", spoil)
     for pair in ((builds / "first", bare), (bare, builds / "first")):

@@ -21,7 +21,7 @@ from PIL import Image
 
 from edgeres.data import files
 from edgeres.data.arrays import CIFAR10_CLASSES, Arrays
-from edgeres.data.base import Source, evenly_spread, subset
+from edgeres.data.base import Source, View, evenly_spread, subset
 from edgeres.data.files import read_image
 from edgeres.data.labels import imagenet_classes
 from edgeres.data.loader import Loader
@@ -202,6 +202,24 @@ def test_folder_and_archive_digests_follow_the_content(tmp_path):
     assert len(digests) == 6
 
 
+def test_class_names_do_not_change_a_digest_but_labels_and_order_do(tmp_path):
+    """Not in a folder, not in the network that the classes are matched with."""
+    renamed = {name.replace("cat/", "a cat/").replace("dog/", "my dog/"): content for name, content in PETS.items()}
+    sources = []
+    for number, content in enumerate([PETS, renamed]):
+        (tmp_path / str(number)).mkdir()
+        sources.append(opened(directory(tmp_path / str(number), content)))
+    one, other = sources
+    assert one.classes != other.classes and one.digest() == other.digest()
+    assert one.digest_with_names() != other.digest_with_names()
+    places = np.arange(len(one))
+    by_name = [View(one, places, one.labels, names, "") for names in (("cat", "dog"), ("class 0", "class 1"))]
+    assert by_name[0].digest() == by_name[1].digest()
+    assert by_name[0].digest_with_names() != by_name[1].digest_with_names()
+    assert by_name[0].digest() != View(one, places, 1 - one.labels, (), "").digest()
+    assert by_name[0].digest() != View(one, places[::-1], one.labels[::-1], (), "").digest()
+
+
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
@@ -308,7 +326,8 @@ def test_npz(tmp_path):
     assert source.name(4) == "images[4]"
     np.testing.assert_array_equal(source.image(4), IMAGES[4])
     named = opened(npz(tmp_path, images=IMAGES, labels=LABELS, classes=["a", "b", "c"]))
-    assert named.classes == ("a", "b", "c") and named.digest() != source.digest()
+    assert named.classes == ("a", "b", "c") and named.digest() == source.digest()
+    assert opened(npz(tmp_path, images=IMAGES, labels=LABELS[::-1].copy())).digest() != source.digest()
     path = npz(tmp_path, images=IMAGES, other=np.array([{}], object))
     assert opened(path, "calibration").labels.tolist() == [-1] * 6
     assert "has no 'labels', only images, other" in refusal(lambda: opened(path))

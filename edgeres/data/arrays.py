@@ -42,8 +42,14 @@ class Arrays(Source):
         return pixels
 
     def digest(self) -> str:
-        """Digest of pixels, labels and class names; storage and compression do not change it."""
-        digest = hashlib.sha256(repr((self.images.shape, self.labels.tolist(), self.classes)).encode())
+        """Digest of pixels and labels; storage and compression do not change it."""
+        return self._digest((self.images.shape, self.labels.tolist()))
+
+    def digest_with_names(self) -> str:
+        return self._digest((self.images.shape, self.labels.tolist(), self.classes))
+
+    def _digest(self, head: tuple[object, ...]) -> str:
+        digest = hashlib.sha256(repr(head).encode())
         digest.update(np.ascontiguousarray(self.images).data)
         return digest.hexdigest()
 

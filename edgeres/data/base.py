@@ -49,7 +49,11 @@ class Source(ABC):
 
     @abstractmethod
     def digest(self) -> str:
-        """SHA-256 in hex that identifies the content."""
+        """SHA-256 in hex that identifies images, class indices and their order; class names do not change it."""
+
+    def digest_with_names(self) -> str:
+        """The digest that documents of earlier versions hold, which depends on class names; to compare with these."""
+        return self.digest()
 
     def at(self, positions: I64, description: str = "") -> Source:
         """The images at these positions, in this order; described as the source where ``description`` is empty."""
@@ -73,7 +77,11 @@ class View(Source):
         return self._source.image(int(self._indices[index]))
 
     def digest(self) -> str:
-        parts = (self._source.digest(), self._indices.tolist(), self.labels.tolist(), self.classes)
+        parts = (self._source.digest(), self._indices.tolist(), self.labels.tolist())
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def digest_with_names(self) -> str:
+        parts = (self._source.digest_with_names(), self._indices.tolist(), self.labels.tolist(), self.classes)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

@@ -8,7 +8,7 @@ import os
 import threading
 import zipfile
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import IO
@@ -111,9 +111,21 @@ class _Files(Source):
         return self._names[index]
 
     def digest(self) -> str:
-        """Digest of every image's name, label and size (in a zip: CRC-32); pixels are not read."""
-        digest = hashlib.sha256(repr(self.classes).encode())
-        for index, (name, label) in enumerate(zip(self._names, self.labels, strict=True)):
+        """Digest of every image's name in its class folder, label and size (in a zip: CRC-32); pixels are not read."""
+        return self._digest(b"", [self._name_in_class(index) for index in range(len(self))])
+
+    def digest_with_names(self) -> str:
+        return self._digest(repr(self.classes).encode(), self._names)
+
+    def _name_in_class(self, index: int) -> str:
+        name, label = self._names[index], int(self.labels[index])
+        folder = self.classes[label] if 0 <= label < len(self.classes) else ""
+        parts = name.split("/")
+        return "/".join(parts[parts.index(folder) + 1 :]) if folder in parts[:-1] else name
+
+    def _digest(self, head: bytes, names: Sequence[str]) -> str:
+        digest = hashlib.sha256(head)
+        for index, (name, label) in enumerate(zip(names, self.labels, strict=True)):
             digest.update(f"{name}\0{label}\0{self._fingerprint(index)}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 

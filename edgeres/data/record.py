@@ -16,6 +16,7 @@ class DataRecord:
         images: number of images that were read.
         unreadable: names of images that could not be decoded.
         pixels: mean colours; None where they were not measured.
+        sha256_with_names: the digest that documents of earlier versions hold; "" where it is not known.
     """
 
     description: str
@@ -23,11 +24,18 @@ class DataRecord:
     images: int
     unreadable: tuple[str, ...] = ()
     pixels: Pixels | None = None
+    sha256_with_names: str = ""
 
     @staticmethod
     def of(loader: Loader, images: int, pixels: Pixels | None) -> DataRecord:
         """The record of a loader after its iteration."""
-        return DataRecord(loader.source.description, loader.source.digest(), images, tuple(loader.unreadable), pixels)
+        source, unreadable = loader.source, tuple(loader.unreadable)
+        digests = source.digest(), source.digest_with_names()
+        return DataRecord(source.description, digests[0], images, unreadable, pixels, digests[1])
+
+    def is_same(self, other: DataRecord) -> bool:
+        """Whether both are the same images in the same order; either may come from an earlier version."""
+        return bool({self.sha256, self.sha256_with_names} & {other.sha256, other.sha256_with_names} - {""})
 
 
 @dataclass(frozen=True)

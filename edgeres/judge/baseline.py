@@ -65,6 +65,7 @@ def accept(report: Mapping[str, Any], where: str | Path) -> Json:
             "fp32": {key: accuracy["fp32"][key] for key in ("correct", "total")},
             "graphs": {name: {key: graph[key] for key in _GRAPH} for name, graph in accuracy["graphs"].items()},
             "answers": accuracy["answers"],
+            "power": accuracy.get("power"),
         },
         "latency": {key: latency[key] for key in _LATENCY},
     }

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from edgeres.errors import UsageError
 from edgeres.judge.document import expand, look_up, why_missing
 from edgeres.records import Gate, Outcome, Verdict
-from edgeres.verify.statistics import images_for_drop, images_for_share
+from edgeres.verify.statistics import Estimate, images_for_drop, images_for_mean, images_for_share
 
 
 @dataclass(frozen=True)
@@ -190,10 +190,13 @@ def _judge(gate: Gate, figures: Mapping[str, Any]) -> Verdict:
     head, _, tail = metric.path.partition("*")
     name = metric.each.format(worst.path.removeprefix(head).removesuffix(tail))
     where = f" of the {name}{f', the worst of {len(readings)}' if is_worst else ''}" if len(readings) > 1 else ""
-    reason = f"{worst.value:.3g} {gate.unit}{interval}{where}; the limit is {metric.words(gate.limit)}"
+    figure = f"{worst.value:.3g} {gate.unit}{interval}{where}"
+    if since and all(look_up(f"{path.rpartition('.')[0]}.unchanged", figures) for path in paths):
+        figure = f"0 {gate.unit}: exactly unchanged, the same graph gives the same answers to the same images"
+    reason = f"{figure}; the limit is {metric.words(gate.limit)}"
     if outcome != "unsure":
         return Verdict(gate, worst.value, outcome, reason)
-    needed = _images_needed(metric, gate.limit, look_up(worst.path.rpartition(".")[0], figures))
+    needed = _images_needed(metric, gate.limit, figures, worst.path)
     return Verdict(gate, worst.value, outcome, f"{reason}; {_why_unsure(metric, needed, figures)}", needed)
 
 
@@ -219,14 +222,18 @@ def _unmeasured(gate: Gate, path: str, figures: Mapping[str, Any]) -> Verdict:
     return Verdict(gate, None, "failed", f"not measured: {why}")
 
 
-def _images_needed(metric: Metric, limit: float, group: Mapping[str, Any]) -> int | None:
-    """Number of images that would decide the gate; None where more images would not help."""
+def _images_needed(metric: Metric, limit: float, figures: Mapping[str, Any], path: str) -> int | None:
+    """Number of images that would decide the gate, by the formula of its own figure; None where there is none."""
+    group = look_up(path.rpartition(".")[0], figures)
     if metric.name == "top1":
         return images_for_share(group["correct"], group["total"], limit)
     if metric.name == "agreement":
         return images_for_share(group["same"], group["images"], limit)
-    if group.get("lost") is not None:
+    if metric.unit == "pp" and group.get("lost") is not None:
         return images_for_drop(group["lost"], group["gained"], group["total"], limit)
+    if metric.name == "sqnr_loss_db" and look_up("baseline.same_images", figures):
+        loss = Estimate(group["sqnr_loss_db"], *group["sqnr_loss_db_ci95"])
+        return images_for_mean(loss, look_up("accuracy.images", figures), limit)
     return None
 
 
@@ -270,6 +277,9 @@ def _judge_classes(gate: Gate, figures: Mapping[str, Any]) -> Verdict:
         losses = "; ".join(_class_words(row, name) for row, name in beyond[:3])
         more = f"; and {len(beyond) - 3} more" if len(beyond) > 3 else ""
         return Verdict(gate, observed, "failed", f"{losses}{more}; the limit is {metric.words(gate.limit)}")
+    unchanged = [look_up(f"{path}.{name}.unchanged", figures) for name in groups]
+    if metric.against == "baseline" and all(unchanged):
+        return Verdict(gate, observed, "passed", "exactly unchanged: the same answers to the same images")
     first = next(iter(groups.values()))
     if first["least_found"] > first["largest"]:
         words = f"uncertain with at most {first['largest']} images per class: a loss is significant from"

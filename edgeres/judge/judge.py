@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 from edgeres._version import __version__
 from edgeres.judge.asked import Asked, GateChoice
-from edgeres.judge.build_figures import BuildFigures, finite_sqnr
+from edgeres.judge.build_figures import BuildFigures, finite_sqnr, unpacked_power
 from edgeres.judge.checks import Evidence, check
 from edgeres.judge.document import Json, Section, to_json
 from edgeres.judge.gates import METRICS, judge_gates
@@ -22,6 +22,7 @@ from edgeres.judge.sections import (
     export_section,
     latency_section,
     layer_noise_summary,
+    packed_power,
     plan_summary,
     sizes_section,
 )
@@ -88,10 +89,12 @@ def _figures(made: Made, measured: Measured, latency: Json, facts: Json) -> Buil
         measured.images,
         comparison.table if comparison else None,
         finite_sqnr(comparison),
+        unpacked_power(packed_power(comparison), comparison.images) if comparison else {},
         made.model.labels,
         latency,
         measured.environment,
         facts,
+        made.files,
     )
 
 

@@ -14,17 +14,30 @@ from typing import Any
 
 import numpy as np
 
+from edgeres.bundle import FP32
+from edgeres.graph.forms import FORMS
 from edgeres.judge.build_figures import BuildFigures
 from edgeres.judge.document import Json, Section
 from edgeres.verify.answers import REFERENCE, AnswerTable
 from edgeres.verify.classes import ALPHA_UNPAIRED, ClassFalls, paired_falls, unpaired_falls
-from edgeres.verify.statistics import Z95, Z999, Estimate, difference, holm, paired_drop_pp, proportion_percent, ratio
+from edgeres.verify.statistics import (
+    Z95,
+    Z999,
+    Estimate,
+    difference,
+    holm,
+    paired_drop_pp,
+    paired_sqnr_loss_db,
+    proportion_percent,
+    ratio,
+)
 
 # Relative standard deviation of a speedup between runs, in addition to that between the blocks of a run; measured, see
 # docs/verification.md. A machine was busy where the mean latency is more than BUSY times the median.
 RUN_TO_RUN, RUN_TO_RUN_BUSY = 0.01, 0.037
 BUSY = 1.1
 _MACHINE = ("processor", "system")
+_PREPROCESSING = "preprocessing "  # what the facts on preprocessing begin with
 DROP = ("drop_pp", "drop_pp_ci95", "lost", "gained", "total")
 
 
@@ -35,12 +48,14 @@ class _Pair:
     Attributes:
         names: class names.
         same_images: whether answers can be compared image by image.
+        unchanged: the reference and the candidates whose graph, preprocessing and answers are the same as before.
     """
 
     before: AnswerTable
     now: AnswerTable
     names: tuple[str, ...]
     same_images: bool
+    unchanged: frozenset[str]
 
 
 def regression(before: BuildFigures, now: BuildFigures, *, any_machine: bool = False) -> Section:
@@ -60,7 +75,8 @@ def regression(before: BuildFigures, now: BuildFigures, *, any_machine: bool = F
         reasons[""] = why
     elif before.table and now.table and now.class_names:
         # A table that was read back may not have the number of classes.
-        pair = _Pair(replace(before.table, num_classes=now.table.num_classes), now.table, now.class_names, same_images)
+        table = replace(before.table, num_classes=now.table.num_classes)
+        pair = _Pair(table, now.table, now.class_names, same_images, _unchanged(before, now))
     graphs = {name: _graph(name, before, now, pair) for name in (now.table.candidates if now.table else ())}
     slowdown = _slowdown(before, now, any_machine)
     for name, graph in graphs.items():
@@ -92,7 +108,21 @@ def _not_comparable(before: BuildFigures, now: BuildFigures) -> str | None:
 def _same_images(before: BuildFigures, now: BuildFigures) -> bool:
     if before.images is None or now.images is None or before.table is None or now.table is None:
         return False
-    return before.images.sha256 == now.images.sha256 and np.array_equal(before.table.labels, now.table.labels)
+    return before.images.is_same(now.images) and np.array_equal(before.table.labels, now.table.labels)
+
+
+def _unchanged(before: BuildFigures, now: BuildFigures) -> frozenset[str]:
+    """The reference and the candidates that have not changed: same file, preprocessing, images and answers."""
+    if before.table is None or now.table is None or not _same_images(before, now):
+        return frozenset()
+    old, new = ({k: v for k, v in side.facts.items() if k.startswith(_PREPROCESSING)} for side in (before, now))
+    same_file = {
+        name
+        for name, file in {REFERENCE: FP32, **{name: form.file for name, form in FORMS.items()}}.items()
+        if file in now.files and now.files[file] == before.files.get(file) and old == new
+    }
+    was, is_ = before.table.answers, now.table.answers
+    return frozenset(name for name in same_file & was.keys() & is_.keys() if np.array_equal(was[name], is_[name]))
 
 
 def _lost(name: str, pair: _Pair) -> Json:
@@ -101,7 +131,7 @@ def _lost(name: str, pair: _Pair) -> Json:
     if pair.same_images:
         before, now, total = pair.before.right(name), pair.now.right(name), pair.now.labelled
         counts = {"lost": int((before & ~now).sum()), "gained": int((now & ~before).sum()), "total": total}
-        drop = paired_drop_pp(**counts)
+        drop = Estimate(0.0, 0.0, 0.0) if name in pair.unchanged else paired_drop_pp(**counts)
     elif name == REFERENCE:
         right = ((int(table.right(name).sum()), table.labelled) for table in (pair.before, pair.now))
         drop = difference(*(proportion_percent(*counted, Z999) for counted in right))
@@ -109,23 +139,38 @@ def _lost(name: str, pair: _Pair) -> Json:
         now_drop, drop_before = (table.drop_pp(name, Z999) for table in (pair.now, pair.before))
         assert now_drop and drop_before  # both sides have labels
         drop = difference(now_drop, drop_before)
-    return {"drop_pp": drop.value, "drop_pp_ci95": [drop.low, drop.high], **counts}
+    unchanged = name in pair.unchanged
+    return {"drop_pp": drop.value, "drop_pp_ci95": [drop.low, drop.high], **counts, "unchanged": unchanged}
 
 
 def _graph(name: str, before: BuildFigures, now: BuildFigures, pair: _Pair | None) -> Section:
-    graph: Json = dict.fromkeys((*DROP, "classes", "sqnr_loss_db", "sqnr_loss_db_ci95"))
+    graph: Json = dict.fromkeys((*DROP, "classes", "sqnr_loss_db", "sqnr_loss_db_ci95")) | {"unchanged": False}
     if before.table is None or name not in before.table.candidates:
         return Section(graph, {"": f"{before.name} has no {name} graph"})
     reasons = {}
-    if name in before.sqnr and name in now.sqnr:
-        # The intervals are taken as independent; on the same images this makes the interval of the loss too wide.
-        loss = difference(before.sqnr[name], now.sqnr[name])
+    loss = _sqnr_loss(name, before, now)
+    if loss is not None:
         graph |= {"sqnr_loss_db": loss.value, "sqnr_loss_db_ci95": [loss.low, loss.high]}
     else:
         reasons["sqnr_loss_db"] = f"the logit SQNR of {before.name} or {now.name} is not finite"
     if pair:
         graph |= _lost(name, pair) | {"classes": _falls(name, pair).to_dict(pair.names)}
     return Section(graph, reasons)
+
+
+def _sqnr_loss(name: str, before: BuildFigures, now: BuildFigures) -> Estimate | None:
+    """Logit SQNR that a graph lost, image by image where both know the noise of the same images; None: not finite.
+
+    Documents of earlier versions do not have the noise of each image. On the same images the interval, which is then
+    that of independent samples, is too wide.
+    """
+    loss = difference(before.sqnr[name], now.sqnr[name]) if name in before.sqnr and name in now.sqnr else None
+    if not _same_images(before, now):
+        return loss
+    if all(of in side.power for side in (before, now) for of in (REFERENCE, name)):
+        was, is_ = ((side.power[REFERENCE], side.power[name]) for side in (before, now))
+        return paired_sqnr_loss_db(was, is_, loss.value if loss else None)
+    return Estimate(0.0, 0.0, 0.0) if loss and loss.value == 0 and name in _unchanged(before, now) else loss
 
 
 def _falls(name: str, pair: _Pair) -> ClassFalls:
@@ -186,7 +231,7 @@ def changes(before: BuildFigures, now: BuildFigures) -> list[Json]:
     old, new = (
         {**side.facts, **{f"version of {name}": v for name, v in side.environment.items()}} for side in (before, now)
     )
-    if before.images is not None and now.images is not None:
+    if before.images is not None and now.images is not None and not before.images.is_same(now.images):
         old["validation images"], new["validation images"] = before.images.sha256, now.images.sha256
     rows = ({"what": name, "before": old.get(name), "after": new.get(name)} for name in dict.fromkeys((*old, *new)))
     return [row for row in rows if row["before"] != row["after"]]

@@ -14,7 +14,7 @@ from edgeres.judge.document import Json, Section
 from edgeres.made import Made, Making
 from edgeres.records import F64, EngineRecord, Measurement, QuantPlan
 from edgeres.verify.accuracy import TOP_K, Comparison
-from edgeres.verify.answers import REFERENCE
+from edgeres.verify.answers import REFERENCE, pack_power
 from edgeres.verify.latency import drift_percent, noise, percentile_ms, speedup, variation_percent
 from edgeres.verify.layer_noise import LayerNoise
 from edgeres.verify.measure import Measured
@@ -36,11 +36,11 @@ def accuracy_section(measured: Measured, made: Made) -> Section:
     if comparison is None:
         empty = dict.fromkeys(_HITS)
         nothing: Json = {"graph": None, "fp32": empty, "int8": empty, **dict.fromkeys(_PAIRED)}
-        more: Json = {"images": 0, "per_class": None, "graphs": {}, "answers": None}
+        more: Json = {"images": 0, "per_class": None, "graphs": {}, "answers": None, "power": None}
         return Section(nothing | more, {"": "no images were compared in this run"})
     fp32, int8, paired = _hits(comparison, REFERENCE), _hits(comparison, headline), _paired(comparison, headline)
     graphs = {name: _graph(comparison, name, made) for name in comparison.table.candidates}
-    reasons = dict(paired.reasons)
+    power, reasons = packed_power(comparison), dict(paired.reasons)
     for path, part in {"fp32": fp32, "int8": int8, **{f"graphs.{name}": graphs[name] for name in graphs}}.items():
         reasons |= part.reasons_below(path)
     if not comparison.table.labelled:
@@ -54,8 +54,18 @@ def accuracy_section(measured: Measured, made: Made) -> Section:
         "per_class": _per_class(comparison, headline),
         "graphs": {name: graph.content for name, graph in graphs.items()},
         "answers": comparison.table.pack(),
+        "power": power,
     }
+    if power is None:
+        reasons["power"] = "the noise of each image was not measured"
     return Section(content, reasons)
+
+
+def packed_power(comparison: Comparison) -> dict[str, str] | None:
+    """The power of each image's logits and noise, by column of the answers; None where it was not measured."""
+    columns = {name: scored.power for name, scored in comparison.scored.items()}
+    packed = {name: pack_power(power) for name, power in columns.items() if power is not None}
+    return packed if len(packed) == len(columns) else None
 
 
 def _hits(comparison: Comparison, name: str) -> Section:

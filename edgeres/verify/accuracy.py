@@ -14,7 +14,7 @@ from edgeres.data.loader import Batch, Loader
 from edgeres.data.pixels import Pixels, PixelTally
 from edgeres.errors import ModelError, SourceError
 from edgeres.progress import SILENT, Progress
-from edgeres.records import F32, I64, Accuracy, ModelSpec
+from edgeres.records import F32, F64, I64, Accuracy, ModelSpec
 from edgeres.runtime.runner import Runner
 from edgeres.verify.answers import REFERENCE, AnswerTable, Mask
 from edgeres.verify.statistics import Sqnr
@@ -31,12 +31,14 @@ class Scored:
         in_top5: number of labelled images whose label is among the five highest scores.
         sqnr_db: SQNR of its logits against the reference's; None for the reference itself, inf where they are equal.
         sqnr_db_ci95: 95 % interval over the choice of images; None where it is not defined.
+        power: of each image's noise, for the reference of each image's logits, float64 (N,); None: not measured.
     """
 
     runner: str
     in_top5: int
     sqnr_db: float | None = None
     sqnr_db_ci95: tuple[float, float] | None = None
+    power: F64 | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -127,8 +129,9 @@ class _Column:
         return np.concatenate(self._predicted)
 
     def scored(self, *, is_reference: bool) -> Scored:
-        sqnr = (None, None) if is_reference else (self._sqnr.decibels, self._sqnr.interval)
-        return Scored(self.runner.name, self._in_top5, *sqnr)
+        if is_reference:
+            return Scored(self.runner.name, self._in_top5, power=self._sqnr.signal)
+        return Scored(self.runner.name, self._in_top5, self._sqnr.decibels, self._sqnr.interval, self._sqnr.noise)
 
 
 def compare(
@@ -168,8 +171,7 @@ def compare(
             signal = _logits(all_scores[0], spec)
             for column, scores in zip(columns.values(), all_scores, strict=True):
                 column.add(scores, batch.labels)
-                if column is not base:
-                    column.add_noise(signal, _logits(scores, spec))
+                column.add_noise(signal, signal if column is base else _logits(scores, spec))
             pixels.add(batch.inputs)
             labels.append(batch.labels)
             positions.append(batch.indices)

@@ -16,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeres.errors import InputError
-from edgeres.records import I64
+from edgeres.records import F64, I64
 from edgeres.verify.classes import ClassFalls, paired_falls
 from edgeres.verify.statistics import Z95, Estimate, paired_drop_pp, proportion_percent
 
 REFERENCE = "fp32"
 _LABELS = "labels"
 _TYPE = np.dtype("<i4")
+_STEPS, _NO_POWER = 256, -(1 << 15)  # codes of powers: steps per octave, and the code of zero
 _MAX_BYTES = 1 << 30  # decompressed, so that a damaged document cannot fill the memory
 
 Mask = npt.NDArray[np.bool_]
@@ -156,6 +157,30 @@ def pack(values: I64) -> str:
     [3, -1, 70000]
     """
     return base64.b64encode(zlib.compress(values.astype(_TYPE).tobytes(), 9)).decode("ascii")
+
+
+def pack_power(power: F64) -> str:
+    """Power of each image, float64 (N,), as :func:`pack` of round(256 log2 power), so to 0.14 %; 3 bytes per image.
+
+    >>> unpack_power(pack_power(np.array([0.0, 1.0, 4.0]))).tolist()
+    [0.0, 1.0, 4.0]
+    """
+    codes = np.full(len(power), _NO_POWER, np.int64)
+    some = power > 0
+    codes[some] = np.clip(np.rint(_STEPS * np.log2(power[some])), _NO_POWER + 1, -_NO_POWER)
+    return pack(codes)
+
+
+def unpack_power(text: str) -> F64:
+    """The power that :func:`pack_power` packed, float64 (N,).
+
+    Raises:
+        InputError: the text was not written by it, or is damaged.
+    """
+    codes = unpack(text)
+    if (np.abs(codes) > -_NO_POWER).any():
+        raise InputError("powers of images are out of range")
+    return np.where(codes == _NO_POWER, 0.0, np.exp2(codes / _STEPS))
 
 
 def unpack(text: str) -> I64:

@@ -184,6 +184,19 @@ def images_for_share(hits: int, total: int, limit_percent: float) -> int | None:
     return _images_needed((limit * (1 - limit), p * (1 - p)), hits / total - limit, decides)
 
 
+def images_for_mean(found: Estimate, images: int, limit: float) -> int | None:
+    """:func:`images_for_drop` for a mean over images, from its interval of 95 %, which is symmetric.
+
+    n = ((z_0.975 + z_0.8) s / (limit - mean))**2, where s = half the interval * sqrt(images) / z_0.975.
+    """
+    variance = images * ((found.high - found.low) / (2 * Z95)) ** 2
+
+    def decides(n: int) -> bool:
+        return Z95 * math.sqrt(variance / n) < abs(found.value - limit)
+
+    return _images_needed((variance, variance), found.value - limit, decides)
+
+
 def _excludes(interval: Estimate, limit: float) -> bool:
     return not interval.low <= limit <= interval.high
 
@@ -242,18 +255,62 @@ class Sqnr:
         return 10 * math.log10(signal / noise) if signal else -math.inf
 
     @property
+    def signal(self) -> F64:
+        """Power of each image's reference, float64 (N,)."""
+        return np.concatenate(self._signal)
+
+    @property
+    def noise(self) -> F64:
+        """Power of each image's difference, float64 (N,)."""
+        return np.concatenate(self._noise)
+
+    @property
     def interval(self) -> tuple[float, float] | None:
         """95 % interval in dB over the choice of images; None with fewer than two images or no finite ratio.
 
         It is computed by the delta method for the logarithm of a ratio of means (Cochran 1977, "Sampling techniques",
         chapter 6).
         """
-        signal, noise = np.concatenate(self._signal), np.concatenate(self._noise)
-        if len(signal) < 2 or not math.isfinite(self.decibels):
+        if len(self.signal) < 2 or not math.isfinite(self.decibels):
             return None
-        spread = float(np.std(signal / signal.mean() - noise / noise.mean(), ddof=1))
-        half = Z95 * 10 / math.log(10) * spread / math.sqrt(len(signal))
+        half = _half_interval_db(_shares(self.signal) - _shares(self.noise))
         return self.decibels - half, self.decibels + half
+
+
+def paired_sqnr_loss_db(before: tuple[F64, F64], now: tuple[F64, F64], loss_db: float | None = None) -> Estimate | None:
+    """By how much the SQNR fell between two candidates on the same images, in dB, by the delta method over images.
+
+    An image that has the same signal and noise in both adds nothing to the width of the interval, so it is a point for
+    a candidate that did not change.
+
+    Args:
+        before, now: power of the signal and of the noise of each image, each float64 (N,).
+        loss_db: the loss, where it is known more precisely than from these powers.
+
+    Returns:
+        None with fewer than two images, or where only one of the two has noise.
+    """
+    if all(not noise.any() for _, noise in (before, now)):
+        return Estimate(0.0, 0.0, 0.0)
+    if len(now[0]) < 2 or not all(power.any() for side in (before, now) for power in side):
+        return None
+    if loss_db is None:
+        was, is_ = (10 * math.log10(signal.sum() / noise.sum()) for signal, noise in (before, now))
+        loss_db = was - is_
+    signals, noises = (_shares(before[i]) - _shares(now[i]) for i in (0, 1))
+    half = _half_interval_db(signals - noises)
+    return Estimate(loss_db, loss_db - half, loss_db + half)
+
+
+def _shares(power: F64) -> F64:
+    """What each image adds to the logarithm of the mean power, but for a constant."""
+    shares: F64 = power / power.mean()
+    return shares
+
+
+def _half_interval_db(terms: F64) -> float:
+    """Half of the 95 % interval of a sum of logarithms of means, from what each image adds to it."""
+    return float(Z95 * 10 / math.log(10) * np.std(terms, ddof=1) / math.sqrt(len(terms)))
 
 
 def block_bootstrap(
