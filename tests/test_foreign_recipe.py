@@ -24,7 +24,8 @@ NETWORKS = {**foreign_graphs.FOREIGN, **MOVING}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_balanced_refines_it(name: str, tmp_path: Path) -> None:
+def test_balanced_refines_it(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeres.refine.recipe._LEAST_HELD_TO_EQUALIZE", 16)
     pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
     np.savez(tmp_path / "images.npz", images=pixels, labels=np.arange(40) % 4)
     onnx.save(NETWORKS[name](), tmp_path / "model.onnx")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,18 @@ from edgeres.errors import ModelError
 from edgeres.pipeline.take import Fp32Model, ModelChoice, take, with_exact_input
 from edgeres.progress import Silent
 from edgeres.quantize.graphs import RangeChoice, quantize
+from edgeres.refine import recipe
 from edgeres.refine.candidate import logits
 from edgeres.refine.choice import RefineChoice
 from edgeres.refine.recipe import Refined, quantize_with_recipe
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_held_back() -> Iterator[None]:
+    """16 of 64 images are held back, so that tests are quick; equalization asks for more."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "_LEAST_HELD_TO_EQUALIZE", 16)
+        yield
 
 
 def source(count: int, seed: int) -> Arrays:
@@ -144,6 +154,17 @@ def test_a_step_that_fails_is_left_out_with_a_word(
     assert all(step.note in line for step, line in zip(done.steps, [lines[0], *lines[2:]], strict=True))
     # What is left is the calibration of the images that were not held back.
     assert done.quantized.images == 48 and not done.skips
+
+
+def test_equalization_is_left_out_where_too_few_images_judge_it(
+    fp32: Fp32Model, loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe, "_LEAST_HELD_TO_EQUALIZE", 17)
+    done = quantize_with_recipe(fp32.graph, ["cpu"], loader, RangeChoice(known=fp32.known), RefineChoice("balanced"))
+    step = done.steps[0]
+    assert (step.name, step.kept, step.after_db) == ("equalization", False, None)
+    assert step.note == "16 held-back images are too few to judge it: give 68 images"
+    assert done.steps[1].name == "bias correction" and done.steps[1].after_db is not None
 
 
 def test_a_machine_without_memory_ends_the_build(

@@ -72,6 +72,8 @@ def findings(report: Report) -> list[tuple[str, str]]:
 
 
 def _step(step: dict[str, Any]) -> str:
+    if step["after_db"] is None:
+        return f"left out: {step['note']} ({step['style']} graph)"
     change = f"{decibels(step['before_db'])} to {decibels(step['after_db'])} on held-back images, {step['style']} graph"
     return change if step["kept"] else f"left out: {step['note']} ({change})"
 
