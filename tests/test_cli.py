@@ -385,7 +385,7 @@ PREVENTED = [
     # images to classify
     ("predict robot.edgeres nowhere.jpg", "nowhere.jpg: No such file or directory; give a JPEG"),
     ("predict robot.edgeres photo.jpg cut.jpg", "cut.jpg: truncated; give a JPEG"),
-    ("predict robot.edgeres empty.jpg", "empty.jpg: not an image; give a JPEG"),
+    ("predict robot.edgeres empty.jpg", "empty.jpg: empty, 0 bytes; copy it again"),
     ("predict robot.edgeres folder", "folder: holds no images, nor do the folders in it; image files end in"),
     ("predict robot.edgeres photo.jpg --sheet file/s.html", "file: Not a directory; check the path"),
 ]

@@ -165,17 +165,11 @@ def test_splits_without_classes_serve_for_calibration(tmp_path):
     assert "validation needs labels" in refusal(lambda: opened(path))
 
 
-def nested(depth: int) -> dict[str, bytes]:
-    return PETS | {"cat/" + "deeper/" * depth + "1.png": PNG}
-
-
 @pytest.mark.parametrize("make", [directory, archive])
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         ({"notes.txt": b"", "cat/": b""}, ["holds no images", "1 not images (notes.txt)", ".jpg, .jpeg"]),
-        (PETS | {"cow/": b"", "emu/x.txt": b""}, ["class folders without images (2): cow, emu", "fill or remove"]),
-        (nested(1), ["1 images lie in folders inside a class, e.g. cat/deeper/1.png", "sub-folders are the classes"]),
         ({"train/a/1.png": PNG, "training/a/1.png": PNG}, ["has train/, training/, none for validation"]),
     ],
 )
@@ -183,11 +177,6 @@ def test_contradictory_trees_are_refused(tmp_path, make, content, words):
     path = make(tmp_path, content)
     line = refusal(lambda: opened(path))
     assert all(word in line for word in [str(path), *words]), line
-
-
-def test_folders_that_lead_back_up_end(tmp_path):
-    (directory(tmp_path, PETS) / "cat" / "up").symlink_to(tmp_path, target_is_directory=True)
-    assert "nested too deep: cat/up/cat/up/" in refusal(lambda: opened(tmp_path))
 
 
 def test_folder_and_archive_digests_follow_the_content(tmp_path):
@@ -226,7 +215,8 @@ def test_class_names_do_not_change_a_digest_but_labels_and_order_do(tmp_path):
         ("set.zip", b"PK\x03\x04 cut short", ["cannot be opened as .zip", "fetch or pack it again"]),
         ("cat.jpg", PNG, ["give the directory it lies in"]),
         ("set.tar.gz", b"", ["unpack it and give the directory"]),
-        ("set.h5", b"", ["is no source of images", ".npz"]),
+        ("set.h5", b"", ["is no source of images", "export their images as files"]),
+        ("set.xyz", b"", ["is no source of images", ".npz"]),
     ],
 )
 def test_files_of_no_known_form(tmp_path, name, data, words):
@@ -238,7 +228,7 @@ def test_files_of_no_known_form(tmp_path, name, data, words):
 def test_a_missing_path_suggests_a_near_one(tmp_path):
     directory(tmp_path, {"imagenette/val/": b""})
     assert f"did you mean {tmp_path / 'imagenette'}?" in refusal(lambda: opened(tmp_path / "imagenet" / "val"))
-    assert "expected a directory or .zip" in refusal(lambda: opened(tmp_path / "zzzz"))
+    assert "expected a directory, .zip or .tar" in refusal(lambda: opened(tmp_path / "zzzz"))
 
 
 # --- decoding
@@ -522,18 +512,36 @@ def generic(count: int) -> tuple[str, ...]:
 def test_labels_are_matched(classes, model, outputs):
     source = match_labels(labelled([0, 1, 1, len(classes) - 1], classes), model)
     assert source.labels.tolist() == [outputs[0], outputs[1], outputs[1], outputs[-1]]
-    assert source.classes == model and source.labels.dtype == np.int64 and source.image(2)[0, 0, 0] == 2
+    assert source.labels.dtype == np.int64 and source.image(2)[0, 0, 0] == 2
 
 
 @pytest.mark.parametrize(
     ("classes", "model", "words"),
     [
-        (("cat", "cow"), ("cat", "dog"), ["1 of 2 classes", "cow", "the model has cat, dog"]),
-        (("stop sign", "stop_sign"), ("Stop Sign", "Yield"), ["2 of 2 classes", "stop sign, stop_sign"]),
-        (("ant", "bee"), generic(3), ["ant, bee", "class 0, class 1, class 2"]),
-        (("1", "2", "3"), generic(3), ["1, 2, 3"]),  # counted from one: in sorted order they would match by accident
-        (("n01440764", "n99999999"), IMAGENET_NAMES, ["n01440764, n99999999", "tench, goldfish", "and 995 more"]),
-        (("twin", "x"), ("twin", "twin", "x"), ["1 of 2 classes", "twin"]),
+        (
+            ("cat", "cow"),
+            ("cat", "dog"),
+            ["1 of 2 classes", "cow", "the network knows cat, dog", "take these folders out"],
+        ),
+        (
+            ("stop sign", "stop_sign"),
+            ("Stop Sign", "Yield"),
+            ["match the same output: stop sign, stop_sign", "put them into one folder"],
+        ),
+        (("ant", "bee"), generic(3), ["ant, bee", "3 outputs without names", "--labels FILE"]),
+        (("1", "4"), generic(3), ["numbered up to 4", "3 outputs", "that the network was trained on"]),
+        (("01", "1"), generic(3), ["the same number: 01, 1"]),
+        (("session1", "session2"), ("stop", "yield"), ["none of its 2 classes", "session1", "the network knows stop"]),
+        (
+            ("n01440764", "n99999999"),
+            IMAGENET_NAMES,
+            ["n01440764, n99999999", "tench, goldfish", "and 995 more", "WordNet"],
+        ),
+        (
+            ("twin", "x"),
+            ("twin", "twin", "x"),
+            ["several outputs of the same name, and twin could be", "all different"],
+        ),
     ],
 )
 def test_labels_that_do_not_match_show_both_sides(classes, model, words):

@@ -68,7 +68,10 @@ def test_every_image_below_a_folder_is_answered_as_if_it_were_named(work: Path) 
 def test_an_unreadable_image_is_named_counted_and_left_out(work: Path) -> None:
     done = run("photos")
     assert done.exit_code == 0
-    assert done.stderr == f"1 image cannot be read and is left out: photos/{CLASSES[0]}/cut.png (not an image)\n"
+    assert done.stderr.splitlines() == [
+        f"note: photos: left out: 1 hidden (.hidden), 1 not images ({CLASSES[1]}/notes.txt)",
+        f"1 image cannot be read and is left out: photos/{CLASSES[0]}/cut.png (not an image)",
+    ]
     assert json.loads(run("photos", "--json").stdout)[-1] == {
         "image": f"photos/{CLASSES[0]}/cut.png",
         "error": "not an image",
@@ -86,7 +89,7 @@ def test_nothing_readable_is_an_error(work: Path) -> None:
     (work / "bad" / "1.jpg").write_bytes(b"")
     done = run("bad")
     assert isinstance(done.exception, EdgeresError)
-    assert "none of 1 images can be read: bad/1.jpg (not an image)" in str(done.exception)
+    assert "none of 1 images can be read: bad/1.jpg (empty, 0 bytes)" in str(done.exception)
 
 
 def test_folders_of_labels_mark_what_is_wrong(work: Path) -> None:

@@ -47,7 +47,8 @@ def command(
 
     _check_sheet(sheet)
     with Classifier(bundle) as classify:
-        found = find_images(images, classify.labels)
+        listing = find_images(images, classify.labels)
+        found = listing.files
         with progress(quiet=as_json).task("classifying", len(found)) as advance:
             told = list(classify_all(classify, found, pictures=sheet is not None, advance=advance))
         backend = classify.backend
@@ -67,6 +68,8 @@ def command(
             click.echo(_summary(answers))
         if sheet is not None:
             click.echo(f"sheet: {sheet}")
+    for note in listing.notes:
+        click.echo(f"note: {note}", err=True)
     if unreadable:
         click.echo(_left_out(unreadable), err=True)
 

@@ -15,7 +15,7 @@ from edgeres.errors import SourceError, UsageError
 from edgeres.records import I64, U8
 
 Role = Literal["calibration", "validation"]
-FORMS = "a directory or .zip with one folder per class, an .npz, a CIFAR-10 directory, or signs[:count][@seed]"
+FORMS = "a directory, .zip or .tar with one folder per class, an .npz, a CIFAR-10 directory, or signs[:count][@seed]"
 
 
 class Source(ABC):
@@ -26,11 +26,13 @@ class Source(ABC):
             names are indices of a network's outputs.
         labels: int64 (N,); -1 where unlabelled.
         description: one line for messages, e.g. ``cifar10_test1000.npz: 1,000 images, 10 classes``.
+        notes: what the user has to know of how it was read: what was left out, what was taken for what.
     """
 
     classes: tuple[str, ...]
     labels: I64
     description: str
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,12 +63,18 @@ class Source(ABC):
 
 
 class View(Source):
-    """Images of another source, in another order and with other labels."""
+    """Images of another source, in another order and with other labels.
+
+    Attributes:
+        classes_before: the class names that documents of earlier versions were written with.
+    """
 
     def __init__(self, source: Source, indices: I64, labels: I64, classes: tuple[str, ...], description: str) -> None:
         self.classes = classes
         self.labels = labels
         self.description = description
+        self.notes = source.notes
+        self.classes_before = classes
         self._source = source
         self._indices = indices
 
@@ -81,7 +89,7 @@ class View(Source):
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def digest_with_names(self) -> str:
-        parts = (self._source.digest_with_names(), self._indices.tolist(), self.labels.tolist(), self.classes)
+        parts = (self._source.digest_with_names(), self._indices.tolist(), self.labels.tolist(), self.classes_before)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

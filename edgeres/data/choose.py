@@ -11,6 +11,7 @@ from edgeres.data.base import FORMS, Role, Source, View, subset
 from edgeres.data.matching import match_labels
 from edgeres.data.sources import locate, open_source
 from edgeres.errors import UsageError
+from edgeres.progress import SILENT, Progress
 from edgeres.records import ModelSpec
 
 
@@ -59,18 +60,24 @@ def check_paths(choice: DataChoice) -> None:
             locate(text)
 
 
-def choose_calibration(choice: DataChoice, spec: ModelSpec) -> Source:
-    """The calibration images of a model.
+def choose_calibration(choice: DataChoice, spec: ModelSpec, progress: Progress = SILENT) -> Source:
+    """The calibration images of a model; what was left out of them is said.
 
     Raises:
         UsageError: none are named, and the weights have no images of their own.
         SourceError: the images cannot be used.
     """
-    return subset(_open(choice.calibration, spec, "calibration"), choice.calibration_size, choice.seed)
+    source = subset(_open(choice.calibration, spec, "calibration"), choice.calibration_size, choice.seed)
+    return _said(source, "calibration", progress)
 
 
-def choose_validation(choice: DataChoice, spec: ModelSpec) -> tuple[Source, Mapping[str, str]]:
+def choose_validation(
+    choice: DataChoice, spec: ModelSpec, progress: Progress = SILENT
+) -> tuple[Source, Mapping[str, str]]:
     """The validation images of a model, their labels as indices of its outputs, and why figures will be missing.
+
+    What was left out is said, and how the labels were matched where names do not tell. The ``classes`` of the source
+    are the names of the outputs; where the model has none, they come from the images.
 
     Random weights are validated without labels: they have no accuracy to lose, but agreement and SQNR are still
     meaningful.
@@ -85,13 +92,19 @@ def choose_validation(choice: DataChoice, spec: ModelSpec) -> tuple[Source, Mapp
         unlabelled = np.full(len(source), -1, np.int64)
         view = View(source, np.arange(len(source)), unlabelled, (), f"{source.description}, labels ignored")
         return view, {"accuracy": "the weights are random, so there is no accuracy to lose"}
-    return match_labels(source, spec.labels), {}
+    return _said(match_labels(source, spec.labels), "validation", progress), {}
 
 
-def choose_sources(choice: DataChoice, spec: ModelSpec) -> Sources:
+def choose_sources(choice: DataChoice, spec: ModelSpec, progress: Progress = SILENT) -> Sources:
     """Open both sources; wrong labels are found before anything is computed."""
-    validation, reasons = choose_validation(choice, spec)
-    return Sources(choose_calibration(choice, spec), validation, reasons)
+    validation, reasons = choose_validation(choice, spec, progress)
+    return Sources(choose_calibration(choice, spec, progress), validation, reasons)
+
+
+def _said(source: Source, role: Role, progress: Progress) -> Source:
+    for note in source.notes:
+        progress.say(f"note: {role}: {note}")
+    return source
 
 
 def _open(text: str | None, spec: ModelSpec, role: Role) -> Source:
@@ -102,4 +115,4 @@ def _open(text: str | None, spec: ModelSpec, role: Role) -> Source:
         if spec.labels != CLASSES and spec.weights != "random":
             raise UsageError(f"{spec.name} ({spec.weights}) needs {role} images", hint=f"--{role} SRC: {FORMS}")
     px = spec.preprocess.resize_px or min(spec.preprocess.crop_px)
-    return open_source("signs" if text is None else text, role=role, px=px)
+    return open_source("signs" if text is None else text, role=role, px=px, known=spec.labels)

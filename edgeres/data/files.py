@@ -1,29 +1,32 @@
-"""Image files in class folders, in a directory or in a zip archive."""
+"""Image files in class folders, in a directory or in a .zip or .tar archive."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import os
+import tarfile
 import threading
 import zipfile
-from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from edgeres.data.base import Role, Source
-from edgeres.data.forms import READ_FORMS, is_hidden, why_no_image
-from edgeres.data.tree import CLASSES_BELOW, Tree, arrange, split
+from edgeres.data.base import Source
+from edgeres.data.forms import READ_FORMS, why_no_image
+from edgeres.data.listing import Listing, Parts, list_folder, list_names, split
+from edgeres.data.tree import Tree
 from edgeres.errors import SourceError
 from edgeres.files import LFS_POINTER, PULL, is_lfs_pointer_at
 from edgeres.records import U8
 
-_DEEPEST = 4  # folders: a wrapper, a split, a class, and one more for the error message
+Arrange = Callable[[Listing], Tree]
 _UNPACK, _REPACK = "unpack it and give the directory", "fetch or pack it again"
+_SMALL = 1 << 24
 _LARGEST_FILE = 1 << 29  # bytes; a member of an archive that expands to more is not read
 
 
@@ -47,7 +50,8 @@ def read_image(file: str | Path | IO[bytes], name: str | None = None) -> U8:
     except Image.DecompressionBombError:
         cause = f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000} million pixels"
     except FileNotFoundError as error:
-        cause = "a link to a file that is not there" if Path(error.filename or "").is_symlink() else "no such file"
+        cause = "a link to a file that is not there" if Path(error.filename or "").is_symlink() else "No such file"
+        hint = "check the path"
     except OSError as error:
         cause = "truncated" if "truncated" in str(error).lower() else error.strerror or str(error)
     except Exception as error:  # decoders raise anything on damaged files: SyntaxError, struct.error, ValueError ...
@@ -64,24 +68,29 @@ def _head(file: str | Path | IO[bytes]) -> bytes:
     return file.read(64)
 
 
-def open_folder(path: Path, role: Role) -> Source:
+def open_folder(path: Path, arranged: Arrange) -> Source:
     """A directory in ``ImageFolder`` form; see :func:`edgeres.data.sources.open_source`."""
-    return _Folder(path, arrange(_walk(path), str(path), role))
+    return _Folder(path, arranged(list_folder(path)))
 
 
-def open_zip(path: Path, role: Role) -> Source:
-    """A zip archive of such a directory, read in place."""
+def open_archive(path: Path, arranged: Arrange) -> Source:
+    """A .zip or .tar archive of such a directory, read in place."""
     if is_lfs_pointer_at(path):
         raise SourceError(f"is {LFS_POINTER}", where=path, hint=PULL)
+    packed = _Zip if path.suffix.lower() == ".zip" else _Tar
     try:
-        archive = zipfile.ZipFile(path)
+        archive = packed(path)
     except UnicodeDecodeError:
         what = "a name in it is no valid UTF-8, so the archive cannot be opened"
         raise SourceError(what, where=path, hint=_UNPACK) from None
-    except Exception as error:  # zipfile raises many kinds for damaged archives
-        cause = str(error) or type(error).__name__
-        raise SourceError(f"cannot be opened as .zip ({cause})", where=path, hint=_REPACK) from None
-    return _Zip(archive, path, role)
+    except Exception as error:  # zipfile and tarfile raise many kinds for damaged archives
+        what = f"cannot be opened as {path.suffix.lower()} ({str(error) or type(error).__name__})"
+        raise SourceError(what, where=path, hint=_REPACK) from None
+    found = list_names(archive.members, str(path), archive.peek)
+    tree = arranged(found)
+    if any(archive.is_encrypted(name) for name in tree.names):
+        raise SourceError("is encrypted", where=path, hint=_UNPACK)
+    return _Archived(archive, path.name, tree)
 
 
 @lru_cache(maxsize=1)
@@ -103,8 +112,10 @@ class _Files(Source):
     def __init__(self, title: str, tree: Tree) -> None:
         self.classes = tree.classes
         self.labels = np.array(tree.labels, np.int64)
-        kind = f"{len(tree.classes):,} classes" if tree.classes else "no labels"
+        kind = f"{len(set(tree.labels)):,} classes" if tree.classes else "no labels"
         self.description = f"{title}{tree.part}: {len(tree.names):,} images, {kind}{tree.left_out}"
+        nested = f"{tree.nested} are read as images of that class" if tree.nested else ""
+        self.notes = tuple(filter(None, (self.description if tree.left_out else "", nested)))
         self._names = tree.names
 
     def name(self, index: int) -> str:
@@ -148,52 +159,102 @@ class _Folder(_Files):
             return -1
 
 
-class _Zip(_Files):
-    def __init__(self, archive: zipfile.ZipFile, path: Path, role: Role) -> None:
-        members = {_member_name(info): info for info in archive.infolist()}  # the later one of equal names
-        tree = arrange(members, str(path), role)
-        super().__init__(path.name, tree)
+class _Archived(_Files):
+    def __init__(self, archive: _Archive, title: str, tree: Tree) -> None:
+        super().__init__(title, tree)
         self._archive = archive
-        self._members = [members[name] for name in tree.names]
-        self._lock = threading.Lock()
-        if any(info.flag_bits & 1 for info in self._members):
-            raise SourceError("is encrypted", where=path, hint=_UNPACK)
 
     def image(self, index: int) -> U8:
-        info, name = self._members[index], self._names[index]
-        if info.file_size > _LARGEST_FILE:
-            raise SourceError(f"expands to {info.file_size / 1e6:,.0f} MB", where=name)
+        name = self._names[index]
+        size = self._archive.size(name)
+        if size > _LARGEST_FILE:
+            raise SourceError(f"expands to {size / 1e6:,.0f} MB", where=name)
         try:
-            with self._lock:  # for reading only: decoding takes most of the time and runs in parallel
-                data = self._archive.read(info)
+            data = self._archive.read(name)
         except NotImplementedError as error:
             raise SourceError(f"cannot be unpacked: {error}", where=name, hint=_UNPACK) from None
-        except Exception as error:  # zipfile and the decompressors raise many kinds for damaged members
+        except Exception as error:  # zipfile, tarfile and the decompressors raise many kinds for damaged members
             cause = str(error) or type(error).__name__
             raise SourceError(f"damaged in the archive: {cause}", where=name, hint=_REPACK) from None
         return read_image(io.BytesIO(data), name)
 
     def _fingerprint(self, index: int) -> int:
-        return self._members[index].CRC
+        return self._archive.fingerprint(self._names[index])
 
 
-def _member_name(info: zipfile.ZipInfo) -> str:
+class _Archive(ABC):
+    """The members of an archive, by their paths; of equal names the later one is taken, as when it is unpacked.
+
+    Attributes:
+        members: paths of files and folders; those of folders end with a slash.
+    """
+
+    members: Iterable[str]
+
+    @abstractmethod
+    def size(self, name: str) -> int: ...
+
+    @abstractmethod
+    def fingerprint(self, name: str) -> int: ...
+
+    @abstractmethod
+    def read(self, name: str) -> bytes: ...
+
+    def peek(self, parts: Parts) -> bytes:
+        """The first bytes of a member; none where it is large or damaged."""
+        name = "/".join(parts)
+        with suppress(Exception):  # see _Archived.image
+            return self.read(name)[:64] if self.size(name) < _SMALL else b""
+        return b""
+
+    def is_encrypted(self, name: str) -> bool:
+        return False
+
+
+class _Zip(_Archive):
+    def __init__(self, path: Path) -> None:
+        self._archive = zipfile.ZipFile(path)
+        self.members = self._of = {_inner(info.filename): info for info in self._archive.infolist()}
+        self._lock = threading.Lock()
+
+    def size(self, name: str) -> int:
+        return self._of[name].file_size
+
+    def fingerprint(self, name: str) -> int:
+        return self._of[name].CRC
+
+    def is_encrypted(self, name: str) -> bool:
+        return bool(self._of[name].flag_bits & 1)
+
+    def read(self, name: str) -> bytes:
+        with self._lock:  # for reading only: decoding takes most of the time and runs in parallel
+            return self._archive.read(self._of[name])
+
+
+class _Tar(_Archive):
+    """An archive without compression: a compressed one has no place to begin reading at but its start."""
+
+    def __init__(self, path: Path) -> None:
+        self._archive = tarfile.TarFile(path)
+        found = self._archive.getmembers()
+        self.members = self._of = {_inner(info.name) + "/" * info.isdir(): info for info in found}
+        self._lock = threading.Lock()
+
+    def size(self, name: str) -> int:
+        return self._of[name].size
+
+    def fingerprint(self, name: str) -> int:
+        return self._of[name].size
+
+    def read(self, name: str) -> bytes:
+        with self._lock:
+            file = self._archive.extractfile(self._of[name])
+            if file is None:
+                raise ValueError("it is no file")
+            return file.read()
+
+
+def _inner(name: str) -> str:
     """A member's path as :func:`arrange` returns it; some Windows tools write backslashes."""
-    name = info.filename.replace("\\", "/")
+    name = name.replace("\\", "/")
     return "/".join(split(name)) + "/" * name.endswith("/")
-
-
-def _walk(root: Path) -> Iterator[str]:
-    """Every path below ``root``; folders end with a slash. Links are followed, hidden folders are skipped."""
-
-    def refuse(error: OSError) -> None:
-        raise SourceError(error.strerror or str(error), where=error.filename, hint="check its permissions")
-
-    for path, folders, files in os.walk(root, followlinks=True, onerror=refuse):
-        here = Path(path).relative_to(root)
-        prefix = f"{here.as_posix()}/" if here.parts else ""
-        yield from (f"{prefix}{folder}/" for folder in folders)
-        yield from (f"{prefix}{file}" for file in files)
-        folders[:] = [folder for folder in folders if not is_hidden(folder)]
-        if len(here.parts) == _DEEPEST and folders:  # this also ends links that form a circle
-            raise SourceError(f"folders are nested too deep: {prefix}{folders[0]}", where=root, hint=CLASSES_BELOW)

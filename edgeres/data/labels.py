@@ -1,7 +1,10 @@
-"""Class names of ImageNet-1k, in the order of a network's outputs."""
+"""Class names: those of ImageNet-1k, and how names are compared."""
 
 from __future__ import annotations
 
+import re
+import unicodedata
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,3 +17,17 @@ def imagenet_classes() -> tuple[tuple[str, str], ...]:
     """
     lines = Path(__file__).with_name("imagenet.txt").read_text(encoding="utf-8").splitlines()
     return tuple((wnid, name) for wnid, _, name in (line.partition(" ") for line in lines))
+
+
+def plain(name: str) -> str:
+    """A name without case, spaces, underscores and hyphens, and with each accented letter in one way of writing it.
+
+    >>> plain("Stop_Sign") == plain("stop sign"), plain("cafe\\u0301") == plain("caf\\u00e9")
+    (True, True)
+    """
+    return re.sub(r"[\s_-]", "", unicodedata.normalize("NFC", name)).casefold()
+
+
+def is_generic(labels: Sequence[str]) -> bool:
+    """Whether labels name no classes: ``class 7``, as a network has them that came without names."""
+    return all(re.fullmatch(r"class[ _]\d+", label) for label in labels)

@@ -3,29 +3,48 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from edgeres.data.base import Source, View, check_labels_below, some
-from edgeres.data.labels import imagenet_classes
+from edgeres.data.labels import imagenet_classes, is_generic, plain
 from edgeres.errors import SourceError
 
 Names = tuple[str, ...]
-Outputs = list[int | None]
+_LABELS = "--labels FILE with one name per output"
+_TRAINED = "give images of the classes that the network was trained on"
+
+
+@dataclass(frozen=True)
+class _Match:
+    """The output of each class with images.
+
+    Attributes:
+        names: one per output.
+        note: what the user has to know of it.
+    """
+
+    outputs: list[int | None]
+    names: Names
+    note: str = ""
 
 
 def match_labels(source: Source, spec_labels: Names) -> Source:
     """The same images, with labels that are indices of the network's outputs, and with its class names.
 
-    The labels of a source without class names must be such indices already. The first rule that gives every class its
-    own output is used:
+    The labels of a source without class names must be such indices already. The first rule that gives every class with
+    images its own output is used:
 
-    1. by name: exactly, or ignoring case, spaces, underscores and hyphens;
+    1. by name: exactly, or ignoring case, spaces, underscores, hyphens, and how accents are encoded;
     2. by WordNet id (``n01440764`` or ``n01440764_tench``) where the network's classes are ImageNet's 1,000;
-    3. by number, where all names are numbers (``10`` is output 10, although it sorts before ``2``);
-    4. by sorted order, where all labels of the network are generic (``class 7``) and both have as many.
+    3. by number, where all names are numbers (``10`` is output 10, although it sorts before ``2``); numbers from 1 to
+       that of outputs count from one;
+    4. by order, where all labels of the network are generic (``class 7``) and both have as many: the network's outputs
+       then get the classes' names.
 
     The source may have fewer classes than the network. Only validation needs this: calibration reads no labels.
 
@@ -38,54 +57,117 @@ def match_labels(source: Source, spec_labels: Names) -> Source:
     if (source.labels < 0).any():
         hint = "validation needs one folder per class, or labels"
         raise SourceError("has no labels", where=source.description, hint=hint)
-    if source.classes:
-        outputs = np.array(_match(source, spec_labels), np.int64)
-    else:
+    if not source.classes:
         check_labels_below(len(spec_labels), source.labels, source.name, source.description)
-        outputs = np.arange(len(spec_labels))
-    return View(source, np.arange(len(source)), outputs[source.labels], spec_labels, source.description)
+        return View(source, np.arange(len(source)), source.labels, spec_labels, source.description)
+    used = np.unique(source.labels)
+    match = _match(source, [source.classes[i] for i in used], spec_labels)
+    outputs = np.full(len(source.classes), -1, np.int64)
+    outputs[used] = np.array(match.outputs, np.int64)
+    view = View(source, np.arange(len(source)), outputs[source.labels], match.names, source.description)
+    view.classes_before = spec_labels
+    view.notes = (*source.notes, *filter(None, [match.note]))
+    return view
 
 
-def _match(source: Source, spec_labels: Names) -> list[int]:
-    """The output of each class, by the first rule that gives every class its own output."""
-    for rule in (_by_name, _by_wnid, _by_number, _by_order):
-        outputs = [output for output in rule(source.classes, spec_labels) if output is not None]
-        if len(set(outputs)) == len(source.classes):
-            return outputs
-    by_name = _by_name(source.classes, spec_labels)
-    uses = Counter(by_name)
-    wrong = [name for name, output in zip(source.classes, by_name, strict=True) if output is None or uses[output] > 1]
-    raise SourceError(
-        f"{len(wrong):,} of {len(source.classes):,} classes match none of the model's labels, or the same one twice: "
-        f"{some(wrong, len(wrong))}; the model has {some(spec_labels, len(spec_labels))}",
-        where=source.description,
-        hint="rename the classes as the model's labels, or give the data set it was trained on",
+def _match(source: Source, names: Sequence[str], spec_labels: Names) -> _Match:
+    """The output of each of these classes, by the first rule that gives every class its own output."""
+    numbered = source.classes if _are_numbers(source.classes) else names  # a selection may lack the largest number
+    rules = (
+        _by_name(names, spec_labels),
+        _by_wnid(names, spec_labels),
+        _by_number(names, numbered, spec_labels) if _are_numbers(names) else None,
     )
+    for match in rules:
+        if match is not None and None not in match.outputs and len(set(match.outputs)) == len(names):
+            return match
+    for classes in (source.classes, tuple(names)):  # a class without images counts, as in the training data, if it fits
+        if is_generic(spec_labels) and len(classes) == len(spec_labels) and not _are_numbers(names):
+            return _by_order(names, classes)
+    what, hint = _why_not(names, spec_labels)
+    raise SourceError(what, where=source.description, hint=hint)
 
 
-def _by_name(names: Names, spec_labels: Names) -> Outputs:
+def _by_name(names: Sequence[str], spec_labels: Names) -> _Match:
     exact = _index_of_unique(spec_labels)
-    plain = _index_of_unique(map(_plain, spec_labels))
-    return [exact.get(name, plain.get(_plain(name))) for name in names]
+    alike = _index_of_unique(map(plain, spec_labels))
+    return _Match([exact.get(name, alike.get(plain(name))) for name in names], spec_labels)
 
 
-def _by_wnid(names: Names, spec_labels: Names) -> Outputs:
+def _by_wnid(names: Sequence[str], spec_labels: Names) -> _Match | None:
     wnids, words = zip(*imagenet_classes(), strict=True)
-    if spec_labels != words and not (len(spec_labels) == len(wnids) and _is_generic(spec_labels)):
-        return []
+    if spec_labels != words and not (len(spec_labels) == len(wnids) and is_generic(spec_labels)):
+        return None
     index = {wnid: output for output, wnid in enumerate(wnids)}
-    return [index.get(name.split("_")[0]) for name in names]
+    return _Match([index.get(name.split("_")[0]) for name in names], words)
 
 
-def _by_number(names: Names, spec_labels: Names) -> Outputs:
-    numbers = map(int, names) if _are_numbers(names) else ()
-    return [number if number < len(spec_labels) else None for number in numbers]
+def _by_number(names: Sequence[str], classes: Sequence[str], spec_labels: Names) -> _Match:
+    """By the numbers ``names``; ``classes`` are those of all classes, which tell what they count from."""
+    numbers, outputs = [int(name) for name in names], len(spec_labels)
+    every = [int(name) for name in classes]
+    if max(every) == outputs and min(every) >= 1:
+        note = f"classes are numbered up to {outputs:,}, so they count from one: {names[0]} is output {numbers[0] - 1}"
+        return _Match([number - 1 for number in numbers], spec_labels, note)
+    note = ""
+    in_text_order = [int(name) for name in sorted(classes)]
+    if 0 not in every and len(every) > 1:
+        note = (
+            f"classes are numbered without a 0: {names[0]} is taken as output {numbers[0]} of 0 to {outputs - 1}; "
+            "if they count from one, give --labels FILE with the numbers, one per output"
+        )
+    elif in_text_order != sorted(every):
+        note = (
+            "classes are taken as outputs by their number; a network trained with torchvision's ImageFolder has them "
+            f"sorted as text ({some(map(str, in_text_order), len(classes))}) and needs --labels FILE with that order"
+        )
+    return _Match([number if number < outputs else None for number in numbers], spec_labels, note)
 
 
-def _by_order(names: Names, spec_labels: Names) -> Outputs:
+def _by_order(names: Sequence[str], classes: Names) -> _Match:
     """Names that are numbers are left to :func:`_by_number`; sorted as text they would get wrong outputs."""
-    fits = _is_generic(spec_labels) and len(names) == len(spec_labels) and not _are_numbers(names)
-    return [*range(len(names))] if fits else []
+    named = tuple(unicodedata.normalize("NFC", name) for name in classes)
+    index = {name: output for output, name in enumerate(classes)}
+    listed = some(named, len(named))
+    note = f"the network's outputs have no names; they are taken for the classes in this order: {listed}"
+    return _Match([index[name] for name in names], named, note)
+
+
+def _why_not(names: Sequence[str], spec_labels: Names) -> tuple[str, str]:
+    """Why classes match no outputs, and the next step."""
+    shown, outputs = some(names, len(names)), len(spec_labels)
+    if _are_numbers(names):
+        largest = max(map(int, names))
+        if largest >= outputs:
+            return f"classes are numbered up to {largest:,}, and the network has {outputs:,} outputs", _TRAINED
+        return f"several classes have the same number: {shown}", "put their images into one folder"
+    if is_generic(spec_labels):
+        what = f"has {len(names):,} classes ({shown}), and the network has {outputs:,} outputs without names"
+        more = "give the folder whose sub-folders are the classes, or" if len(names) > outputs else "give"
+        return what, f"{more} {_LABELS}"
+    by_name = _by_name(names, spec_labels).outputs
+    known = f"the network knows {some(spec_labels, outputs)}"
+    wrong = [name for name, output in zip(names, by_name, strict=True) if output is None]
+    twice = _twice(wrong, spec_labels)
+    if twice:
+        what = f"the network has several outputs of the same name, and {twice} could be each of them"
+        return what, f"give {_LABELS}, all different"
+    if not wrong:
+        uses = Counter(by_name)
+        same = [name for name, output in zip(names, by_name, strict=True) if uses[output] > 1]
+        return f"several classes match the same output: {some(same, len(same))}; {known}", "put them into one folder"
+    ids = " or folders named by WordNet ids" if spec_labels == tuple(word for _, word in imagenet_classes()) else ""
+    if len(wrong) == len(names):
+        what = f"none of its {len(names):,} classes is one of the network's: it has {shown}; {known}"
+        return what, f"{_TRAINED}{ids}; if these are its classes under other names, give {_LABELS}"
+    what = f"{len(wrong):,} of {len(names):,} classes are none of the network's: {some(wrong, len(wrong))}; {known}"
+    return what, f"take these folders out, or rename those that only have another name{ids}"
+
+
+def _twice(wrong: Sequence[str], spec_labels: Names) -> str:
+    """The first of these names that several outputs have."""
+    uses = Counter(map(plain, spec_labels))
+    return next((name for name in wrong if uses[plain(name)] > 1), "")
 
 
 def _index_of_unique(labels: Iterable[str]) -> dict[str, int]:
@@ -94,13 +176,5 @@ def _index_of_unique(labels: Iterable[str]) -> dict[str, int]:
     return {label: output for output, label in enumerate(labels) if count[label] == 1}
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]", "", name).casefold()
-
-
-def _is_generic(labels: Names) -> bool:
-    return all(re.fullmatch(r"class[ _]\d+", label) for label in labels)
-
-
-def _are_numbers(names: Names) -> bool:
+def _are_numbers(names: Sequence[str]) -> bool:
     return all(re.fullmatch(r"[0-9]{1,9}", name) for name in names)

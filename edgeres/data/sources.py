@@ -4,41 +4,47 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from edgeres.data.arrays import is_cifar10, open_cifar10, open_npz
 from edgeres.data.base import FORMS, Role, Source
-from edgeres.data.files import open_folder, open_zip
-from edgeres.data.forms import SUFFIXES
+from edgeres.data.files import open_archive, open_folder
+from edgeres.data.forms import form_of, is_image
+from edgeres.data.tree import arrange
 from edgeres.errors import SourceError
+from edgeres.files import LFS_POINTER, PULL, is_lfs_pointer_at
 
 _SIGNS = re.compile(r"signs(?::(?P<count>\d+))?(?:@(?P<seed>\d+))?")
 _SIGNS_COUNT = {"calibration": 512, "validation": 1000}
 
 
-def open_source(text: str | Path, *, role: Role, px: int) -> Source:
+def open_source(text: str | Path, *, role: Role, px: int, known: Sequence[str] = ()) -> Source:
     """Open images for calibration or validation.
 
     ``signs[:count][@seed]``
         the generated demo set (512 images for calibration and 1,000 for validation, seed 0); write ``./signs`` for a
         directory of that name.
-    directory, or ``.zip`` of one
-        ``class/image`` as torchvision's ``ImageFolder``, classes in sorted order. One folder around all class folders
-        is skipped. Of ``train/`` and ``val/`` (or ``test/``) the one for ``role`` is used. Images directly in the
-        directory have no labels and can only calibrate. Links are followed.
+    directory, or ``.zip`` or ``.tar`` of one
+        ``class/image`` as torchvision's ``ImageFolder``, classes in sorted order; folders inside a class belong to it.
+        One folder around all class folders is skipped. Of ``train/`` and ``val/`` (or ``test/``) the one for ``role``
+        is used. Images directly in the directory have no labels and can only calibrate; where there are images both in
+        folders and beside them, the larger group is used. Links are followed, but not in a circle.
     ``.npz``
         ``images`` uint8 (N, H, W, 3) RGB, ``labels`` (N,), optional ``classes``; held in memory.
     CIFAR-10 directory
         ``cifar-10-batches-py`` (read without running code in its pickles) or ``cifar-10-batches-bin``: the training
         batches for calibration, the test batch for validation.
 
-    ``Source.description`` counts and names what is left out: hidden files, files that are not images, images outside
-    class folders.
+    ``Source.notes`` and ``Source.description`` count and name what is left out: hidden files, files that are not
+    images, images outside class folders.
 
     Args:
         text: path or name, ``~`` expanded.
         role: what the images are for; validation needs labels.
         px: side of the images that ``signs`` renders; other sources keep their sizes.
+        known: class names of the network, which tell class folders from others.
 
     Raises:
         SourceError: it does not exist, has none of these forms, or its content is inconsistent.
@@ -46,14 +52,28 @@ def open_source(text: str | Path, *, role: Role, px: int) -> Source:
     path = locate(text)
     if path is None:
         return _open_signs(str(text), role, px)
-    if path.is_dir():
-        return (open_cifar10 if is_cifar10(path) else open_folder)(path, role)
     suffix = path.suffix.lower()
-    if suffix in (".zip", ".npz"):
-        return (open_zip if suffix == ".zip" else open_npz)(path, role)
-    hint = "unpack it and give the directory" if suffix in (".gz", ".tgz", ".tar") else f"expected {FORMS}"
-    hint = "give the directory it lies in" if suffix in SUFFIXES else hint
-    raise SourceError("is no source of images", where=path, hint=hint)
+    if path.is_dir() and is_cifar10(path):
+        return open_cifar10(path, role)
+    if path.is_dir() or suffix in (".zip", ".tar"):
+        return (open_folder if path.is_dir() else open_archive)(path, partial(arrange, role=role, known=known))
+    if not path.is_file():
+        raise SourceError("is neither a file nor a directory", where=path, hint=f"expected {FORMS}")
+    if suffix == ".npz":
+        return open_npz(path, role)
+    raise SourceError("is no source of images", where=path, hint=_instead(path))
+
+
+def _instead(path: Path) -> str:
+    """What to give in place of a file that is no source."""
+    if is_lfs_pointer_at(path):
+        return f"it is {LFS_POINTER}: {PULL}"
+    if is_image(path.name):
+        return "give the directory it lies in"
+    if path.suffix.lower() in (".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"):
+        return "unpack it and give the directory"
+    form = form_of(path.name)
+    return f"expected {FORMS}" if form is None else form.advice
 
 
 def _open_signs(text: str, role: Role, px: int) -> Source:

@@ -16,7 +16,7 @@ from edgeres.judge.asked import Asked
 from edgeres.judge.document import Json
 from edgeres.judge.judge import judge
 from edgeres.pipeline.make import Stopwatch, choose_images, choose_targets, make
-from edgeres.pipeline.network import take_network
+from edgeres.pipeline.network import take_network, with_class_names
 from edgeres.pipeline.options import BuildOptions
 from edgeres.pipeline.render import write_report
 from edgeres.pipeline.verify import VALIDATION_BATCH, measure_bundle
@@ -62,7 +62,9 @@ def build(model: Any, *, progress: Progress = SILENT, command: str = "", **optio
     with watch.stage("export"):
         network = take_network(o.model, o.data, o.ranges, o.refine, progress=progress)
     o = replace(o, ranges=network.ranges, refine=network.refine)
-    spec, images = network.fp32.spec, choose_images(network, o.data)
+    images = choose_images(network, o.data, progress)
+    network = with_class_names(network, images.validation.classes)
+    spec = network.fp32.spec
     told = [
         line for source in (images.calibration, images.validation) for line in check_images(source, spec.preprocess)
     ]

@@ -55,7 +55,7 @@ def calibrate_file(
     with ExitStack() as stack:
         client = None if options.scheduler is None else stack.enter_context(connect(options.scheduler))
         fp32 = take(model, progress)
-        source = choose_calibration(data, fp32.spec)
+        source = choose_calibration(data, fp32.spec, progress)
         for line in check_images(source, fp32.spec.preprocess):
             progress.say(line)
         job = _job(fp32, source, options)

@@ -102,12 +102,12 @@ def choose_targets(names: Sequence[str]) -> tuple[Target, ...]:
     return tuple(get_target(name) for name in ("cpu", *flavours))
 
 
-def choose_images(network: Network, data: DataChoice) -> Sources:
+def choose_images(network: Network, data: DataChoice, progress: Progress = SILENT) -> Sources:
     """The calibration and validation images; recorded ranges only have a description of their calibration images."""
     recorded, spec = network.recorded, network.fp32.spec
     if recorded is None or data.calibration is not None:
-        return choose_sources(data, spec)
-    validation, reasons = choose_validation(data, spec)
+        return choose_sources(data, spec, progress)
+    validation, reasons = choose_validation(data, spec, progress)
     return Sources(recorded.images(), validation, reasons)
 
 

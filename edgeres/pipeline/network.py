@@ -65,6 +65,12 @@ def take_network(
     return Network(fp32, recorded, ranges, possible)
 
 
+def with_class_names(network: Network, names: tuple[str, ...]) -> Network:
+    """The network with these names of its outputs; unchanged where there are none."""
+    fp32 = network.fp32
+    return replace(network, fp32=replace(fp32, spec=replace(fp32.spec, labels=names))) if names else network
+
+
 def quantize_network(network: Network, styles: Sequence[Style], loader: Loader, progress: Progress = SILENT) -> Refined:
     """Q/DQ graphs of a network, one per style, refined as asked; says so where much stays in float between INT8 layers.
 

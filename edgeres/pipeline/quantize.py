@@ -49,7 +49,8 @@ def quantize_file(
     from edgeres.quantize.trial import Probes, probe_images, try_forms  # take_network has told of onnx if it is missing
 
     fp32, ranges, recorded = network.fp32, network.ranges, network.recorded
-    source = recorded.images() if recorded and data.calibration is None else choose_calibration(data, fp32.spec)
+    reuses = recorded is not None and data.calibration is None
+    source = recorded.images() if recorded and reuses else choose_calibration(data, fp32.spec, progress)
     for line in check_images(source, fp32.spec.preprocess):
         progress.say(line)
     loader = Loader(source, fp32.spec.preprocess, ranges.batch, ranges.on_unreadable)

@@ -54,7 +54,7 @@ def verify_bundle(path: Path, data: DataChoice, options: VerifyOptions, progress
         told = check_normalization(contract)
     except UsageError as error:
         raise BundleError(error.what, where=path, hint="build it again with the mean and std of training") from error
-    source, reasons = choose_validation(data, made.model)
+    source, reasons = choose_validation(data, made.model, progress)
     for line in (*told, *check_images(source, contract)):
         progress.say(line)
     loader = Loader(source, contract, VALIDATION_BATCH, options.on_unreadable)

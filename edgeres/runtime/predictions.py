@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from edgeres.data.arrays import Arrays
 from edgeres.data.files import read_image
-from edgeres.data.forms import SUFFIXES, is_hidden
+from edgeres.data.listing import Listing, list_folder
 from edgeres.data.matching import match_labels
 from edgeres.data.thumbnails import thumbnail
+from edgeres.data.tree import arrange
 from edgeres.errors import SourceError
 from edgeres.records import U8, ImageFile, ImagePrediction, UnreadableImage
 from edgeres.runtime.classifier import Classifier
@@ -21,51 +24,66 @@ from edgeres.runtime.classifier import Classifier
 _AT_ONCE = 16  # full-size images in memory at a time
 
 
-def find_images(paths: Sequence[Path], labels: tuple[str, ...]) -> list[ImageFile]:
+@dataclass(frozen=True)
+class FoundImages:
+    """Images to classify; ``notes`` say what was left out of the directories."""
+
+    files: tuple[ImageFile, ...]
+    notes: tuple[str, ...] = ()
+
+
+def find_images(paths: Sequence[Path], labels: tuple[str, ...]) -> FoundImages:
     """The named files, and all images below the named directories, in the order of their paths.
 
-    Where every folder below a directory matches a label of the network of its own, folders give the images' labels;
-    see :func:`edgeres.data.matching.match_labels`.
+    Directories are read as those of calibration and validation images are. Where every folder below a directory matches
+    a label of the network of its own, folders give the images' labels; see
+    :func:`edgeres.data.matching.match_labels`.
 
     Raises:
-        SourceError: a directory holds no image, or cannot be read.
+        SourceError: a directory holds no image, or cannot be read; a file is an archive.
     """
     files: list[ImageFile] = []
+    notes: list[str] = []
     for path in paths:
-        files += _below(path, labels) if path.is_dir() else [ImageFile(path, named=True)]
-    return files
+        if not path.is_dir():
+            if path.suffix.lower() in (".zip", ".tar", ".npz"):
+                raise SourceError("is no image but many", where=path, hint="unpack it and give the directory")
+            files.append(ImageFile(path, named=True))
+            continue
+        found = list_folder(path)
+        files += _below(path, found, labels)
+        left_out = ", ".join(filter(None, found.left_out()))
+        notes += [f"{path}: left out: {left_out}"] if left_out else []
+    return FoundImages(tuple(files), tuple(notes))
 
 
-def _below(root: Path, labels: tuple[str, ...]) -> list[ImageFile]:
-    images = sorted(_walk(root))
-    if not images:
-        hint = f"image files end in {', '.join(SUFFIXES)}"
-        raise SourceError("holds no images, nor do the folders in it", where=root, hint=hint)
-    found = _labels(root, images, labels)
-    return [ImageFile(path, named=False, label=label) for path, label in zip(images, found, strict=True)]
+def _below(root: Path, found: Listing, labels: tuple[str, ...]) -> list[ImageFile]:
+    found.refuse_empty()
+    images = sorted(found.images)
+    names = [image[-2] if len(image) > 1 else root.name for image in images]
+    given = _labels(root, names, labels)
+    if not any(given):  # folders inside of classes
+        with suppress(SourceError):
+            tree = arrange(found, "calibration", labels)
+            of = dict(
+                zip(tree.names, _labels(root, [tree.classes[i] for i in tree.labels if i >= 0], labels), strict=False)
+            )
+            given = [of.get("/".join(image)) for image in images]
+    return [
+        ImageFile(root.joinpath(*image), named=False, label=label) for image, label in zip(images, given, strict=True)
+    ]
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    """Images below a folder, without hidden files; links to folders are not followed, as they may form a circle."""
-
-    def refuse(error: OSError) -> None:
-        raise SourceError(error.strerror or str(error), where=error.filename, hint="check its permissions")
-
-    for folder, folders, files in os.walk(root, onerror=refuse):
-        folders[:] = [name for name in folders if not is_hidden(name)]
-        yield from (Path(folder, name) for name in files if name.lower().endswith(SUFFIXES) and not is_hidden(name))
-
-
-def _labels(root: Path, images: Sequence[Path], labels: tuple[str, ...]) -> list[str | None]:
+def _labels(root: Path, names: Sequence[str], labels: tuple[str, ...]) -> list[str | None]:
     """The label of each image by its folder's name; None for all where folders do not match the labels."""
-    names = [path.parent.name for path in images]
     classes = tuple(sorted(set(names)))
-    indices = np.array([classes.index(name) for name in names], np.int64)
+    index = {name: position for position, name in enumerate(classes)}
     no_pixels = np.empty((len(names), 0, 0, 3), np.uint8)
+    indices = np.array([index[name] for name in names], np.int64)
     try:
         matched = match_labels(Arrays(no_pixels, indices, classes, str(root)), labels)
     except SourceError:
-        return [None] * len(images)
+        return [None] * len(names)
     return [labels[index] for index in matched.labels.tolist()]
 
 
