@@ -383,10 +383,10 @@ PREVENTED = [
     ("engine robot.edgeres --target jetson-orin-nx", "jetson-orin-nx: not built here; copy the bundle to the device"),
     ("engine robot.edgeres --target cpu", "cpu: no engine: model.int8.cpu.onnx runs as it is"),
     # images to classify
-    ("predict robot.edgeres nowhere.jpg", "nowhere.jpg: No such file or directory; give a JPEG"),
+    ("predict robot.edgeres nowhere.jpg", "nowhere.jpg: No such file or directory; check the path"),
     ("predict robot.edgeres photo.jpg cut.jpg", "cut.jpg: truncated; give a JPEG"),
     ("predict robot.edgeres empty.jpg", "empty.jpg: empty, 0 bytes; copy it again"),
-    ("predict robot.edgeres folder", "folder: holds no images, nor do the folders in it; image files end in"),
+    ("predict robot.edgeres folder", "folder: holds no images (it is empty); image files end in"),
     ("predict robot.edgeres photo.jpg --sheet file/s.html", "file: Not a directory; check the path"),
 ]
 MISUSED = [

@@ -50,8 +50,8 @@ def read_image(file: str | Path | IO[bytes], name: str | None = None) -> U8:
     except Image.DecompressionBombError:
         cause = f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000} million pixels"
     except FileNotFoundError as error:
-        cause = "a link to a file that is not there" if Path(error.filename or "").is_symlink() else "No such file"
-        hint = "check the path"
+        link = Path(error.filename or "").is_symlink()
+        cause, hint = "a link to a file that is not there" if link else str(error.strerror), "check the path"
     except OSError as error:
         cause = "truncated" if "truncated" in str(error).lower() else error.strerror or str(error)
     except Exception as error:  # decoders raise anything on damaged files: SyntaxError, struct.error, ValueError ...
