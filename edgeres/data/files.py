@@ -160,7 +160,7 @@ class _Folder(_Files):
 
 
 class _Archived(_Files):
-    def __init__(self, archive: _Archive, title: str, tree: Tree) -> None:
+    def __init__(self, archive: _Members, title: str, tree: Tree) -> None:
         super().__init__(title, tree)
         self._archive = archive
 
@@ -182,7 +182,7 @@ class _Archived(_Files):
         return self._archive.fingerprint(self._names[index])
 
 
-class _Archive(ABC):
+class _Members(ABC):
     """The members of an archive, by their paths; of equal names the later one is taken, as when it is unpacked.
 
     Attributes:
@@ -211,7 +211,7 @@ class _Archive(ABC):
         return False
 
 
-class _Zip(_Archive):
+class _Zip(_Members):
     def __init__(self, path: Path) -> None:
         self._archive = zipfile.ZipFile(path)
         self.members = self._of = {_inner(info.filename): info for info in self._archive.infolist()}
@@ -231,7 +231,7 @@ class _Zip(_Archive):
             return self._archive.read(self._of[name])
 
 
-class _Tar(_Archive):
+class _Tar(_Members):
     """An archive without compression: a compressed one has no place to begin reading at but its start."""
 
     def __init__(self, path: Path) -> None:

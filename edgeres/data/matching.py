@@ -20,7 +20,7 @@ _TRAINED = "give images of the classes that the network was trained on"
 
 
 @dataclass(frozen=True)
-class _Match:
+class _Matched:
     """The output of each class with images.
 
     Attributes:
@@ -70,7 +70,7 @@ def match_labels(source: Source, spec_labels: Names) -> Source:
     return view
 
 
-def _match(source: Source, names: Sequence[str], spec_labels: Names) -> _Match:
+def _match(source: Source, names: Sequence[str], spec_labels: Names) -> _Matched:
     """The output of each of these classes, by the first rule that gives every class its own output."""
     numbered = source.classes if _are_numbers(source.classes) else names  # a selection may lack the largest number
     rules = (
@@ -88,27 +88,27 @@ def _match(source: Source, names: Sequence[str], spec_labels: Names) -> _Match:
     raise SourceError(what, where=source.description, hint=hint)
 
 
-def _by_name(names: Sequence[str], spec_labels: Names) -> _Match:
+def _by_name(names: Sequence[str], spec_labels: Names) -> _Matched:
     exact = _index_of_unique(spec_labels)
     alike = _index_of_unique(map(plain, spec_labels))
-    return _Match([exact.get(name, alike.get(plain(name))) for name in names], spec_labels)
+    return _Matched([exact.get(name, alike.get(plain(name))) for name in names], spec_labels)
 
 
-def _by_wnid(names: Sequence[str], spec_labels: Names) -> _Match | None:
+def _by_wnid(names: Sequence[str], spec_labels: Names) -> _Matched | None:
     wnids, words = zip(*imagenet_classes(), strict=True)
     if spec_labels != words and not (len(spec_labels) == len(wnids) and is_generic(spec_labels)):
         return None
     index = {wnid: output for output, wnid in enumerate(wnids)}
-    return _Match([index.get(name.split("_")[0]) for name in names], words)
+    return _Matched([index.get(name.split("_")[0]) for name in names], words)
 
 
-def _by_number(names: Sequence[str], classes: Sequence[str], spec_labels: Names) -> _Match:
+def _by_number(names: Sequence[str], classes: Sequence[str], spec_labels: Names) -> _Matched:
     """By the numbers ``names``; ``classes`` are those of all classes, which tell what they count from."""
     numbers, outputs = [int(name) for name in names], len(spec_labels)
     every = [int(name) for name in classes]
     if max(every) == outputs and min(every) >= 1:
         note = f"classes are numbered up to {outputs:,}, so they count from one: {names[0]} is output {numbers[0] - 1}"
-        return _Match([number - 1 for number in numbers], spec_labels, note)
+        return _Matched([number - 1 for number in numbers], spec_labels, note)
     note = ""
     in_text_order = [int(name) for name in sorted(classes)]
     if 0 not in every and len(every) > 1:
@@ -121,16 +121,16 @@ def _by_number(names: Sequence[str], classes: Sequence[str], spec_labels: Names)
             "classes are taken as outputs by their number; a network trained with torchvision's ImageFolder has them "
             f"sorted as text ({some(map(str, in_text_order), len(classes))}) and needs --labels FILE with that order"
         )
-    return _Match([number if number < outputs else None for number in numbers], spec_labels, note)
+    return _Matched([number if number < outputs else None for number in numbers], spec_labels, note)
 
 
-def _by_order(names: Sequence[str], classes: Names) -> _Match:
+def _by_order(names: Sequence[str], classes: Names) -> _Matched:
     """Names that are numbers are left to :func:`_by_number`; sorted as text they would get wrong outputs."""
     named = tuple(unicodedata.normalize("NFC", name) for name in classes)
     index = {name: output for output, name in enumerate(classes)}
     listed = some(named, len(named))
     note = f"the network's outputs have no names; they are taken for the classes in this order: {listed}"
-    return _Match([index[name] for name in names], named, note)
+    return _Matched([index[name] for name in names], named, note)
 
 
 def _why_not(names: Sequence[str], spec_labels: Names) -> tuple[str, str]:
