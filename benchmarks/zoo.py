@@ -82,8 +82,9 @@ def main() -> None:
 
 
 def measured(name: str, folder: str, effort: str) -> dict[str, Any]:
-    script = Path(__file__).with_name("zoo_child.py")
-    ran = subprocess.run([sys.executable, script, name, folder, effort], capture_output=True, text=True)
+    command = [sys.executable, str(Path(__file__).resolve().with_name("zoo_child.py")), name, folder, effort]
+    # ONNX Runtime's quantizer leaves files where it runs.
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     if ran.returncode:
         lines = ran.stderr.strip().splitlines()
         return {"failed": lines[-1] if lines else f"exit code {ran.returncode}", "trait": NETWORKS[name].trait}

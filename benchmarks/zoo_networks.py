@@ -61,7 +61,6 @@ NETWORKS = {
         Network("resnetblur18", "BlurPool"),
         Network("resnetaa34d", "anti-aliased pooling"),
         Network("resnet50_clip_gap", "CLIP, average pooled"),
-        Network("resnet50_clip", "CLIP, attention pool"),
         Network("resnet50_gn", "group norm"),
         Network("resnet50_mlp", "two linear layers"),
         Network("resnetv2_18", "pre-activation"),
