@@ -142,7 +142,7 @@ def test_parameters_choose_the_topic_and_what_is_told(ros: Ros, path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "words"), [("encoding", "bayer_rggb8", "demosaic"), ("height", 21, "expected a rgb8 frame")]
+    ("field", "value", "words"), [("encoding", "32FC1", "not known"), ("height", 21, "expected a rgb8 frame")]
 )
 def test_an_image_that_cannot_be_read_is_said_and_passed_over(ros: Ros, field: str, value: Any, words: str) -> None:
     bad, good = message(noise(20, 30)), message(noise(20, 30))

@@ -18,7 +18,6 @@ from edgeres.data.preprocess import apply, geometry
 from edgeres.errors import EdgeresError, InputError, UsageError
 from edgeres.records import U8, Preprocess
 from edgeres.runtime import Frame
-from edgeres.runtime.frames import FORMATS
 
 BYTE = st.integers(0, 255)
 
@@ -128,26 +127,106 @@ def test_a_yuv_frame_is_near_what_was_filmed() -> None:
     assert np.abs(found - image).max() <= 6
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_ros_and_gstreamer_name_the_same(name: str) -> None:
-    size = (4, 6)
-    shape = {"mono8": size, "nv12": (6, 6), "nv21": (6, 6), "i420": (6, 6), "yuyv": (*size, 2), "uyvy": (*size, 2)}
-    data = noise(*shape.get(name, (*size, 4 if "a8" in name else 3)))
-    aliases = {"rgb8": ["RGB"], "bgr8": ["BGR", "8UC3"], "rgba8": ["RGBA", "RGBx"], "bgra8": ["BGRx", "BGRA", "8UC4"],
-               "mono8": ["GRAY8"], "yuyv": ["YUY2", "yuv422_yuy2"], "uyvy": ["UYVY", "yuv422"], "nv12": ["NV12"],
-               "nv21": ["NV21"], "i420": ["I420"]}[name]  # fmt: skip
-    for alias in aliases:
-        np.testing.assert_array_equal(Frame(data, alias).rgb(), Frame(data, name).rgb())
+ALIASES = {"rgb8": ["RGB"], "bgr8": ["BGR", "8UC3"], "rgba8": ["RGBA", "RGBx"], "bgra8": ["BGRx", "BGRA", "8UC4"],
+           "mono8": ["GRAY8", "8UC1", "GREY"], "yuyv": ["YUY2", "yuv422_yuy2"], "uyvy": ["UYVY", "yuv422"],
+           "yvyu": ["YVYU"], "nv12": ["NV12"], "nv21": ["NV21"], "i420": ["I420", "YU12"], "yv12": ["YV12"],
+           "mono16": ["GRAY16_LE"], "bgr16": ["16UC3"], "bgra16": ["16UC4"], "bayer_rggb8": ["rggb"],
+           "bayer_grbg8": ["grbg"], "bayer_gbrg8": ["gbrg"], "bayer_bggr8": ["bggr"]}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_ros_gstreamer_and_v4l2_name_the_same(name: str) -> None:
+    data = noise(4 * 6 * 8).tobytes()
+    size = {1: 24, 1.5: 36, 2: 48, 3: 72, 4: 96, 6: 144, 8: 192}
+    per_pixel = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "yuyv": 2, "uyvy": 2, "yvyu": 2, "mono16": 2, "bgr16": 6}
+    per_pixel |= {"bgra16": 8, "nv12": 1.5, "nv21": 1.5, "i420": 1.5, "yv12": 1.5}  # type: ignore[dict-item]
+    data = data[: size[per_pixel.get(name, 1)]]
+    wanted = Frame(data, name, 4, 6).rgb()
+    for alias in ALIASES[name]:
+        np.testing.assert_array_equal(Frame(data, alias, 4, 6).rgb(), wanted)
+
+
+@pytest.mark.parametrize(("order", "pixel"), [("rggb", (0, 0)), ("grbg", (0, 1)), ("gbrg", (1, 0)), ("bggr", (1, 1))])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_mosaic_begins_as_its_name_says(order: str, pixel: tuple[int, int], bits: int) -> None:
+    """A red scene lights the red pixels alone. cv2 calls RGGB BayerBG, after the pixels of its second row."""
+    mosaic = np.zeros((8, 10), np.uint8 if bits == 8 else np.uint16)
+    mosaic[pixel[0] :: 2, pixel[1] :: 2] = 255 if bits == 8 else 65_535
+    for frame in (
+        Frame(mosaic, f"bayer_{order}{bits}"),
+        Frame(mosaic.tobytes(), f"BAYER_{order.upper()}{bits}", 8, 10),
+    ):
+        assert (frame.rgb() == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize(
+    ("frame", "bytes_"),
+    [
+        (Frame(np.array([[0, 128, 129, 65_535]], np.uint16), "mono16"), [0, 0, 1, 255]),
+        (Frame(np.array([[0, 128, 129, 65_535]], ">u2").tobytes(), "mono16", 1, 4, big_endian=True), [0, 0, 1, 255]),
+        (Frame(np.array([[0, 128, 129, 65_535]], ">u2").tobytes(), "GRAY16_BE", 1, 4), [0, 0, 1, 255]),
+        (Frame(np.array([[0, 500, 2400, 9999]], "<u2").tobytes(), "16UC1", 1, 4, 8, scale=0.051), [0, 26, 122, 255]),
+    ],
+)
+def test_16_bits_are_scaled_not_clipped(frame: Frame, bytes_: list[int]) -> None:
+    """65,535 is white, and 128 is less than half of a byte's step of 257; depth in mm reaches to 5 m at 255/5000."""
+    assert frame.rgb()[0].tolist() == [[value] * 3 for value in bytes_]
+
+
+@pytest.mark.parametrize("name", ["nv12", "nv21", "i420", "yv12"])
+@pytest.mark.parametrize("step", [1920, 2048])
+def test_a_decoder_gives_1088_rows_for_1080(name: str, step: int) -> None:
+    """Planes as GstVideoMeta, V4L2 and V4L2's multi-planar buffers describe them; a length alone is not believed."""
+    y, u, v = planes(1080, 1920)
+    tight = packed_420("nv12" if name == "nv12" else "i420", y, u, v)
+    if name in ("nv21", "yv12"):
+        tight = packed_420("nv21" if name == "nv21" else "i420", y, *((u, v) if name == "nv21" else (v, u)))
+    wanted = Frame(packed_420("i420", y, u, v), "i420", 1080, 1920).rgb()
+    np.testing.assert_array_equal(Frame(tight, name, 1080, 1920).rgb(), wanted)
+    sizes = [(1080, 1920), *([(540, 1920)] if name[0] == "n" else [(540, 960)] * 2)]
+    parts, at = [], 0
+    for rows, length in sizes:
+        plane = np.full((1088 * rows // 1080, step * length // 1920), 200, np.uint8)
+        plane[:rows, :length] = tight[at : at + rows * length].reshape(rows, length)
+        parts.append(plane)
+        at += rows * length
+    whole, steps = b"".join(part.tobytes() for part in parts), [part.shape[1] for part in parts]
+    offsets = np.cumsum([0, *(part.size for part in parts[:-1])]).tolist()
+    four = [0] * (4 - len(steps))
+    for frame in (
+        Frame(whole, name, 1080, 1920, steps + four, offsets + four),
+        Frame(whole + bytes(999), name, 1080, 1920, step, offsets),
+        Frame(whole, name, np.uint16(1080), np.uint16(1920), np.uint16(step), np.array(offsets)),
+        Frame([part.ravel() for part in parts], name, 1080, 1920, steps, [0] * len(steps)),
+    ):
+        np.testing.assert_array_equal(frame.rgb(), wanted)
+    with pytest.raises(InputError, match=re.escape("1,088 rows of")) as caught:
+        Frame(whole, name, 1080, 1920).rgb()
+    assert f"offsets_bytes={tuple(offsets)}" in str(caught.value)
+
+
+def test_sizes_of_few_bits_do_not_overflow() -> None:
+    """30 x 35,000 bytes were read beyond a buffer of 16 bytes: in uint16 their product is 1,424."""
+    for integer in (np.uint16, np.int32, np.int64, int):
+        with pytest.raises(InputError, match="found 2,000 bytes, it has 1,050,000"):
+            Frame(bytes(2000), "mono8", integer(30), integer(35_000)).rgb()  # type: ignore[operator]
+    for value in (np.float32(4), 4.0, True, np.bool_(True), "4", [4], -4, 0):
+        with pytest.raises(UsageError, match="height_px is"):
+            Frame(bytes(48), "rgb8", value, 4).rgb()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("frame", "kind", "words"),
     [
-        (Frame(b"", "bayer_rggb8", 2, 2), UsageError, "demosaic it first"),
+        (Frame(bytes(4), "bayer_rggb8", 2, 2), InputError, "which this format does not have"),
         (Frame(b"", "jpeg", 2, 2), UsageError, "'jpeg' is not known; give one of rgb8, bgr8"),
         (Frame(bytes(12), "rgb8"), UsageError, "needs its height and width"),
-        (Frame(bytes(11), "rgb8", 2, 2), InputError, "expected a rgb8 frame of 2 x 2 pixels, found 11 bytes in steps"),
-        (Frame(bytes(12), "rgb8", 2, 2, 5), InputError, "steps of 5"),
+        (
+            Frame(bytes(11), "rgb8", 2, 2),
+            InputError,
+            "expected a rgb8 frame of 2 x 2 pixels, found 11 bytes, it has 12",
+        ),
+        (Frame(bytes(12), "rgb8", 2, 2, 5), InputError, "steps of 5 for rows of 6"),
         (Frame(bytes(9), "nv12", 3, 2), InputError, "3 x 2 pixels, which this format does not have"),
         (Frame(bytes(12), "yuyv", 2, 3), InputError, "which this format does not have"),
         (Frame(noise(4, 4), "rgb8"), InputError, "found an array uint8"),
@@ -161,6 +240,23 @@ def test_ros_and_gstreamer_name_the_same(name: str) -> None:
         (Frame(None, "rgb8", 1, 1), InputError, "found NoneType, not bytes"),
         (Frame(np.zeros(12, np.float32), "rgb8", 1, 4), InputError, "found an array float32 (12,)"),
         (Frame(b"", b"rgb8", 1, 1), UsageError, "is not known"),  # type: ignore[arg-type]
+        (Frame(bytes(13), "rgb8", 2, 2), InputError, "found 13 bytes, it has 12"),
+        (Frame(bytes(48), "rgb8", 4, 3), InputError, "4 rows of 12 bytes have this length; if that is so, give step"),
+        (Frame(bytes(12), "rgb8", 2, 2, -6), InputError, "steps of -6 for rows of 6 bytes"),
+        (Frame(bytes(12), "rgb8", 2, 2, 6.0), UsageError, "step_bytes is an integer, found float 6.0"),  # type: ignore[arg-type]
+        (Frame(bytes(99), "i420", 4, 6, 7), InputError, "which chroma has no half of"),
+        (Frame(bytes(99), "nv12", 4, 6, (6, 6), (0, 20)), InputError, "planes that overlap, at 0, 20 bytes"),
+        (Frame(bytes(99), "nv12", 4, 6, 6, (0, -24)), InputError, "begin at 0, -24"),
+        (Frame(bytes(99), "nv12", 4, 6, 6, (0, 90)), InputError, "found 99 bytes in steps of 6, it has 102"),
+        (Frame(bytes(99), "nv12", 4, 6, (6,)), UsageError, "step_bytes has 1 values for 2 planes"),
+        (Frame((bytes(24),), "nv12", 4, 6), InputError, "not 2 planes"),
+        (Frame(bytes(8), "16UC1", 2, 2), UsageError, "needs a scale from its samples to bytes"),
+        (Frame(bytes(4), "mono8", 2, 2, scale=2.0), UsageError, "has bytes, which take no scale"),
+        (Frame(bytes(8), "mono16", 2, 2, scale=float("nan")), UsageError, "scale is a number from"),
+        (Frame(bytes(8), "mono16", 2, 2, 5), InputError, "steps of 5 bytes for samples of 2"),
+        (Frame(bytes(8), "mono16", 2, 2, big_endian=2), UsageError, "big_endian is False or True"),  # type: ignore[arg-type]
+        (Frame(noise(1632, 1920), "nv12", 1080, 1920), InputError, "rows or columns beyond the picture: Frame("),
+        (Frame(memoryview(bytes(8)).cast("H"), "mono16", 2, 2), InputError, "found memoryview, not bytes"),
     ],
 )
 def test_a_frame_that_does_not_fit_is_refused(frame: Frame, kind: type[EdgeresError], words: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,46 @@ def test_files_and_arrays_give_the_same(path: Path, tmp_path: Path) -> None:
         files = [tmp_path / "phöto 1.png", str(tmp_path / "phöto 1.png"), tmp_path / "alpha.png"]
         for one in classify.batch(files):
             np.testing.assert_array_equal(one.logits, classify.batch([image] * 3)[0].logits)
+
+
+def test_images_come_as_robots_have_them(path: Path, tmp_path: Path) -> None:
+    """The content of a file in any buffer, as ROS's CompressedImage and OpenCV's imencode give it; images of Pillow."""
+    Image.fromarray(noise(9, 12)).save(tmp_path / "photo.png")
+    content = (tmp_path / "photo.png").read_bytes()
+    flat = np.frombuffer(content, np.uint8)
+    with Classifier(path, threads=1) as classify, Image.open(tmp_path / "photo.png") as opened:
+        wanted = classify(noise(9, 12)).logits.tobytes()
+        images = [content, bytearray(content), memoryview(content), array("B", content), flat, flat.repeat(2)[::2]]
+        images += [opened, Image.fromarray(noise(9, 12)), opened.convert("RGBA"), tmp_path / "photo.png"]
+        for image in images:
+            assert classify(image).logits.tobytes() == wanted
+        for several in (iter(images), (image for image in images), tuple(images), {0: content}.values()):
+            assert {one.logits.tobytes() for one in classify.batch(several)} == {wanted}
+        for several in (np.stack([noise(9, 12)] * 2), np.array([content], object)):
+            assert {one.logits.tobytes() for one in classify.batch(several)} == {wanted}
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        ("photo.png", "found str"),
+        (b"abc", "found bytes"),
+        (noise(8, 8), r"found an array \(8, 8, 3\)"),
+        (Path("a"), "found PosixPath"),
+        (None, "found NoneType"),
+        (Image.new("RGB", (8, 8)), "found Image"),
+        (5, "found int"),
+    ],
+)
+def test_one_image_is_no_batch(path: Path, images: Any, words: str) -> None:
+    with Classifier(path, threads=1) as classify, pytest.raises(InputError, match=f"a sequence of images, {words}"):
+        classify.batch(images)
+
+
+@pytest.mark.parametrize("image", [array("H", [1]), np.zeros(4), memoryview(b"1234").cast("I"), np.array(3), [1], None])
+def test_what_is_no_image_is_named(path: Path, image: Any) -> None:
+    with Classifier(path, threads=1) as classify, pytest.raises(InputError, match=r"(an|expected an RGB) image"):
+        classify(image)
 
 
 def test_probabilities_are_not_normalized_twice(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ class ClassifierNode(Node):
 
     def on_image(self, image: Any) -> None:
         # the Frame uses the message's encoding, step and padding: nothing is copied before the resize
-        frame = Frame(image.data, image.encoding, image.height, image.width, image.step)
+        frame = Frame(image.data, image.encoding, image.height, image.width, image.step, big_endian=image.is_bigendian)
         try:
             prediction = self.classify(frame)
         except EdgeresError as error:  # a bad image or an unknown encoding does not end the node

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import sys
 import tarfile
 import threading
 import zipfile
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, TypeGuard
 
 import numpy as np
 
@@ -23,6 +24,9 @@ from edgeres.data.tree import Tree
 from edgeres.errors import SourceError
 from edgeres.files import LFS_POINTER, PULL, is_lfs_pointer_at
 from edgeres.records import U8
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Arrange = Callable[[Listing], Tree]
 _UNPACK, _REPACK = "unpack it and give the directory", "fetch or pack it again"
@@ -44,7 +48,7 @@ def read_image(file: str | Path | IO[bytes], name: str | None = None) -> U8:
     hint = READ_FORMS
     try:
         with Image.open(file, formats=_formats()) as image:
-            return np.asarray(image.convert("RGB"))
+            return pixels_of(image)
     except UnidentifiedImageError:
         cause, hint = why_no_image(_head(file))
     except Image.DecompressionBombError:
@@ -57,6 +61,30 @@ def read_image(file: str | Path | IO[bytes], name: str | None = None) -> U8:
     except Exception as error:  # decoders raise anything on damaged files: SyntaxError, struct.error, ValueError ...
         cause = f"{type(error).__name__}: {error}"
     raise SourceError(cause, where=name or file, hint=hint)
+
+
+def pixels_of(image: Image) -> U8:
+    """(H, W, 3) uint8 RGB of an open image; see :func:`read_image`."""
+    return np.asarray(image.convert("RGB"))
+
+
+def is_pil(image: object) -> TypeGuard[Image]:
+    """Whether it is an image of Pillow, which is not imported for this."""
+    module = sys.modules.get("PIL.Image")
+    return module is not None and isinstance(image, module.Image)
+
+
+def read_pil(image: Image) -> U8:
+    """An image that Pillow has opened, as :func:`read_image` decodes its file.
+
+    Raises:
+        SourceError: its pixels cannot be decoded.
+    """
+    try:
+        return pixels_of(image)
+    except Exception as error:  # decoders raise anything on damaged files
+        hint = "close its file after classifying it, and give an image that Pillow can convert to RGB"
+        raise SourceError(f"{type(error).__name__}: {error}", where="image of Pillow", hint=hint) from None
 
 
 def _head(file: str | Path | IO[bytes]) -> bytes:

@@ -5,21 +5,26 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from edgeres.bundle import Bundle
-from edgeres.data.files import read_image
+from edgeres.data.files import is_pil, read_image, read_pil
 from edgeres.data.preprocess import apply
 from edgeres.errors import InputError, UsageError
 from edgeres.records import F32, U8, Prediction
 from edgeres.runtime.choose import Choice, open_backend
-from edgeres.runtime.frames import Frame
+from edgeres.runtime.frames import Frame, flat_bytes
 
-# An array is (H, W, 3) uint8 RGB, a str or Path a file, bytes the content of a file.
-Picture = U8 | str | Path | bytes | bytearray | memoryview | Frame
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# An array is (H, W, 3) uint8 RGB, or (N,) uint8: the content of a file, as bytes are; a str or Path is a file.
+Picture: TypeAlias = "U8 | str | Path | bytes | bytearray | memoryview | array[int] | Frame | Image"
 
 # The first inference of a batch size sets shapes, the second records a CUDA graph, the third is as fast as later ones.
 _WARM = 3
@@ -68,16 +73,25 @@ class Classifier:
         self.backend = self._runner.name
 
     def __call__(self, image: Picture) -> Prediction:
-        """Classify one image: an array (H, W, 3) uint8 RGB, a file, a file's bytes, or a camera's :class:`Frame`."""
+        """Classify one image: an array (H, W, 3) uint8 RGB, an image of Pillow, a file, a file's bytes, or a
+        camera's :class:`Frame`.
+
+        Raises:
+            InputError: it is no image; SourceError: a file or its bytes cannot be decoded.
+        """
         return self.batch([image])[0]
 
-    def batch(self, images: Sequence[Picture]) -> list[Prediction]:
-        """Classify several images; they may differ in size.
+    def batch(self, images: Iterable[Picture]) -> list[Prediction]:
+        """Classify several images; they may differ in size and in kind.
+
+        Args:
+            images: any iterable, also a generator, which is read to its end first; an array (N, H, W, 3) is N images.
 
         Raises:
             InputError: an array is not an image; SourceError: a file cannot be decoded.
         """
-        if not len(images):
+        images = _several(images)
+        if not images:
             return []
         feed = self._buffer.of(len(images))
         for image, row in zip(images, feed, strict=True):
@@ -147,18 +161,32 @@ class _InputBuffer(threading.local):
         return self._feed
 
 
+def _several(images: Iterable[Picture]) -> list[Picture]:
+    single = isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | array | Frame)
+    one_array = isinstance(images, np.ndarray) and images.ndim < 4 and images.dtype != object
+    if single or one_array or not isinstance(images, Iterable):
+        kind = f"an array {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
+        raise InputError(f"batch takes a sequence of images, found {kind}", hint="classify(image) takes a single one")
+    return list(images)
+
+
 def _pixels(image: object) -> U8:
     """(H, W, 3) uint8 RGB."""
-    if isinstance(image, np.ndarray):
+    if isinstance(image, np.ndarray) and image.ndim != 1:
         return image
     if isinstance(image, Frame):
         return image.rgb()
-    if isinstance(image, bytes | bytearray | memoryview):
-        return read_image(io.BytesIO(image), "image in memory")
     if isinstance(image, str | os.PathLike):
         return read_image(Path(image))
-    kind = type(image).__name__
-    raise InputError(f"an image is an array, a file, bytes or a Frame, found {kind}", hint="see docs/runtime.md")
+    if is_pil(image):
+        return read_pil(image)
+    try:
+        content = flat_bytes(image)
+    except (TypeError, ValueError, BufferError):
+        kind = f"an array {image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        hint = "see docs/runtime.md"
+        raise InputError(f"an image is an array, a file, bytes or a Frame, found {kind}", hint=hint) from None
+    return read_image(io.BytesIO(image if isinstance(image, bytes) else content.data), "image in memory")
 
 
 def _softmax(logits: F32) -> F32:

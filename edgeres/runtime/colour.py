@@ -1,0 +1,92 @@
+"""Colours from what sensors and encoders give: YUV with shared chroma, Bayer mosaics, samples of 16 bits.
+
+Each function gives the bits of OpenCV's ``cvtColor``, which ROS's ``cv_bridge`` calls. YUV is ITU-R BT.601 with its
+limited range, in fixed point with 20 bits. All pixels that share a chroma sample use it unchanged:
+
+    y' = 1.164 max(y - 16, 0),   r = y' + 1.596 v,   g = y' - 0.813 v - 0.391 u,   b = y' + 2.018 u   (u, v less 128)
+
+Worked number: (y, u, v) = (81, 90, 240), BT.601's red: y' = 75.66, r = 75.66 + 178.75 = 254.
+
+A Bayer mosaic has one colour per pixel; the others are means of the two or four nearest pixels that have them, halves
+rounded up. The outermost rows and columns repeat their inner neighbours.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeres.records import U8
+
+_BITS = 20
+_CY, _CUB, _CUG, _CVG, _CVR = 1_220_542, 2_116_026, -409_993, -852_492, 1_673_527
+_ROWS = 32  # rows converted at a time; more would not keep the int32 planes in the cache
+
+
+def from_yuv(y: U8, u: U8, v: U8) -> U8:
+    """(H, W, 3) RGB from luma (H, W) and chroma planes (H or H/2, W/2)."""
+    shared = len(y) // len(u)
+    rgb = np.empty((*y.shape, 3), np.uint8)
+    for top in range(0, len(y), _ROWS):
+        some = slice(top, top + _ROWS)
+        half = slice(top // shared, (top + _ROWS) // shared)
+        luma = np.maximum(y[some].astype(np.int32) - 16, 0) * _CY + (1 << (_BITS - 1))
+        cu, cv = u[half].astype(np.int32) - 128, v[half].astype(np.int32) - 128
+        for channel, chroma in enumerate((_CVR * cv, _CVG * cv + _CUG * cu, _CUB * cu)):
+            both = luma.reshape(len(chroma), shared, -1, 2) + chroma[:, None, :, None]
+            np.clip(both >> _BITS, 0, 255, out=both)
+            rgb[some, :, channel] = both.reshape(luma.shape)
+    return rgb
+
+
+def demosaic(mosaic: npt.NDArray[Any], red: tuple[int, int]) -> npt.NDArray[Any]:
+    """(H, W, 3) RGB of the mosaic's dtype, uint8 or uint16.
+
+    Args:
+        mosaic: (H, W), three rows and columns or more.
+        red: row and column of the first red pixel, 0 or 1 each: (0, 0) for RGGB.
+    """
+    height, width = mosaic.shape
+    rgb = np.empty((height, width, 3), mosaic.dtype)
+    for top in range(1, height - 1, _ROWS):
+        stop = min(top + _ROWS, height - 1)
+        near = mosaic[top - 1 : stop + 1].astype(np.uint32)
+        _bilinear(near, rgb[top:stop], ((red[0] - top) % 2, red[1]))
+    rgb[0], rgb[-1] = rgb[1], rgb[-2]
+    rgb[:, 0], rgb[:, -1] = rgb[:, 1], rgb[:, -2]
+    return rgb
+
+
+def _bilinear(near: npt.NDArray[Any], rgb: npt.NDArray[Any], red: tuple[int, int]) -> None:
+    """Fill rows of ``rgb``, but not their ends. ``near`` has one row more on either side, ``red`` counts in ``rgb``."""
+    here, across, down = near[1:-1], near[1:-1, :-2] + near[1:-1, 2:], near[:-2] + near[2:]
+    beside, above = (across + 1) >> 1, (down + 1) >> 1
+    cross, corners = (across + down[:, 1:-1] + 2) >> 2, (down[:, :-2] + down[:, 2:] + 2) >> 2
+    for row in (0, 1):
+        for column in (1, 2):
+            some = slice(row, None, 2), slice(column, -1, 2)
+            inner = slice(row, None, 2), slice(column - 1, None, 2)
+            in_row, in_column = row == red[0], column % 2 == red[1]
+            if in_row == in_column:  # a red or a blue pixel
+                first, second = (0, 2) if in_row else (2, 0)
+                rgb[(*some, first)], rgb[(*some, 1)] = here[some], cross[inner]
+                rgb[(*some, second)] = corners[inner]
+            else:
+                side, other = (0, 2) if in_row else (2, 0)
+                rgb[(*some, side)], rgb[(*some, 1)] = beside[inner], here[some]
+                rgb[(*some, other)] = above[some]
+
+
+def to_bytes(samples: npt.NDArray[Any], scale: float) -> U8:
+    """uint16 samples as bytes: ``sample * scale`` in float32, rounded (halves to even) and limited to 255."""
+    # A sample never exceeds 65536 entries, so mode="clip" clips nothing; it avoids the default mode's buffering.
+    return _bytes_of(scale).take(samples, mode="clip")
+
+
+@lru_cache(maxsize=16)
+def _bytes_of(scale: float) -> U8:
+    table: U8 = np.rint(np.arange(1 << 16, dtype=np.float32) * np.float32(scale)).clip(0, 255).astype(np.uint8)
+    return table
