@@ -144,7 +144,7 @@ def test_a_bundle_is_verified_there(robot: Host, bundle: Path, tmp_path: Path) -
     graph = classifier()
     bundle = write_bundle(bundle, files={FP32: graph, FORMS["tensorrt"].file: graph})  # whose latency is not measured
     images = write_images(tmp_path / "val set.npz", 12)
-    wanted = choice(tmp_path, target="cpu", validation=str(images), verify=("--max-drop", "off"))
+    wanted = choice(tmp_path, target="cpu", validation=str(images), verify=("--max-drop", "off", "--allow", "fp32"))
     result, again = go(robot, bundle, wanted), Heard()
     assert result.passed and result.report
     assert result.report["accuracy"]["fp32"]["total"] == 12

@@ -41,6 +41,7 @@ from edgeres.records import (
 from edgeres.report import charts
 from edgeres.report.figures import megabytes, significant
 from edgeres.report.html import render_html
+from edgeres.report.markdown import render_markdown
 from edgeres.report.terminal import render_terminal
 from edgeres.verify.accuracy import Comparison
 from edgeres.verify.layer_noise import LayerNoise, RangeFit, TensorNoise
@@ -283,6 +284,31 @@ def test_the_terminal_shows_the_figures() -> None:
         "PASSED",
     ):
         assert words in text
+
+
+def test_top1_of_both_stands_in_the_head_of_every_form() -> None:
+    words = "top-1: FP32 95.00 %, INT8 94.00 % (cpu graph), of 200 images"
+    given = judged(**described())
+    assert words in " ".join(shown(given).split())[:200]
+    assert words in render_markdown(given).split("\n\n")[1]
+    assert words in render_html(given).partition("<section")[0]
+    given = judged(**described(**VARIANTS["no labels"]))
+    missing = "top-1 not measured: the validation source has no labels"
+    assert missing in " ".join(shown(given).split())
+    assert missing in render_markdown(given).split("\n\n")[1]
+    assert missing in render_html(given).partition("<section")[0]
+
+
+def test_a_warning_of_a_check_is_told_by_every_form_and_fails_nothing() -> None:
+    given = judged(**described(comparison=comparison([3] * 200), limits=NO_LIMITS))
+    assert given["passed"] is True
+    reason = "but all are exit, so one answer for all may be right"
+    assert reason in " ".join(shown(given).split())
+    assert reason in render_html(given).partition("Checks")[0]
+    assert reason in render_markdown(given)
+    passed = judged(**described(comparison=comparison([3] * 200), limits=limits(max_size_mb=99.0)))
+    assert "PASSED, with a warning" in shown(passed)
+    assert "with a warning" in render_html(passed)
 
 
 def test_the_terminal_has_colours_where_it_can_and_takes_no_markup() -> None:

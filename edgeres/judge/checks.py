@@ -19,7 +19,12 @@ from edgeres.records import EngineRecord, LeftOut, Outcome
 from edgeres.verify.accuracy import Comparison
 from edgeres.verify.answers import REFERENCE
 from edgeres.verify.layer_noise import LayerNoise
+from edgeres.verify.statistics import blind_tail, halfway_tail
 
+# Levels: of a network that does not see the images and is taken for one that does, and the reverse for one half-way
+# from chance to 100 %.
+BLIND, HALFWAY = 1e-3, 0.025
+LOW = 0.25  # share of the way from chance to 100 %; below it FP32's top-1 is warned of
 MIN_IMAGES = 5  # of a class; with fewer, the majority of its answers means nothing
 DIFFERENT, SAME = 4.0, 2.0  # standard errors: means further apart are different, means less apart may be the same
 # Difference of the shares of zeros after a ReLU, measured for networks on signs and CIFAR-10 with 16 to 512 images:
@@ -37,12 +42,14 @@ class Check:
     Attributes:
         name: the word for ``--allow``.
         title: what was checked, for messages.
+        warns: whether the reason is told although the check did not fail.
     """
 
     name: str
     title: str
     outcome: Outcome
     reason: str
+    warns: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,47 @@ def check(evidence: Evidence) -> list[Check]:
     return [Check(name, title, *make(evidence)) for name, (title, make) in CHECKS.items()]
 
 
-Finding = tuple[Outcome, str]  # the outcome and the reason
+Finding = tuple[Outcome, str] | tuple[Outcome, str, bool]  # the outcome, the reason, and whether it warns
+
+
+def _fp32(e: Evidence) -> Finding:
+    """Fails where the answers of FP32 itself have nothing to do with the images; warns where that cannot be told."""
+    c = e.comparison
+    if c is None or not c.table.labelled:
+        return "unsure", "there are no labels"
+    table, known = c.table, c.table.labels >= 0
+    sizes, total, right = table.class_sizes, table.labelled, int(table.right(REFERENCE).sum())
+    answers = np.bincount(table.answers[REFERENCE][known], minlength=table.num_classes)
+    told = f"FP32 is right on {right:,} of {total:,} images ({100 * right / total:.2f} %)"
+    largest = int(sizes.argmax())
+    if sizes[largest] == total:
+        return (
+            "unsure",
+            f"{told}, but all are {e.labels[largest]}, so one answer for all may be right: add others",
+            True,
+        )
+    chance = float((answers * sizes).sum()) / total**2
+    p = blind_tail(right, answers, sizes)
+    versus = f"as many of each answer, dealt out blindly, would be right on {100 * chance:.2f} %"
+    if p >= BLIND:
+        if halfway_tail(right, answers, sizes) < HALFWAY:
+            return "failed", f"{told}; {versus} (p = {p:.2g}): {_look_first(e)}"
+        return "unsure", f"{told}; {versus}: these images are too few to tell (p = {p:.2g})", True
+    if right <= sizes[largest]:
+        always = (
+            f"the answer {e.labels[largest]} for all of them would be right on {100 * sizes[largest] / total:.2f} %"
+        )
+        return "unsure", f"{told}, but {always}", True
+    if (right / total - chance) / (1 - chance) < LOW:
+        return "unsure", f"{told}, little more than chance; {versus}: {_look_first(e)}", True
+    return "passed", f"{told}; {versus} (p = {p:.1g})"
+
+
+def _look_first(e: Evidence) -> str:
+    """What to look at first where FP32 does not see the images."""
+    if e.comparison is not None and e.comparison.better_input is not None:
+        return f"it is right on far more with {e.comparison.better_input.way}"
+    return "look at input size, mean and std, pixel scale, channel order, order of the labels, and the weights"
 
 
 def _labels(e: Evidence) -> Finding:
@@ -224,6 +271,7 @@ def _targets(e: Evidence) -> Finding:
 
 CHECKS: Mapping[str, tuple[str, Callable[[Evidence], Finding]]] = {
     "labels": ("labels in order", _labels),
+    "fp32": ("FP32 sees the images", _fp32),
     "classes": ("classes with images", _classes),
     "calibration": ("calibration images", _calibration),
     "preprocessing": ("preprocessing of images", _preprocessing),

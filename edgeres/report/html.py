@@ -12,7 +12,16 @@ from edgeres.report.charts import depth_chart, latency_chart, missing
 from edgeres.report.figures import NOT_MEASURED, decibels, interval, megabytes, percent, points, significant, times
 from edgeres.report.html_accuracy import SHOWN_ROWS, accuracy_section
 from edgeres.report.markup import Html, el, join, more, prose, render_page, section, table
-from edgeres.report.text import Report, check_word, findings, headline, verdict_line, verdict_word
+from edgeres.report.text import (
+    Report,
+    check_word,
+    findings,
+    headline,
+    top1_line,
+    verdict_line,
+    verdict_word,
+    warned,
+)
 
 LISTED_NAMES = 3
 
@@ -39,10 +48,13 @@ def _head(report: Report) -> Html:
     count = f"{words.count('pass')} of {len(words)} gates passed" if words else ""
     if report["outcome"] == "unsure":
         count += "; uncertain gates do not fail" if report["passed"] else "; uncertain gates fail"
+    if kind == "banner" and warned(report):
+        kind, count = _KINDS["unsure"], f"{count}; with a warning".removeprefix("; ")
     told = (el("div", el("b", title), f": {reason}") for title, reason in verdict_line(report))
     return join(
         el("h1", f"{report['model']['name']} in INT8"),
         el("p", headline(report), class_="soft small"),
+        el("p", el("b", top1_line(report))),
         el("section", el("strong", _word(report)), el("div", count), *told, class_=kind),
     )
 
@@ -86,7 +98,7 @@ def _checks(report: Report) -> Html:
     return section("Checks", el("p", said, class_="soft small"), table("Checks", ("Check", "", "Found"), rows))
 
 
-_CLASSES = {"pass": "pass", "FAIL": "fail", "unsure": "unsure", "allowed": "unsure"}
+_CLASSES = {"pass": "pass", "FAIL": "fail", "warning": "unsure", "unsure": "unsure", "allowed": "unsure"}
 
 
 def _marked(word: str) -> Html:

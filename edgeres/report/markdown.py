@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 
 from edgeres.report.figures import interval, megabytes, percent, points, significant
-from edgeres.report.text import Report, check_word, findings, headline, observed, verdict_line, verdict_word
+from edgeres.report.text import Report, check_word, findings, headline, observed, top1_line, verdict_line, verdict_word
 
-_SIGNS = {"pass": "✅", "FAIL": "❌", "unsure": "⚠️", "allowed": "⚠️"}
+_SIGNS = {"pass": "✅", "FAIL": "❌", "warning": "⚠️", "unsure": "⚠️", "allowed": "⚠️"}
 LISTED = 10
 
 
@@ -17,6 +17,7 @@ def render_markdown(report: Report) -> str:
     word = {"passed": "✅ passed", "failed": "❌ failed", "unsure": "⚠️ uncertain"}[report["outcome"]]
     parts = [
         f"## {_cell(report['model']['name'])} in INT8: {word if report['verdicts'] else 'no gate was set'}",
+        f"{_cell(top1_line(report))}.",
         "\n".join(f"- **{_cell(title)}**: {_cell(reason)}" for title, reason in verdict_line(report)),
         _gates(report),
         _figures(report),
@@ -30,7 +31,9 @@ def render_markdown(report: Report) -> str:
 
 def _gates(report: Report) -> str:
     found = [(verdict_word(v), v["title"], v["rule"], observed(v)) for v in report["verdicts"]]
-    found += [(check_word(c), c["title"], "check", "") for c in report["checks"] if c["outcome"] == "failed"]
+    found += [
+        (check_word(c), c["title"], "check", "") for c in report["checks"] if check_word(c) not in ("pass", "unsure")
+    ]
     rows = [(f"{_SIGNS[word]} {word}", *cells) for word, *cells in found]
     return _table(("", "Gate", "Limit", "Observed"), rows) if rows else ""
 

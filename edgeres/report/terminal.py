@@ -9,14 +9,26 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeres.report.figures import megabytes, percent, significant
-from edgeres.report.text import Report, check_word, findings, headline, observed, unreadable, verdict_line, verdict_word
+from edgeres.report.text import (
+    Report,
+    check_word,
+    findings,
+    headline,
+    observed,
+    top1_line,
+    unreadable,
+    verdict_line,
+    verdict_word,
+    warned,
+)
 
-_STYLES = {"pass": "green", "FAIL": "bold red", "unsure": "yellow", "allowed": "yellow"}
+_STYLES = {"pass": "green", "FAIL": "bold red", "warning": "bold yellow", "unsure": "yellow", "allowed": "yellow"}
 
 
 def render_terminal(report: Report, console: Console) -> None:
     """Print a report, with colours where the console supports them."""
     console.print(Text(headline(report), style="bold"))
+    console.print(Text(top1_line(report), style="bold"))
     validation = report["data"]["validation"]
     if validation:
         console.print(Text(f"validated on {validation['description']}"))
@@ -66,13 +78,13 @@ def _gates(report: Report) -> Table | None:
 
 
 def _checks(report: Report) -> Table | None:
-    """Failed checks with their reasons, and the number of passed ones."""
+    """Failed checks and warnings with their reasons, and the number of passed ones."""
     words = [(check, check_word(check)) for check in report["checks"]]
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for fold in (False, False, True):
         table.add_column(no_wrap=not fold, overflow="fold")
     for check, word in words:
-        if word in {"FAIL", "allowed"}:
+        if word in {"FAIL", "allowed", "warning"}:
             table.add_row(Text(check["title"]), Text(word, style=_STYLES[word]), Text(check["reason"]))
     made = [word for _, word in words if word != "unsure"]
     others = f", {len(words) - len(made)} could not be made" if len(words) > len(made) else ""
@@ -97,11 +109,13 @@ def _engines(report: Report) -> Table | None:
 
 
 def _verdict(report: Report) -> Text:
-    if not report["verdicts"] and report["passed"]:
-        return Text("no gate was set", style="bold")
     told = [f"{title}: {reason}" for title, reason in verdict_line(report)]
+    if not report["verdicts"] and report["passed"]:
+        return Text("\n".join(["no gate was set", *told]), style="bold")
     if not report["passed"]:
         return Text("\n".join(["FAILED", *told]), style="bold red")
     if report["outcome"] == "unsure":
         return Text("\n".join(["PASSED, with uncertain gates", *told]), style="bold yellow")
+    if warned(report):
+        return Text("\n".join(["PASSED, with a warning", *told]), style="bold yellow")
     return Text("\n".join(["PASSED", *told]), style="bold green")

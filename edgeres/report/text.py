@@ -23,17 +23,19 @@ def verdict_word(verdict: dict[str, Any]) -> str:
 
 
 def check_word(check: dict[str, Any]) -> str:
-    """``pass``, ``FAIL``, ``allowed``, or ``unsure`` where the check could not be made."""
+    """``pass``, ``FAIL``, ``allowed``, ``warning``, or ``unsure`` where the check could not be made."""
     if check["outcome"] == "failed":
         return "allowed" if check["allowed"] else "FAIL"
+    if check.get("warns"):
+        return "warning"
     return "pass" if check["outcome"] == "passed" else "unsure"
 
 
 def verdict_line(report: Report) -> list[tuple[str, str]]:
-    """Titles and reasons of all gates and checks that did not pass, the worst first."""
+    """Titles and reasons of all gates and checks that did not pass or warn, the worst first."""
     told = [(verdict_word(v), v["title"], v["reason"]) for v in report["verdicts"]]
-    told += [(check_word(c), c["title"], c["reason"]) for c in report["checks"] if c["outcome"] == "failed"]
-    order = ("FAIL", "unsure", "allowed")
+    told += [(check_word(c), c["title"], c["reason"]) for c in report["checks"] if check_word(c) != "unsure"]
+    order = ("FAIL", "warning", "unsure", "allowed")
     return [(title, reason) for wanted in order for word, title, reason in told if word == wanted]
 
 
@@ -49,6 +51,20 @@ def headline(report: Report) -> str:
     if calibration["method"] is None:
         return line
     return f"{line}, {calibration['method']} ranges from {calibration['images']:,} images"
+
+
+def warned(report: Report) -> bool:
+    """Whether a check warns of something without failing."""
+    return any(check_word(check) == "warning" for check in report["checks"])
+
+
+def top1_line(report: Report) -> str:
+    """Top-1 of FP32 and of INT8, or why there is none."""
+    a = report["accuracy"]
+    if a["fp32"]["top1"] is None:
+        return f"top-1 not measured: {why_missing('accuracy.fp32.top1', report)}"
+    int8 = f"INT8 {percent(a['int8']['top1'])} ({a['graph']} graph)"
+    return f"top-1: FP32 {percent(a['fp32']['top1'])}, {int8}, of {a['fp32']['total']:,} images"
 
 
 def findings(report: Report) -> list[tuple[str, str]]:

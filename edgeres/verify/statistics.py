@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edgeres.records import F64
+from edgeres.records import F64, I64
 
 Z95 = 1.959963984540054  # the standard normal's 97.5 % quantile
 Z999 = 3.290526731491926  # its 99.95 % quantile
@@ -117,6 +117,58 @@ def fisher_tail(hits: int, total: int, hits_before: int, total_before: int) -> f
     count = sum(math.comb(total, k) * math.comb(total_before, all_hits - k) for k in possible)
     p: float = count / math.comb(total + total_before, all_hits)
     return p
+
+
+def blind_tail(hits: int, answers: I64, sizes: I64) -> float:
+    """Probability of ``hits`` or more right answers where the answers have nothing to do with the images.
+
+    Given how often each answer was given, the label of each image is drawn with the shares of the classes in the set,
+    so the hits are a sum of independent binomials, one per answer. A network that always gives one answer is right on
+    the share of that class.
+
+    Args:
+        answers: how often each class was answered, int64 (classes,).
+        sizes: labelled images by class, int64 (classes,); as many in total as answers.
+
+    >>> round(blind_tail(3, np.array([2, 2]), np.array([2, 2])), 4)
+    0.3125
+    """
+    return float(min(1.0, binomials(answers, sizes / sizes.sum())[hits:].sum()))
+
+
+def halfway_tail(hits: int, answers: I64, sizes: I64) -> float:
+    """Probability of ``hits`` or fewer for a network half-way from :func:`blind_tail`'s to one that is always right.
+
+    It answers each image rightly with a probability of (1 + s) / 2, where s is the share of its class in all answers.
+
+    >>> halfway_tail(2, np.array([4, 0]), np.array([2, 2]))  # always the first class: the second is missed twice
+    0.25
+    """
+    return float(min(1.0, binomials(sizes, (1 + answers / answers.sum()) / 2)[: hits + 1].sum()))
+
+
+def binomials(counts: I64, shares: F64) -> F64:
+    """The distribution of a sum of independent binomials with n = ``counts`` and p = ``shares``, float64 (sum + 1,).
+
+    It is exact up to rounding (Poisson's binomial distribution): all are convolved, the shortest first, so that only
+    the last steps are long.
+    """
+    parts = [_binomial(int(n), float(p)) for n, p in zip(counts, shares, strict=True) if n] or [np.ones(1)]
+    while len(parts) > 1:
+        parts.sort(key=len, reverse=True)
+        parts.append(np.convolve(parts.pop(), parts.pop()))
+    return parts[0]
+
+
+def _binomial(n: int, p: float) -> F64:
+    """The probabilities of 0 to n hits, float64 (n + 1,)."""
+    if p in (0.0, 1.0):
+        return np.eye(1, n + 1, round(n * p)).reshape(-1)
+    k = np.arange(n + 1)
+    log_factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
+    log_choices = log_factorials[n] - log_factorials - log_factorials[::-1]
+    mass: F64 = np.exp(log_choices + k * math.log(p) + (n - k) * math.log1p(-p))
+    return mass
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
