@@ -6,33 +6,46 @@
     engines/*.engine      named <runtime>-<version>-<compute capability>
     calibration.json      ranges     report.json, report.html   verdict     labels.txt   one class per line
 
-It is written to a hidden directory beside the target and renamed when complete, so a reader always finds a complete
-bundle or none, even if the writer is killed. A file is checked against the manifest each time it is opened.
+It is written to a hidden directory beside the target, which takes the target's place when it is complete. So a reader
+always finds a complete bundle, the old or the new one, even if the writer is killed; :func:`steady` begins again where
+a bundle was replaced while it was read. A file is checked against the manifest each time it is opened, and its name
+leads nowhere outside.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import platform
+import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import IO, TypeVar
 
 from edgeres.documents import DocumentKind, Json
-from edgeres.errors import BundleError, EnvironmentError_
+from edgeres.errors import BundleError, EdgeresError, EnvironmentError_
 from edgeres.files import (
     DISK_FULL,
     FREE_SPACE,
     LFS_POINTER,
     PULL,
-    abandoned,
-    is_lfs_pointer_at,
+    exchange,
+    hold,
+    is_lfs_pointer,
+    json_bytes,
+    open_below,
+    remove_below,
     sha256,
-    sync,
-    write_file,
+    sync_path,
+    temporaries,
+    temporary_name,
+    write_below,
     write_json,
 )
 from edgeres.graph.forms import GRAPH_FILES
@@ -45,6 +58,11 @@ CALIBRATION = "calibration.json"
 REPORT, REPORT_PAGE = "report.json", "report.html"
 LABELS = "labels.txt"
 ENGINES = "engines"
+R = TypeVar("R")
+_TRIES = 20  # readers and writers that meet, each time at the moment of a replacement
+_GAP_CHECKS, _GAP_SECONDS = 20, 0.05
+# Files in a bundle that nobody misses: of killed writers, of file managers, of NFS.
+_LITTER = re.compile(r"\..+\.partial-[0-9a-f]{12}-[0-9a-f]{12}|\.DS_Store|Thumbs\.db|desktop\.ini|\.nfs[0-9a-f]+")
 
 
 class Bundle:
@@ -59,12 +77,32 @@ class Bundle:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not self.path.is_dir():
-            raise BundleError("no such bundle", where=path, hint="edgeres build -o DIR writes one")
-        if not (self.path / MANIFEST).is_file():
-            what = "not a bundle: it has no manifest.json"
-            raise BundleError(what, where=path, hint="give a directory that edgeres build wrote")
-        self.manifest = MANIFEST_KIND.read(self.path / MANIFEST)
+        self._load()
+
+    def _load(self) -> None:
+        for left in reversed(range(_TRIES)):
+            self._seen = _identity(self.path)
+            try:
+                self.manifest = _manifest_at(self.path)
+            except BundleError:
+                if not left or not self.was_moved():
+                    raise
+            else:
+                return
+
+    def was_moved(self) -> bool:
+        """Whether another directory, or another manifest, has this name since the bundle was opened."""
+        return _identity(self.path) != self._seen
+
+    def was_replaced(self) -> bool:
+        """Whether files of the bundle have others in their place since it was opened; added engines do not count."""
+        if not self.was_moved():
+            return False
+        try:
+            now = _manifest_at(self.path).files
+        except BundleError:
+            return True
+        return any(now.get(name) != of for name, of in self.manifest.files.items())
 
     def has(self, name: str) -> bool:
         return name in self.manifest.files
@@ -78,23 +116,41 @@ class Bundle:
         expected = self.manifest.files.get(name)
         if expected is None:
             raise BundleError(f"has no {name}", where=self.path)
-        path = self.path / name
-        if not path.is_file():
-            raise BundleError(f"{name} is missing", where=self.path, hint="copy the whole directory, or build it again")
-        if is_lfs_pointer_at(path):
-            raise BundleError(f"{name} is {LFS_POINTER}", where=self.path, hint=PULL)
-        if sha256(path) != expected:
+        try:
+            with open_below(self.path, name) as stream:
+                if is_lfs_pointer(stream.read(64)):
+                    raise BundleError(f"{name} is {LFS_POINTER}", where=self.path, hint=PULL)
+                stream.seek(0)
+                found, outside = _digest(stream, name)
+        except FileNotFoundError:
+            hint = "copy the whole directory, or build it again"
+            raise BundleError(f"{name} is missing", where=self.path, hint=hint) from None
+        except OSError as error:
+            hint = "copy what it points to in its place" if error.errno == errno.ELOOP else "build it again"
+            raise BundleError(f"{name} {error.strerror}", where=self.path, hint=hint) from None
+        if found != expected:
             raise BundleError(f"{name} was changed after it was written", where=self.path, hint="build it again")
-        return path
+        if outside:
+            raise BundleError(f"{name} takes weights from another file", where=self.path, hint="build it again")
+        return self.path / name
 
     def check(self) -> None:
         """Check every file.
 
         Raises:
-            BundleError: a file is missing or was changed; the message names the first one.
+            BundleError: a file is missing or was changed; the message names the first one. Where another bundle has
+                taken the name meanwhile, that one is opened and checked.
         """
-        for name in self.manifest.files:
-            self.file(name)
+        for left in reversed(range(_TRIES)):
+            try:
+                for name in self.manifest.files:
+                    self.file(name)
+            except BundleError:
+                if not left or not self.was_moved():
+                    raise
+                self._load()
+            else:
+                return
 
     def report(self) -> Json:
         """The content of report.json."""
@@ -118,7 +174,13 @@ class Bundle:
             if any(now.files.get(graph) != self.manifest.files.get(graph) for graph in (FP32, *GRAPH_FILES)):
                 raise BundleError("was built again meanwhile, and these engines are of its old graphs", where=self.path)
             self.manifest = now
-            self._add(engines, logs or {})
+            try:
+                self._add(engines, logs or {})
+            except OSError as error:
+                if error.errno != errno.ELOOP:
+                    raise
+                what, hint = f"{error.filename} {error.strerror}", "remove the link"
+                raise BundleError(what, where=self.path, hint=hint) from None
 
     def _add(self, engines: Mapping[EngineRecord, bytes | None], logs: Mapping[str, bytes]) -> None:
         keys = {record.key for record in engines}
@@ -132,9 +194,9 @@ class Bundle:
         files = {name: digest for name, digest in self.manifest.files.items() if name not in old | new.keys()}
         self._write_manifest(kept, files)
         for name in old - new.keys():
-            (self.path / name).unlink(missing_ok=True)
+            remove_below(self.path, name)
         for name, data in new.items():
-            write_file(self.path / name, data)
+            write_below(self.path, name, data)
         files |= {name: hashlib.sha256(data).hexdigest() for name, data in new.items()}
         self._write_manifest((*kept, *engines), files)
 
@@ -142,7 +204,22 @@ class Bundle:
         built = {engine.target for engine in engines if engine.file and engine.precision == "int8"}
         left_out = tuple(target for target in self.manifest.left_out if target.target not in built)
         self.manifest = replace(self.manifest, engines=engines, files=files, left_out=left_out)
-        write_json(self.path / MANIFEST, MANIFEST_KIND.content(self.manifest))
+        write_below(self.path, MANIFEST, json_bytes(MANIFEST_KIND.content(self.manifest)))
+
+
+# In protobuf: a key-value pair of TensorProto.external_data whose key is "location".
+_EXTERNAL = b"\x0a\x08location\x12"
+
+
+def _digest(stream: IO[bytes], name: str) -> tuple[str, bool]:
+    """SHA-256 in hex of an open file, and whether it is a graph that takes weights from another file."""
+    hasher, tail, outside = hashlib.sha256(), b"", False
+    while block := stream.read(1 << 20):
+        hasher.update(block)
+        if name.endswith(".onnx"):
+            outside = outside or _EXTERNAL in tail + block
+            tail = block[-len(_EXTERNAL) :]
+    return hasher.hexdigest(), outside
 
 
 def log_of(engine: str) -> str:
@@ -150,65 +227,208 @@ def log_of(engine: str) -> str:
     return f"{engine.removesuffix('.engine')}.log"
 
 
+def _manifest_at(folder: Path) -> Manifest:
+    if not folder.is_dir() and not _reappeared(folder):
+        raise BundleError("no such bundle", where=folder, hint="edgeres build -o DIR writes one")
+    if not (folder / MANIFEST).is_file():
+        what = "not a bundle: it has no manifest.json"
+        raise BundleError(what, where=folder, hint="give a directory that edgeres build wrote")
+    return MANIFEST_KIND.read(folder / MANIFEST)
+
+
+def _identity(folder: Path) -> tuple[int, ...]:
+    """Differs between two bundles of the same name, and between two manifests of the same bundle."""
+    try:
+        own, manifest = folder.stat(), (folder / MANIFEST).stat()
+    except OSError:
+        return ()
+    return own.st_dev, own.st_ino, manifest.st_ino, manifest.st_mtime_ns, manifest.st_size
+
+
+def steady(path: str | Path, use: Callable[[Bundle], R], drop: Callable[[R], object] = lambda result: None) -> R:
+    """What ``use`` makes of one bundle: it begins again where the bundle was replaced while ``use`` was reading it.
+
+    Args:
+        drop: gets a result that was made of files of two bundles.
+
+    Raises:
+        BundleError: there is no bundle; and whatever ``use`` raises.
+    """
+    for left in reversed(range(_TRIES)):
+        bundle = Bundle(path)
+        try:
+            result = use(bundle)
+        except (EdgeresError, OSError):
+            if not left or not bundle.was_moved():
+                raise
+        else:
+            if not left or not bundle.was_replaced():
+                return result
+            drop(result)
+    raise AssertionError("the last round returns or raises")
+
+
+def _reappeared(folder: Path) -> bool:
+    """Whether a bundle is back at its name, which is free for a moment where a system cannot exchange directories.
+
+    If its writer does not put a new one there soon, it was killed, and the old bundle gets its name back.
+    """
+    folder = folder.resolve()
+    for _ in range(_GAP_CHECKS):
+        old = [*temporaries(folder, "old", ours=False), *temporaries(folder, "old")]
+        if folder.is_dir() or not old:
+            return folder.is_dir()
+        time.sleep(_GAP_SECONDS)
+    with suppress(OSError):  # the writer, or another reader, was faster
+        old[-1].rename(folder)
+    return folder.is_dir()
+
+
 @contextmanager
 def _one_writer(folder: Path) -> Iterator[None]:
-    """Wait for other processes that change this bundle; the system frees the lock of a process that dies."""
-    if sys.platform == "win32":  # directories cannot be locked
+    """Wait for other processes that change or replace this bundle."""
+    if sys.platform == "win32" or not folder.is_dir():  # directories cannot be locked
         yield
         return
-    import fcntl
+    while True:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            hold(handle, wait=True)
+            if not folder.is_dir() or os.path.samestat(os.fstat(handle), folder.stat()):
+                yield
+                return
+        finally:
+            os.close(handle)
 
-    handle = os.open(folder, os.O_RDONLY)
+
+@contextmanager
+def _one_build(target: Path) -> Iterator[bool]:
+    """Be the only process that builds ``target``; gives whether that is sure: some file systems have no locks.
+
+    Raises:
+        BundleError: another process builds it; the message says which. Or the directory cannot be written.
+    """
+    path = target.with_name(f".{target.name}.lock")
+    handle, is_ours = _take(path, target)
     try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        yield is_ours
     finally:
+        with suppress(OSError):
+            path.unlink()  # before it is let go, so that nobody holds a file without a name
         os.close(handle)
 
 
+def _take(path: Path, target: Path) -> tuple[int, bool]:
+    """Open and lock a lock file, which may disappear meanwhile."""
+    while True:
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        except OSError as error:
+            raise _cannot_write(target, error) from error
+        held = hold(handle)
+        if held is False:
+            owner = "".join(filter(str.isprintable, os.read(handle, 300).decode(errors="replace")))
+            os.close(handle)
+            what = f"is being built by {owner or 'another process'}"
+            raise BundleError(what, where=target, hint="wait for it, or choose another -o")
+        try:
+            is_named = held is None or os.path.samestat(os.fstat(handle), path.stat())
+        except OSError:
+            is_named = False
+        if is_named:
+            with suppress(OSError):  # a full disk: others are then not told whose it is
+                since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+                os.truncate(handle, 0)
+                os.write(handle, f"process {os.getpid()} on {platform.node()} since {since}".encode())
+            return handle, bool(held)
+        os.close(handle)  # its holder removed it just before he let it go
+
+
 @contextmanager
-def new_bundle(target: str | Path) -> Iterator[Path]:
+def new_bundle(target: str | Path, *, force: bool = False) -> Iterator[Path]:
     """An empty directory to fill with a bundle's files; it becomes ``target`` when the block ends without error.
 
     The block must call :func:`seal` last. On an error or an interrupt the directory is removed, and an existing
     ``target`` is not changed.
 
+    Args:
+        force: see :func:`check_target`.
+
     Raises:
-        BundleError: ``target`` exists and is not a bundle, or its parent cannot be written.
+        BundleError: ``target`` exists and may not be replaced, another process builds it, or its parent cannot be
+            written.
         EnvironmentError_: the disk is full or fails.
     """
-    check_target(target)
+    check_target(target, force=force)
     target = Path(target).resolve()  # a link to a bundle is kept, and the bundle that it points to is replaced
-    _clear_leftovers(target)
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
-        partial.mkdir(parents=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BundleError(f"cannot be written ({error.strerror})", where=target, hint="choose another -o") from error
-    try:
-        yield partial
-        if not (partial / MANIFEST).is_file():
-            raise ValueError("the bundle was not sealed")
-        _publish(partial, target)
-    except OSError as error:
-        hint = FREE_SPACE if error.errno in DISK_FULL else None
-        raise EnvironmentError_(f"cannot be written ({error.strerror or error})", where=target, hint=hint) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        raise _cannot_write(target, error) from error
+    with _one_build(target) as is_ours:
+        _clear_leftovers(target, is_ours)
+        partial = target.with_name(temporary_name(target.name, "partial"))
+        try:
+            partial.mkdir()
+        except OSError as error:
+            raise _cannot_write(target, error) from error
+        try:
+            yield partial
+            if not (partial / MANIFEST).is_file():
+                raise ValueError("the bundle was not sealed")
+            _publish(partial, target, force)
+        except OSError as error:
+            hint = FREE_SPACE if error.errno in DISK_FULL else None
+            what = f"cannot be written ({error.strerror or error})"
+            raise EnvironmentError_(what, where=target, hint=hint) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)  # after an exchange this is the older bundle
 
 
-def check_target(target: str | Path) -> None:
-    """Refuse to overwrite something that is not a bundle.
+def _cannot_write(target: Path, error: OSError) -> BundleError:
+    return BundleError(f"cannot be written ({error.strerror})", where=target, hint="choose another -o")
+
+
+def check_target(target: str | Path, *, force: bool = False) -> tuple[str, ...]:
+    """Refuse to replace what is not a bundle, or a bundle with files that edgeres did not write.
+
+    A bundle is known by its sealed manifest: a manifest.json of another program is none.
+
+    Args:
+        force: replace a bundle with such files, which are lost then.
+
+    Returns:
+        The paths of these files in ``target``.
 
     Raises:
-        BundleError: ``target`` is a file, or a directory with other files.
+        BundleError: ``target`` is something else than a missing or empty directory or a bundle, or holds such files.
     """
-    target = Path(target)
-    if target.is_dir() and ((target / MANIFEST).is_file() or not any(target.iterdir())):
-        return
-    if target.exists() or target.is_symlink():
-        raise BundleError("exists and is not a bundle, so it is left alone", where=target, hint="choose another -o")
+    target, free = Path(target), "choose another -o"
+    if not (target.exists() or target.is_symlink()) or (target.is_dir() and not any(target.iterdir())):
+        return ()
+    if not target.is_dir() or not (target / MANIFEST).is_file():
+        raise BundleError("exists and is not a bundle, so it is left alone", where=target, hint=free)
+    try:
+        manifest = MANIFEST_KIND.read(target / MANIFEST)
+    except BundleError as error:
+        what = f"has a manifest.json that is not one of a bundle ({error.what}), so it is left alone"
+        raise BundleError(what, where=target, hint=f"{free}, or remove it yourself") from None
+    foreign = tuple(sorted(_foreign(target, manifest)))
+    if foreign and not force:
+        listed = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
+        what = f"holds what edgeres did not write ({listed}), so it is left alone"
+        raise BundleError(what, where=target, hint=f"move it, {free}, or --force deletes it")
+    return foreign
+
+
+def _foreign(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """Paths of files and links in a bundle that edgeres did not write."""
+    for here, folders, files in os.walk(folder):
+        links = [name for name in folders if Path(here, name).is_symlink()]
+        for name in (*files, *links):
+            path = Path(here, name).relative_to(folder).as_posix()
+            if path not in manifest.files and path != MANIFEST and not _LITTER.fullmatch(name):
+                yield path
 
 
 def seal(folder: Path, manifest: Manifest) -> None:
@@ -216,18 +436,37 @@ def seal(folder: Path, manifest: Manifest) -> None:
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MANIFEST]
     files = {path.relative_to(folder).as_posix(): sha256(path) for path in paths}
     for path in paths:
-        sync(path)
+        sync_path(path)
+    for inner in {path.parent for path in paths}:
+        sync_path(inner)
     write_json(folder / MANIFEST, MANIFEST_KIND.content(replace(manifest, files=files)))
 
 
-def _publish(partial: Path, target: Path) -> None:
+def _publish(partial: Path, target: Path, force: bool) -> None:
+    """Put a complete bundle in its place; the older one is then at ``partial``, or removed."""
+    with _one_writer(target):
+        check_target(target, force=force)  # a build takes minutes, in which somebody may put a file there
+        if not target.exists():
+            partial.rename(target)
+        elif not exchange(partial, target):
+            _replace(partial, target)
+    sync_path(target.parent)
+
+
+def _replace(partial: Path, target: Path) -> None:
     """Rename into place; an older bundle is renamed first, and renamed back if the second rename fails."""
-    aside = target.with_name(f".{target.name}.old-{os.getpid()}")
+    aside = target.with_name(temporary_name(target.name, "old"))
     try:
-        if target.exists():
-            target.rename(aside)
-        partial.rename(target)
-    except BaseException:  # an interrupt between both renames, or another writer was faster
+        for left in reversed(range(_TRIES)):
+            if target.exists():
+                target.rename(aside)
+            try:
+                partial.rename(target)
+                break
+            except OSError as error:  # a reader who waited too long put the older one back
+                if not left or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+    except BaseException:  # an interrupt between both renames
         if aside.exists() and not target.exists():
             aside.rename(target)
         raise
@@ -236,12 +475,14 @@ def _publish(partial: Path, target: Path) -> None:
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def _clear_leftovers(target: Path) -> None:
-    """Clean up after killed writers of the same bundle: restore a renamed older bundle, remove partial ones."""
-    for old in abandoned(target, "old"):
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
+def _clear_leftovers(target: Path, is_ours: bool) -> None:
+    """Clean up after killed writers of the same bundle: restore a renamed older bundle, remove what is abandoned.
+
+    Only what was left since this machine started, and while no other process can be writing, is surely abandoned.
+    """
+    for old in (*temporaries(target, "old"), *temporaries(target, "old", ours=False)):
+        if not target.exists():
             old.rename(target)
-    for partial in abandoned(target, "partial"):
-        shutil.rmtree(partial, ignore_errors=True)
+    for kind in ("old", "partial") if is_ours else ():
+        for abandoned in temporaries(target, kind):
+            shutil.rmtree(abandoned, ignore_errors=True)

@@ -57,11 +57,6 @@ def is_sha256(text: str) -> bool:
     return re.fullmatch("[0-9a-f]{64}", text) is not None
 
 
-def is_inside(name: str) -> bool:
-    """Whether a path with ``/`` is relative and stays inside its folder."""
-    return "\0" not in name and not {"", ".", ".."} & set(name.split("/"))
-
-
 def named(key: str) -> Mapping[str, Any]:
     """Metadata of a field that has another name on disk."""
     return {"key": key}

@@ -7,15 +7,17 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from edgeres.documents import GROUPED, OPTIONAL, is_inside, is_sha256, plain, require
+from edgeres.documents import GROUPED, OPTIONAL, is_sha256, plain, require
+from edgeres.files import is_inside
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -245,6 +247,11 @@ class Portability:
     hardware_compatible: bool = False
 
 
+def is_engine_name(name: str) -> bool:
+    """Whether a path inside a bundle is that of an engine; no other file is written or removed as one."""
+    return is_inside(name) and name.startswith("engines/") and name.endswith(".engine")
+
+
 @dataclass(frozen=True)
 class EngineRecord:
     """A built engine, or the reason why there is none.
@@ -252,7 +259,7 @@ class EngineRecord:
     Attributes:
         precision: precision of the graph it was built from.
         status: ``built, not run here``, or why it was not built and which command to run where.
-        file: path inside the bundle; None where it was not built.
+        file: ``engines/*.engine`` inside the bundle; None where it was not built.
         size_bytes: 0 where it was not built.
     """
 
@@ -267,7 +274,7 @@ class EngineRecord:
     build_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        require(self.file is None or is_inside(self.file), "file must be a path inside the bundle")
+        require(self.file is None or is_engine_name(self.file), "file must be an engine in engines/ of the bundle")
         require(self.size_bytes >= 0, "size_bytes must not be negative")
         require(self.build_seconds is None or self.build_seconds >= 0, "build_seconds must not be negative")
 
@@ -412,6 +419,11 @@ class Manifest:
 
     def __post_init__(self) -> None:
         require(all(map(is_inside, self.files)), "files must be named by paths inside the bundle")
+        require("manifest.json" not in self.files, "files must not name the manifest itself")
+        plain_names = {unicodedata.normalize("NFC", name).casefold() for name in self.files}
+        require(len(plain_names) == len(self.files), "files must not have names that differ in case alone")
+        folders = {str(parent) for name in self.files for parent in PurePosixPath(name).parents}
+        require(not folders & self.files.keys(), "files must not be named as folders of others")
         digests = (*self.files.values(), *self.plan_digests.values())
         require(all(map(is_sha256, digests)), "digests must have 64 hex digits")
 

@@ -26,6 +26,11 @@ from edgeres.cli.show import command_line, print_report
 @options.engine_options
 @options.gate_options
 @options.output_option("DIR", "Bundle to write.  [default: MODEL.edgeres]")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace an older bundle in which are files that edgeres did not write; they are lost.",
+)
 @options.as_json
 @click.pass_context
 def command(ctx: click.Context, /, **given: Any) -> None:

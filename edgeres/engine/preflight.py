@@ -103,7 +103,7 @@ def memory_need(graph: Path, max_batch: int, workspace: int) -> MemoryNeed:
         import onnx
     except ImportError:
         return MemoryNeed(graph.stat().st_size, None, workspace)
-    model = onnx.load(str(graph))
+    model = onnx.load(str(graph), load_external_data=False)
     weights = sum(prod(tensor.dims) * 4 for tensor in model.graph.initializer)
     return MemoryNeed(weights, peak_activations(model, max_batch), workspace)
 

@@ -10,6 +10,7 @@ the same arithmetic.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
 from copy import deepcopy
@@ -21,9 +22,8 @@ import onnx
 import onnx.inliner
 from onnx import ModelProto, TensorProto, defs, helper, shape_inference, version_converter
 
-from edgeres.documents import is_inside
 from edgeres.errors import ModelError
-from edgeres.files import LFS_POINTER, PULL, is_lfs_pointer_at
+from edgeres.files import LFS_POINTER, PULL, is_inside, is_lfs_pointer_at, open_below
 from edgeres.graph.fold_affine import fold_affine
 from edgeres.graph.fold_sizes import fold_sizes
 from edgeres.graph.fold_transposes import fold_transposes
@@ -32,6 +32,7 @@ from edgeres.graph.graph import Graph, attributes, opset_of
 from edgeres.graph.interface import HALF, Interface, find_interface, fix_size, score_width
 from edgeres.graph.outputs import refuse_features, take_scores_before_selection
 from edgeres.graph.plain import (
+    all_tensors,
     drop_unread_outputs,
     float_types,
     fold_standardized_weights,
@@ -97,7 +98,8 @@ def load_onnx(path: Path) -> ModelProto:
     if is_lfs_pointer_at(path):
         raise ModelError(f"is {LFS_POINTER}", where=path, hint=PULL)
     try:
-        model = onnx.load(str(path))
+        model = onnx.load(str(path), load_external_data=False)
+        _load_external(model, path.parent)
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf and onnx raise half a dozen unrelated types here
         if (pointer := _pointer_beside(path)) is not None:
@@ -105,6 +107,28 @@ def load_onnx(path: Path) -> ModelProto:
         what = f"not a valid ONNX file ({in_words(error)})"
         raise ModelError(what, where=path, hint="export or copy it again") from error
     return model
+
+
+def _load_external(model: ModelProto, folder: Path) -> None:
+    """Read the weights that lie in files beside a graph; their names are the file's own, so they are confined.
+
+    Raises:
+        OSError, ValueError: a name leads elsewhere or through a link, or a file is missing or too short.
+    """
+    for tensor in all_tensors(model):
+        if tensor.data_location != TensorProto.EXTERNAL:
+            continue
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        name = entries.get("location", "").removeprefix("./")
+        offset, length = int(entries.get("offset", 0)), int(entries.get("length", -1))
+        with open_below(folder, name) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if offset < 0 or offset + max(length, 0) > size:
+                raise ValueError(f"{name} has {size} bytes, and {tensor.name} lies at {offset} with length {length}")
+            stream.seek(offset)
+            tensor.raw_data = stream.read(length if length >= 0 else size - offset)
+        tensor.data_location = TensorProto.DEFAULT
+        del tensor.external_data[:]
 
 
 def _pointer_beside(path: Path) -> str | None:

@@ -157,6 +157,17 @@ def _make_single(tensor: TensorProto, kinds: Collection[int]) -> bool:
     return True
 
 
+def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
+    """The tensors that a model, its functions and its subgraphs store."""
+    for graph in (model.graph, *_subgraphs(_all_nodes(model))):
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+    for node in _all_nodes(model):
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors) if attribute.HasField("t") else attribute.tensors
+
+
 def _all_nodes(model: ModelProto) -> Iterator[NodeProto]:
     """The nodes of a model, of its functions and of its subgraphs."""
     for nodes in (model.graph.node, *(function.node for function in model.functions)):

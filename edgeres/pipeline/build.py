@@ -58,7 +58,7 @@ def build(model: Any, *, progress: Progress = SILENT, command: str = "", **optio
     choose_targets(o.targets)  # refuse a misspelt target before the work begins
     baseline = o.gates.read_baseline()
     if o.output is not None:
-        check_target(o.output)
+        _check_output(o.output, o.force, progress)
     with watch.stage("export"):
         network = take_network(o.model, o.data, o.ranges, o.refine, progress=progress)
     o = replace(o, ranges=network.ranges, refine=network.refine)
@@ -73,7 +73,8 @@ def build(model: Any, *, progress: Progress = SILENT, command: str = "", **optio
     calibration = Loader(images.calibration, spec.preprocess, o.ranges.batch, o.ranges.on_unreadable)
     validation = Loader(images.validation, spec.preprocess, VALIDATION_BATCH, o.ranges.on_unreadable)
     output = o.output or Path(f"{spec.name}.edgeres")
-    with new_bundle(output) as folder:
+    _check_output(output, o.force, progress) if o.output is None else None
+    with new_bundle(output, force=o.force) as folder:
         made = make(folder, network, calibration, o, watch, progress)
         plan = MeasurePlan(thumbnails=o.thumbnails)
         measured = measure_bundle(made, Validation(validation, o.data, images.reasons), plan, progress)
@@ -81,3 +82,9 @@ def build(model: Any, *, progress: Progress = SILENT, command: str = "", **optio
         write_report(folder, report)
         seal(folder, made.manifest)
     return BuildResult(output, report)
+
+
+def _check_output(output: Path, force: bool, progress: Progress) -> None:
+    """Refuse an output that may not be replaced, and say what ``force`` deletes."""
+    for name in check_target(output, force=force):
+        progress.say(f"{output}: {name} is deleted with the older bundle (--force)")

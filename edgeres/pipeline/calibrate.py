@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeres.bundle import CALIBRATION, FP32, Bundle
+from edgeres.bundle import CALIBRATION, FP32, Bundle, steady
 from edgeres.calibrate.distributed import Recipe, cluster, connect
 from edgeres.calibrate.identity import identify
 from edgeres.calibrate.ranges_file import RangesFile, read_calibration
@@ -121,7 +121,10 @@ def recorded_at(path: Path) -> RangesFile:
     """
     if not path.is_dir():
         return read_calibration(path)
-    bundle = Bundle(path)
+    return steady(path, _recorded_in)
+
+
+def _recorded_in(bundle: Bundle) -> RangesFile:
     recorded = read_calibration(bundle.file(CALIBRATION))
     from edgeres.graph.normalize import load_onnx
 

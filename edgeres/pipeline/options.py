@@ -28,7 +28,7 @@ _WORDS = {
 }
 # Options that do not change the files of a bundle, or that other facts describe.
 _NO_FACTS = {
-    *("model", "weights", "labels", "output", "validation", "validation_size", "calibration"),
+    *("model", "weights", "labels", "output", "force", "validation", "validation_size", "calibration"),
     *("scheduler", "thumbnails", "limits", "baseline", "any_machine", "on_unsure", "allow"),
     *LIMITS,
 }
@@ -62,6 +62,7 @@ class BuildOptions:
         targets: names listed by ``edgeres targets``; empty: cpu, and rtx and tensorrt where this machine can build.
         thumbnails: whether the report shows images that INT8 gets wrong.
         output: directory of the bundle; None: ``<model>.edgeres`` in the working directory.
+        force: replace an older bundle although it holds files that edgeres did not write, which are lost then.
     """
 
     model: ModelChoice
@@ -73,6 +74,7 @@ class BuildOptions:
     targets: tuple[str, ...] = ()
     thumbnails: bool = True
     output: Path | None = None
+    force: bool = False
 
     @staticmethod
     def of(model: Any, given: Mapping[str, Any]) -> BuildOptions:

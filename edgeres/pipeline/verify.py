@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from edgeres.bundle import CALIBRATION, Bundle
+from edgeres.bundle import CALIBRATION, Bundle, steady
 from edgeres.calibrate.ranges_file import read_calibration
 from edgeres.data.choose import DataChoice, choose_validation
 from edgeres.data.loader import Loader
 from edgeres.data.plausible import check_images, check_normalization
 from edgeres.errors import BundleError, UsageError
 from edgeres.judge.asked import Asked
-from edgeres.judge.baseline import accept
+from edgeres.judge.baseline import Baseline, accept
 from edgeres.judge.document import Json
 from edgeres.judge.judge import judge
 from edgeres.made import Made, read_made
@@ -48,12 +48,19 @@ def verify_bundle(path: Path, data: DataChoice, options: VerifyOptions, progress
         SourceError, UsageError: the validation images cannot be used.
     """
     baseline = options.gates.read_baseline()
-    made = read_made(Bundle(path))
+    return steady(path, lambda bundle: _verify(bundle, data, options, baseline, progress))
+
+
+def _verify(
+    bundle: Bundle, data: DataChoice, options: VerifyOptions, baseline: Baseline | None, progress: Progress
+) -> Json:
+    made = read_made(bundle)
     contract = made.model.preprocess
     try:
         told = check_normalization(contract)
     except UsageError as error:
-        raise BundleError(error.what, where=path, hint="build it again with the mean and std of training") from error
+        hint = "build it again with the mean and std of training"
+        raise BundleError(error.what, where=bundle.path, hint=hint) from error
     source, reasons = choose_validation(data, made.model, progress)
     for line in (*told, *check_images(source, contract)):
         progress.say(line)
@@ -61,7 +68,7 @@ def verify_bundle(path: Path, data: DataChoice, options: VerifyOptions, progress
     plan = MeasurePlan(options.scheduler, options.thumbnails)
     measured = measure_bundle(made, Validation(loader, data, reasons), plan, progress)
     given = {name: value for name, value in flat(options).items() if name != "command"}
-    asked = Asked(options.command, json_value({"bundle": path, **vars(data), **given}), options.gates, baseline)
+    asked = Asked(options.command, json_value({"bundle": bundle.path, **vars(data), **given}), options.gates, baseline)
     return judge(asked, made, measured)
 
 
@@ -76,4 +83,5 @@ def accept_baseline(path: Path) -> Json:
     Raises:
         BundleError, InputError: the bundle or report cannot be read, or the report has no answers.
     """
-    return accept(Bundle(path).report() if path.is_dir() or not path.exists() else read_report(path), path)
+    is_bundle = path.is_dir() or not path.exists()
+    return accept(steady(path, lambda bundle: bundle.report()) if is_bundle else read_report(path), path)

@@ -22,7 +22,7 @@ from edgeres._version import __version__
 from edgeres.bundle import ENGINES, MANIFEST, MANIFEST_KIND, REPORT, Bundle, log_of
 from edgeres.documents import DocumentKind, Json, require
 from edgeres.errors import BundleError, EngineError, EnvironmentError_, InputError
-from edgeres.files import FREE_SPACE, sha256, write_json
+from edgeres.files import FREE_SPACE, open_below, remove_below, write_json
 from edgeres.progress import SILENT, Progress
 from edgeres.records import EngineRecord
 from edgeres.remote.ssh import Done, Host
@@ -278,12 +278,16 @@ class _Session:
         self.progress.say(f"{self.host.name}: fetching {', '.join(wanted)}")
         here = self.bundle.path.resolve()
         waiting = here.with_name(f".{here.name}.fetched")  # stays after an interrupt: the next run continues it
+        if waiting.is_symlink():
+            raise BundleError("is a link, so nothing is fetched into it", where=waiting, hint="remove it")
         waiting.mkdir(exist_ok=True)
         self.host.fetch(self.there, wanted, waiting)
-        contents = {name: (waiting / name).read_bytes() for name in wanted}
+        contents = {}
         for name in wanted:
-            if sha256(waiting / name) != digests[name]:
-                (waiting / name).unlink()
+            with open_below(waiting, name) as stream:
+                contents[name] = stream.read()
+            if hashlib.sha256(contents[name]).hexdigest() != digests[name]:
+                remove_below(waiting, name)
                 raise BundleError(f"{name} did not arrive whole", where=self.host.name, hint="run it again")
         records = {r: contents.get(r.file) if r.file else None for r in engines if r.file is None or r.file in contents}
         self.bundle.add_engines(records, {name: data for name, data in contents.items() if name.endswith(".log")})

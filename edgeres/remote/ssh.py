@@ -18,7 +18,7 @@ from time import sleep
 from typing import IO
 
 from edgeres.errors import EnvironmentError_, UsageError
-from edgeres.files import FREE_SPACE
+from edgeres.files import FREE_SPACE, open_below
 
 _SOCKET_TRIES = 200
 _GRACE_SECONDS = 0.5
@@ -171,8 +171,7 @@ class Host:
             self._ended(*self._rsync([f"{self.name}:{folder}/", f"{to}/"], "\0".join((*names, ""))))
             return
         for name in names:
-            (to / name).parent.mkdir(parents=True, exist_ok=True)
-            with (to / name).open("wb") as stream:
+            with open_below(to, name, new=True) as stream:
                 command = [*self._command, self.name, shlex.join(["cat", f"{folder}/{name}"])]
                 done = subprocess.run(command, stdout=stream, stderr=subprocess.PIPE, text=True, check=False)
             self._ended(done.returncode, done.stderr)

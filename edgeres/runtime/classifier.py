@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from edgeres.bundle import Bundle
+from edgeres.bundle import Bundle, steady
 from edgeres.data.files import is_pil, read_image, read_pil
 from edgeres.data.preprocess import apply
 from edgeres.errors import InputError, UsageError
-from edgeres.records import F32, U8, Prediction
+from edgeres.records import F32, U8, ModelSpec, Prediction
 from edgeres.runtime.choose import Choice, open_backend
 from edgeres.runtime.frames import Frame, flat_bytes
+from edgeres.runtime.runner import Backend
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -62,9 +63,11 @@ class Classifier:
     def __init__(
         self, bundle: str | Path | Bundle, *, backend: Choice = "auto", threads: int = 0, gpu: int = 0
     ) -> None:
-        bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
-        self._runner, self.passed_over = open_backend(bundle, backend, threads, gpu)
-        spec = bundle.manifest.model
+        def open_in(bundle: Bundle) -> tuple[ModelSpec, Backend, tuple[str, ...]]:
+            return bundle.manifest.model, *open_backend(bundle, backend, threads, gpu)
+
+        opened = open_in(bundle) if isinstance(bundle, Bundle) else steady(bundle, open_in, lambda old: old[1].close())
+        spec, self._runner, self.passed_over = opened
         self.labels = spec.labels
         self.preprocess = spec.preprocess
         self._probabilities = spec.output == "probabilities"
