@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgeres.data.plausible import check_normalization
+from edgeres.data.text import read_class_names, repeated_names
 from edgeres.errors import InputError, UsageError, needs
 from edgeres.progress import SILENT, Progress
 from edgeres.records import ChannelOrder, ModelSpec, Preprocess, TensorRange
@@ -135,6 +136,10 @@ def take(choice: ModelChoice, progress: Progress = SILENT) -> Fp32Model:
         import onnx  # noqa: F401
     except ImportError as error:
         raise needs("export", "onnx") from error
+    notes: tuple[str, ...] = ()
+    if isinstance(choice.labels, str | Path):
+        named = read_class_names(choice.labels)
+        choice, notes = replace(choice, labels=named.names), named.notes
     if not isinstance(choice.model, str | Path):
         taken = _take_module(choice, progress)
     elif str(choice.model).lower().endswith(".onnx"):
@@ -142,6 +147,8 @@ def take(choice: ModelChoice, progress: Progress = SILENT) -> Fp32Model:
             taken = _take_onnx(Path(choice.model).expanduser(), choice)
     else:
         taken = _take_zoo(str(choice.model), choice, progress)
+    if choice.labels is not None:
+        taken = replace(taken, notes=(*taken.notes, *notes, *repeated_names(taken.spec.labels)))
     for note in (*taken.notes, *check_normalization(taken.spec.preprocess)):
         progress.say(f"note: {note}")
     return taken
@@ -229,8 +236,8 @@ def _described(spec: ModelSpec, choice: ModelChoice) -> ModelSpec:
         UsageError: mean, std and pixel scale do not fit together.
     """
     labels = spec.labels
-    if choice.labels is not None:
-        labels = read_labels(choice.labels) if isinstance(choice.labels, str | Path) else tuple(choice.labels)
+    if choice.labels is not None and not isinstance(choice.labels, Path):  # files are read by then
+        labels = tuple(choice.labels)
         if len(labels) != spec.num_classes:
             raise InputError(
                 f"{len(labels)} labels for {spec.num_classes} classes", where=spec.name, hint="one label per output"
@@ -238,19 +245,3 @@ def _described(spec: ModelSpec, choice: ModelChoice) -> ModelSpec:
     described = replace(spec, labels=labels, preprocess=choice.input.over(spec.preprocess))
     check_normalization(described.preprocess)
     return described
-
-
-def read_labels(path: str | Path) -> tuple[str, ...]:
-    """Class names from a text file with one name per line.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        cause = error.strerror if isinstance(error, OSError) else error
-        raise InputError(
-            f"labels cannot be read ({cause})", where=path, hint="UTF-8 text, one label per line"
-        ) from error
-    return tuple(line.strip() for line in lines if line.strip())
