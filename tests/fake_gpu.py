@@ -17,23 +17,27 @@ All violations are kept in ``Gpu.faults``, even where the exception is caught.
 from __future__ import annotations
 
 import itertools
-import json
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from fake_builder import KERNELS_MS, VERSIONS, Planted, Plants, builder_names, inspector_text, plan, unplanned
 
 from edgeres.device import libraries
+from edgeres.device.gpu import Gpu as FoundGpu
+from edgeres.engine import preflight
+from edgeres.verify import latency
+
+__all__ = ["KERNELS_MS", "VERSIONS", "Fault", "Gpu", "Planted", "installed", "machine", "plan"]
 
 GARBAGE = 0xAB
-UPLOAD_MS, KERNELS_MS, DOWNLOAD_MS = 1.0, 8.0, 0.25  # time of each operation by this GPU's clock
+UPLOAD_MS, DOWNLOAD_MS = 1.0, 0.25  # by this GPU's clock, as KERNELS_MS
 Op = Callable[[], None]
 
 
@@ -88,6 +92,8 @@ class Gpu:
         self.engines = 0
         self.executions = 0
         self.launches = 0
+        self.builds = self.warm_builds = 0
+        self.plants: Plants = lambda model: Planted()
         self.contexts_made: set[int] = set()
         self._stacks = threading.local()
         self._numbers = itertools.count(0x7F00_0000_0000, 1 << 32)
@@ -554,42 +560,26 @@ def pycuda_module(gpu: Gpu) -> ModuleType:  # noqa: C901
 
 # TensorRT, computing with ONNX Runtime.
 
-VERSIONS = {"tensorrt": "10.3.0", "rtx": "1.7.1.116"}
-
-
-def plan(
-    model: bytes,
-    flavour: str = "tensorrt",
-    batch: tuple[int, int] = (1, 8),
-    version: str | None = None,
-    *,
-    portable: bool = False,
-) -> bytes:
-    """A serialized engine: a header like the vendor's, the profile, and the graph. ``portable``: version-compatible."""
-    numbers = [int(part) for part in (version or VERSIONS[flavour]).split(".")]
-    tag = b"ftrt" if flavour == "tensorrt" and not portable else b"vtrt"
-    return tag + bytes(20) + bytes([*numbers, 30][:4]) + json.dumps(batch).encode() + b"\n" + model
-
 
 def tensorrt_module(gpu: Gpu, flavour: str = "tensorrt") -> ModuleType:  # noqa: C901
     """``tensorrt`` or ``tensorrt_rtx``, with the functions that the runner calls."""
     modes, places = SimpleNamespace(INPUT="in", OUTPUT="out"), SimpleNamespace(DEVICE="device", HOST="host")
 
-    class RuntimeConfig:
+    class IRuntimeConfig:
         cuda_graph_strategy = "disabled"
-        cache: Any = None
+        _cache: Any = None
 
         def create_runtime_cache(self) -> Any:
             return SimpleNamespace(deserialize=lambda data: True, serialize=lambda: b"compiled")
 
         def set_runtime_cache(self, cache: Any) -> bool:
-            self.cache = cache
+            self._cache = cache
             return True
 
-    class Engine:
+    class ICudaEngine:
         def __init__(self, data: bytes) -> None:
-            head, _, model = data[28:].partition(b"\n")
-            self.batch = tuple(json.loads(head))
+            self.batch, self.planted, model = unplanned(data)
+            self.noise = np.random.default_rng(self.planted.seed)
             self.session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
             self.inputs = {t.name: t for t in self.session.get_inputs()}
             self.outputs = {t.name: t for t in self.session.get_outputs()}
@@ -625,17 +615,30 @@ def tensorrt_module(gpu: Gpu, flavour: str = "tensorrt") -> ModuleType:  # noqa:
             rest = self.get_tensor_shape(name)[1:]
             return [(self.batch[0], *rest), (self.batch[0], *rest), (self.batch[1], *rest)]
 
-        def create_execution_context(self, config: Any = None) -> ExecutionContext:
+        def create_execution_context(self, config: Any = None) -> IExecutionContext:
             assert (config is not None) == (flavour == "rtx")
             if gpu.current() is not self.context:
                 raise gpu.fault("an engine is used in another context than its own")
-            return ExecutionContext(self)
+            return IExecutionContext(self)
 
-        def create_runtime_config(self) -> RuntimeConfig:
-            return RuntimeConfig()
+        def create_engine_inspector(self) -> EngineInspector:
+            return EngineInspector(self)
 
-    class ExecutionContext:
-        def __init__(self, engine: Engine) -> None:
+        if flavour == "rtx":
+
+            def create_runtime_config(self) -> IRuntimeConfig:
+                return IRuntimeConfig()
+
+    class EngineInspector:
+        def __init__(self, engine: ICudaEngine) -> None:
+            self._engine = engine
+
+        def get_engine_information(self, layout: str) -> str:
+            assert layout == "json"
+            return inspector_text(self._engine.planted)
+
+    class IExecutionContext:
+        def __init__(self, engine: ICudaEngine) -> None:
             self.engine = engine
             self.addresses: dict[str, int] = {}
             self.shapes: dict[str, tuple[int, ...]] = {}
@@ -686,7 +689,8 @@ def tensorrt_module(gpu: Gpu, flavour: str = "tensorrt") -> ModuleType:  # noqa:
 
         def _compute(self, addresses: dict[str, int]) -> None:
             gpu.executions += 1
-            gpu.clock_ms += KERNELS_MS
+            planted = self.engine.planted
+            gpu.clock_ms += planted.ms * max(0.1, 1 + planted.spread * self.engine.noise.standard_normal())
             feed = {}
             for name, tensor in self.engine.inputs.items():
                 dtype, shape = np.dtype(nptype(tensor.type)), self.shapes[name]
@@ -701,12 +705,12 @@ def tensorrt_module(gpu: Gpu, flavour: str = "tensorrt") -> ModuleType:  # noqa:
             gpu.current()
             self.engine_host_code_allowed = False
 
-        def deserialize_cuda_engine(self, data: bytes) -> Engine | None:
+        def deserialize_cuda_engine(self, data: bytes) -> ICudaEngine | None:
             if data[:4] == b"vtrt" and flavour == "tensorrt":
                 if not self.engine_host_code_allowed:
                     return None
                 gpu.code_was_run += 1
-            return Engine(data) if b"\n" in data[28:] else None
+            return ICudaEngine(data) if b"\n" in data[28:] else None
 
     def nptype(kind: str) -> Any:
         return {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}[kind]
@@ -715,11 +719,16 @@ def tensorrt_module(gpu: Gpu, flavour: str = "tensorrt") -> ModuleType:  # noqa:
     module.__dict__.update(
         __version__=VERSIONS[flavour],
         Runtime=Runtime,
+        ICudaEngine=ICudaEngine,
+        IExecutionContext=IExecutionContext,
+        EngineInspector=EngineInspector,
+        **builder_names(gpu, flavour),
         TensorIOMode=modes,
         TensorLocation=places,
         nptype=nptype,
     )
     if flavour == "rtx":
+        module.__dict__["IRuntimeConfig"] = IRuntimeConfig
         module.__dict__["CudaGraphStrategy"] = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")
     return module
 
@@ -729,7 +738,7 @@ def installed(monkeypatch: Any, gpu: Gpu, library: str, flavour: str) -> Iterato
     """Install a simulated memory library and the vendor's package for this GPU; yields the library."""
     from edgeres.runtime.memory import cuda_python, pycuda
 
-    caches = (cuda_python.device, pycuda._primary_context)
+    caches = (cuda_python.device, pycuda._primary_context, libraries.vendor_log)
     with monkeypatch.context() as patch:
         module: Any = CudaModule(gpu) if library == "cuda-python" else pycuda_module(gpu)
         parents = ("cuda", "cuda.bindings") if library == "cuda-python" else ("pycuda",)
@@ -740,10 +749,26 @@ def installed(monkeypatch: Any, gpu: Gpu, library: str, flavour: str) -> Iterato
         patch.setitem(sys.modules, module.__name__, module)
         trt = tensorrt_module(gpu, flavour)
         patch.setitem(sys.modules, trt.__name__, trt)
-        log = libraries.VendorLog(None, deque())
-        patch.setattr(libraries, "vendor_log", lambda flavour: log)
         for cache in caches:
             cache.cache_clear()
         yield module
     for cache in caches:
         cache.cache_clear()
+
+
+@contextmanager
+def machine(monkeypatch: Any, gpu: Gpu, library: str = "cuda-python", flavours: Any = ("tensorrt",)) -> Iterator[None]:
+    """A machine with this GPU, as all of edgeres sees it: its packages, and latencies by the GPU's own clock."""
+    major, minor = gpu.sm
+    found = FoundGpu("Fake GPU", f"{major}.{minor}", gpu.memory, "12.6")
+    with ExitStack() as stack:
+        patch = stack.enter_context(monkeypatch.context())
+        for flavour in ("tensorrt", "rtx"):
+            if flavour in flavours:
+                stack.enter_context(installed(monkeypatch, gpu, library, flavour))
+            else:
+                patch.setitem(sys.modules, libraries.MODULES[flavour], None)
+        for module in (libraries, preflight):
+            patch.setattr(module, "this_gpu", lambda: (found, ""))
+        patch.setattr(latency, "perf_counter", lambda: gpu.clock_ms / 1e3)
+        yield
