@@ -8,9 +8,10 @@ import json
 import os
 import platform
 import re
+import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -179,6 +180,71 @@ def write_file(path: Path, content: bytes) -> None:
         _write(path, parent, path.name, content)
     finally:
         os.close(parent)
+
+
+def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files that belong together into a directory, so that nobody finds some old and some new ones.
+
+    A directory that is new, or has no other files, is replaced in one step. Where that cannot be done, all files are
+    written beside their places first, and renamed one right after another.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    folder = folder.resolve()
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if _holds_only(folder, contents) and _switched(folder, contents):
+        return
+    staged = {name: folder / temporary_name(name, "partial") for name in contents}
+    try:
+        for name, path in staged.items():
+            try:
+                write_file(path, contents[name])
+            except OSError as error:
+                error.filename = str(folder / name)
+                raise
+        for name, path in staged.items():
+            path.replace(folder / name)
+        sync_path(folder)
+    finally:
+        for path in staged.values():
+            path.unlink(missing_ok=True)
+
+
+def _holds_only(folder: Path, names: Container[str]) -> bool:
+    """Whether a directory may be replaced by another with these files: it is not where a shell stands."""
+    with suppress(OSError):
+        if folder == Path.cwd() or folder in Path.cwd().parents or folder.is_mount():
+            return False
+    return not folder.exists() or all(entry.name in names and entry.is_file() for entry in os.scandir(folder))
+
+
+def _switched(folder: Path, contents: Mapping[str, bytes]) -> bool:
+    """Put a new directory in the place of ``folder``; False where the system cannot."""
+    new = folder.with_name(temporary_name(folder.name, "partial"))
+    try:
+        new.mkdir()
+    except OSError:  # only the folder itself can be written
+        return False
+    try:
+        for name, content in contents.items():
+            write_file(new / name, content)
+        if folder.exists():
+            new.chmod(stat.S_IMODE(folder.stat().st_mode))
+            is_done = exchange(new, folder)
+        else:
+            new.rename(folder)
+            is_done = True
+        sync_path(folder.parent)
+        return is_done
+    except OSError as error:
+        if error.filename and Path(error.filename).parent == new:
+            error.filename = str(folder / Path(error.filename).name)
+        raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def _write(path: Path, parent: int | None, base: str, content: bytes) -> None:

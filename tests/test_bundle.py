@@ -215,12 +215,12 @@ def killed_at(step, text):
         os._exit(0)
     return os.waitpid(child, 0)[1] == 0
 
-for before in (None, "one"):
+for before in (None, "one") if sys.argv[3] == "exchange" else ("one",):
     seen, step, done = set(), 0, False
     if before:
         write_bundle(path, files=files(before))
     while not done:
-        step += 1
+        step += 1 if sys.argv[3] == "exchange" else 2
         done = killed_at(step, "two")
         state = content(path) if path.exists() else None
         if sys.argv[3] == "rename" and before and state is None:

@@ -441,7 +441,9 @@ def test_the_verdict_comes_first() -> None:
 def test_no_label_becomes_markup(label: str) -> None:
     label = f"{label}</td><script>alert('&amp;')</script>"
     spec = ModelSpec(label, Preprocess((8, 8)), (label,) * len(CLASSES), weights=label)
-    engine = EngineRecord(label, label, label, "int8", label, quote(label, safe=""), 1, Portability((label,)))
+    engine = EngineRecord(
+        label, label, label, "int8", label, f"engines/{quote(label, safe='')[:80]}.engine", 1, Portability((label,))
+    )
     changes = {"model": spec, "engines": (engine,), "environment": {label: label}, "options": {label: label}}
     page = Page(render_html(judged(**described(command=label, **changes))))
     assert "script" not in {tag for tag, _ in page.elements}

@@ -85,6 +85,8 @@ def cli(ctx: click.Context) -> None:
 def main() -> None:
     """Entry point: errors become one line on stderr and an exit code."""
     signal.signal(signal.SIGTERM, _terminate)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
+        signal.signal(signal.SIGHUP, _terminate)
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]  # it may stand behind the command, too
     try:

@@ -39,13 +39,12 @@ def command(bundle: Path, target: str, batch: int, tensorrt: str, output: Path |
     Up to JetPack 6 a DLA takes a float graph with a calibration cache instead of Q/DQ. -o writes both, and trtexec
     builds the engine from them on the device.
     """
-    from edgeres.files import write_file
+    from edgeres.files import write_files
     from edgeres.pipeline.engines import dla_model
 
     found = dla_model(bundle, target, batch, tensorrt)
     if output is not None:
-        write_file(output / GRAPH, found.graph.SerializeToString())
-        write_file(output / CACHE, found.cache.encode())
+        write_files(output, {GRAPH: found.graph.SerializeToString(), CACHE: found.cache.encode()})
     if as_json:
         print_json(
             {

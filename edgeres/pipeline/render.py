@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgeres.bundle import REPORT, REPORT_PAGE
-from edgeres.files import write_file
+from edgeres.files import write_file, write_files
 from edgeres.judge.document import Json, to_json
 from edgeres.report.html import render_html
 from edgeres.report.junit import render_junit
@@ -13,13 +13,12 @@ from edgeres.report.markdown import render_markdown
 
 
 def write_report(folder: Path, report: Json) -> None:
-    """Write report.json and report.html into a directory, each complete or not at all.
+    """Write report.json and report.html into a directory, both or none.
 
     Raises:
         OSError: the directory cannot be written.
     """
-    write_file(folder / REPORT, to_json(report).encode())
-    write_file(folder / REPORT_PAGE, render_html(report).encode())
+    write_files(folder, {REPORT: to_json(report).encode(), REPORT_PAGE: render_html(report).encode()})
 
 
 def write_junit(path: Path, report: Json) -> None:
