@@ -48,11 +48,11 @@ from edgeres.files import (
     write_below,
     write_json,
 )
-from edgeres.graph.forms import GRAPH_FILES
-from edgeres.records import EngineRecord, Manifest
+from edgeres.graph.forms import GRAPH_FILES, forms_in
+from edgeres.records import EngineRecord, FormRecord, Manifest
 
 MANIFEST = "manifest.json"
-MANIFEST_KIND = DocumentKind(Manifest, f"a {MANIFEST}", "build it again", (2, 2), digest="required", error=BundleError)
+MANIFEST_KIND = DocumentKind(Manifest, f"a {MANIFEST}", "build it again", (2, 3), digest="required", error=BundleError)
 FP32 = "model.fp32.onnx"
 CALIBRATION = "calibration.json"
 REPORT, REPORT_PAGE = "report.json", "report.html"
@@ -106,6 +106,17 @@ class Bundle:
 
     def has(self, name: str) -> bool:
         return name in self.manifest.files
+
+    @property
+    def forms(self) -> tuple[FormRecord, ...]:
+        """The INT8 and FP16 graphs; a bundle of schema 2 names them by their files alone."""
+        return self.manifest.forms or tuple(form.record(None) for form in forms_in(self.has).values())
+
+    def default_form(self, runtime: str) -> FormRecord | None:
+        """The form that a runtime gets where nothing was measured; None: the bundle has none for it."""
+        fit = [form for form in self.forms if runtime in form.runtimes]
+        name = self.manifest.default_form.get(runtime)
+        return next((form for form in fit if name in (None, form.name)), None)
 
     def file(self, name: str) -> Path:
         """The path of a file of the bundle, after checking its hash.

@@ -14,7 +14,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
 from itertools import accumulate, repeat
 from pathlib import Path
@@ -306,6 +306,10 @@ def _key(field: Field[Any]) -> str:
     return str(field.metadata.get("key", field.name))
 
 
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
 def plain(value: Any) -> Any:
     """A record, or what holds records, in plain JSON types."""
     if is_dataclass(value):
@@ -314,7 +318,7 @@ def plain(value: Any) -> Any:
             own = getattr(value, field.name)
             if "grouped" in field.metadata:
                 found |= plain(own)
-            elif "optional" not in field.metadata or own != field.default:
+            elif "optional" not in field.metadata or own != _default(field):
                 found[_key(field)] = plain(own)
         return found
     if isinstance(value, Mapping):

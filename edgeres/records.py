@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from edgeres.documents import GROUPED, OPTIONAL, is_sha256, plain, require
+from edgeres.documents import GROUPED, OPTIONAL, is_sha256, named, plain, require
 from edgeres.files import is_inside
 
 F32 = npt.NDArray[np.float32]
@@ -397,6 +397,34 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
+class FormRecord:
+    """One graph of the network in a bundle: what it is, and which runtimes it is written for.
+
+    Attributes:
+        file: path inside the bundle.
+        runtimes: that run it, or that engines are built from it for.
+        precision: of its convolutions: ``int8`` of at least some of them.
+        codes: of activations behind a ReLU; None where it holds no codes, or codes of another kind.
+        between: type of what is not in codes; ``float`` on disk.
+        description: how it differs from the other forms, in words.
+        sqnr_db: of its scores against FP32's on calibration images, computed on ONNX Runtime; None where it was not
+            measured, or the scores are equal.
+    """
+
+    name: str
+    file: str
+    runtimes: tuple[str, ...]
+    precision: Literal["int8", "fp16"]
+    codes: Codes | None
+    between: Literal["float32", "float16"] = field(metadata=named("float"))
+    description: str
+    sqnr_db: float | None = field(default=None, metadata=OPTIONAL)
+
+    def __post_init__(self) -> None:
+        require(is_inside(self.file), "file must be a path inside the bundle")
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The content of a bundle's manifest.json; see :mod:`edgeres.bundle`.
 
@@ -406,6 +434,8 @@ class Manifest:
         plan_digests: SHA-256 of each INT8 graph's plan, by style.
         environment: versions of the software that made it.
         left_out: targets of the build that failed while the others were built.
+        forms: the INT8 and FP16 graphs; empty in a bundle of schema 2, see :attr:`edgeres.bundle.Bundle.forms`.
+        default_form: by runtime, the name of the form that is used where nothing was measured.
     """
 
     model: ModelSpec
@@ -416,6 +446,8 @@ class Manifest:
     engines: tuple[EngineRecord, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     left_out: tuple[LeftOut, ...] = field(default=(), metadata=OPTIONAL)
+    forms: tuple[FormRecord, ...] = field(default=(), metadata=OPTIONAL)
+    default_form: Mapping[str, str] = field(default_factory=dict, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         require(all(map(is_inside, self.files)), "files must be named by paths inside the bundle")
@@ -424,6 +456,11 @@ class Manifest:
         require(len(plain_names) == len(self.files), "files must not have names that differ in case alone")
         folders = {str(parent) for name in self.files for parent in PurePosixPath(name).parents}
         require(not folders & self.files.keys(), "files must not be named as folders of others")
+        by_name = {form.name: form for form in self.forms}
+        require(len(by_name) == len(self.forms), "forms must have names of their own")
+        for runtime, name in self.default_form.items():
+            fits = name in by_name and runtime in by_name[name].runtimes
+            require(fits, f"default_form of {runtime} must be a form for it")
         digests = (*self.files.values(), *self.plan_digests.values())
         require(all(map(is_sha256, digests)), "digests must have 64 hex digits")
 

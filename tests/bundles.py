@@ -57,12 +57,14 @@ def spec(**changes: Any) -> ModelSpec:
     return ModelSpec("tiny", Preprocess(crop_px=(SIDE, SIDE), **changes), CLASSES, output=output)
 
 
-def write_bundle(path: Path, model: ModelSpec | None = None, files: Mapping[str, bytes] | None = None) -> Path:
-    """A sealed bundle with ``files``; by default the classifier as its graph for the CPU."""
+def write_bundle(
+    path: Path, model: ModelSpec | None = None, files: Mapping[str, bytes] | None = None, **more: Any
+) -> Path:
+    """A sealed bundle with ``files``, by default the classifier as its graph for the CPU; ``more`` for its manifest."""
     with new_bundle(path) as folder:
         for name, content in (files or {FORMS["cpu"].file: classifier()}).items():
             write_file(folder / name, content)
-        seal(folder, Manifest(model or spec(), {}, {}, {}, {}))
+        seal(folder, Manifest(model or spec(), {}, {}, {}, {}, **more))
     return path
 
 

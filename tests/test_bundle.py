@@ -20,7 +20,7 @@ from edgeres.bundle import MANIFEST, Bundle, new_bundle, seal
 from edgeres.documents import digest
 from edgeres.errors import BundleError, EnvironmentError_
 from edgeres.files import temporary_name, write_file
-from edgeres.records import EngineRecord, Manifest
+from edgeres.records import EngineRecord, FormRecord, Manifest
 
 NAME = "robot [v1].edgeres"  # brackets mean something to glob
 
@@ -52,10 +52,49 @@ def test_the_manifest_names_every_other_file_with_its_hash(tmp_path: Path) -> No
     manifest = json.loads((path / MANIFEST).read_text())
     found = {p.relative_to(path).as_posix(): p for p in path.rglob("*") if p.is_file() and p.name != MANIFEST}
     assert manifest["files"] == {name: hashlib.sha256(p.read_bytes()).hexdigest() for name, p in found.items()}
-    assert manifest["schema"] == 2
+    assert manifest["schema"] == 3
     assert Bundle(path).manifest.model == spec()
     assert Bundle(path).manifest.model.labels == CLASSES
     assert siblings(path) == set()
+
+
+def form(name: str, *runtimes: str, file: str | None = None) -> FormRecord:
+    return FormRecord(name, file or f"model.{name}.onnx", runtimes, "int8", "full", "float32", f"the {name} form")
+
+
+def test_the_forms_of_a_bundle_are_read_back(tmp_path: Path) -> None:
+    forms = (form("plain", "tensorrt"), form("fast", "tensorrt", "rtx"))
+    path = write_bundle(tmp_path / NAME, forms=forms, default_form={"tensorrt": "fast"})
+    bundle = Bundle(path)
+    assert bundle.forms == forms
+    assert bundle.default_form("tensorrt") == forms[1]
+    assert bundle.default_form("rtx") == forms[1]
+    assert bundle.default_form("onnxruntime") is None
+
+
+def test_a_bundle_of_schema_2_names_its_forms_by_its_files(tmp_path: Path) -> None:
+    path = write_bundle(tmp_path / NAME, files={"model.int8.onnx": b"t", "model.int8.cpu.onnx": b"c"})
+    manifest = json.loads((path / MANIFEST).read_text())
+    body = {**{key: value for key, value in manifest.items() if key != "digest"}, "schema": 2}
+    (path / MANIFEST).write_text(json.dumps({**body, "digest": digest(body)}))
+    found = {record.file: record.runtimes for record in Bundle(path).forms}
+    assert found == {"model.int8.onnx": ("tensorrt",), "model.int8.cpu.onnx": ("onnxruntime",)}
+
+
+@pytest.mark.parametrize(
+    ("forms", "default", "why"),
+    [
+        ((form("a", "rtx"), form("a", "cpu")), {}, "names of their own"),
+        ((form("a", "rtx"),), {"rtx": "b"}, "default_form of rtx"),
+        ((form("a", "rtx"),), {"tensorrt": "a"}, "default_form of tensorrt"),
+    ],
+    ids=["twice", "unknown", "of another runtime"],
+)
+def test_forms_that_do_not_fit_are_refused(forms: tuple[FormRecord, ...], default: dict[str, str], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        Manifest(spec(), {}, {}, {}, {}, forms=forms, default_form=default)
+    with pytest.raises(ValueError, match="a path inside the bundle"):
+        form("a", "rtx", file="../a.onnx")
 
 
 def test_a_newer_bundle_replaces_all_of_an_older_one(tmp_path: Path) -> None:
@@ -356,10 +395,10 @@ def test_a_file_outside_the_manifest_is_refused(tmp_path: Path) -> None:
         ("{}", "is not a manifest.json: it states no schema"),
         ('{"schema": "new"}', "is not a manifest.json: it states no schema"),
         ('{"schema": null}', "is not a manifest.json: it states no schema"),
-        ('{"schema": 1, "model": {}}', "written in format 1, this edgeres reads 2; build it again"),
+        ('{"schema": 1, "model": {}}', "written in format 1, this edgeres reads 3; build it again"),
         ('{"schema": 2}', "was changed after it was written: its digest differs; build it again"),
         ('{"schema": 2, "schema": 2}', "$.schema: is there twice"),
-        ('{"schema": 99}', "written in format 99, this edgeres reads 2; upgrade edgeres"),
+        ('{"schema": 99}', "written in format 99, this edgeres reads 3; upgrade edgeres"),
         (b"\xff\xfe", "is not a manifest.json: 'utf-8' codec"),
     ],
 )

@@ -45,7 +45,7 @@ from edgeres.progress import SILENT
 from edgeres.quantize.exchange import read_foreign
 from edgeres.quantize.inspect import inspect
 from edgeres.quantize.rewrite import PLAN_KEY, PlanNotes
-from edgeres.records import EngineRecord, Measurement, ModelSpec, Preprocess
+from edgeres.records import EngineRecord, FormRecord, Measurement, ModelSpec, Preprocess
 from edgeres.remote.session import RemoteCheck, RemoteChoice, _Session, _steps, _StepsDone
 from edgeres.remote.ssh import Done, Host
 from edgeres.report.terminal import render_terminal
@@ -315,7 +315,8 @@ def test_there_are_enough_inputs() -> None:
 
 def test_manifests(tmp_path: Path) -> None:
     """None but the one that was written is taken; behind a forged digest every key, type and bound is checked."""
-    folder = write_bundle(tmp_path / "b.edgeres")
+    form = FormRecord("cpu", "model.int8.cpu.onnx", ("onnxruntime",), "int8", None, "float32", "for a CPU", 31.25)
+    folder = write_bundle(tmp_path / "b.edgeres", forms=(form,), default_form={"onnxruntime": "cpu"})
     Bundle(folder).add_engines({EngineRecord("rtx", "rtx", "1", "int8", "built", "engines/a.engine", 3): b"abc"})
     content = (folder / MANIFEST).read_bytes()
     read = reader_of(folder / MANIFEST, lambda: Bundle(folder).manifest)

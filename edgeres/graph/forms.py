@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from edgeres.device.targets import Runtime
-from edgeres.records import Style
+from edgeres.records import Codes, FormRecord, Style
 
 if TYPE_CHECKING:
     import onnx
@@ -36,6 +36,8 @@ class GraphForm:
             Q/DQ pairs, as a stand-in for ``runtime``.
         made_from: name of the form that ``rewrite`` takes; None: the quantizer writes it from the plan.
         rewrite: writes this form.
+        between: type of what is not in codes.
+        description: in words, for people who choose one.
     """
 
     name: str
@@ -45,16 +47,43 @@ class GraphForm:
     integer: bool = False
     made_from: str | None = None
     rewrite: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None
+    between: Literal["float32", "float16"] = "float32"
+    description: str = ""
+
+    def record(self, codes: Codes | None, sqnr_db: float | None = None) -> FormRecord:
+        """The entry of a manifest; ``codes`` are those of activations behind a ReLU, in the style for TensorRT."""
+        known = codes if self.style == "tensorrt" else None
+        return FormRecord(self.name, self.file, (self.runtime,), "int8", known, self.between, self.description, sqnr_db)
 
 
 FORMS = {
     form.name: form
     for form in (
-        GraphForm("tensorrt", "model.int8.onnx", style="tensorrt", runtime="tensorrt"),
         GraphForm(
-            "rtx", "model.int8.rtx.onnx", style="tensorrt", runtime="rtx", made_from="tensorrt", rewrite=_for_rtx
+            "tensorrt",
+            "model.int8.onnx",
+            style="tensorrt",
+            runtime="tensorrt",
+            description="INT8 convolutions and classifier, a scale per channel of the weights",
         ),
-        GraphForm("cpu", "model.int8.cpu.onnx", style="cpu", runtime="onnxruntime", integer=True),
+        GraphForm(
+            "rtx",
+            "model.int8.rtx.onnx",
+            style="tensorrt",
+            runtime="rtx",
+            made_from="tensorrt",
+            rewrite=_for_rtx,
+            between="float16",
+            description="the same codes; one scale of the weights, and a factor per channel behind the convolution",
+        ),
+        GraphForm(
+            "cpu",
+            "model.int8.cpu.onnx",
+            style="cpu",
+            runtime="onnxruntime",
+            integer=True,
+            description="codes from the image to the classifier, for integer kernels on a CPU",
+        ),
     )
 }
 GRAPH_FILES = tuple(form.file for form in FORMS.values())

@@ -84,7 +84,11 @@ def make(
     )
     return Made(
         folder=folder,
-        manifest=_manifest(fp32, quantized, tuple(engines), tuple(_left_out(targets, tried, engines, o))),
+        manifest=replace(
+            _manifest(fp32, quantized, tuple(engines), tuple(_left_out(targets, tried, engines, o))),
+            forms=tuple(FORMS[name].record(o.ranges.codes, tried.figure(name)) for name in tried.graphs),
+            default_form={FORMS[name].runtime: name for name in tried.graphs},
+        ),
         files=artefacts(folder),
         sizes=graph_sizes(folder),
         facts=facts_of(fp32.spec, facts_among(o.to_dict()), making, environment()),

@@ -66,6 +66,11 @@ class Tried:
     sqnr_db: Mapping[str, float]
     left_out: Mapping[str, str] = field(default_factory=dict)
 
+    def figure(self, name: str) -> float | None:
+        """The SQNR of a form, rounded; None where its scores equal FP32's, as all-zero ones do."""
+        found = self.sqnr_db[name]
+        return None if found >= _db(0.0) else round(found, 2)
+
 
 def probe_images(loader: Loader) -> F32:
     """Inputs from a few of the loader's images, (N, ...); random ones where it only has a description of its images.

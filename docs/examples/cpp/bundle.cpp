@@ -9,7 +9,7 @@ using nlohmann::json;
 
 namespace {
 
-constexpr int kSchema = 2;
+constexpr int kOldestSchema = 2, kNewestSchema = 3;
 
 Contract contract_of(const json& said) {
     Contract contract;
@@ -45,7 +45,8 @@ Bundle read_bundle(const std::filesystem::path& folder) {
     if (!stream) throw std::runtime_error(folder.string() + ": no bundle, it has no manifest.json");
     try {
         const json manifest = json::parse(stream);
-        if (manifest.at("schema").get<int>() != kSchema)
+        const int schema = manifest.at("schema").get<int>();
+        if (schema < kOldestSchema || schema > kNewestSchema)
             throw std::runtime_error(file.string() + ": has another schema than this program reads");
         const json& model = manifest.at("model");
         return {contract_of(model.at("preprocess")), model.at("labels").get<std::vector<std::string>>(),
