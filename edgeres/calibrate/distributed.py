@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,10 @@ class Recipe:
     def absolute(self) -> Recipe:
         """The same with absolute paths."""
         calibration, validation = _absolute(self.data.calibration), _absolute(self.data.validation)
-        return replace(self, data=replace(self.data, calibration=calibration, validation=validation))
+        table = self.data.validation_labels
+        labels = None if table is None else str(Path(table).expanduser().resolve())
+        data = replace(self.data, calibration=calibration, validation=validation, validation_labels=labels)
+        return replace(self, data=data)
 
 
 def _absolute(text: str | None) -> str | None:

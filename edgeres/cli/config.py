@@ -36,6 +36,7 @@ _TYPES: dict[str, Any] = {
     "baseline": str,
     "any_machine": bool,
     "validation": str,
+    "validation_labels": str,
     "validation_size": int,
     "thumbnails": bool,
 }
@@ -100,8 +101,10 @@ def _table(path: Path) -> dict[str, Any] | None:
 def _value(name: str, value: Any, path: Path) -> Any:
     if name in LIMITS and value is False:
         return None
-    if name not in ("baseline", "validation"):
+    if name not in ("baseline", "validation", "validation_labels"):
         return value
     named_file = path.parent / os.path.expanduser(value)  # noqa: PTH111  Path.expanduser raises for unknown users
+    if name != "validation":
+        return named_file if name == "baseline" else str(named_file)
     # Other words for images, as signs:200, are no path.
-    return named_file if name == "baseline" else str(named_file) if os.path.exists(named_file) else value  # noqa: PTH110  Path.exists raises
+    return str(named_file) if os.path.exists(named_file) else value  # noqa: PTH110  Path.exists raises

@@ -96,6 +96,7 @@ _HARDWARE = "Build engines for other GPUs from Ampere on, too; not on Jetsons."
 _RTX_GPUS = "Build RTX engines for this GPU, e.g. 8.9; repeatable. Default: a portable engine."
 _THUMBNAILS = "Show images that INT8 gets wrong in the report.  [default: yes]"
 
+_TABLE = "Labels of these images where they are in no class folders: CSV or text with image,label in each line."
 _SIZE = "Height and width of the input, where the graph leaves them free or a model of the zoo has others."
 _EMA = "Take the averaged weights that training kept in the checkpoint (EMA, SWA)."
 _HEAD = "What stands between the layers of a checkpoint's classifier, if it has several."
@@ -189,6 +190,7 @@ def _limit(flag: str, metavar: str, text: str) -> Decorator:
 
 validation_options = _all(
     click.option("--validation", metavar="SRC", help=f"Images to verify on. {SRC}."),
+    click.option("--validation-labels", metavar="FILE", help=_TABLE),
     whole_number("--validation-size", "Number of images taken from it; all by default."),
 )
 
@@ -228,7 +230,8 @@ def gate_choice(given: dict[str, Any]) -> dict[str, Any]:
         said = given.pop(name)
         if said not in (None, ()):
             values[name] = None if said == Limit.OFF else said
-    chosen: dict[str, Any] = {name: values[name] for name in ("validation", "validation_size") if name in values}
+    images = ("validation", "validation_labels", "validation_size")
+    chosen: dict[str, Any] = {name: values[name] for name in images if name in values}
     return {**chosen, "thumbnails": values.get("thumbnails", True), "gates": gates_from(values)}
 
 

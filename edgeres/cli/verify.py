@@ -54,6 +54,7 @@ def command(ctx: click.Context, /, bundle: Path, output: Path | None, as_json: b
     gates = options.gate_choice(given)
     validation = given["validation"] or gates.pop("validation", None)
     size = given["validation_size"] or gates.pop("validation_size", None)
+    labels = given["validation_labels"] or gates.pop("validation_labels", None)
     chosen = VerifyOptions(
         gates=gates["gates"],
         on_unreadable=given["on_unreadable"],
@@ -61,7 +62,7 @@ def command(ctx: click.Context, /, bundle: Path, output: Path | None, as_json: b
         thumbnails=gates["thumbnails"],
         command=command_line(),
     )
-    data = DataChoice(validation=validation, validation_size=size, seed=given["seed"])
+    data = DataChoice(validation=validation, validation_labels=labels, validation_size=size, seed=given["seed"])
     report = verify_bundle(bundle, data, chosen, progress(quiet=as_json))
     if output is not None:
         write_report(output, report)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from edgeres.data.base import FORMS, Role, Source, View, subset
+from edgeres.data.image_labels import label_images
 from edgeres.data.matching import match_labels
 from edgeres.data.sources import locate, open_source
-from edgeres.errors import UsageError
+from edgeres.errors import SourceError, UsageError
 from edgeres.progress import SILENT, Progress
 from edgeres.records import ModelSpec
 
@@ -22,6 +24,7 @@ class DataChoice:
     Attributes:
         calibration_size, validation_size: images chosen from these sources; None takes all.
         seed: of the random choice of images.
+        validation_labels: a table with the labels of the validation images, which then need no class folders.
     """
 
     calibration: str | None = None
@@ -29,6 +32,7 @@ class DataChoice:
     calibration_size: int = 512
     validation_size: int | None = None
     seed: int = 0
+    validation_labels: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ def check_paths(choice: DataChoice) -> None:
     for text in (choice.calibration, choice.validation):
         if text is not None:
             locate(text)
+    if (table := _table(choice)) is not None and not table.is_file():
+        raise SourceError("no such file", where=table, hint="check the path of the labels")
 
 
 def choose_calibration(choice: DataChoice, spec: ModelSpec, progress: Progress = SILENT) -> Source:
@@ -85,7 +91,10 @@ def choose_validation(
     Raises:
         UsageError, SourceError: as :func:`choose_calibration`, and where labels do not match the model's.
     """
-    source = _open(choice.validation, spec, "validation")
+    table = _table(choice)
+    source = _open(choice.validation, spec, "validation", labelled=table is not None)
+    if table is not None:
+        source = label_images(source, table, spec.labels)
     if choice.validation_size is not None:
         source = subset(source, choice.validation_size, choice.seed)
     if choice.validation is None and spec.weights == "random":
@@ -101,18 +110,31 @@ def choose_sources(choice: DataChoice, spec: ModelSpec, progress: Progress = SIL
     return Sources(choose_calibration(choice, spec, progress), validation, reasons)
 
 
+def _table(choice: DataChoice) -> Path | None:
+    """The file with the labels of the validation images."""
+    if choice.validation_labels is None:
+        return None
+    if choice.validation is None:
+        raise UsageError("labels need images", where=choice.validation_labels, hint="add --validation SRC")
+    return Path(choice.validation_labels).expanduser()
+
+
 def _said(source: Source, role: Role, progress: Progress) -> Source:
     for note in source.notes:
         progress.say(f"note: {role}: {note}")
     return source
 
 
-def _open(text: str | None, spec: ModelSpec, role: Role) -> Source:
-    """Open the images that the user names, or the generated set, at the size that the model's resize produces."""
+def _open(text: str | None, spec: ModelSpec, role: Role, *, labelled: bool = False) -> Source:
+    """Open the images that the user names, or the generated set, at the size that the model's resize produces.
+
+    Args:
+        labelled: labels come from a table, so that images need none here.
+    """
     if text is None:
         from edgeres.data.signs import CLASSES
 
         if spec.labels != CLASSES and spec.weights != "random":
             raise UsageError(f"{spec.name} ({spec.weights}) needs {role} images", hint=f"--{role} SRC: {FORMS}")
     px = spec.preprocess.resize_px or min(spec.preprocess.crop_px)
-    return open_source("signs" if text is None else text, role=role, px=px, known=spec.labels)
+    return open_source("signs" if text is None else text, role=role, px=px, known=spec.labels, labelled=labelled)

@@ -12,7 +12,7 @@ from edgeres.data.arrays import is_cifar10, open_cifar10, open_npz
 from edgeres.data.base import FORMS, Role, Source
 from edgeres.data.files import open_archive, open_folder
 from edgeres.data.forms import form_of, is_image
-from edgeres.data.tree import arrange
+from edgeres.data.tree import arrange, flat
 from edgeres.errors import SourceError
 from edgeres.files import LFS_POINTER, PULL, is_lfs_pointer_at
 
@@ -20,7 +20,7 @@ _SIGNS = re.compile(r"signs(?::(?P<count>\d+))?(?:@(?P<seed>\d+))?")
 _SIGNS_COUNT = {"calibration": 512, "validation": 1000}
 
 
-def open_source(text: str | Path, *, role: Role, px: int, known: Sequence[str] = ()) -> Source:
+def open_source(text: str | Path, *, role: Role, px: int, known: Sequence[str] = (), labelled: bool = False) -> Source:
     """Open images for calibration or validation.
 
     ``signs[:count][@seed]``
@@ -45,6 +45,8 @@ def open_source(text: str | Path, *, role: Role, px: int, known: Sequence[str] =
         role: what the images are for; validation needs labels.
         px: side of the images that ``signs`` renders; other sources keep their sizes.
         known: class names of the network, which tell class folders from others.
+        labelled: labels come from a table: all images of a directory or an archive are taken, whatever folder they lie
+            in, and none needs a label.
 
     Raises:
         SourceError: it does not exist, has none of these forms, or its content is inconsistent.
@@ -56,11 +58,12 @@ def open_source(text: str | Path, *, role: Role, px: int, known: Sequence[str] =
     if path.is_dir() and is_cifar10(path):
         return open_cifar10(path, role)
     if path.is_dir() or suffix in (".zip", ".tar"):
-        return (open_folder if path.is_dir() else open_archive)(path, partial(arrange, role=role, known=known))
+        arranged = flat if labelled else partial(arrange, role=role, known=known)
+        return (open_folder if path.is_dir() else open_archive)(path, arranged)
     if not path.is_file():
         raise SourceError("is neither a file nor a directory", where=path, hint=f"expected {FORMS}")
     if suffix == ".npz":
-        return open_npz(path, role)
+        return open_npz(path, "calibration" if labelled else role)
     raise SourceError("is no source of images", where=path, hint=_instead(path))
 
 

@@ -29,6 +29,7 @@ _WORDS = {
 # Options that do not change the files of a bundle, or that other facts describe.
 _NO_FACTS = {
     *("model", "weights", "labels", "output", "force", "validation", "validation_size", "calibration"),
+    "validation_labels",
     *("scheduler", "thumbnails", "limits", "baseline", "any_machine", "on_unsure", "allow"),
     *LIMITS,
 }
