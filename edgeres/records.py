@@ -308,6 +308,7 @@ class Measurement:
         backend: e.g. ``ONNX Runtime 1.32 CPU``.
         warmup_seconds: time spent before the first recorded inference.
         block: inferences per turn, where several runners took turns; ``seconds`` consists of whole blocks.
+        cpu_seconds: processor time of this process, float64, one per inference; None: not measured.
     """
 
     seconds: F64
@@ -316,6 +317,7 @@ class Measurement:
     backend: str
     warmup_seconds: float
     block: int = 1
+    cpu_seconds: F64 | None = None
 
     def p(self, percent: float) -> float:
         """Percentile in milliseconds."""

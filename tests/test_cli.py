@@ -135,7 +135,7 @@ def test_the_demo_end_to_end(tmp_path: Path) -> None:
     out, err = build.communicate()
     assert build.returncode == 0, err
     assert "resnet20: weights signs, 16 classes\n" in err
-    assert "PASSED" in out
+    assert "PASSED" in out or "Passed, not certain: " in out
     assert "\x1b" not in out + err
     path = tmp_path / "resnet20.edgeres"
     assert list(tmp_path.iterdir()) == [path]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,7 @@ def test_a_p99_of_a_disturbed_run_does_not_fail(noise: list[str], p50: float, ou
     latency = {"int8": {"p99_ms": 8.0, "p99_ms_ci95": [7.0, 9.0], "p50_ms": p50}, "noise": noise}
     (verdict,) = judge_gates([gate("p99_ms", 5.0)], {"latency": latency})
     assert verdict.outcome == outcome
-    assert ("uncertain: busy" in verdict.reason) is (outcome == "unsure")
+    assert ("not certain: busy" in verdict.reason) is (outcome == "unsure")
 
 
 # ---- how many images -------------------------------------------------------------------------------------------------
@@ -107,7 +108,54 @@ def test_an_unsure_drop_says_how_many_images_would_decide() -> None:
     assert verdict.images_needed == images_for_drop(3, 1, 200, 3.0)
     assert verdict.images_needed is not None
     assert verdict.images_needed > 200
-    assert f"uncertain with 200 images: about {round_up(verdict.images_needed):,} would decide" in verdict.reason
+    lost = "3 of 200 images lost, 1 gained"
+    assert verdict.reason.startswith(
+        f"{lost}; {round_up(verdict.images_needed):,} are needed to prove less than 3 pp ("
+    )
+
+
+def test_the_last_line_of_a_run_that_loses_nothing_says_what_it_cannot_prove() -> None:
+    """318 images and a limit of 1 pp: 590 are needed, as docs/verification.md has it."""
+    drop = paired_drop_pp(0, 0, 318)
+    group = {"drop_pp": drop.value, "drop_pp_ci95": [drop.low, drop.high], "lost": 0, "gained": 0, "total": 318}
+    (verdict,) = judge_gates([gate("drop_pp", 1.0)], {"accuracy": {"graphs": {"cpu": group}, "images": 318}})
+    assert re.match(r"0 of 318 images lost; [\d,]+ are needed to prove less than 1 pp \(0 pp, 95 %", verdict.reason)
+
+
+@pytest.mark.parametrize(
+    ("metric", "limit", "figure", "words"),
+    [
+        (
+            "agreement",
+            97.0,
+            {"agreement": 98.0, "agreement_ci95": [95, 99], "same": 196, "images": 200},
+            "more than 97 %",
+        ),
+        (
+            "agreement",
+            97.0,
+            {"agreement": 96.0, "agreement_ci95": [92, 98], "same": 192, "images": 200},
+            "less than 97 %",
+        ),
+    ],
+)
+def test_the_images_that_are_needed_prove_what_the_figure_shows(
+    metric: str, limit: float, figure: dict[str, Any], words: str
+) -> None:
+    (verdict,) = judge_gates([gate(metric, limit)], {"accuracy": {"graphs": {"cpu": figure}, "images": 200}})
+    assert verdict.outcome == "unsure"
+    assert verdict.images_needed is not None
+    assert verdict.reason.endswith(f"{round_up(verdict.images_needed):,} images are needed to prove {words}")
+
+
+def test_a_speedup_that_processor_time_does_not_confirm_is_not_measurable() -> None:
+    """By the clock it passes, in processor time it fails: other processes decided it."""
+    latency = {"speedup": 17.2, "speedup_ci95": [16.8, 17.6], "cpu_speedup": 5.1, "measurable": False, "noise": []}
+    (verdict,) = judge_gates([gate("speedup", 10.0)], {"latency": latency})
+    assert verdict.outcome == "unsure"
+    assert "not measurable: 17.2x by the clock, but 5.1x in processor time" in verdict.reason
+    (sure,) = judge_gates([gate("speedup", 10.0)], {"latency": latency | {"measurable": True}})
+    assert sure.outcome == "passed"
 
 
 @pytest.mark.parametrize(
@@ -200,7 +248,7 @@ def test_a_class_fails_where_its_loss_is_beyond_the_limit_and_significant(fallin
 def test_too_few_images_in_every_class_leave_the_gate_unsure() -> None:
     (verdict,) = judge_gates([gate("class_drop_pp", 10.0)], _classes(_row("exit", 9, 0, 9, 0.05), largest=9))
     assert verdict.outcome == "unsure"
-    assert "uncertain with at most 9 images per class: a loss is significant from 10 images on" in verdict.reason
+    assert "not certain with at most 9 images per class: a loss is significant from 10 images on" in verdict.reason
 
 
 def test_classes_without_labels_are_not_measured() -> None:
@@ -271,7 +319,7 @@ def hits(correct: int, total: int) -> dict[str, Any]:
 def test_the_interval_of_top1_decides(limit: float, outcome: str) -> None:
     (verdict,) = judge_gates([gate("top1", limit)], hits(180, 200))
     assert (verdict.observed, verdict.outcome) == (90.0, outcome)
-    assert f"the limit is at least {limit:g} %" in verdict.reason
+    assert f"than {limit:g} %" in verdict.reason or f"the limit is at least {limit:g} %" in verdict.reason
     assert (verdict.images_needed is not None) is (outcome == "unsure")
 
 

@@ -106,7 +106,7 @@ def test_markdown_says_the_verdict_and_every_gate(report: dict[str, Any], tmp_pa
     assert (tmp_path / "summary.md").read_text(encoding="utf-8") == render_markdown(report)
     rendered = _html(report)
     assert rendered.startswith("<h2>resnet18 in INT8: ") or "net in INT8" in rendered
-    words = {"passed": "passed", "failed": "failed", "unsure": "uncertain"}
+    words = {"passed": "passed", "failed": "failed", "unsure": "not certain"}
     heading = rendered[: rendered.index("</h2>")]
     assert (words[report["outcome"]] in heading) or not report["verdicts"]
     rows = _rows(rendered)

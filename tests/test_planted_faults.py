@@ -82,7 +82,8 @@ stage_runner = candidates.OrtRunner
 
 
 def with_clock(patch: pytest.MonkeyPatch, clock: Clock) -> None:
-    patch.setattr(latency, "perf_counter", clock)
+    for name in ("perf_counter", "process_time"):
+        patch.setattr(latency, name, clock)
     patch.setattr(candidates, "OrtRunner", clock.runner)
     patch.setattr(measure, "LatencyPlan", functools.partial(measure.LatencyPlan, min_seconds=1.0))
 

@@ -15,6 +15,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from xml.etree import ElementTree
 
 import jsonschema
 import numpy as np
@@ -41,6 +42,7 @@ from edgeres.records import (
 from edgeres.report import charts
 from edgeres.report.figures import megabytes, significant
 from edgeres.report.html import render_html
+from edgeres.report.junit import render_junit
 from edgeres.report.markdown import render_markdown
 from edgeres.report.terminal import render_terminal
 from edgeres.verify.accuracy import Comparison
@@ -266,7 +268,7 @@ def test_the_terminal_shows_every_report_in_80_columns(report: dict[str, Any]) -
     text.encode("ascii")
     assert ("FAILED" in text) is not report["passed"]
     for verdict in report["verdicts"]:
-        word = {"passed": "pass", "failed": "FAIL", "unsure": "unsure" if verdict["passed"] else "FAIL"}
+        word = {"passed": "pass", "failed": "FAIL", "unsure": "not certain" if verdict["passed"] else "FAIL"}
         assert re.search(rf"^{verdict['title']} .* {word[verdict['outcome']]}\s*$", text, re.M)
 
 
@@ -426,14 +428,62 @@ def test_the_verdict_comes_first() -> None:
     cases = {
         "complete": ("Passed", ""),
         "failed": ("Failed", " failed"),
-        "unsure": ("Uncertain", " unsure"),
+        "unsure": ("Passed, not certain: ", " unsure"),
         "no gates": ("No gate was set", " open"),
     }
     for name, (word, kind) in cases.items():
         page = Page(render_html(judged(**described(**VARIANTS[name]))))
         assert page.all("section")[0]["class"] == f"banner{kind}"
-        headings = [text for text in page.texts if text in (word, "Accuracy")]
-        assert headings[0] == word
+        headings = [text for text in page.texts if text == "Accuracy" or text.startswith(word)]
+        assert headings[0].startswith(word)
+
+
+def test_the_outcome_has_one_wording_everywhere() -> None:
+    report = judged(**described(**VARIANTS["unsure"]))
+    words = f"Passed, not certain: {report['verdicts'][0]['reason']}"
+    assert re.search(r"^Passed, not certain: 5 of 200 images lost; [\d,]+ are needed to prove ", words)
+    assert words in Page(render_html(report)).texts
+    assert words in " ".join(shown(report).split())
+    assert words.replace(" (", "\n(")[:60] in render_markdown(report)
+    skipped = ElementTree.fromstring(render_junit(report)).find(".//testcase/skipped")
+    assert skipped is not None
+    assert skipped.get("type") == "not certain"
+    assert report["verdicts"][0]["reason"] in str(skipped.get("message"))
+
+
+def slow(factor: float, cpu_factor: float | None = None) -> dict[str, Measurement]:
+    """INT8 takes ``factor`` times as long as FP32 by the clock, and ``cpu_factor`` times in processor time."""
+    fp32 = np.random.default_rng(0).normal(0.010, 1e-4, 200)
+    cpu = None if cpu_factor is None else fp32 * cpu_factor
+    return {
+        name: Measurement(seconds, 1, "host to host", ORT, 0.2, 10, of)
+        for name, seconds, of in (("fp32", fp32, None if cpu is None else fp32), ("int8", fp32 * factor, cpu))
+    }
+
+
+def test_a_graph_slower_than_fp32_is_told_before_all_figures() -> None:
+    report = judged(**described(latency=slow(1.75)))
+    told = "INT8 is slower than FP32 here: 0.57x, 95 % interval 0.57 to 0.57 (10 to 17.5 ms)"
+    text = " ".join(shown(report).split())
+    assert text.index(told) < text.index("top-1 drop")
+    texts = Page(render_html(report)).texts
+    assert texts.index(told) < texts.index("Top-1 drop")
+    markdown = render_markdown(report).replace("\\", "")
+    assert markdown.index("INT8 is slower than FP32 here: 0.57x") < markdown.index("| Gate |")
+    assert "slower than FP32" not in shown(judged(**described(latency=slow(0.5))))
+
+
+def test_a_speedup_that_the_processor_time_denies_is_called_not_measurable() -> None:
+    report = judged(**described(latency=slow(0.06, 0.2), limits=limits(min_speedup=10.0)))
+    latency, (verdict,) = report["latency"], report["verdicts"]
+    assert latency["measurable"] is False
+    assert latency["cpu_speedup"] == pytest.approx(5.0)
+    assert (verdict["outcome"], report["outcome"], report["passed"]) == ("unsure", "unsure", True)
+    words = "not measurable: 16.7x by the clock, but 5x in processor time"
+    assert words in " ".join(shown(report).split())
+    assert any(words in text for text in Page(render_html(report)).texts)
+    assert words in render_markdown(report)
+    assert judged(**described(latency=slow(0.2, 0.21)))["latency"]["measurable"] is True
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=("Cs", "Cc")), min_size=1))

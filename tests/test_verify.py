@@ -30,7 +30,15 @@ from edgeres.runtime.ort import OrtRunner
 from edgeres.verify import latency as latency_module
 from edgeres.verify import statistics
 from edgeres.verify.accuracy import compare
-from edgeres.verify.latency import LatencyPlan, drift_percent, measure_latency, noise, speedup, variation_percent
+from edgeres.verify.latency import (
+    LatencyPlan,
+    cpu_speedup,
+    drift_percent,
+    measure_latency,
+    noise,
+    speedup,
+    variation_percent,
+)
 from edgeres.verify.statistics import (
     Z95,
     Estimate,
@@ -454,7 +462,8 @@ class Timed(Table):
 
 def _measured(monkeypatch: pytest.MonkeyPatch, plan: LatencyPlan, **seconds: Any) -> tuple[dict[str, Any], list[str]]:
     clock, diary = Clock(), []
-    monkeypatch.setattr(latency_module, "perf_counter", clock)
+    for name in ("perf_counter", "process_time"):
+        monkeypatch.setattr(latency_module, name, clock)
     runners = {name: Timed(name, clock, diary, taken) for name, taken in seconds.items()}
     return measure_latency(runners, lambda runner: {runner.input_name: np.zeros((2, 3))}, plan), diary
 
@@ -488,6 +497,29 @@ def test_a_runner_that_is_held_up_gets_short_turns_and_enough_of_them(monkeypatc
     assert len(a.seconds) // a.block == len(b.seconds) // b.block >= plan.min_turns
 
 
+def test_a_crowd_that_slows_one_runner_alone_shows_in_processor_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two other processes take turns with the runner whose inferences are longer than a time slice."""
+    clock, cpu, diary = Clock(), Clock(), []
+    monkeypatch.setattr(latency_module, "perf_counter", clock)
+    monkeypatch.setattr(latency_module, "process_time", cpu)
+
+    class Crowded(Timed):
+        def infer(self, feed: dict[str, Any]) -> dict[str, Any]:
+            cpu.now += {"fp32": 0.05, "int8": 0.01}[self.name]
+            return super().infer(feed)
+
+    taken = {"fp32": lambda n: 0.15, "int8": lambda n: 0.01}
+    runners = {name: Crowded(name, clock, diary, seconds) for name, seconds in taken.items()}
+    plan = LatencyPlan("s", min_seconds=1.0, on_cpu=True)
+    found = measure_latency(runners, lambda runner: {runner.input_name: np.zeros((1, 3))}, plan)
+    assert speedup(found["fp32"], found["int8"]).value == pytest.approx(15)
+    ratio = cpu_speedup(found["fp32"], found["int8"])
+    assert ratio is not None
+    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((5, 5, 5))
+    assert noise(found["fp32"]) == ["it had a processor for 33 % of the time (below 90 %)"]
+    assert noise(found["int8"]) == []
+
+
 def test_a_slow_runner_still_gets_its_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
     found, _ = _measured(monkeypatch, LatencyPlan("s", min_seconds=1.0), a=lambda n: 2.0, b=lambda n: 0.5)
     assert len(found["a"].seconds) == 10
@@ -515,7 +547,8 @@ def test_progress_is_complete_and_the_garbage_collector_is_on_again(monkeypatch:
             raise AssertionError(line)
 
     clock, meter = Clock(), Meter()
-    monkeypatch.setattr(latency_module, "perf_counter", clock)
+    for name in ("perf_counter", "process_time"):
+        monkeypatch.setattr(latency_module, name, clock)
     measure_latency(
         {"a": Timed("a", clock, [], lambda n: 0.07)}, lambda r: {"input": np.zeros(1)}, LatencyPlan("s"), meter
     )

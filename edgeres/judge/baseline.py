@@ -15,6 +15,7 @@ from edgeres.judge.build_figures import BuildFigures, figures_of
 from edgeres.judge.document import Json
 
 _LATENCY = ("backend", "scope", "batch", "speedup", "speedup_ci95", "fp32", "int8", "noise")
+_CPU = ("cpu_speedup", "cpu_speedup_ci95", "measurable")
 _GRAPH = ("correct", "total", "lost", "gained", "drop_pp", "logit_sqnr_db", "logit_sqnr_db_ci95", "agreement")
 
 
@@ -67,7 +68,7 @@ def accept(report: Mapping[str, Any], where: str | Path) -> Json:
             "answers": accuracy["answers"],
             "power": accuracy.get("power"),
         },
-        "latency": {key: latency[key] for key in _LATENCY},
+        "latency": {key: latency[key] for key in _LATENCY} | {key: latency.get(key) for key in _CPU},
     }
     kind = reports.baseline_kind()
     document: Json = kind.content(kind.decode(content, where))

@@ -30,7 +30,7 @@ def consistency(baseline: Baseline, limits: Limits, bundles: Iterable[Bundle]) -
 
 def _accepted(baseline: Baseline) -> Check:
     outcome: Outcome = baseline.document["outcome"]
-    words = {"failed": "although a gate or check had failed", "unsure": "with an unsure gate"}
+    words = {"failed": "although a gate or check had failed", "unsure": "with a gate that is not certain"}
     day = str(baseline.document["accepted"])[:10]
     reason = f"{baseline.where}: accepted on {day} {words.get(outcome, 'with every gate passed')}"
     return Check("accepted", "accepted build", "failed" if outcome == "failed" else "passed", reason)

@@ -186,6 +186,7 @@ def _latency(before: Json, after: Json, since: Json) -> Json:
         return {
             "machine": report["environment"].get("processor"),
             **{key: latency[key] for key in ("scope", "speedup", "speedup_ci95")},
+            **{key: latency.get(key) for key in ("cpu_speedup", "measurable")},
             "crowded": None if latency["speedup"] is None else was_busy(latency),
             **{precision: {key: latency[precision][key] for key in _TIMES} for precision in ("fp32", "int8")},
         }

@@ -14,6 +14,10 @@ from typing import Any
 
 Json = dict[str, Any]
 
+# Largest factor between the speedup by the clock and that in processor time. On a machine without load they differ by
+# 2 % and less; a process that takes turns with the slower graph alone makes it three times as large by the clock.
+MAX_FACTOR = 1.15
+
 
 @dataclass(frozen=True)
 class Section:
@@ -57,3 +61,26 @@ def why_missing(path: str, figures: Mapping[str, Any]) -> str:
     keys = path.replace(".*", "").split(".")
     prefixes = (".".join(keys[:n]) for n in range(len(keys), 0, -1))
     return next((reasons[p] for p in prefixes if p in reasons), "no reason was recorded")
+
+
+def is_measurable(speedup: float, cpu_speedup: float) -> bool:
+    """Whether the speedup by the clock is that in processor time."""
+    return max(speedup / cpu_speedup, cpu_speedup / speedup) <= MAX_FACTOR
+
+
+def not_measurable(latency: Mapping[str, Any]) -> str:
+    """Why the speedup in a section ``latency`` is no figure of the graphs; "" where it is one, or was not measured."""
+    if latency.get("measurable") is not False:
+        return ""
+    figures = f"{latency['speedup']:.3g}x by the clock, but {latency['cpu_speedup']:.3g}x in processor time"
+    return f"not measurable: {figures}, because other processes took turns with it; measure on a machine with less load"
+
+
+def slower(latency: Mapping[str, Any]) -> str:
+    """A sentence where INT8 is no faster than FP32; "" elsewhere."""
+    speedup, limits = latency["speedup"], latency["speedup_ci95"]
+    if speedup is None or speedup >= 1 or not_measurable(latency):
+        return ""
+    sure = "slower than FP32" if limits[1] < 1 else "not faster than FP32"
+    ms = " to ".join(f"{latency[name]['p50_ms']:.3g}" for name in ("fp32", "int8"))
+    return f"INT8 is {sure} here: {speedup:.2f}x, 95 % interval {limits[0]:.2f} to {limits[1]:.2f} ({ms} ms)"

@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from edgeres.errors import UsageError
-from edgeres.judge.document import expand, look_up, why_missing
+from edgeres.judge.document import expand, look_up, not_measurable, why_missing
 from edgeres.records import Gate, Outcome, Verdict
 from edgeres.verify.statistics import Estimate, images_for_drop, images_for_mean, images_for_share
 
@@ -196,8 +196,16 @@ def _judge(gate: Gate, figures: Mapping[str, Any]) -> Verdict:
     reason = f"{figure}; the limit is {metric.words(gate.limit)}"
     if outcome != "unsure":
         return Verdict(gate, worst.value, outcome, reason)
+    if metric.path.startswith("latency") or metric.name == "slowdown_percent":
+        return Verdict(gate, worst.value, outcome, f"{reason}; {_why_no_time(metric, figures)}")
+    if metric.against == "baseline" and not look_up("baseline.same_images", figures):
+        why = f"{why_missing('baseline.same_images', figures)}; validate on those images to compare image by image"
+        return Verdict(gate, worst.value, outcome, f"{reason}; {why}")
     needed = _images_needed(metric, gate.limit, figures, worst.path)
-    return Verdict(gate, worst.value, outcome, f"{reason}; {_why_unsure(metric, needed, figures)}", needed)
+    counts = _counts(metric, look_up(worst.path.rpartition(".")[0], figures))
+    shown = figure.replace(" (", ", ").replace(")", "," if where else "")
+    told = _to_prove(metric, gate.limit, worst.value, needed, counts) + (f" ({shown})" if counts else "")
+    return Verdict(gate, worst.value, outcome, f"{counts or figure}; {told}", needed)
 
 
 def _read(metric: Metric, limit: float, path: str, figures: Mapping[str, Any]) -> _Reading:
@@ -207,6 +215,10 @@ def _read(metric: Metric, limit: float, path: str, figures: Mapping[str, Any]) -
     outcome: Outcome = "unsure" if len(ends) > 1 else "passed" if ends == {True} else "failed"
     if outcome == "failed" and metric.name == "p99_ms" and _disturbed(limit, figures):
         outcome = "unsure"
+    if metric.name == "speedup" and not_measurable(look_up("latency", figures)):
+        outcome = "unsure"
+    if metric.name == "slowdown_percent" and outcome == "unsure" and (low or 0) <= 0 and _same_build(figures):
+        outcome = "passed"
     return _Reading(path, value, low, high, outcome)
 
 
@@ -237,18 +249,38 @@ def _images_needed(metric: Metric, limit: float, figures: Mapping[str, Any], pat
     return None
 
 
-def _why_unsure(metric: Metric, needed: int | None, figures: Mapping[str, Any]) -> str:
-    if metric.path.startswith("latency") or metric.name == "slowdown_percent":
-        noise = look_up("latency.noise", figures)
-        return f"uncertain: {noise[0]}" if noise else "uncertain: measure again on a machine with less load"
-    if metric.against == "baseline" and not look_up("baseline.same_images", figures):
-        why = why_missing("baseline.same_images", figures)
-        return f"uncertain: {why}; validate on those images to compare image by image"
-    images = look_up("accuracy.images", figures)
-    uncertain = f"uncertain with {images:,} images" if images else "uncertain"
+def _same_build(figures: Mapping[str, Any]) -> bool:
+    """Whether graphs and answers are the baseline's, on the same versions: then only the machine can be slower."""
+    fp32, graphs = (look_up(f"baseline.{name}", figures) for name in ("fp32", "graphs"))
+    rows = [fp32, *(graphs or {}).values()]
+    versions = [row for row in look_up("baseline.changed", figures) or () if row["what"].startswith("version of ")]
+    return not versions and all(row and row.get("unchanged") for row in rows)
+
+
+def _why_no_time(metric: Metric, figures: Mapping[str, Any]) -> str:
+    """Why a latency is not certain."""
+    if metric.name == "speedup" and (why := not_measurable(look_up("latency", figures))):
+        return why
+    noise = look_up("latency.noise", figures)
+    return f"not certain: {noise[0] if noise else 'measure again on a machine with less load'}"
+
+
+def _counts(metric: Metric, group: Mapping[str, Any]) -> str:
+    """``2 of 318 images lost, 1 gained``; "" where the figure is no drop, or is not counted image by image."""
+    if metric.unit != "pp" or group.get("lost") is None:
+        return ""
+    gained = f", {group['gained']:,} gained" if group["gained"] else ""
+    return f"{group['lost']:,} of {group['total']:,} images lost{gained}"
+
+
+def _to_prove(metric: Metric, limit: float, value: float, needed: int | None, counts: str) -> str:
+    """How many images would decide a gate, and what they would prove."""
+    proved = f"{'less' if value < limit else 'more'} than {limit:g} {metric.unit}"
     if needed is None:
-        return f"{uncertain}: the figure is too close to the limit"
-    return f"{uncertain}: about {round_up(needed):,} would decide"
+        return f"no practical number of images proves {proved}: the figure is too close to the limit"
+    images = "" if counts else " images"
+    both = ", in the baseline too," if metric.against == "baseline" else ""
+    return f"{round_up(needed):,}{images}{both} are needed to prove {proved}"
 
 
 def round_up(images: int) -> int:
@@ -282,7 +314,7 @@ def _judge_classes(gate: Gate, figures: Mapping[str, Any]) -> Verdict:
         return Verdict(gate, observed, "passed", "exactly unchanged: the same answers to the same images")
     first = next(iter(groups.values()))
     if first["least_found"] > first["largest"]:
-        words = f"uncertain with at most {first['largest']} images per class: a loss is significant from"
+        words = f"not certain with at most {first['largest']} images per class: a loss is significant from"
         return Verdict(gate, observed, "unsure", f"{words} {first['least_found']} images on, all of them lost")
     worst = f"the largest loss is {_class_words(*fallen[0])}" if fallen else "no class lost accuracy"
     limit = f"the limit is {metric.words(gate.limit)} where the loss is significant"

@@ -17,7 +17,7 @@ import numpy as np
 from edgeres.bundle import FP32
 from edgeres.graph.forms import FORMS
 from edgeres.judge.build_figures import BuildFigures
-from edgeres.judge.document import Json, Section
+from edgeres.judge.document import Json, Section, not_measurable
 from edgeres.verify.answers import REFERENCE, AnswerTable
 from edgeres.verify.classes import ALPHA_UNPAIRED, ClassFalls, paired_falls, unpaired_falls
 from edgeres.verify.statistics import (
@@ -200,6 +200,8 @@ def _slowdown(before: BuildFigures, now: BuildFigures, any_machine: bool) -> Sec
         why = "latency was not measured in this run"
     elif before.latency["speedup"] is None:
         why = f"{before.name} has no latency"
+    elif doubt := next((side for side in (now, before) if not_measurable(side.latency)), None):
+        why = f"the speedup of {doubt.name} is {not_measurable(doubt.latency)}"
     elif before.latency["scope"] != now.latency["scope"]:
         why = f"latency of {before.name} is {before.latency['scope']}, of {now.name} {now.latency['scope']}"
     elif machine_before != machine_now and not any_machine:

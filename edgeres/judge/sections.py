@@ -10,12 +10,12 @@ import numpy as np
 
 from edgeres.device.targets import RUNTIME_TITLES
 from edgeres.graph.forms import FORMS
-from edgeres.judge.document import Json, Section
+from edgeres.judge.document import Json, Section, is_measurable
 from edgeres.made import Made, Making
 from edgeres.records import F64, EngineRecord, Measurement, QuantPlan
 from edgeres.verify.accuracy import TOP_K, Comparison
 from edgeres.verify.answers import REFERENCE, pack_power
-from edgeres.verify.latency import drift_percent, noise, percentile_ms, speedup, variation_percent
+from edgeres.verify.latency import cpu_speedup, drift_percent, noise, percentile_ms, speedup, variation_percent
 from edgeres.verify.layer_noise import LayerNoise
 from edgeres.verify.measure import Measured
 from edgeres.verify.statistics import Estimate, mcnemar_mid_p, proportion_percent
@@ -27,6 +27,7 @@ _HITS = ("top1", "top1_ci95", "top5", "correct", "total", "runner")
 _DROP = ("drop_pp", "drop_pp_ci95", "lost", "gained", "mcnemar_p")
 _PAIRED = (*_DROP, "agreement", "agreement_ci95", "logit_sqnr_db", "logit_sqnr_db_ci95")
 _MILLISECONDS = ("p50_ms", "p90_ms", "p99_ms", "p99_ms_ci95")
+_SPEEDUP = ("speedup", "speedup_ci95", "cpu_speedup", "cpu_speedup_ci95", "measurable")
 _TIMES = (*_MILLISECONDS, "throughput_ips", "iterations", "variation_percent", "drift_percent")
 
 
@@ -127,21 +128,25 @@ def _per_class(comparison: Comparison, headline: str) -> list[Json] | None:
 def latency_section(measured: Mapping[str, Measurement] | None) -> Section:
     """Latency of FP32 and INT8, measured in one run."""
     if measured is None:
-        head = ("backend", "scope", "batch", "warmup_seconds", "speedup", "speedup_ci95", "histogram")
+        head = ("backend", "scope", "batch", "warmup_seconds", *_SPEEDUP, "histogram")
         times: Json = {"fp32": dict.fromkeys(_TIMES), "int8": dict.fromkeys(_TIMES), "noise": []}
         return Section({**dict.fromkeys(head), **times}, {"": "latency was not measured in this run"})
     fp32, int8 = measured["fp32"], measured["int8"]
-    ratio = speedup(fp32, int8)
+    ratio, cpu_ratio = speedup(fp32, int8), cpu_speedup(fp32, int8)
     content = {
         **{name: getattr(int8, name) for name in ("backend", "scope", "batch", "warmup_seconds")},
         "fp32": _times(fp32),
         "int8": _times(int8),
         "speedup": ratio.value,
         "speedup_ci95": _ci(ratio),
+        "cpu_speedup": cpu_ratio.value if cpu_ratio else None,
+        "cpu_speedup_ci95": _ci(cpu_ratio) if cpu_ratio else None,
+        "measurable": is_measurable(ratio.value, cpu_ratio.value) if cpu_ratio else None,
         "noise": [f"{name}: {reason}" for name, m in (("FP32", fp32), ("INT8", int8)) for reason in noise(m)],
         "histogram": _histogram(fp32.seconds, int8.seconds),
     }
-    return Section(content)
+    why = "processor time was not measured"
+    return Section(content, {} if cpu_ratio else dict.fromkeys(("cpu_speedup", "cpu_speedup_ci95", "measurable"), why))
 
 
 def _times(m: Measurement) -> Json:

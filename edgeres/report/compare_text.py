@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from edgeres.judge.document import Json, why_missing
+from edgeres.judge.document import Json, not_measurable, why_missing
 from edgeres.report.figures import NOT_MEASURED, interval, megabytes, percent, points, significant, times
 
 SHORT = 64
@@ -71,6 +71,9 @@ def _latency(found: Json) -> str:
 
 def _speedup(found: Json) -> str:
     sides = [found["latency"][side] for side in ("before", "after")]
+    doubts = {name: not_measurable(side) for name, side in zip(("before", "after"), sides, strict=True)}
+    if any(doubts.values()):
+        return "; ".join(f"{name} {doubt}" for name, doubt in doubts.items() if doubt)
     told = [
         f"{times(side['speedup'])} ({' to '.join(significant(side[p]['p50_ms']) for p in ('fp32', 'int8'))} ms)"
         for side in sides

@@ -7,18 +7,22 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from edgeres.judge.document import why_missing
+from edgeres.judge.document import not_measurable, why_missing
 from edgeres.report.charts import depth_chart, latency_chart, missing
 from edgeres.report.figures import NOT_MEASURED, decibels, interval, megabytes, percent, points, significant, times
 from edgeres.report.html_accuracy import SHOWN_ROWS, accuracy_section
 from edgeres.report.markup import Html, el, join, more, prose, render_page, section, table
 from edgeres.report.text import (
+    NOT_CERTAIN,
+    NOT_MADE,
     Report,
     check_word,
     findings,
     headline,
+    outcome_line,
+    outcome_words,
+    remarks,
     top1_line,
-    verdict_line,
     verdict_word,
     warned,
 )
@@ -29,33 +33,29 @@ LISTED_NAMES = 3
 def render_html(report: Report) -> str:
     """The whole page as text, to be written as UTF-8."""
     parts = (_head, _tiles, _gates, _checks, _baseline, accuracy_section, _latency, _inside, _sizes, _quantization)
-    title = f"{report['model']['name']} INT8: {_word(report).lower()}"
+    title = f"{report['model']['name']} INT8: {outcome_words(report).lower()}"
     return render_page(title, join(*(part(report) for part in (*parts, _provenance))))
 
 
-_WORDS = {"passed": "Passed", "failed": "Failed", "unsure": "Uncertain"}
 _KINDS = {"passed": "banner", "failed": "banner failed", "unsure": "banner unsure"}
-
-
-def _word(report: Report) -> str:
-    none = not report["verdicts"] and report["outcome"] == "passed"
-    return "No gate was set" if none else _WORDS[report["outcome"]]
 
 
 def _head(report: Report) -> Html:
     words = [verdict_word(verdict) for verdict in report["verdicts"]]
-    kind = "banner open" if _word(report).startswith("No") else _KINDS[report["outcome"]]
+    kind = "banner open" if outcome_words(report).startswith("No") else _KINDS[report["outcome"]]
     count = f"{words.count('pass')} of {len(words)} gates passed" if words else ""
     if report["outcome"] == "unsure":
-        count += "; uncertain gates do not fail" if report["passed"] else "; uncertain gates fail"
+        count += f"; one that is {NOT_CERTAIN} {'does not fail' if report['passed'] else 'fails'} the run"
     if kind == "banner" and warned(report):
-        kind, count = _KINDS["unsure"], f"{count}; with a warning".removeprefix("; ")
-    told = (el("div", el("b", title), f": {reason}") for title, reason in verdict_line(report))
+        kind = _KINDS["unsure"]
+    line, others = outcome_line(report)
+    told = [el("div", remark) for remark in remarks(report)]
+    told += [el("div", el("b", title), f": {reason}") for title, reason in others]
     return join(
         el("h1", f"{report['model']['name']} in INT8"),
         el("p", headline(report), class_="soft small"),
         el("p", el("b", top1_line(report))),
-        el("section", el("strong", _word(report)), el("div", count), *told, class_=kind),
+        el("section", el("strong", line), el("div", count), *told, class_=kind),
     )
 
 
@@ -66,7 +66,7 @@ def _tiles(report: Report) -> Html:
     tiles = (
         ("Top-1 drop", "accuracy.drop_pp", points(a["drop_pp"]), f"95 %: {interval(a['drop_pp_ci95'])}"),
         ("Agreement", "accuracy.agreement", percent(a["agreement"]), f"95 %: {interval(a['agreement_ci95'])}"),
-        ("Speedup", "latency.speedup", times(latency["speedup"]), p50),
+        ("Speedup", "latency.speedup", "not measurable" if not_measurable(latency) else times(latency["speedup"]), p50),
         ("Size", "sizes", times(int8 / fp32 if int8 and fp32 else None), f"{megabytes(fp32)} to {megabytes(int8)}"),
     )
     return el("div", *(_tile(report, *tile) for tile in tiles), class_="tiles")
@@ -98,7 +98,7 @@ def _checks(report: Report) -> Html:
     return section("Checks", el("p", said, class_="soft small"), table("Checks", ("Check", "", "Found"), rows))
 
 
-_CLASSES = {"pass": "pass", "FAIL": "fail", "warning": "unsure", "unsure": "unsure", "allowed": "unsure"}
+_CLASSES = {"pass": "pass", "FAIL": "fail", "warning": "unsure", NOT_CERTAIN: "unsure", "allowed": "unsure"}
 
 
 def _marked(word: str) -> Html:
@@ -107,7 +107,7 @@ def _marked(word: str) -> Html:
 
 def _made(check: dict[str, Any]) -> Html:
     word = check_word(check)
-    return el("span", "not made", class_="soft") if word == "unsure" else _marked(word)
+    return el("span", "not made", class_="soft") if word == NOT_MADE else _marked(word)
 
 
 def _baseline(report: Report) -> Html:
@@ -199,9 +199,13 @@ def _latency(report: Report) -> Html:
         rows.append((key, *ms, f"{taken['iterations']:,}", percent(taken["variation_percent"])))
     head = ("Precision", "p50 ms", "p90 ms", "p99 ms", "img/s", "Inferences", "Spread")
     ratio = f"{times(latency['speedup'])}, 95 % interval {interval(latency['speedup_ci95'])}"
+    if latency.get("cpu_speedup") is not None:
+        ratio += f"; in processor time {times(latency['cpu_speedup'])}"
+    doubt = not_measurable(latency)
     return section(
         "Latency",
         el("p", f"{latency['backend']}, {latency['scope']}; both measured in alternating blocks of one run."),
+        el("p", f"The speedup is {doubt}.", class_="remark") if doubt else "",
         *(el("p", f"Noisy: {what}.", class_="remark") for what in latency["noise"]),
         latency_chart(latency),
         table("Latency", head, rows, range(1, 7)),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgeres.judge.document import Json, why_missing
+from edgeres.judge.document import Json, not_measurable, why_missing
 from edgeres.report.compare_text import changed, graphs, ratio, scale, since, size, title, with_interval
 from edgeres.report.figures import decibels, significant, times
 from edgeres.report.html_accuracy import SHOWN_ROWS
 from edgeres.report.markup import Html, el, join, more, prose, render_page, section, table
+from edgeres.report.text import NOT_CERTAIN
 
 
 def render_comparisons(pairs: Sequence[Json]) -> str:
@@ -34,12 +35,13 @@ def _pair(found: Json) -> Html:
 
 
 _WORDS = {"passed": "pass", "failed": "fail", "unsure": "unsure"}
+_OUTCOMES = {"passed": "passed", "failed": "failed", "unsure": NOT_CERTAIN}
 
 
 def _builds(found: Json) -> Html:
     sides = (found["before"], found["after"])
     rows: list[tuple[object, ...]] = [
-        ("Verdict", *(el("span", side["outcome"], class_=_WORDS[side["outcome"]]) for side in sides)),
+        ("Verdict", *(el("span", _OUTCOMES[side["outcome"]], class_=_WORDS[side["outcome"]]) for side in sides)),
         ("Network", *(prose(side["model"]) for side in sides)),
         ("Measured", *(side["created"][:16].replace("T", " ") for side in sides)),
         ("Images", *(prose(side["validation"] or "none") for side in sides)),
@@ -82,7 +84,15 @@ def _latency(found: Json) -> Html:
         side = found["latency"][name]
         ms = (significant(side[p][key]) for p in ("fp32", "int8") for key in ("p50_ms", "p99_ms"))
         crowded = {None: "-", False: "no", True: "yes"}[side["crowded"]]
-        rows.append((name, *ms, times(side["speedup"]), crowded, prose(side["machine"] or "-")))
+        rows.append(
+            (
+                name,
+                *ms,
+                "not measurable" if not_measurable(side) else times(side["speedup"]),
+                crowded,
+                prose(side["machine"] or "-"),
+            )
+        )
     head = ("", "FP32 p50 ms", "p99", "INT8 p50 ms", "p99", "Speedup", "Busy machine", "Machine")
     told = dict(since(found))["latency"]
     return section("Latency", table("Latency", head, rows, range(1, 6)), el("p", f"{told[:1].upper()}{told[1:]}."))

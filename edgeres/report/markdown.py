@@ -6,19 +6,35 @@ import re
 from collections.abc import Iterable, Sequence
 
 from edgeres.report.figures import interval, megabytes, percent, points, significant
-from edgeres.report.text import Report, check_word, findings, headline, observed, top1_line, verdict_line, verdict_word
+from edgeres.report.text import (
+    NOT_CERTAIN,
+    NOT_MADE,
+    Report,
+    check_word,
+    findings,
+    headline,
+    observed,
+    outcome_line,
+    outcome_words,
+    remarks,
+    top1_line,
+    verdict_word,
+)
 
-_SIGNS = {"pass": "✅", "FAIL": "❌", "warning": "⚠️", "unsure": "⚠️", "allowed": "⚠️"}
+_SIGNS = {"pass": "✅", "FAIL": "❌", "warning": "⚠️", NOT_CERTAIN: "⚠️", "allowed": "⚠️"}
 LISTED = 10
 
 
 def render_markdown(report: Report) -> str:
     """The whole summary; problems come first."""
-    word = {"passed": "✅ passed", "failed": "❌ failed", "unsure": "⚠️ uncertain"}[report["outcome"]]
+    sign = {"passed": "✅ ", "failed": "❌ ", "unsure": "⚠️ "}[report["outcome"]] if report["verdicts"] else ""
+    line, others = outcome_line(report)
+    told = [f"- **{_cell(title)}**: {_cell(reason)}" for title, reason in others]
     parts = [
-        f"## {_cell(report['model']['name'])} in INT8: {word if report['verdicts'] else 'no gate was set'}",
+        f"## {_cell(report['model']['name'])} in INT8: {sign}{outcome_words(report).lower()}",
+        f"**{_cell(line)}**" if report["outcome"] == "unsure" else "",
         f"{_cell(top1_line(report))}.",
-        "\n".join(f"- **{_cell(title)}**: {_cell(reason)}" for title, reason in verdict_line(report)),
+        "\n".join([*(f"- **{_cell(remark)}**" for remark in remarks(report)), *told]),
         _gates(report),
         _figures(report),
         _changes(report),
@@ -32,7 +48,7 @@ def render_markdown(report: Report) -> str:
 def _gates(report: Report) -> str:
     found = [(verdict_word(v), v["title"], v["rule"], observed(v)) for v in report["verdicts"]]
     found += [
-        (check_word(c), c["title"], "check", "") for c in report["checks"] if check_word(c) not in ("pass", "unsure")
+        (check_word(c), c["title"], "check", "") for c in report["checks"] if check_word(c) not in ("pass", NOT_MADE)
     ]
     rows = [(f"{_SIGNS[word]} {word}", *cells) for word, *cells in found]
     return _table(("", "Gate", "Limit", "Observed"), rows) if rows else ""

@@ -10,25 +10,30 @@ from rich.text import Text
 
 from edgeres.report.figures import megabytes, percent, significant
 from edgeres.report.text import (
+    NOT_CERTAIN,
+    NOT_MADE,
     Report,
     check_word,
     findings,
     headline,
     observed,
+    outcome_line,
+    remarks,
     top1_line,
     unreadable,
-    verdict_line,
     verdict_word,
     warned,
 )
 
-_STYLES = {"pass": "green", "FAIL": "bold red", "warning": "bold yellow", "unsure": "yellow", "allowed": "yellow"}
+_STYLES = {"pass": "green", "FAIL": "bold red", "warning": "bold yellow", NOT_CERTAIN: "yellow", "allowed": "yellow"}
 
 
 def render_terminal(report: Report, console: Console) -> None:
     """Print a report, with colours where the console supports them."""
     console.print(Text(headline(report), style="bold"))
     console.print(Text(top1_line(report), style="bold"))
+    for line in remarks(report):
+        console.print(Text(line, style="bold yellow"))
     validation = report["data"]["validation"]
     if validation:
         console.print(Text(f"validated on {validation['description']}"))
@@ -86,7 +91,7 @@ def _checks(report: Report) -> Table | None:
     for check, word in words:
         if word in {"FAIL", "allowed", "warning"}:
             table.add_row(Text(check["title"]), Text(word, style=_STYLES[word]), Text(check["reason"]))
-    made = [word for _, word in words if word != "unsure"]
+    made = [word for _, word in words if word != NOT_MADE]
     others = f", {len(words) - len(made)} could not be made" if len(words) > len(made) else ""
     table.add_row(Text("checks"), Text(""), Text(f"{made.count('pass')} of {len(made)} passed{others}"))
     return table
@@ -109,13 +114,11 @@ def _engines(report: Report) -> Table | None:
 
 
 def _verdict(report: Report) -> Text:
-    told = [f"{title}: {reason}" for title, reason in verdict_line(report)]
-    if not report["verdicts"] and report["passed"]:
-        return Text("\n".join(["no gate was set", *told]), style="bold")
+    line, others = outcome_line(report)
     if not report["passed"]:
-        return Text("\n".join(["FAILED", *told]), style="bold red")
-    if report["outcome"] == "unsure":
-        return Text("\n".join(["PASSED, with uncertain gates", *told]), style="bold yellow")
-    if warned(report):
-        return Text("\n".join(["PASSED, with a warning", *told]), style="bold yellow")
-    return Text("\n".join(["PASSED", *told]), style="bold green")
+        line = line.replace("Failed", "FAILED", 1)
+    elif report["outcome"] == "passed" and report["verdicts"]:
+        line = line.replace("Passed", "PASSED", 1)
+    doubt = report["outcome"] == "unsure" or warned(report)
+    colour = " red" if not report["passed"] else " yellow" if doubt else " green" if report["verdicts"] else ""
+    return Text("\n".join([line, *(f"{title}: {reason}" for title, reason in others)]), style=f"bold{colour}")

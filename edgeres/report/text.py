@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeres.judge.document import look_up, why_missing
+from edgeres.judge.document import look_up, not_measurable, slower, why_missing
 from edgeres.report.figures import NOT_MEASURED, decibels, interval, percent, points, times
 
 Report = dict[str, Any]
+
+NOT_CERTAIN, NOT_MADE = "not certain", "not made"
 
 
 def observed(verdict: dict[str, Any]) -> str:
@@ -16,27 +18,56 @@ def observed(verdict: dict[str, Any]) -> str:
 
 
 def verdict_word(verdict: dict[str, Any]) -> str:
-    """``pass``, ``unsure`` where an uncertain gate does not fail, or ``FAIL``."""
+    """``pass``, ``not certain`` where such a gate does not fail, or ``FAIL``."""
     if verdict["outcome"] == "unsure" and verdict["passed"]:
-        return "unsure"
+        return NOT_CERTAIN
     return "pass" if verdict["passed"] else "FAIL"
 
 
 def check_word(check: dict[str, Any]) -> str:
-    """``pass``, ``FAIL``, ``allowed``, ``warning``, or ``unsure`` where the check could not be made."""
+    """``pass``, ``FAIL``, ``allowed``, ``warning``, or ``not made``."""
     if check["outcome"] == "failed":
         return "allowed" if check["allowed"] else "FAIL"
     if check.get("warns"):
         return "warning"
-    return "pass" if check["outcome"] == "passed" else "unsure"
+    return "pass" if check["outcome"] == "passed" else NOT_MADE
 
 
 def verdict_line(report: Report) -> list[tuple[str, str]]:
     """Titles and reasons of all gates and checks that did not pass or warn, the worst first."""
     told = [(verdict_word(v), v["title"], v["reason"]) for v in report["verdicts"]]
-    told += [(check_word(c), c["title"], c["reason"]) for c in report["checks"] if check_word(c) != "unsure"]
-    order = ("FAIL", "warning", "unsure", "allowed")
+    told += [(check_word(c), c["title"], c["reason"]) for c in report["checks"] if check_word(c) != NOT_MADE]
+    order = ("FAIL", "warning", NOT_CERTAIN, "allowed")
     return [(title, reason) for wanted in order for word, title, reason in told if word == wanted]
+
+
+def outcome_words(report: Report) -> str:
+    """The outcome of the run, the same in the terminal, on the page and in Markdown."""
+    if not report["verdicts"] and report["outcome"] == "passed":
+        return "No gate was set"
+    word = "Passed" if report["passed"] else "Failed"
+    if report["outcome"] == "unsure":
+        return f"{word}, {NOT_CERTAIN}"
+    return f"{word}, with a warning" if report["passed"] and warned(report) else word
+
+
+def outcome_line(report: Report) -> tuple[str, list[tuple[str, str]]]:
+    """The outcome, with what a gate that is not certain lacks, and titles and reasons of the others.
+
+    ``Passed, not certain: 0 of 318 images lost; 590 are needed to prove less than 1 pp``
+    """
+    words, told = outcome_words(report), verdict_line(report)
+    first = next((v for v in report["verdicts"] if v["outcome"] == "unsure"), None)
+    if report["outcome"] != "unsure" or first is None:
+        return words, told
+    title, reason = first["title"], first["reason"]
+    others = [pair for pair in told if pair != (title, reason)]
+    return f"{words}: {reason if first['gate']['metric'] == 'drop_pp' else f'{title}: {reason}'}", others
+
+
+def remarks(report: Report) -> list[str]:
+    """What is told before all figures, whatever the gates say."""
+    return [line for line in (slower(report["latency"]),) if line]
 
 
 def unreadable(data: dict[str, Any]) -> str:
@@ -72,6 +103,7 @@ def findings(report: Report) -> list[tuple[str, str]]:
     a, m = report["accuracy"], report["latency"]
     agreement = f"{percent(a['agreement'])}, 95 % interval {interval(a['agreement_ci95'])}"
     speedup = f"{times(m['speedup'])}, 95 % interval {interval(m['speedup_ci95'])}, on {m['backend']}, {m['scope']}"
+    speedup = not_measurable(m) or speedup
     figures = [
         ("top-1 drop", "accuracy.drop_pp", _drop(a)),
         ("agreement", "accuracy.agreement", agreement),

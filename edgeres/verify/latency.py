@@ -11,7 +11,7 @@ import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from time import perf_counter
+from time import perf_counter, process_time
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from edgeres.verify.statistics import Estimate, block_bootstrap, ratio_of_median
 # trtexec warns above 2.5 % for the compute time of a GPU; a host that runs other processes always varies more.
 MAX_VARIATION_PERCENT = 10.0
 MAX_DRIFT_PERCENT = 5.0
+MIN_CPU_PERCENT = 90.0  # of the time on the clock, for runners that compute on the processor
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class LatencyPlan:
         min_seconds, min_iterations: recorded per runner; both must be reached.
         min_turns: turns per runner; the bootstrap interval resamples whole turns, so it needs several.
         block_seconds: length of one turn; a turn has at least one inference.
+        on_cpu: whether the runners compute on the processor, so that their processor time is a measure of them.
     """
 
     scope: str
@@ -43,6 +45,7 @@ class LatencyPlan:
     min_iterations: int = 10
     min_turns: int = 8
     block_seconds: float = 0.1
+    on_cpu: bool = False
 
 
 class _TimedRunner:
@@ -51,6 +54,7 @@ class _TimedRunner:
     def __init__(self, runner: Runner, feed: Feed) -> None:
         self.runner, self.feed = runner, feed
         self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
         self.warmup_seconds = 0.0
         self.block = 1
 
@@ -63,6 +67,11 @@ class _TimedRunner:
         self.runner.infer(self.feed)
         return perf_counter() - start
 
+    def record(self) -> None:
+        start = process_time()
+        self.seconds.append(self.once())
+        self.cpu_seconds.append(process_time() - start)
+
     def warm_up(self, plan: LatencyPlan) -> None:
         taken: list[float] = []
         while sum(taken) < plan.warmup_seconds or not taken:
@@ -73,7 +82,8 @@ class _TimedRunner:
 
     def take_turn(self) -> None:
         self.once()  # not recorded: the caches hold the other runner's weights, which does not happen in an application
-        self.seconds += [self.once() for _ in range(self.block)]
+        for _ in range(self.block):
+            self.record()
 
     def is_done(self, plan: LatencyPlan) -> bool:
         enough = len(self.seconds) >= max(plan.min_iterations, plan.min_turns * self.block)
@@ -81,8 +91,9 @@ class _TimedRunner:
 
     def measurement(self, plan: LatencyPlan) -> Measurement:
         batch = len(next(iter(self.feed.values())))
-        seconds = np.array(self.seconds)
-        return Measurement(seconds, batch, plan.scope, self.runner.name, self.warmup_seconds, self.block)
+        taken = np.array(self.seconds)
+        cpu = np.array(self.cpu_seconds) if plan.on_cpu else None
+        return Measurement(taken, batch, plan.scope, self.runner.name, self.warmup_seconds, self.block, cpu)
 
 
 def measure_latency(
@@ -117,6 +128,24 @@ def speedup(reference: Measurement, candidate: Measurement) -> Estimate:
     return ratio_of_medians(_blocks(reference), _blocks(candidate))
 
 
+def cpu_speedup(reference: Measurement, candidate: Measurement) -> Estimate | None:
+    """:func:`speedup` in processor time, which other processes hardly change; None where it was not measured.
+
+    It is a ratio of medians of turns, because some clocks of processor time have steps of milliseconds.
+    """
+    if reference.cpu_seconds is None or candidate.cpu_seconds is None:
+        return None
+    turns = [m.cpu_seconds.reshape(-1, m.block).mean(axis=1, keepdims=True) for m in (reference, candidate)]  # type: ignore[union-attr]
+    return ratio_of_medians(*turns) if all((turn > 0).all() for turn in turns) else None
+
+
+def cpu_percent(measurement: Measurement) -> float | None:
+    """Processor time as a share of the time on the clock; None where it was not measured."""
+    if measurement.cpu_seconds is None:
+        return None
+    return float(100 * measurement.cpu_seconds.sum() / measurement.seconds.sum())
+
+
 def percentile_ms(measurement: Measurement, percent: float) -> Estimate:
     """A percentile in milliseconds with a block bootstrap interval."""
     blocks = _blocks(measurement)
@@ -140,6 +169,8 @@ def noise(measurement: Measurement) -> list[str]:
     reasons = []
     if (variation := variation_percent(measurement)) > MAX_VARIATION_PERCENT:
         reasons.append(f"coefficient of variation {variation:.1f} % (above {MAX_VARIATION_PERCENT:g} %)")
+    if (share := cpu_percent(measurement)) is not None and share < MIN_CPU_PERCENT:
+        reasons.append(f"it had a processor for {share:.0f} % of the time (below {MIN_CPU_PERCENT:g} %)")
     if abs(drift := drift_percent(measurement)) > MAX_DRIFT_PERCENT:
         reasons.append(f"the median changed by {drift:+.1f} % in the second half (above {MAX_DRIFT_PERCENT:g} %)")
     return reasons

@@ -150,12 +150,15 @@ def _compare(candidates: Candidates, spec: ModelSpec, loader: Loader, progress: 
 
 
 def _latency(candidates: Candidates, loader: Loader, progress: Progress) -> Mapping[str, Measurement] | None:
-    """Latency of the reference and of the first candidate with ``timed`` set, one thread each; None where none has."""
+    """Latency of the reference and of the first candidate with ``timed`` set, one thread each; None where none has.
+
+    Candidates that are timed run on the processor; engines are timed by ``edgeres bench`` on their device.
+    """
     timed = next((candidate for candidate in candidates.others.values() if candidate.timed), None)
     if timed is None:
         return None
     first = next(iter(Loader(loader.source, loader.preprocess, 1, on_unreadable="skip")))
-    image, plan = np.ascontiguousarray(first.inputs), LatencyPlan(LATENCY_SCOPE)
+    image, plan = np.ascontiguousarray(first.inputs), LatencyPlan(LATENCY_SCOPE, on_cpu=True)
     with candidates.reference.open(1) as fp32, timed.open(1) as int8:
         runners = {"fp32": fp32, "int8": int8}
         return measure_latency(runners, lambda runner: {runner.input_name: image}, plan, progress)
