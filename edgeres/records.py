@@ -86,6 +86,7 @@ class ModelSpec:
         weights: where the weights came from, in words (``signs``, ``imagenet (V1)``, a file's name).
         weights_sha256: digest of the weights' file, None for random weights.
         output: ``probabilities`` where the graph ends in Softmax.
+        given: the preprocessing as the user gave it, where the graph took over mean and std; else None.
     """
 
     name: str
@@ -94,6 +95,7 @@ class ModelSpec:
     weights: str = "random"
     weights_sha256: str | None = None
     output: Literal["logits", "probabilities"] = "logits"
+    given: Preprocess | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         require(self.weights_sha256 is None or is_sha256(self.weights_sha256), "weights_sha256 must have 64 hex digits")

@@ -122,8 +122,13 @@ def _fp32(e: Evidence) -> Finding:
 
 def _look_first(e: Evidence) -> str:
     """What to look at first where FP32 does not see the images."""
-    if e.comparison is not None and e.comparison.better_input is not None:
-        return f"it is right on far more with {e.comparison.better_input.way}"
+    c = e.comparison
+    if c is not None and c.better_input is not None:
+        options = f" ({c.better_input.options})" if c.better_input.options else ""
+        return f"it is right on far more with {c.better_input.way}{options}"
+    if c is not None and c.tried:
+        what = "mean, std, pixel scale, channel order, input size and crop"
+        return f"{len(c.tried)} others of {what} were tried and none is better, so look at the labels and the weights"
     return "look at input size, mean and std, pixel scale, channel order, order of the labels, and the weights"
 
 
@@ -201,8 +206,8 @@ def _preprocessing(e: Evidence) -> Finding:
     c = e.comparison
     if c is not None and (better := c.better_input) is not None:
         counts = f"FP32 is right on {better.right} of {better.images} images, but on {better.right_otherwise} with"
-        why = "mean, std, pixel scale or channel order are not those of training"
-        return "failed", f"{counts} {better.way} (p = {better.p:.1g}): {why}"
+        build = f"build again with {better.options}" if better.options else "build again so"
+        return "failed", f"{counts} {better.way} (p = {better.p:.1g}), so it was trained with that: {build}"
     shares = [share for graph in e.layer_noise.values() for share in graph.zeros]
     worst = max(shares, key=lambda share: share.difference, default=None)
     if worst is not None and worst.difference > MAX_ZEROS_DIFFERENCE:
@@ -217,7 +222,7 @@ def _preprocessing(e: Evidence) -> Finding:
         return "failed", f"{lost}: mean, std or pixel scale are not those of training"
     if c is None and worst is None:
         return "unsure", "nothing was compared, and calibration recorded no shares of zeros"
-    return "passed", "no other mean, std, pixel scale or channel order fits better" if worst is None else (
+    return "passed", "no other mean, std, pixel scale, channel order or size fits better" if worst is None else (
         f"shares of zeros after each ReLU differ by at most {100 * worst.difference:.1f} points from calibration's"
     )
 

@@ -121,7 +121,9 @@ def with_exact_input(model: Fp32Model, interface: Literal["bytes", "normalized"]
     found = exact_input(model.graph, model.spec.preprocess, interface)
     if not isinstance(found, ExactInput):
         return replace(model, notes=(*model.notes, f"{found.what}: {found.reason}"))
-    return replace(model, graph=found.graph, spec=replace(model.spec, preprocess=found.preprocess), known=found.known)
+    taken_over = model.spec.preprocess if found.preprocess != model.spec.preprocess else None
+    spec = replace(model.spec, preprocess=found.preprocess, given=taken_over)
+    return replace(model, graph=found.graph, spec=spec, known=found.known)
 
 
 def take(choice: ModelChoice, progress: Progress = SILENT) -> Fp32Model:

@@ -59,6 +59,7 @@ class BetterInput:
         way: the other preprocessing in words, e.g. ``channels in the order BGR``.
         right, right_otherwise: how many of ``images`` FP32 gets right as configured, and with the other preprocessing.
         p: p-value, corrected for all ways that were tried.
+        options: of the command line, with which the next build computes it; empty where there is none.
     """
 
     way: str
@@ -66,6 +67,7 @@ class BetterInput:
     right: int
     right_otherwise: int
     p: float
+    options: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Comparison:
         indices: indices of those images in the source, by position in the table.
         pixels: mean colours of the images; None where they were not measured.
         better_input: another preprocessing with which FP32 is significantly more often right; None: none was found.
+        tried: the other preprocessings that were tried, in words.
     """
 
     table: AnswerTable
@@ -87,6 +90,7 @@ class Comparison:
     indices: Mapping[int, int] = field(default_factory=dict)
     pixels: Pixels | None = None
     better_input: BetterInput | None = None
+    tried: tuple[str, ...] = ()
 
     @property
     def images(self) -> int:

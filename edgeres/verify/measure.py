@@ -25,7 +25,7 @@ from edgeres.verify.candidates import Candidates
 from edgeres.verify.distributed import compare_on
 from edgeres.verify.latency import LatencyPlan, measure_latency
 from edgeres.verify.layer_noise import LayerNoise, layer_noise, why_unavailable
-from edgeres.verify.preprocessing import better_input
+from edgeres.verify.preprocessing import search
 
 # Graphs that run at the same time. Each holds the activations of a batch, so with more cores each gets more threads.
 MAX_WORKERS = 4
@@ -109,7 +109,8 @@ def measure(
         comparison = _compare(candidates, spec, loader, progress)
     else:
         comparison = compare_on(plan.scheduler, candidates, spec, images.data, loader, progress)
-    comparison = replace(comparison, better_input=better_input(candidates.reference, loader, comparison))
+    searched = search(candidates, spec, loader, comparison, progress)
+    comparison = replace(comparison, better_input=searched.better, tried=searched.tried)
     reasons = dict(images.reasons)
     noise = None
     if why := why_unavailable():

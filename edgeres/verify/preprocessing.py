@@ -1,90 +1,164 @@
-"""Searches for another preprocessing (mean, std, pixel scale, channel order) that fits the FP32 network better.
+"""Searches for another preprocessing with which the FP32 network is right far more often.
 
-Other preprocessings are tried on some validation images with the FP32 graph. If it gets significantly more of them
-right with one of these, it was trained with that one. No baseline is needed.
+Normalizations as networks are commonly trained with, the other order of channels, the usual input sizes, and a resize
+without a crop (or with one) are tried on some validation images with the FP32 graph. If it gets significantly more of
+them right in one of these ways, it was trained in that way. No baseline is needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
-from edgeres.data.base import evenly_spread
-from edgeres.data.loader import Loader
-from edgeres.records import F32, IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from edgeres.data.base import Source, evenly_spread
+from edgeres.data.loader import Batch, Loader
+from edgeres.errors import EdgeresError
+from edgeres.progress import SILENT, Progress
+from edgeres.records import F32, IMAGENET_MEAN, IMAGENET_STD, ChannelOrder, ModelSpec, Preprocess
 from edgeres.runtime.runner import Runner
 from edgeres.verify.accuracy import BetterInput, Comparison
-from edgeres.verify.answers import REFERENCE
-from edgeres.verify.candidates import Candidate
+from edgeres.verify.answers import REFERENCE, Mask
+from edgeres.verify.candidates import Candidates
 from edgeres.verify.statistics import sign_tail
 
 FIRST, ALL = 32, 128  # images: every way is tried on the first, and on all of them if it is better on the first
 LEVEL = 1e-3  # probability of a false alarm, over all ways
 _BATCH = 8
+_UNIT = 1 / 255
 
-Channels = tuple[float, ...]
-# Mean and std of pixels in 0 to 1, as networks are commonly trained.
-_NORMALIZATIONS: Mapping[str, tuple[Channels, Channels]] = {
-    "ImageNet's mean and std": (IMAGENET_MEAN, IMAGENET_STD),
-    "mean and std 0.5": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "mean 0 and std 1": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+# How networks are commonly trained: mean and std in red, green, blue, and the pixel scale that they are for.
+Normalization = tuple[tuple[float, ...], tuple[float, ...], float]
+NORMALIZATIONS: dict[str, Normalization] = {
+    "ImageNet's mean and std": (IMAGENET_MEAN, IMAGENET_STD, _UNIT),
+    "mean and std 0.5": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), _UNIT),
+    "mean 0 and std 1": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), _UNIT),
+    "raw pixels of 0 to 255": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 1.0),
+    "Caffe's mean on pixels of 0 to 255": ((123.68, 116.779, 103.939), (1.0, 1.0, 1.0), 1.0),
+    "CIFAR-10's mean and std": ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616), _UNIT),
 }
+SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 384)
+_LARGEST = 224  # a larger input is tried up to about twice the pixels of the network's own
 Change = Callable[[F32], F32]  # changes pixels of 0 to 255, (B, h, w, 3), in the network's channel order
 
 
-def better_input(reference: Candidate, loader: Loader, comparison: Comparison) -> BetterInput | None:
-    """The significantly better preprocessing with the lowest p-value; None where none is.
+@dataclass(frozen=True)
+class Way:
+    """Another preprocessing.
 
-    Nothing is tried where too few answers are wrong for a significant improvement. Mean and std may be inside the graph
-    (the graphs of a bundle take bytes), so both are guessed: the one that the graph uses and the one that it should
-    use. A wrong guess improves nothing.
+    Attributes:
+        words: what it does.
+        options: of the command line, for the next build.
+        contract: its geometry; mean, std and scale are those of the graph's input.
+        change: of the pixels, so that the graph's own normalization computes another one; None leaves them.
+    """
+
+    words: str
+    options: str
+    contract: Preprocess
+    change: Change | None = None
+
+
+@dataclass(frozen=True)
+class Search:
+    """What was tried; ``better`` is the significantly better way with the lowest p-value, None where none is."""
+
+    tried: tuple[str, ...] = ()
+    better: BetterInput | None = None
+
+
+def search(
+    candidates: Candidates, spec: ModelSpec, loader: Loader, comparison: Comparison, progress: Progress = SILENT
+) -> Search:
+    """Try the other ways, unless too few answers are wrong for a significant improvement.
+
+    Where the graph took over mean and std (it takes bytes then) and the bundle does not say which they were, they are
+    guessed, too: a wrong guess improves nothing.
     """
     table = comparison.table
     if not table.labelled:
-        return None
-    changes = dict(_changes(loader.preprocess))
+        return Search()
+    ways = list(_ways(loader.preprocess, spec.given))
     wrong = 1 - table.right(REFERENCE).sum() / table.labelled
-    if sign_tail(round(wrong * ALL), 0) * len(changes) > LEVEL:
-        return None
+    if sign_tail(round(wrong * ALL), 0) * len(ways) > LEVEL:
+        return Search()
     labelled = np.flatnonzero(loader.source.labels >= 0)
     chosen = np.random.default_rng(0).permutation(labelled[evenly_spread(len(labelled), ALL)])
-    sample = Loader(loader.source.at(chosen), loader.preprocess, _BATCH, on_unreadable="skip")
-    batches = [(batch.inputs, batch.labels) for batch in sample]
-    with reference.open(0) as runner:
-        return _Trial(runner, batches, loader.preprocess).best(changes)
+    with ExitStack() as stack, progress.task("trying other preprocessings", total=len(ways)) as advance:
+        trial = _Trial(candidates, loader.source.at(chosen), loader.preprocess, stack)
+        found = []
+        for way in ways:
+            found.append(trial.compare(way, len(ways)))
+            advance(1)
+    better = min((found for found in found if found is not None), key=lambda better: better.p, default=None)
+    return Search(tuple(way.words for way in ways), better)
 
 
 class _Trial:
-    """Runs the FP32 graph on the same images with different preprocessings."""
+    """Runs the FP32 graph on the same images in different ways."""
 
-    def __init__(self, runner: Runner, batches: list[tuple[F32, np.ndarray]], contract: Preprocess) -> None:
-        self._runner, self._contract = runner, contract
-        first = -(-FIRST // _BATCH)
-        self._parts = (batches[:first], batches[first:])
-        self._right = [self._is_right(part, None) for part in self._parts]
+    def __init__(self, candidates: Candidates, sample: Source, contract: Preprocess, stack: ExitStack) -> None:
+        self._candidates, self._sample, self._contract, self._stack = candidates, sample, contract, stack
+        self._parts = (range(min(FIRST, len(sample))), range(min(FIRST, len(sample)), len(sample)))
+        self._runner: Runner = stack.enter_context(candidates.reference.open(0))
+        self._of_any_size: Runner | None = None
+        self._own = [list(self._load(contract, part)) for part in self._parts]
+        own = Way("", "", contract)
+        self._right = [self._is_right(own, part) for part in range(2)]
 
-    def best(self, changes: Mapping[str, Change]) -> BetterInput | None:
-        tried = [self._try(way, change, len(changes)) for way, change in changes.items()]
-        return min((better for better in tried if better is not None), key=lambda better: better.p, default=None)
-
-    def _try(self, way: str, change: Change, ways: int) -> BetterInput | None:
-        first = self._is_right(self._parts[0], change)
-        if first.sum() <= self._right[0].sum():
+    def compare(self, way: Way, ways: int) -> BetterInput | None:
+        """The way, if it is significantly better; ``ways`` is the number of all."""
+        try:
+            first = self._is_right(way, 0)
+            if first.sum() <= self._right[0].sum():
+                return None
+            right, otherwise = np.concatenate(self._right), np.concatenate([first, self._is_right(way, 1)])
+        except Exception:  # a graph that does not run at another size: ONNX Runtime's errors share no other base
+            if way.contract.crop_px == self._contract.crop_px:
+                raise
             return None
-        right = np.concatenate(self._right)
-        otherwise = np.concatenate([first, self._is_right(self._parts[1], change)])
         p = ways * sign_tail(int((otherwise & ~right).sum()), int((right & ~otherwise).sum()))
-        return BetterInput(way, len(right), int(right.sum()), int(otherwise.sum()), p) if p < LEVEL else None
+        counts = len(right), int(right.sum()), int(otherwise.sum())
+        return BetterInput(way.words, *counts, p, way.options) if p < LEVEL else None
 
-    def _is_right(self, batches: list[tuple[F32, np.ndarray]], change: Change | None) -> np.ndarray:
-        """Whether each image is answered right, bool (N,); ``change`` None leaves the inputs as they are."""
-        right = [np.zeros(0, np.bool_)]
-        for inputs, labels in batches:
-            changed = inputs if change is None else _changed(inputs, change, self._contract)
-            scores = self._runner.infer({self._runner.input_name: changed})[self._runner.output_name]
-            right.append(scores.reshape(len(labels), -1).argmax(axis=1) == labels)
-        return np.concatenate(right)
+    def _is_right(self, way: Way, part: int) -> Mask:
+        """Whether each image of a part is answered right, bool (N,); False where it cannot be read."""
+        right = np.zeros(len(self._parts[part]), np.bool_)
+        is_own = way.contract == self._contract
+        runner = self._runner if way.contract.crop_px == self._contract.crop_px else self._any_size()
+        for batch in self._own[part] if is_own else self._load(way.contract, self._parts[part]):
+            inputs = batch.inputs if way.change is None else _changed(batch.inputs, way.change, way.contract)
+            scores = runner.infer({runner.input_name: inputs})[runner.output_name]
+            right[batch.indices] = scores.reshape(len(inputs), -1).argmax(axis=1) == batch.labels
+        return right
+
+    def _load(self, contract: Preprocess, part: Sequence[int]) -> Iterator[Batch]:
+        if part:
+            yield from Loader(self._sample.at(np.array(part)), contract, _BATCH, on_unreadable="skip")
+
+    def _any_size(self) -> Runner:
+        """The FP32 graph with a free height and width."""
+        if self._of_any_size is None:
+            graph = _with_free_size(self._candidates, self._contract)
+            self._of_any_size = self._stack.enter_context(self._candidates.open_graph(graph, integer=False))
+        return self._of_any_size
+
+
+def _with_free_size(candidates: Candidates, contract: Preprocess) -> bytes:
+    import onnx
+
+    path = candidates.reference.graph
+    if path is None:
+        raise EdgeresError("the reference is no graph")
+    model = onnx.load(path)
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    for axis, name in zip((2, 3) if contract.layout == "NCHW" else (1, 2), ("height", "width"), strict=True):
+        dims[axis].dim_param = name
+    del model.graph.value_info[:]
+    return bytes(model.SerializeToString())
 
 
 def _changed(inputs: F32, change: Change, contract: Preprocess) -> F32:
@@ -96,17 +170,109 @@ def _changed(inputs: F32, change: Change, contract: Preprocess) -> F32:
     return np.ascontiguousarray(np.moveaxis(changed, -1, 1) if contract.layout == "NCHW" else changed, np.float32)
 
 
-def _changes(contract: Preprocess) -> Iterator[tuple[str, Change]]:
-    """Changes of the pixels by name; each makes the configured normalization compute another one."""
-    order = -1 if contract.channel_order == "BGR" else 1
-    yield f"channels in the order {'RGB' if order < 0 else 'BGR'}", lambda pixels: pixels[..., ::-1]
-    for used, (mean, std) in _NORMALIZATIONS.items():
-        for other, (other_mean, other_std) in _NORMALIZATIONS.items():
-            if other != used:
-                factor = np.array(std) / np.array(other_std)
-                offset = 255 * (np.array(mean) - np.array(other_mean) * factor)
-                yield f"{other} in place of {used}", _affine(factor[::order], offset[::order])
+def _ways(contract: Preprocess, given: Preprocess | None) -> Iterator[Way]:
+    """The ways to try.
+
+    Args:
+        contract: of the graph's input.
+        given: by the user, where the graph took over mean and std; None: it is the contract, or not known.
+    """
+    own = given or contract
+    other_order: ChannelOrder = "RGB" if own.channel_order == "BGR" else "BGR"
+    if given is None and _is_bytes(contract):
+        yield Way(f"channels in the order {other_order}", f"--channel-order {other_order}", contract, _swapped)
+        for used in list(NORMALIZATIONS)[:3]:
+            guess = _as(NORMALIZATIONS[used], own)
+            yield from (
+                _renormalized(contract, guess, _as(NORMALIZATIONS[x], own)) for x in NORMALIZATIONS if x != used
+            )
+    else:
+        tried = [own, *(_as(values, own) for name, values in NORMALIZATIONS.items() if name != _name(own))]
+        swapped = [replace(p, channel_order=other_order, mean=p.mean[::-1], std=p.std[::-1]) for p in tried]
+        yield from (_renormalized(contract, own, other) for other in (*tried[1:], *swapped))
+    yield from _geometries(contract)
 
 
-def _affine(factor: np.ndarray, offset: np.ndarray) -> Change:
-    return lambda pixels: pixels * factor.astype(np.float32) + offset.astype(np.float32)
+def _is_bytes(contract: Preprocess) -> bool:
+    """Whether the graph takes bytes minus 128, so that it normalizes them itself."""
+    return contract.pixel_scale == 1 and set(contract.mean) == {128.0} and set(contract.std) == {1.0}
+
+
+def _as(normalization: Normalization, p: Preprocess) -> Preprocess:
+    """The same geometry and order of channels with another normalization."""
+    mean, std, scale = normalization
+    return replace(p, mean=_in_order(mean, p), std=_in_order(std, p), pixel_scale=scale)
+
+
+def _renormalized(contract: Preprocess, used: Preprocess, other: Preprocess) -> Way:
+    """``other`` in place of ``used``, on a graph that computes ``used`` from its pixels, at once or inside.
+
+    Channel by channel, the byte b' for which (b' s - m) / d, as used, equals (b s' - m') / d', as tried.
+    """
+    mean, std, new_mean, new_std = (np.array(values) for values in (used.mean, used.std, other.mean, other.std))
+    factor = other.pixel_scale * std / (new_std * used.pixel_scale)
+    offset = (mean - new_mean * std / new_std) / used.pixel_scale
+    words, options = [], []
+    if (name := _name(other)) != (before := _name(used)):
+        words.append(f"{name} in place of {before}")
+        options.append(f"--mean {_numbers(other.mean, other)} --std {_numbers(other.std, other)}")
+    if other.pixel_scale != used.pixel_scale:
+        options.append(f"--pixel-scale {other.pixel_scale:.9g}")
+    swaps = other.channel_order != used.channel_order
+    if swaps:
+        words.append(f"channels in the order {other.channel_order}")
+        options.append(f"--channel-order {other.channel_order}")
+    change = partial(_affine, factor.astype(np.float32), offset.astype(np.float32), -1 if swaps else 1)
+    return Way(", and ".join(words), " ".join(options), contract, change)
+
+
+def _affine(factor: F32, offset: F32, order: int, pixels: F32) -> F32:
+    changed: F32 = pixels[..., ::order] * factor + offset
+    return changed
+
+
+def _swapped(pixels: F32) -> F32:
+    return pixels[..., ::-1]
+
+
+def _name(used: Preprocess) -> str:
+    """Mean, std and scale in words."""
+    own = (_in_order(used.mean, used), _in_order(used.std, used), (used.pixel_scale,))
+    for name, (mean, std, scale) in NORMALIZATIONS.items():
+        pairs = zip((mean, std, (scale,)), own, strict=True)
+        if all(np.allclose(a, b, rtol=2e-3, atol=1e-3 * scale) for a, b in pairs):
+            return name
+    told = "" if abs(255 * used.pixel_scale - 1) < 1e-6 else f", pixel scale {used.pixel_scale:.4g}"
+    return f"mean {_numbers(used.mean, used)}, std {_numbers(used.std, used)}{told}"
+
+
+def _in_order(values: Sequence[float], p: Preprocess) -> tuple[float, ...]:
+    """Values in red, green, blue in the order of the network's channels, or the reverse."""
+    return tuple(values) if p.channel_order == "RGB" else tuple(values)[::-1]
+
+
+def _numbers(values: Sequence[float], p: Preprocess) -> str:
+    return " ".join(f"{value:.6g}" for value in _in_order(values, p))
+
+
+def _geometries(contract: Preprocess) -> Iterator[Way]:
+    """Other input sizes, and a resize with or without a crop."""
+    own, resize = contract.crop_px, contract.resize_px
+    least = min(own)
+    for side in SIZES:
+        if side == least or side > max(_LARGEST, round(1.45 * least)):
+            continue
+        crop = (max(1, round(side * own[0] / least)), max(1, round(side * own[1] / least)))
+        size = str(side) if crop[0] == crop[1] else f"{crop[0]}x{crop[1]}"
+        scaled = resize and max(1, round(resize * side / least))
+        changed = replace(contract, crop_px=crop, resize_px=scaled)
+        yield Way(f"inputs of {crop[0]}x{crop[1]} pixels in place of {own[0]}x{own[1]}", f"--input-px {size}", changed)
+    if resize is None:
+        usual = round(least * 256 / 224)
+        words = (
+            f"images resized to {usual} pixels on their shorter side and cropped, in place of a resize without a crop"
+        )
+        yield Way(words, f"--resize {usual}", replace(contract, resize_px=usual))
+    else:
+        words = "images resized to the input's height and width without a crop"
+        yield Way(words, "", replace(contract, resize_px=None))
