@@ -112,7 +112,7 @@ class _Trial:
     def compare(self, way: Way, ways: int) -> BetterInput | None:
         """The way, if it is significantly better; ``ways`` is the number of all."""
         try:
-            first = self._is_right(way, 0)
+            first = self._is_right(way, 0, int(self._right[0].sum()) + 1)
             if first.sum() <= self._right[0].sum():
                 return None
             right, otherwise = np.concatenate(self._right), np.concatenate([first, self._is_right(way, 1)])
@@ -124,8 +124,12 @@ class _Trial:
         counts = len(right), int(right.sum()), int(otherwise.sum())
         return BetterInput(way.words, *counts, p, way.options) if p < LEVEL else None
 
-    def _is_right(self, way: Way, part: int) -> Mask:
-        """Whether each image of a part is answered right, bool (N,); False where it cannot be read."""
+    def _is_right(self, way: Way, part: int, wanted: int = 0) -> Mask:
+        """Whether each image of a part is answered right, bool (N,); False where it cannot be read.
+
+        Args:
+            wanted: so many have to be right; it stops where that cannot be reached any more.
+        """
         right = np.zeros(len(self._parts[part]), np.bool_)
         is_own = way.contract == self._contract
         runner = self._runner if way.contract.crop_px == self._contract.crop_px else self._any_size()
@@ -133,6 +137,8 @@ class _Trial:
             inputs = batch.inputs if way.change is None else _changed(batch.inputs, way.change, way.contract)
             scores = runner.infer({runner.input_name: inputs})[runner.output_name]
             right[batch.indices] = scores.reshape(len(inputs), -1).argmax(axis=1) == batch.labels
+            if right.sum() + len(right) - 1 - batch.indices[-1] < wanted:
+                break
         return right
 
     def _load(self, contract: Preprocess, part: Sequence[int]) -> Iterator[Batch]:
