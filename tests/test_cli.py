@@ -159,6 +159,21 @@ def test_build_prints_its_report_as_json_and_writes_the_same(edge: Any, work: Pa
     assert json.loads(done.out)["options"]["labels"] == "labels.txt"
 
 
+def test_a_bundle_gets_class_names_from_folders_where_the_network_has_none(edge: Any, work: Path) -> None:
+    names = [f"sign {letter}" for letter in "abcdefghij"]
+    for index, name in enumerate(names):
+        for day in ("day1", "day2"):
+            (work / "val" / name / day).mkdir(parents=True)
+            pixels = np.random.default_rng(index).integers(0, 256, (PX, PX, 3), np.uint8)
+            Image.fromarray(pixels).save(work / "val" / name / day / f"{index}.png")
+    (work / "val" / "readme.md").touch()
+    done = edge(f"{BUILD} tiny.onnx --validation val --target cpu --max-drop 100 -o new.edgeres")
+    assert (work / "new.edgeres" / "labels.txt").read_text().splitlines() == names
+    assert Bundle(work / "new.edgeres").manifest.model.labels == tuple(names)
+    assert "note: validation: val: 20 images, 10 classes; left out: 1 not images (readme.md)" in done.err
+    assert "edgeres" in edge("verify new.edgeres --validation val --max-drop 100 --allow fp32").out
+
+
 def test_a_failed_gate_is_exit_code_1_and_the_bundle_says_so(edge: Any, work: Path) -> None:
     done = edge(f"{BUILD} tiny.onnx --target cpu --max-drop -200 -o new.edgeres")
     assert done.code == 1

@@ -79,7 +79,7 @@ def test_folders_inside_a_class_belong_to_it(tmp_path, make):
     path = make(tmp_path, images("cat/a.png", "cat/day1/b.png", "cat/day2/cam/c.png", "dog/day1/d.png"))
     found, said = validated(path, "dog", "cat")
     assert found == {"cat/a.png": "cat", "cat/day1/b.png": "cat", "cat/day2/cam/c.png": "cat", "dog/day1/d.png": "dog"}
-    assert "3 in folders inside a class (cat/day1/b.png, cat/day2/cam/c.png, dog/day1/d.png) are read as images" in said
+    assert "3 images in folders inside a class (cat/day1/b.png, cat/day2/cam/c.png, dog/day1/d.png) are taken" in said
 
 
 @every_form
@@ -192,6 +192,17 @@ def test_accents_match_however_they_are_encoded(written):
     names = [unicodedata.normalize(written, name) for name in ("caf\u00e9", "stra\u00dfe")]
     assert outputs(names, "STRASSE", "caf\u00e9")[0] == [1, 0]
     assert outputs(names, *generic(2))[1] == ("caf\u00e9", "stra\u00dfe")
+
+
+def test_odd_names_of_folders_are_labels_of_one_line(tmp_path):
+    for name in (b"a\nb", b"c\xff", b"d\x1b[31m"):
+        folder = tmp_path / os.fsdecode(name)
+        folder.mkdir()
+        (folder / "1.png").write_bytes(PNG)
+    source, _ = choose_validation(DataChoice(validation=str(tmp_path)), spec(*generic(3)))
+    assert source.classes == ("a\\nb", "c\\udcff", "d\\x1b[31m")
+    again, _ = choose_validation(DataChoice(validation=str(tmp_path)), spec(*source.classes))
+    assert again.labels.tolist() == source.labels.tolist() == [0, 1, 2]
 
 
 # --- links and odd files

@@ -142,7 +142,7 @@ class _Files(Source):
         self.labels = np.array(tree.labels, np.int64)
         kind = f"{len(set(tree.labels)):,} classes" if tree.classes else "no labels"
         self.description = f"{title}{tree.part}: {len(tree.names):,} images, {kind}{tree.left_out}"
-        nested = f"{tree.nested} are read as images of that class" if tree.nested else ""
+        nested = f"{tree.nested} are taken as images of that class" if tree.nested else ""
         self.notes = tuple(filter(None, (self.description if tree.left_out else "", nested)))
         self._names = tree.names
 

@@ -19,13 +19,23 @@ def imagenet_classes() -> tuple[tuple[str, str], ...]:
     return tuple((wnid, name) for wnid, _, name in (line.partition(" ") for line in lines))
 
 
+def clean(name: str) -> str:
+    r"""A folder's name as a label, which is one line of UTF-8: NFC, other bytes and control characters as escapes.
+
+    >>> clean(chr(10) + "a" + chr(0xDCFF)) == r"\na\udcff"
+    True
+    """
+    composed = unicodedata.normalize("NFC", name)
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in composed)
+
+
 def plain(name: str) -> str:
     """A name without case, spaces, underscores and hyphens, and with each accented letter in one way of writing it.
 
     >>> plain("Stop_Sign") == plain("stop sign"), plain("cafe\\u0301") == plain("caf\\u00e9")
     (True, True)
     """
-    return re.sub(r"[\s_-]", "", unicodedata.normalize("NFC", name)).casefold()
+    return re.sub(r"[\s_-]", "", clean(name)).casefold()
 
 
 def is_generic(labels: Sequence[str]) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgeres.data.base import Source, View, check_labels_below, some
-from edgeres.data.labels import imagenet_classes, is_generic, plain
+from edgeres.data.labels import clean, imagenet_classes, is_generic, plain
 from edgeres.errors import SourceError
 
 Names = tuple[str, ...]
@@ -126,7 +125,7 @@ def _by_number(names: Sequence[str], classes: Sequence[str], spec_labels: Names)
 
 def _by_order(names: Sequence[str], classes: Names) -> _Matched:
     """Names that are numbers are left to :func:`_by_number`; sorted as text they would get wrong outputs."""
-    named = tuple(unicodedata.normalize("NFC", name) for name in classes)
+    named = tuple(map(clean, classes))
     index = {name: output for output, name in enumerate(classes)}
     listed = some(named, len(named))
     note = f"the network's outputs have no names; they are taken for the classes in this order: {listed}"

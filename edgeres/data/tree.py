@@ -76,7 +76,7 @@ def arrange(found: Listing, role: Role, known: Sequence[str] = ()) -> Tree:
         classes=tuple(classes),
         part=part,
         left_out=_listed(left_out),
-        nested=count(deeper, "in folders inside a class"),
+        nested=count(deeper, "images in folders inside a class"),
     )
 
 
