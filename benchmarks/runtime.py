@@ -2,6 +2,7 @@
 
 - import: ``import edgeres.runtime`` in new processes, with NumPy
 - overhead: a classifier's call without preprocessing, compared with the bare session in alternating calls
+- health: the same call with and without looking at images for ``health``, in alternating blocks of 16 calls
 - preprocessing: a 1280x720 camera frame to the network's input on one core, compared with Pillow's complete resize in
   alternating calls, for the bundle's preprocessing and for ImageNet's (shorter side 256, crop 224); bits are compared
 - steady memory: many inferences from four threads; every result is compared with one thread's, bit for bit
@@ -34,6 +35,7 @@ from edgeres.data.preprocess import apply, normalize
 from edgeres.graph.forms import FORMS
 from edgeres.records import F32, U8, Preprocess
 from edgeres.runtime import Classifier, Frame
+from edgeres.runtime.health import EVERY, FIRST, Watch
 
 FRAME_PX = (720, 1280)
 PROCESSES = 15
@@ -107,6 +109,33 @@ def overhead(path: Path, rounds: int) -> dict[str, Any]:
         "overhead_percent_ci95": interval(ratio),
         "of_fastest_percent": 100 * ((fastest["call"] - fastest["preprocess"]) / fastest["bare"] - 1),
         "rounds": rounds,
+    }
+
+
+def health(path: Path, rounds: int) -> dict[str, Any]:
+    """What looking at one of 16 images adds to a call, in percent of a call; every block of 16 has one look."""
+    p = Bundle(path).manifest.model.preprocess
+    image = np.random.default_rng(0).integers(0, 256, (*p.crop_px, 3), np.uint8)
+    with (
+        Classifier(path, backend="cpu", threads=1) as on,
+        Classifier(path, backend="cpu", threads=1, health=False) as off,
+    ):
+        on.batch([image] * FIRST)
+        works: dict[str, Work] = {
+            "on": lambda: [on(image) for _ in range(EVERY)],
+            "off": lambda: [off(image) for _ in range(EVERY)],
+        }
+        seconds = by_turns(works, max(rounds // EVERY, 2))
+        pixels, watch = image.copy(), Watch(None, bgr=False)
+        looks = by_turns({"look": lambda: watch.look(pixels)}, rounds)["look"]
+    added = 100 * (seconds["on"] - seconds["off"]) / np.median(seconds["off"])
+    call_ms = median_ms(seconds["off"]) / EVERY
+    return {
+        "call_ms": call_ms,
+        "look_ms": median_ms(looks),
+        "looks_percent": 100 * median_ms(looks) / EVERY / call_ms,
+        "added_percent": float(np.median(added)),
+        "added_percent_ci95": interval(added),
     }
 
 
@@ -230,6 +259,7 @@ def main(arguments: list[str] | None = None) -> None:
     result = {
         "import": import_time(),
         "overhead": overhead(choice.bundle, choice.rounds),
+        "health": health(choice.bundle, choice.rounds),
         "1280x720 by the bundle": preprocessing(p, choice.rounds),
         "1280x720 by ImageNet's usual": preprocessing(Preprocess((224, 224), resize_px=256), choice.rounds),
         "steady memory": steady(choice.bundle, choice.inferences),

@@ -5,6 +5,7 @@
     model.int8.onnx       Q/DQ for TensorRT             model.int8.cpu.onnx   Q/DQ for ONNX Runtime's CPU kernels
     engines/*.engine      named <runtime>-<version>-<compute capability>
     calibration.json      ranges     report.json, report.html   verdict     labels.txt   one class per line
+    pixels.json           what the calibration images look like
 
 It is written to a hidden directory beside the target, which takes the target's place when it is complete. So a reader
 always finds a complete bundle, the old or the new one, even if the writer is killed; :func:`steady` begins again where
@@ -57,6 +58,7 @@ FP32 = "model.fp32.onnx"
 CALIBRATION = "calibration.json"
 REPORT, REPORT_PAGE = "report.json", "report.html"
 LABELS = "labels.txt"
+PIXELS = "pixels.json"
 ENGINES = "engines"
 R = TypeVar("R")
 _TRIES = 20  # readers and writers that meet, each time at the moment of a replacement

@@ -28,6 +28,7 @@ import edgeres
 from edgeres.bundle import FP32, Bundle, seal
 from edgeres.cli import COMMANDS, main
 from edgeres.cli.progress import progress
+from edgeres.data.seen import PIXELS_KIND
 from edgeres.device.libraries import available
 from edgeres.errors import UsageError
 from edgeres.graph.forms import FORMS, GRAPH_FILES
@@ -145,6 +146,7 @@ def test_the_demo_end_to_end(tmp_path: Path) -> None:
     labels = (path / "labels.txt").read_text().splitlines()
     assert tuple(labels) == bundle.manifest.model.labels
     assert "stop" in labels
+    assert PIXELS_KIND.read(bundle.file("pixels.json")).images == 16
     report = bundle.report()
     assert report["accuracy"]["fp32"]["total"] == 16
     assert report["latency"]["speedup"] > 0

@@ -37,6 +37,7 @@ from edgeres.runtime import Classifier, Frame
 DEFAULTS = {"bundle": "", "topic": "image", "backend": "auto", "top_k": 5, "min_score": 0.0, "threads": 0}
 NEWEST = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 SECONDS_BETWEEN_COMPLAINTS = 5.0
+IMAGES_BETWEEN_HEALTH = 256
 
 
 class ClassifierNode(Node):
@@ -52,6 +53,7 @@ class ClassifierNode(Node):
         self.top_k, self.min_score = value["top_k"], value["min_score"]
         self.classify = Classifier(value["bundle"], backend=value["backend"], threads=value["threads"])
         self.classify.warm_up()
+        self.answered = 0
         self.get_logger().info(f"{value['bundle']} on {self.classify.backend}")
         for line in self.classify.passed_over:
             self.get_logger().info(f"not on {line}")
@@ -76,6 +78,10 @@ class ClassifierNode(Node):
             if score >= self.min_score
         ]
         self.publisher.publish(answer)
+        self.answered += 1
+        if self.answered % IMAGES_BETWEEN_HEALTH == 0:
+            for line in self.classify.health().findings:
+                self.get_logger().error(f"the camera's images: {line}")
 
     def destroy_node(self) -> None:
         super().destroy_node()

@@ -9,18 +9,19 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeres.bundle import CALIBRATION, FP32, LABELS
+from edgeres.bundle import CALIBRATION, FP32, LABELS, PIXELS
 from edgeres.calibrate.record import IMPORTED, to_json
 from edgeres.data.choose import DataChoice, Sources, choose_sources, choose_validation
 from edgeres.data.loader import Loader
 from edgeres.data.pixels import sample_pixels
 from edgeres.data.record import CalibrationRecord, DataRecord
+from edgeres.data.seen import PIXELS_KIND, sample_seen
 from edgeres.device.environment import environment
 from edgeres.device.libraries import MODULES, available
 from edgeres.device.targets import Target, get_target
 from edgeres.engine.engines import Engines, build_engines
 from edgeres.errors import ModelError, why_left_out
-from edgeres.files import write_file
+from edgeres.files import write_file, write_json
 from edgeres.graph.forms import FORMS, form_for
 from edgeres.made import Made, Making, artefacts, graph_sizes
 from edgeres.pipeline.network import Network, quantize_network
@@ -67,6 +68,8 @@ def make(
         tried = _try_forms(fp32, refined.quantized, targets, loader, progress)
         quantized = _with_graphs_of(refined.quantized, tried)
         _write_graphs(folder, fp32, quantized, tried)
+        if len(source) and (seen := sample_seen(source, fp32.spec.preprocess)):
+            write_json(folder / PIXELS, PIXELS_KIND.content(seen))
     with watch.stage("engines"):
         able = [target for target in targets if form_for(target.runtime).name in tried.graphs]
         engines = build_engines(folder, able, o.engines, fp32.spec.preprocess, progress)

@@ -8,6 +8,7 @@ from edgeres.records import Prediction
 from edgeres.runtime.classifier import Classifier
 from edgeres.runtime.engine import EngineFile, TensorRTRunner
 from edgeres.runtime.frames import Frame
+from edgeres.runtime.health import Health
 from edgeres.runtime.ort import OrtRunner
 from edgeres.runtime.runner import Backend, Feed, Runner, TensorSpec
 
@@ -17,6 +18,7 @@ __all__ = [
     "EngineFile",
     "Feed",
     "Frame",
+    "Health",
     "OrtRunner",
     "Prediction",
     "Runner",
@@ -26,6 +28,10 @@ __all__ = [
 ]
 
 
-def load(bundle: str | Path) -> Classifier:
-    """Load a bundle for inference: ``edgeres.load("resnet18.edgeres")(image).label``."""
-    return Classifier(bundle)
+def load(bundle: str | Path, *, health: bool = True) -> Classifier:
+    """Load a bundle for inference: ``edgeres.load("resnet18.edgeres")(image).label``.
+
+    Args:
+        health: whether some of the images are looked at for ``classify.health()``.
+    """
+    return Classifier(bundle, health=health)

@@ -6,19 +6,21 @@ import io
 import os
 import threading
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from edgeres.bundle import Bundle, steady
+from edgeres.bundle import PIXELS, Bundle, steady
 from edgeres.data.files import is_pil, read_image, read_pil
-from edgeres.data.preprocess import apply
+from edgeres.data.preprocess import geometry, normalize
+from edgeres.data.seen import PIXELS_KIND, Seen
 from edgeres.errors import InputError, UsageError
-from edgeres.records import F32, U8, ModelSpec, Prediction
+from edgeres.records import F32, F64, U8, ModelSpec, Prediction
 from edgeres.runtime.choose import Choice, open_backend
 from edgeres.runtime.frames import Frame, flat_bytes
+from edgeres.runtime.health import Health, Watch
 from edgeres.runtime.runner import Backend
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ class Classifier:
             ``cpu``; any other value names the only one to try.
         threads: per inference on the CPU; 0 takes every core.
         gpu: number of the GPU.
+        health: whether some of the images are looked at for :meth:`health`.
 
     Attributes:
         backend: name and version of what runs the network.
@@ -61,19 +64,27 @@ class Classifier:
     """
 
     def __init__(
-        self, bundle: str | Path | Bundle, *, backend: Choice = "auto", threads: int = 0, gpu: int = 0
+        self,
+        bundle: str | Path | Bundle,
+        *,
+        backend: Choice = "auto",
+        threads: int = 0,
+        gpu: int = 0,
+        health: bool = True,
     ) -> None:
-        def open_in(bundle: Bundle) -> tuple[ModelSpec, Backend, tuple[str, ...]]:
-            return bundle.manifest.model, *open_backend(bundle, backend, threads, gpu)
+        def open_in(bundle: Bundle) -> tuple[ModelSpec, Seen | None, Backend, tuple[str, ...]]:
+            seen = PIXELS_KIND.read(bundle.file(PIXELS)) if health and bundle.has(PIXELS) else None
+            return bundle.manifest.model, seen, *open_backend(bundle, backend, threads, gpu)
 
-        opened = open_in(bundle) if isinstance(bundle, Bundle) else steady(bundle, open_in, lambda old: old[1].close())
-        spec, self._runner, self.passed_over = opened
+        opened = open_in(bundle) if isinstance(bundle, Bundle) else steady(bundle, open_in, lambda old: old[2].close())
+        spec, seen, self._runner, self.passed_over = opened
         self.labels = spec.labels
         self.preprocess = spec.preprocess
         self._probabilities = spec.output == "probabilities"
         height, width = spec.preprocess.crop_px
         self._buffer = _InputBuffer((3, height, width) if spec.preprocess.layout == "NCHW" else (height, width, 3))
         self.backend = self._runner.name
+        self._watch = Watch(seen, bgr=spec.preprocess.channel_order == "BGR") if health else None
 
     def __call__(self, image: Picture) -> Prediction:
         """Classify one image: an array (H, W, 3) uint8 RGB, an image of Pillow, a file, a file's bytes, or a
@@ -98,7 +109,10 @@ class Classifier:
             return []
         feed = self._buffer.of(len(images))
         for image, row in zip(images, feed, strict=True):
-            apply(_pixels(image), self.preprocess, row)
+            pixels = geometry(_pixels(image), self.preprocess)
+            normalize(pixels, self.preprocess, row)
+            if self._watch is not None and self._watch.wants():
+                self._watch.look(pixels, str(image.format) if isinstance(image, Frame) else "")
         return self._predict(feed)
 
     def warm_up(self, batch: int = 1, threads: int = 1) -> None:
@@ -133,6 +147,20 @@ class Classifier:
             if not isinstance(error, threading.BrokenBarrierError):
                 raise error
 
+    def health(self) -> Health:
+        """Whether the images so far look like those of the calibration, in words.
+
+        Channels or chroma planes exchanged, too dark or bright, a frozen camera, another scale, gray, blurred. It may
+        run the network on 32 images twice, and takes milliseconds otherwise.
+
+        Example:
+            >>> print(classify.health())                     # doctest: +SKIP
+            too dark: mean green 21, 113 in the calibration; check exposure and light
+        """
+        if self._watch is None:
+            return Health(0, 0, note="nothing was looked at: the classifier was made with health=False")
+        return self._watch.health(self._sureness)
+
     def close(self) -> None:
         """Free the network and its memory, after all threads that are classifying have finished."""
         self._runner.close()
@@ -149,6 +177,10 @@ class Classifier:
         logits = logits.astype(np.float32, copy=False)
         scores = logits if self._probabilities else _softmax(logits)
         return [Prediction(s, row, self.labels) for s, row in zip(scores, logits, strict=True)]
+
+    def _sureness(self, images: Sequence[U8]) -> F64:
+        """The highest probability of each image, (h, w, 3) in the network's channel order."""
+        return np.array([self._predict(normalize(image, self.preprocess)[None])[0].score for image in images])
 
 
 class _InputBuffer(threading.local):
