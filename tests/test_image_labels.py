@@ -27,6 +27,11 @@ def labelled(path, table: str | bytes, *labels: str) -> tuple[dict[str, str], st
     return {source.name(i): source.classes[source.labels[i]] for i in range(len(source))}, "\n".join(heard.lines)
 
 
+def description_of(folder) -> str:
+    choice = DataChoice(validation=str(folder / "set"), validation_labels=str(folder / "table.csv"))
+    return choose_validation(choice, spec(*LABELS))[0].description
+
+
 @pytest.mark.parametrize(
     "table",
     [
@@ -53,6 +58,7 @@ def test_what_has_no_partner_is_told_on_both_sides(tmp_path):
     found, said = labelled(directory(tmp_path / "set", IMAGES), "image,label\na.png,stop\nb.PNG,\nx.png,stop\n")
     assert found == {"day 1/a.png": "stop"}
     assert "1 of its lines name no image here: x.png" in said
+    assert "set: 3 images, 1 labelled by table.csv, 1 classes" in description_of(tmp_path)
     assert "2 of 3 images without a label in table.csv: c.png, day 1/b.PNG" in said
 
 

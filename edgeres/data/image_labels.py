@@ -69,7 +69,9 @@ def label_images(source: Source, path: Path, spec_labels: tuple[str, ...]) -> So
     classes = tuple(sorted({row.label for row in given.values()}))
     index_of = {name: index for index, name in enumerate(classes)}
     labels = np.array([index_of[given[index].label] for index in positions.tolist()], np.int64)
-    description = f"{source.description}; {len(positions):,} with a label in {path.name}, {len(classes):,} classes"
+    given_to = f"{len(positions):,} labelled by {path.name}, {len(classes):,} classes"
+    description = source.description.replace(", no labels", f", {given_to}", 1)
+    description = description if given_to in description else f"{description}; {given_to}"
     view = View(source, positions, labels, classes, description)
     view.notes = (*source.notes, *notes)
     return view

@@ -54,7 +54,7 @@ def match_labels(source: Source, spec_labels: Names) -> Source:
         SourceError: there are no labels, some are out of range, or names do not match; the message shows both.
     """
     if (source.labels < 0).any():
-        hint = "validation needs one folder per class, or labels"
+        hint = "validation needs one folder per class, or --validation-labels FILE"
         raise SourceError("has no labels", where=source.description, hint=hint)
     if not source.classes:
         check_labels_below(len(spec_labels), source.labels, source.name, source.description)
