@@ -11,6 +11,8 @@ from edgeres.cli import options
 from edgeres.cli.progress import progress
 from edgeres.cli.show import command_line, print_report
 
+_CORRUPTIONS = "Also compare on 200 images darkened, blurred, noised, compressed and rotated, in three strengths each."
+
 
 @click.command("verify")
 @click.argument("bundle", type=options.UserPath())
@@ -20,6 +22,7 @@ from edgeres.cli.show import command_line, print_report
 @options.gate_options
 @options.output_option("DIR", "Write the report here.", file_okay=False)
 @click.option("--scheduler", metavar="tcp://HOST:8786", help="Run the graphs on the Dask cluster of this scheduler.")
+@click.option("--corruptions", is_flag=True, help=_CORRUPTIONS)
 @options.file_option("--junit", "Write gates and checks as JUnit XML.")
 @options.file_option("--markdown", "Write a summary as Markdown.")
 @options.as_json
@@ -60,6 +63,7 @@ def command(ctx: click.Context, /, bundle: Path, output: Path | None, as_json: b
         on_unreadable=given["on_unreadable"],
         scheduler=given["scheduler"],
         thumbnails=gates["thumbnails"],
+        corruptions=given["corruptions"],
         command=command_line(),
     )
     data = DataChoice(validation=validation, validation_labels=labels, validation_size=size, seed=given["seed"])

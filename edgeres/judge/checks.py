@@ -15,6 +15,7 @@ import numpy as np
 
 from edgeres.data.pixels import Pixels
 from edgeres.graph.forms import FLOAT
+from edgeres.judge.corruptions import corruption_rows, judge_corruptions
 from edgeres.records import EngineRecord, LeftOut, Outcome
 from edgeres.verify.accuracy import Comparison
 from edgeres.verify.answers import REFERENCE
@@ -274,6 +275,11 @@ def _targets(e: Evidence) -> Finding:
     return "failed" if any(left.asked for left in e.left_out) else "unsure", reasons
 
 
+def _corruptions(e: Evidence) -> Finding:
+    """Fails where INT8 loses clearly more than FP32 under a corruption; FP32's own loss is shown, not judged."""
+    return judge_corruptions(corruption_rows(e.comparison.corrupted if e.comparison else ()))
+
+
 CHECKS: Mapping[str, tuple[str, Callable[[Evidence], Finding]]] = {
     "labels": ("labels in order", _labels),
     "fp32": ("FP32 sees the images", _fp32),
@@ -281,6 +287,7 @@ CHECKS: Mapping[str, tuple[str, Callable[[Evidence], Finding]]] = {
     "calibration": ("calibration images", _calibration),
     "preprocessing": ("preprocessing of images", _preprocessing),
     "weights": ("scales of weights", _weights),
+    "corruptions": ("corrupted images", _corruptions),
     "ranges": ("scales of activations", _ranges),
     "engines": ("engines up to date", _engines),
     "targets": ("graphs and engines of all targets", _targets),

@@ -12,6 +12,7 @@ from edgeres._version import __version__
 from edgeres.judge.asked import Asked, GateChoice
 from edgeres.judge.build_figures import BuildFigures, finite_sqnr, unpacked_power
 from edgeres.judge.checks import Evidence, check
+from edgeres.judge.corruptions import corruption_rows
 from edgeres.judge.document import Json, Section, to_json
 from edgeres.judge.gates import METRICS, judge_gates
 from edgeres.judge.regression import regression
@@ -72,6 +73,7 @@ def judge(asked: Asked, made: Made, measured: Measured) -> Json:
         "files": dict(made.files),
         "facts": facts,
         "thumbnails": dict(measured.thumbnails),
+        "corruptions": corruption_rows(measured.comparison.corrupted if measured.comparison else ()),
         "timings_seconds": {**making.timings, "verify": measured.seconds} if making else {},
         "environment": dict(measured.environment),
         "command": asked.command,

@@ -129,6 +129,7 @@ class VerifyOptions:
         scheduler: address of a Dask scheduler whose workers run the graphs on the images; None: this machine does.
         thumbnails: whether the report shows images that INT8 gets wrong.
         command: command line that reproduces the verification, for the report.
+        corruptions: whether the graphs also run on darkened, blurred, noised, compressed and rotated images.
     """
 
     gates: GateChoice = GateChoice()
@@ -136,6 +137,7 @@ class VerifyOptions:
     scheduler: str | None = None
     thumbnails: bool = True
     command: str = ""
+    corruptions: bool = False
 
 
 _PARTS = (DataChoice, RangeOptions, RefineChoice, EngineChoice, GateChoice, Limits, ModelChoice)

@@ -65,7 +65,7 @@ def _verify(
     for line in (*told, *check_images(source, contract)):
         progress.say(line)
     loader = Loader(source, contract, VALIDATION_BATCH, options.on_unreadable)
-    plan = MeasurePlan(options.scheduler, options.thumbnails)
+    plan = MeasurePlan(options.scheduler, options.thumbnails, corruptions=options.corruptions)
     measured = measure_bundle(made, Validation(loader, data, reasons), plan, progress)
     given = {name: value for name, value in flat(options).items() if name != "command"}
     asked = Asked(options.command, json_value({"bundle": bundle.path, **vars(data), **given}), options.gates, baseline)

@@ -17,6 +17,7 @@ from edgeres.report.text import (
     NOT_MADE,
     Report,
     check_word,
+    corruption_table,
     findings,
     headline,
     outcome_line,
@@ -32,7 +33,19 @@ LISTED_NAMES = 3
 
 def render_html(report: Report) -> str:
     """The whole page as text, to be written as UTF-8."""
-    parts = (_head, _tiles, _gates, _checks, _baseline, accuracy_section, _latency, _inside, _sizes, _quantization)
+    parts = (
+        _head,
+        _tiles,
+        _gates,
+        _checks,
+        _baseline,
+        accuracy_section,
+        _corruptions,
+        _latency,
+        _inside,
+        _sizes,
+        _quantization,
+    )
     title = f"{report['model']['name']} INT8: {outcome_words(report).lower()}"
     return render_page(title, join(*(part(report) for part in (*parts, _provenance))))
 
@@ -153,6 +166,19 @@ def _plain(value: object) -> str:
 def _short(value: object) -> str:
     text = _plain(value)
     return text if len(text) <= 90 else f"{text[:87]}..."
+
+
+def _corruptions(report: Report) -> Html:
+    found = corruption_table(report)
+    if found is None:
+        return Html()
+    head, rows = found
+    said = (
+        "Top-1 under each corruption, and images lost and gained against FP32 under the same one. In brackets: factor "
+        "of the pixels; blur as a share of the shorter side; noise in bytes; JPEG quality; degrees."
+    )
+    listed = table("Corrupted images", head, rows, range(1, len(head)))
+    return section("Corrupted images", el("p", said, class_="soft small"), listed)
 
 
 def _inside(report: Report) -> Html:

@@ -11,6 +11,7 @@ from edgeres.report.text import (
     NOT_MADE,
     Report,
     check_word,
+    corruption_table,
     findings,
     headline,
     observed,
@@ -38,6 +39,7 @@ def render_markdown(report: Report) -> str:
         _gates(report),
         _figures(report),
         _changes(report),
+        _corruptions(report),
         _images(report),
         f"<details><summary>All figures</summary>\n\n{_table(('Figure', 'Value'), findings(report))}\n\n</details>",
         f"<sub>{_cell(headline(report))}. {_cell(_validated(report))}</sub>",
@@ -78,6 +80,15 @@ def _changes(report: Report) -> str:
 def _short(value: object) -> str:
     text = "-" if value is None else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _corruptions(report: Report) -> str:
+    found = corruption_table(report)
+    if found is None:
+        return ""
+    head, rows = found
+    table = _table(head, rows, right=range(1, len(head)))
+    return f"<details><summary>Top-1 on corrupted images (lost, gained against FP32)</summary>\n\n{table}\n\n</details>"
 
 
 def _images(report: Report) -> str:

@@ -14,6 +14,7 @@ from edgeres.report.text import (
     NOT_MADE,
     Report,
     check_word,
+    corruption_table,
     findings,
     headline,
     observed,
@@ -39,7 +40,14 @@ def render_terminal(report: Report, console: Console) -> None:
         console.print(Text(f"validated on {validation['description']}"))
         if unreadable(validation):
             console.print(Text(unreadable(validation), style="yellow"))
-    for block in (_figures(report), pairs(findings(report)), _gates(report), _checks(report), _engines(report)):
+    for block in (
+        _figures(report),
+        pairs(findings(report)),
+        _corruptions(report),
+        _gates(report),
+        _checks(report),
+        _engines(report),
+    ):
         if block is not None:
             console.print()
             console.print(block)
@@ -67,6 +75,19 @@ def pairs(rows: Iterable[tuple[str, str]]) -> Table:
     table.add_column(overflow="fold")
     for name, words in rows:
         table.add_row(Text(name), Text(words))
+    return table
+
+
+def _corruptions(report: Report) -> Table | None:
+    found = corruption_table(report)
+    if found is None:
+        return None
+    head, rows = found
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
+    for i, name in enumerate(head):
+        table.add_column(name, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
     return table
 
 

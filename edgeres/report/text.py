@@ -98,6 +98,25 @@ def top1_line(report: Report) -> str:
     return f"top-1: FP32 {percent(a['fp32']['top1'])}, {int8}, of {a['fp32']['total']:,} images"
 
 
+def corruption_table(report: Report) -> tuple[list[str], list[list[str]]] | None:
+    """Head and rows of the top-1 under each corruption, and of the images lost and gained; None where none was made."""
+    rows = report.get("corruptions")
+    if not rows or rows[0]["fp32"] is None:
+        return None
+    names = list(rows[0]["graphs"])
+    told = []
+    for row in rows:
+        title = "as they are" if row["value"] is None else f"{row['kind']} {row['strength']} ({row['value']:g})"
+        graphs = (row["graphs"][name] for name in names)
+        shares = (f"{_share(graph['correct'], row)} (-{graph['lost']} +{graph['gained']})" for graph in graphs)
+        told.append([title, _share(row["fp32"], row), *shares])
+    return ["images", "FP32", *(f"INT8, {name}" for name in names)], told
+
+
+def _share(correct: int, row: dict[str, Any]) -> str:
+    return f"{100 * correct / row['labelled']:.1f} %"
+
+
 def findings(report: Report) -> list[tuple[str, str]]:
     """Comparisons of INT8 with FP32: name, and figure with interval or the reason why it is missing."""
     a, m = report["accuracy"], report["latency"]

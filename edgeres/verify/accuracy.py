@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edgeres.data.base import Source
+from edgeres.data.corruptions import Corruption
 from edgeres.data.loader import Batch, Loader
 from edgeres.data.pixels import Pixels, PixelTally
 from edgeres.errors import ModelError, SourceError
@@ -71,6 +72,14 @@ class BetterInput:
 
 
 @dataclass(frozen=True)
+class CorruptedAnswers:
+    """The answers to images under a corruption; None: the same images as they are."""
+
+    corruption: Corruption | None
+    table: AnswerTable
+
+
+@dataclass(frozen=True)
 class Comparison:
     """The FP32 reference and its candidates on the same images.
 
@@ -82,6 +91,7 @@ class Comparison:
         pixels: mean colours of the images; None where they were not measured.
         better_input: another preprocessing with which FP32 is significantly more often right; None: none was found.
         tried: the other preprocessings that were tried, in words.
+        corrupted: the answers to corrupted images, those as they are first; empty where none were corrupted.
     """
 
     table: AnswerTable
@@ -91,6 +101,7 @@ class Comparison:
     pixels: Pixels | None = None
     better_input: BetterInput | None = None
     tried: tuple[str, ...] = ()
+    corrupted: tuple[CorruptedAnswers, ...] = ()
 
     @property
     def images(self) -> int:

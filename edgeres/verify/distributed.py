@@ -16,6 +16,7 @@ import numpy as np
 
 from edgeres.calibrate.distributed import Recipe, check_version, connect, hold, images_of, in_order, task_batches
 from edgeres.data.choose import DataChoice
+from edgeres.data.corruptions import Corrupted, Corruption
 from edgeres.data.loader import Batch, Loader, OnUnreadable
 from edgeres.errors import SourceError
 from edgeres.progress import SILENT, Progress
@@ -56,6 +57,8 @@ def compare_on(
         SourceError: workers do not find the same images.
         ModelError, SourceError: as in ``compare``.
     """
+    source = loader.source
+    original = source.original if isinstance(source, Corrupted) else source
     with connect(address) as client:
         named = {REFERENCE: candidates.reference, **candidates.others}
         graphs = {name: entry.graph.read_bytes() for name, entry in named.items() if entry.graph is not None}
@@ -65,7 +68,8 @@ def compare_on(
             loader.preprocess,
             loader.batch_size,
             loader.on_unreadable,
-            Recipe(data, spec, loader.source.digest(), "validation").absolute(),
+            Recipe(data, spec, original.digest(), "validation").absolute(),
+            (source.corruption, source.seed) if isinstance(source, Corrupted) else None,
         )
         replays = {name: _ReplayRunner() for name in graphs}
         remote = _RemoteLoader(loader, client, job, graphs, replays)
@@ -137,6 +141,7 @@ class _CompareJob:
         integer: whether each graph runs with integer kernels, by name, in the order of the graphs.
         open_graph: opens a runner for a graph.
         recipe: says how to open the images.
+        corrupted: corruption and seed where the images are corrupted; None where they are taken as they are.
     """
 
     integer: Mapping[str, bool]
@@ -145,12 +150,15 @@ class _CompareJob:
     batch_size: int
     on_unreadable: OnUnreadable
     recipe: Recipe
+    corrupted: tuple[Corruption | None, int] | None = None
 
 
 def _run(graphs: list[bytes], job: _CompareJob, version: str, positions: I64) -> _TaskResult:
     """Run every graph on the images at ``positions``; called on a worker."""
     check_version(version)
     source = images_of(job.recipe)
+    if job.corrupted is not None:
+        source = Corrupted(source, *job.corrupted)
     loader = Loader(source.at(positions), job.preprocess, job.batch_size, job.on_unreadable)
     axes = (2, 3) if job.preprocess.layout == "NCHW" else (1, 2)
     batches = []

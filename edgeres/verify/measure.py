@@ -13,6 +13,7 @@ import numpy as np
 
 from edgeres.data.base import Source
 from edgeres.data.choose import DataChoice
+from edgeres.data.corruptions import CORRUPTIONS, Corrupted
 from edgeres.data.loader import Loader
 from edgeres.data.record import DataRecord
 from edgeres.data.thumbnails import encode, thumbnail
@@ -20,7 +21,7 @@ from edgeres.device.environment import environment
 from edgeres.errors import SourceError, why_left_out
 from edgeres.progress import SILENT, Progress
 from edgeres.records import Measurement, ModelSpec
-from edgeres.verify.accuracy import Comparison, compare
+from edgeres.verify.accuracy import Comparison, CorruptedAnswers, compare
 from edgeres.verify.candidates import Candidates
 from edgeres.verify.distributed import compare_on
 from edgeres.verify.latency import LatencyPlan, measure_latency
@@ -84,11 +85,13 @@ class MeasurePlan:
         scheduler: address of a Dask scheduler whose workers run the graphs on the images; None: this machine does.
         thumbnails: whether the report shows images that INT8 gets wrong.
         zeros: share of zeros on the calibration images, by tensor of the FP32 graph.
+        corruptions: whether the graphs also run on corrupted images; the seed is that of the images.
     """
 
     scheduler: str | None = None
     thumbnails: bool = True
     zeros: Mapping[str, float] = field(default_factory=dict)
+    corruptions: bool = False
 
 
 def measure(
@@ -105,10 +108,10 @@ def measure(
         ModelError: a graph cannot be loaded, or gives outputs that are not finite.
     """
     start, loader = perf_counter(), images.loader
-    if plan.scheduler is None:
-        comparison = _compare(candidates, spec, loader, progress)
-    else:
-        comparison = compare_on(plan.scheduler, candidates, spec, images.data, loader, progress)
+    comparison = _compare_where(plan, candidates, spec, images, progress)
+    if plan.corruptions:
+        corrupted = _compare_corrupted(plan, candidates, spec, images, progress)
+        comparison = replace(comparison, corrupted=corrupted)
     searched = search(candidates, spec, loader, comparison, progress)
     comparison = replace(comparison, better_input=searched.better, tried=searched.tried)
     reasons = dict(images.reasons)
@@ -139,6 +142,28 @@ def measure(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         environment=environment(),
     )
+
+
+def _compare_where(
+    plan: MeasurePlan, candidates: Candidates, spec: ModelSpec, images: Validation, progress: Progress
+) -> Comparison:
+    """Compare on this machine or on a cluster."""
+    if plan.scheduler is None:
+        return _compare(candidates, spec, images.loader, progress)
+    return compare_on(plan.scheduler, candidates, spec, images.data, images.loader, progress)
+
+
+def _compare_corrupted(
+    plan: MeasurePlan, candidates: Candidates, spec: ModelSpec, images: Validation, progress: Progress
+) -> tuple[CorruptedAnswers, ...]:
+    """The answers of graphs with codes of their own, under one corruption after the other; images are not kept."""
+    own = {name: one for name, one in candidates.others.items() if one.layers} or candidates.others
+    chosen, loader, found = replace(candidates, others=own), images.loader, []
+    for corruption in (None, *CORRUPTIONS):
+        source = Corrupted(loader.source, corruption, images.data.seed)
+        some = replace(images, loader=Loader(source, loader.preprocess, loader.batch_size, loader.on_unreadable))
+        found.append(CorruptedAnswers(corruption, _compare_where(plan, chosen, spec, some, progress).table))
+    return tuple(found)
 
 
 def _compare(candidates: Candidates, spec: ModelSpec, loader: Loader, progress: Progress) -> Comparison:
