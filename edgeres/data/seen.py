@@ -71,10 +71,15 @@ class Seen:
 PIXELS_KIND = DocumentKind(Seen, "a pixels.json", "build it again", (1, 1), digest="optional", error=BundleError)
 
 
+def some_rows(pixels: U8) -> U8:
+    """The rows that figures are of, evenly spread; those of these rows are all of them."""
+    step = max(len(pixels) // _SIDE, 1)
+    return pixels[step // 2 :: step]
+
+
 def figures_of(pixels: U8) -> Figures:
     """The figures of an image, (h, w, 3) uint8 RGB."""
-    rows, columns = (max(side // _SIDE, 1) for side in pixels.shape[:2])
-    some = pixels[rows // 2 :: rows]
+    some, columns = some_rows(pixels), max(pixels.shape[1] // _SIDE, 1)
     green = some[..., 1].astype(np.int16)
     difference = float(np.abs(green[:, 1:] - green[:, :-1]).mean()) if green.shape[1] > 1 else 0.0
     few = np.moveaxis(some[:, columns // 2 :: columns], -1, 0).reshape(3, -1)
