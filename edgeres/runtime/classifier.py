@@ -151,7 +151,7 @@ class Classifier:
         """Whether the images so far look like those of the calibration, in words.
 
         Channels or chroma planes exchanged, too dark or bright, a frozen camera, another scale, gray, blurred. It may
-        run the network on 32 images twice, and takes some milliseconds otherwise.
+        run the network on 32 images twice, and takes up to 0.1 s otherwise.
 
         Example:
             >>> print(classify.health())                     # doctest: +SKIP
