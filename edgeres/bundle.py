@@ -40,6 +40,7 @@ from edgeres.files import (
     hold,
     is_lfs_pointer,
     json_bytes,
+    make_folder,
     open_below,
     remove_below,
     sha256,
@@ -375,7 +376,7 @@ def new_bundle(target: str | Path, *, force: bool = False) -> Iterator[Path]:
     check_target(target, force=force)
     target = Path(target).resolve()  # a link to a bundle is kept, and the bundle that it points to is replaced
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
     except OSError as error:
         raise _cannot_write(target, error) from error
     with _one_build(target) as is_ours:

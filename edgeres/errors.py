@@ -16,6 +16,8 @@ no other errors, except for bugs.
 
 from __future__ import annotations
 
+from edgeres.words import escaped, public, shown_url, without_secrets
+
 __all__ = [
     "BundleError",
     "EdgeresError",
@@ -39,12 +41,12 @@ class EdgeresError(Exception):
     exit_code = 3
 
     def __init__(self, what: str, *, where: object = None, hint: str | None = None) -> None:
-        self.what = what
-        self.where = None if where is None else str(where)
+        self.what = escaped(" ".join(without_secrets(what).split()))
+        self.where = None if where is None else escaped(shown_url(str(where)))
         self.hint = hint
-        line = what if self.where is None else f"{self.where}: {what}"
+        line = self.what if self.where is None else f"{self.where}: {self.what}"
         if hint:
-            line = f"{line}; {hint}"
+            line = f"{line}; {escaped(without_secrets(hint))}"
         super().__init__(" ".join(line.split()))
 
 
@@ -98,4 +100,4 @@ def why_left_out(error: Exception) -> str:
     if isinstance(error, MemoryError | OSError):
         raise error
     why = str(error) if isinstance(error, EdgeresError) else f"{type(error).__name__}: {error}"
-    return " ".join(why.split())
+    return escaped(" ".join(public(why).split()))

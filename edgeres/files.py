@@ -166,12 +166,17 @@ def json_bytes(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
 
 
+def make_folder(path: Path) -> None:
+    """Make a directory and those above it, where they are missing; NotADirectoryError where a file is in the way."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Write a file completely or not at all, even if the writer is killed."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent)) from None
+    make_folder(path.parent)
     if not _HAS_DIR_FD:
         _write(path, None, str(path), content)
         return
@@ -194,7 +199,7 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
     folder = folder.resolve()
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     if _holds_only(folder, contents) and _switched(folder, contents):
         return
     staged = {name: folder / temporary_name(name, "partial") for name in contents}

@@ -620,7 +620,7 @@ def test_build_from_python_gives_the_report_and_the_path(work: Path, monkeypatch
     assert result.path == Path("tiny.edgeres")
     assert result.passed is False
     assert result.report == Bundle(result.path).report()
-    assert result.report["options"]["calibration"] == str(images)
+    assert result.report["options"]["calibration"] == "images.npz"
     with edgeres.load(result.path) as classify:
         assert classify("photo.jpg").label in {f"class {i}" for i in range(CLASSES)}
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeres.words import shown_argument
+
 if TYPE_CHECKING:
     from edgeres.records import EngineRecord
 
@@ -61,5 +63,5 @@ def print_engines(bundle: Path, records: Iterable[EngineRecord]) -> None:
 
 
 def command_line() -> str:
-    """This process's command, quoted for a shell."""
-    return shlex.join(["edgeres", *sys.argv[1:]])
+    """This process's command, quoted for a shell; without paths to elsewhere and secrets in URLs."""
+    return shlex.join(["edgeres", *map(shown_argument, sys.argv[1:])])

@@ -13,6 +13,7 @@ from edgeres._version import __version__
 from edgeres.errors import InputError
 from edgeres.judge.build_figures import BuildFigures, figures_of
 from edgeres.judge.document import Json
+from edgeres.words import shown_path
 
 _LATENCY = ("backend", "scope", "batch", "speedup", "speedup_ci95", "fp32", "int8", "noise")
 _CPU = ("cpu_speedup", "cpu_speedup_ci95", "measurable")
@@ -24,7 +25,7 @@ class Baseline:
     """An accepted build.
 
     Attributes:
-        where: the file, as the user named it.
+        where: the file, relative to the working directory or by name.
         document: the content of the file.
         any_machine: compare latency with that of another machine, too.
     """
@@ -81,7 +82,7 @@ def read_baseline(path: str | Path, *, any_machine: bool = False) -> Baseline:
     Raises:
         InputError: it is missing, damaged, no baseline, or from a newer edgeres.
     """
-    baseline = Baseline(str(path), reports.read_baseline(Path(path)), any_machine)
+    baseline = Baseline(shown_path(path), reports.read_baseline(Path(path)), any_machine)
     try:
         baseline.figures  # noqa: B018  raises where the answers cannot be unpacked
     except InputError as error:

@@ -22,6 +22,7 @@ from edgeres.pipeline.render import write_report
 from edgeres.pipeline.verify import VALIDATION_BATCH, measure_bundle
 from edgeres.progress import SILENT, Progress
 from edgeres.verify.measure import MeasurePlan, Validation
+from edgeres.words import public
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def build(model: Any, *, progress: Progress = SILENT, command: str = "", **optio
         made = make(folder, network, calibration, o, watch, progress)
         plan = MeasurePlan(thumbnails=o.thumbnails)
         measured = measure_bundle(made, Validation(validation, o.data, images.reasons), plan, progress)
-        report = judge(Asked(command, o.to_dict(), o.gates, baseline), made, measured)
+        report: Json = public(judge(Asked(command, o.to_dict(), o.gates, baseline), made, measured))
         write_report(folder, report)
         seal(folder, made.manifest)
     return BuildResult(output, report)

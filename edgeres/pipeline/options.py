@@ -17,6 +17,7 @@ from edgeres.judge.gates import LIMITS, Limits
 from edgeres.pipeline.take import InputChoice, ModelChoice
 from edgeres.records import CODES, METHODS, Codes, Method
 from edgeres.refine.choice import EFFORTS, RESIDUALS, RefineChoice
+from edgeres.words import shown_argument
 
 _WORDS = {
     "method": METHODS,
@@ -152,11 +153,14 @@ def flat(options: Any) -> dict[str, Any]:
 
 
 def json_value(value: Any) -> Any:
-    """An option as plain JSON types: paths become text, records objects, a module the name of its class."""
-    if value is None or isinstance(value, str | int | float):
+    """An option as plain JSON types: paths become text, records objects, a module the name of its class.
+
+    Paths are relative to the working directory, or names alone; URLs have no query.
+    """
+    if value is None or isinstance(value, int | float):
         return value
-    if isinstance(value, Path):
-        return str(value)
+    if isinstance(value, str | Path):
+        return shown_argument(str(value))
     if isinstance(value, list | tuple):
         return [json_value(item) for item in value]
     if isinstance(value, Mapping):

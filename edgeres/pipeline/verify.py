@@ -21,6 +21,7 @@ from edgeres.pipeline.options import VerifyOptions, flat, json_value
 from edgeres.progress import SILENT, Progress
 from edgeres.reports import read_report
 from edgeres.verify.measure import Measured, MeasurePlan, Validation, measure
+from edgeres.words import public
 
 VALIDATION_BATCH = 16
 
@@ -69,7 +70,8 @@ def _verify(
     measured = measure_bundle(made, Validation(loader, data, reasons), plan, progress)
     given = {name: value for name, value in flat(options).items() if name != "command"}
     asked = Asked(options.command, json_value({"bundle": bundle.path, **vars(data), **given}), options.gates, baseline)
-    return judge(asked, made, measured)
+    report: Json = public(judge(asked, made, measured))
+    return report
 
 
 def zeros_in(calibration: Path) -> dict[str, float]:

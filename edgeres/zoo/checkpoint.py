@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import torch
 from safetensors import safe_open
@@ -22,6 +23,7 @@ from edgeres.errors import UsageError, WeightsError
 from edgeres.files import sha256 as file_sha256
 from edgeres.progress import SILENT, Progress
 from edgeres.records import ModelSpec, Preprocess, Weights
+from edgeres.words import escaped
 from edgeres.zoo.architectures import Architecture
 from edgeres.zoo.download import fetch
 from edgeres.zoo.heads import build_head, head_tensors, missing_biases
@@ -157,7 +159,7 @@ def _locate(model: ZooModel, weights: str, progress: Progress) -> _Origin:
     words = weights
     if "://" in weights:
         path = fetch(weights, None, progress)
-        words = weights.partition("#")[0].rpartition("/")[2]
+        words = escaped(PurePosixPath(urlsplit(weights).path).name) or "a URL"
     elif Path(weights).is_file():
         path = Path(weights)
         words = path.name

@@ -24,6 +24,7 @@ from edgeres._version import __version__
 from edgeres.errors import EnvironmentError_, WeightsError
 from edgeres.files import sha256 as file_sha256
 from edgeres.progress import SILENT, Progress
+from edgeres.words import without
 
 TIMEOUT_S = 30.0  # for a connection, and for each read
 ATTEMPTS = 5
@@ -54,12 +55,14 @@ def fetch(url: str, sha256: str | None = None, progress: Progress = SILENT) -> P
     try:
         parts = urllib.parse.urlsplit(url)
     except ValueError as error:
-        raise WeightsError(f"is not a URL: {error}", where=url) from error
+        raise WeightsError(f"is not a URL: {without(str(error), url)}", where=url) from error
     if parts.scheme not in ("http", "https"):
         raise WeightsError("only http and https URLs can be fetched", where=url)
     want = (sha256 or parts.fragment.removeprefix("sha256=")).lower() or None
     if want and not re.fullmatch("[0-9a-f]{8,64}", want):
-        raise WeightsError(f"{want!r} is not a SHA-256", where=url, hint="end the URL with #sha256= and hex digits")
+        raise WeightsError(
+            "what stands behind # is not a SHA-256", where=url, hint="end the URL with #sha256= and hex digits"
+        )
     url = urllib.parse.urldefrag(url).url
     path = _cache_path(url, want)
     known = (path, _user_torch_hub() / path.name) if want else (path,)
@@ -108,7 +111,7 @@ def _fetch_into(path: Path, url: str, want: str | None, progress: Progress) -> P
         other = " in place of the file there, which has another SHA-256" if path.is_file() else ""
         hint = f"fetch it on another machine and put it at {path}{other}; or give a file with --weights FILE; or use "
         hint += "--weights signs where it is bundled (see edgeres models), else --weights random"
-        raise WeightsError(f"cannot be fetched: {error}", where=url, hint=hint) from error
+        raise WeightsError(f"cannot be fetched: {without(str(error), url)}", where=url, hint=hint) from error
     return path
 
 
