@@ -196,10 +196,14 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
     Raises:
         OSError: they cannot be written.
     """
-    folder = folder.resolve()
+    given, folder = folder, folder.resolve()
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
-    make_folder(folder.parent)
+    try:
+        make_folder(folder.parent)
+    except OSError as error:
+        error.filename = str(given)
+        raise
     if _holds_only(folder, contents) and _switched(folder, contents):
         return
     staged = {name: folder / temporary_name(name, "partial") for name in contents}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 # Control characters, C1 among them; what changes the direction of text; line separators, invisible tags, surrogates.
@@ -17,21 +18,30 @@ _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^\s/?#'\"<>]*@)?([^\s?#'\"<>]*
 _DIGEST = re.compile(r"#sha256=[0-9a-fA-F]{1,64}")
 
 
-def escaped(text: str, *, keep: str = "") -> str:
+def escaped(text: str, *, keep: str = "", form: Literal["words", "json"] = "words") -> str:
     r"""Text for a terminal, a log or a page: what could control it is written as ``\x1b`` or ``\u202e``.
 
     Args:
         keep: control characters that stay, as the line ends of a text with several lines.
+        form: ``json`` writes them as JSON's strings do, ``\u202e`` and surrogate pairs.
 
     >>> escaped("a\x1b[2Jb")
     'a\\x1b[2Jb'
     """
     if text.isascii() and text.isprintable():
         return text
-    return _UNSAFE.sub(lambda found: found[0] if found[0] in keep else _escape(ord(found[0])), text)
+    write = _escape if form == "words" else _escape_json
+    return _UNSAFE.sub(lambda found: found[0] if found[0] in keep else write(found[0]), text)
 
 
-def _escape(code: int) -> str:
+def _escape_json(character: str) -> str:
+    if "\ud800" <= character <= "\udfff":  # bytes of a file's name that are not UTF-8; no JSON text holds them
+        return character
+    return json.dumps(character)[1:-1] if character != "\x7f" else "\\u007f"
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 

@@ -27,7 +27,8 @@ README = ROOT.parent / "README.md"
 
 # From the ground up: folders and the files beside them. Those of one line never import each other.
 FLOORS = (
-    ("_version", "errors", "files"),
+    ("_version", "words"),
+    ("errors", "files"),
     ("documents",),
     ("progress", "records"),
     ("reports",),

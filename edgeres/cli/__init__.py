@@ -15,6 +15,7 @@ import click
 
 from edgeres._version import __version__
 from edgeres.errors import EdgeresError
+from edgeres.words import escaped, without_secrets
 
 # name: (module in this package, one line for --help); the modules stay unimported until their command runs.
 COMMANDS = {
@@ -38,6 +39,7 @@ COMMANDS = {
 
 # 128 + the signal, as shells report SIGINT and SIGPIPE; 70 (EX_SOFTWARE) is a fault of edgeres.
 INTERRUPTED, BROKEN_PIPE, FAULT = 130, 141, 70
+_LONGEST_LINE = 490  # of an error, without "edgeres: "
 
 
 class LazyGroup(click.Group):
@@ -92,7 +94,7 @@ def main() -> None:
     try:
         code: Any = cli.main(arguments, prog_name="edgeres", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        _show(error)
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
         _say("interrupted; nothing is half-written")
@@ -126,8 +128,36 @@ def _one_line(error: EdgeresError | OSError | MemoryError | RecursionError) -> s
 
 
 def _say(line: str) -> None:
-    with suppress(BrokenPipeError):
-        click.echo(f"edgeres: {line}", err=True)
+    _tell(f"edgeres: {_shortened(escaped(without_secrets(line)))}")
+
+
+def _show(error: click.ClickException) -> None:
+    """Show wrong usage as click does."""
+    said = _shortened(escaped(without_secrets(error.message), keep="\n"))
+    error.message = said  # type: ignore[misc]
+    try:
+        error.show()
+        sys.stderr.flush()
+    except OSError:
+        _close_stderr()
+
+
+def _tell(line: str) -> None:
+    try:
+        click.echo(line, err=True)
+    except OSError:
+        _close_stderr()
+
+
+def _close_stderr() -> None:
+    """Nobody reads it, or its disk is full: Python must not fail on it at exit, and replace our exit code."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def _shortened(line: str) -> str:
+    """At most 490 characters: the place and the cause come first, the next step last."""
+    return line if len(line) <= _LONGEST_LINE else f"{line[:300]} ... {line[-185:]}"
 
 
 def _terminate(number: int, frame: object) -> None:

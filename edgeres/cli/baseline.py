@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from edgeres.cli.options import UserPath, as_json, file_option, output_option
-from edgeres.cli.show import print_json
+from edgeres.cli.show import echo, print_json
 from edgeres.errors import UsageError
 
 FILE = "baseline.json"
@@ -58,9 +58,9 @@ def _accept(builds: tuple[Path, ...], output: Path, baseline: Path | None, as_js
     if as_json:
         print_json(told)
         return
-    click.echo(f"{output}: {told['model']}, {told['images']:,} images of {told['validation']}")
+    echo(f"{output}: {told['model']}, {told['images']:,} images of {told['validation']}")
     if document["outcome"] == "failed":
-        click.echo("accepted although a gate had failed; later builds are compared with it nevertheless", err=True)
+        echo("accepted although a gate had failed; later builds are compared with it nevertheless", err=True)
 
 
 def _check(builds: tuple[Path, ...], output: Path | None, baseline: Path | None, as_json: bool) -> int:
@@ -81,7 +81,7 @@ def _check(builds: tuple[Path, ...], output: Path | None, baseline: Path | None,
         print_json([asdict(check) for check in found])
     else:
         for check in found:
-            click.echo(f"{'ok' if check.outcome == 'passed' else 'FAIL'}  {check.title}: {check.reason}")
+            echo(f"{'ok' if check.outcome == 'passed' else 'FAIL'}  {check.title}: {check.reason}")
     return int(any(check.outcome == "failed" for check in found))
 
 

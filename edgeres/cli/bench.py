@@ -9,7 +9,7 @@ import click
 
 from edgeres.cli.options import Decorator, UserPath, as_json, choice, whole_number
 from edgeres.cli.progress import progress
-from edgeres.cli.show import print_json, print_table
+from edgeres.cli.show import echo, print_json, print_table
 from edgeres.device.targets import Flavour
 
 Json = dict[str, Any]
@@ -57,9 +57,9 @@ def command(bundle: Path, as_json: bool, **given: Any) -> None:
 
 def _show(found: Json) -> None:
     settings = found["settings"]
-    click.echo(f"{found['model']} on {found['backend']}, {found['device']}; {settings['scope']}")
+    echo(f"{found['model']} on {found['backend']}, {found['device']}; {settings['scope']}")
     turns = "taking turns, " if settings["interleaved"] else ""
-    click.echo(
+    echo(
         f"{turns}each: {1e3 * settings['warmup_seconds']:g} ms warm-up, then at least {settings['min_seconds']:g} s and"
         f" {settings['min_iterations']} inferences\n"
     )
@@ -70,18 +70,18 @@ def _show(found: Json) -> None:
         rows.append((name, f"{of['Throughput']['images_per_second']:.4g} img/s", *times))
     figures = ("Throughput", *(f"{column} ms" for column in columns))
     print_table(("", *figures), rows, right=figures)
-    click.echo("\nTimes are from input to output, both in the CPU's memory.")
+    echo("\nTimes are from input to output, both in the CPU's memory.")
     _show_gpu(found["precisions"])
     for name, ratio in found["speedup"].items():
-        click.echo(f"{name}: {ratio['value']:.2f}x, 95 % interval {ratio['low']:.2f} to {ratio['high']:.2f}")
+        echo(f"{name}: {ratio['value']:.2f}x, 95 % interval {ratio['low']:.2f} to {ratio['high']:.2f}")
     _show_board(found)
     for line in found["warnings"]:
-        click.echo(f"note: {line}")
+        echo(f"note: {line}")
     for name, reason in found["reasons"].items():
         if name in ("fp32", "fp16", "int8"):
-            click.echo(f"{name} not measured: {reason}")
+            echo(f"{name} not measured: {reason}")
         elif name in get_args(Flavour):
-            click.echo(f"{name} not used: {reason}")
+            echo(f"{name} not used: {reason}")
 
 
 def _show_gpu(precisions: Json) -> None:
@@ -94,15 +94,15 @@ def _show_gpu(precisions: Json) -> None:
         if of["timed_iterations"]
     ]
     if rows:
-        click.echo("\nby events on the GPU, median (p99) in ms:\n")
+        echo("\nby events on the GPU, median (p99) in ms:\n")
         print_table(("", *names, "CUDA graph"), rows, right=names)
-        click.echo()
+        echo()
 
 
 def _show_board(found: Json) -> None:
     for name, of in found["precisions"].items():
         if energy := of["energy"]:
-            click.echo(
+            echo(
                 f"{name}: {energy['per_image_mj']:.3g} mJ per image, {energy['mean_w']:.2f} W"
                 f" ({energy['idle_w']:.2f} W at rest)"
             )
@@ -116,4 +116,4 @@ def _show_board(found: Json) -> None:
         f"{hottest[0]} {hottest[1]:.0f} °C" if hottest else "",
         f"power of {' + '.join(after['total_of'])}" if after["total_of"] else "",
     )
-    click.echo("board: " + ", ".join(filter(None, parts)))
+    echo("board: " + ", ".join(filter(None, parts)))

@@ -8,7 +8,7 @@ import click
 
 from edgeres.cli import options
 from edgeres.cli.progress import progress
-from edgeres.cli.show import command_line, print_report
+from edgeres.cli.show import command_line, echo, print_report
 
 
 @click.command("build")
@@ -58,5 +58,5 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     )
     print_report(result.report, as_json=quiet)
     if not quiet:
-        click.echo(f"\nbundle: {result.path}    report: {result.path / 'report.html'}")
+        echo(f"\nbundle: {result.path}    report: {result.path / 'report.html'}")
     ctx.exit(0 if result.passed else 1)

@@ -9,7 +9,7 @@ import click
 
 from edgeres.cli import options
 from edgeres.cli.progress import progress
-from edgeres.cli.show import print_json
+from edgeres.cli.show import echo, print_json
 from edgeres.errors import UsageError
 
 # The same as in edgeres.quantize.exchange, which --help does not import.
@@ -72,7 +72,7 @@ def command(paths: tuple[str, ...], output: Path, as_json: bool, **given: Any) -
     if as_json:
         print_json({"file": str(output), **summary})
     else:
-        click.echo(f"{output}: {_words(summary)}")
+        echo(f"{output}: {_words(summary)}")
 
 
 def _mode(given: dict[str, Any]) -> str:

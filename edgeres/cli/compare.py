@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from edgeres.cli.options import UserPath, as_json, file_option
-from edgeres.cli.show import print_json
+from edgeres.cli.show import echo, new_console, print_json
 
 
 @click.command("compare")
@@ -42,11 +42,9 @@ def command(builds: tuple[Path, ...], html: Path | None, any_machine: bool, as_j
     if as_json:
         print_json(pairs)
         return
-    from rich.console import Console
-
     for i, pair in enumerate(pairs):
         if i:
-            click.echo()
-        render_comparison(pair, Console(highlight=False))
+            echo()
+        render_comparison(pair, new_console(highlight=False))
     if html is not None:
-        click.echo(f"\npage: {html}")
+        echo(f"\npage: {html}")

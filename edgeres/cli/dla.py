@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgeres.cli.options import UserPath, as_json, output_option, text_option, whole_number
-from edgeres.cli.show import print_json, print_table
+from edgeres.cli.show import echo, print_json, print_table
 
 if TYPE_CHECKING:
     from edgeres.graph.dla import DlaModel
@@ -60,19 +60,19 @@ def command(bundle: Path, target: str, batch: int, tensorrt: str, output: Path |
         return
     _show(found, target)
     if output is not None:
-        click.echo(f"\n{output / GRAPH}, {output / CACHE}\non the device: {COMMAND}")
+        echo(f"\n{output / GRAPH}, {output / CACHE}\non the device: {COMMAND}")
 
 
 def _show(found: DlaModel, target: str) -> None:
     counts = Counter(layer.where for layer in found.layers)
     half = sum(layer.precision == "fp16" for layer in found.layers)
-    click.echo(
+    echo(
         f"{target}: {counts['dla']} of {len(found.layers)} layers on the DLA{f' ({half} in float16)' if half else ''},"
         f" {counts['gpu']} on the GPU, {counts['unsure']} unsure\n"
     )
     rows = [(layer.node, layer.op, layer.where, layer.reason) for layer in found.layers if layer.reason]
     if rows:
         print_table(("layer", "operator", "where", "because"), rows)
-        click.echo()
+        echo()
     for line in (*found.rewritten, *found.notes):
-        click.echo(f"- {line}")
+        echo(f"- {line}")

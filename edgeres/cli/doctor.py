@@ -8,6 +8,7 @@ import click
 
 from edgeres.cli.options import as_json
 from edgeres.cli.show import print_json
+from edgeres.words import escaped
 
 
 @click.command("doctor")
@@ -28,6 +29,6 @@ def command(as_json: bool) -> None:
     width = max(len(diagnosis.name) for diagnosis in diagnoses)
     for diagnosis in diagnoses:
         word, colour = words[diagnosis.ok]
-        click.echo(f"{click.style(f'{word:8}', fg=colour)} {diagnosis.name:{width}}  {diagnosis.found}")
+        click.echo(f"{click.style(f'{word:8}', fg=colour)} {diagnosis.name:{width}}  {escaped(diagnosis.found)}")
         if diagnosis.next_step:
-            click.echo(f"{'':9}{'':{width}}  next: {diagnosis.next_step}")
+            click.echo(f"{'':9}{'':{width}}  next: {escaped(diagnosis.next_step)}")

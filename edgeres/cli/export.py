@@ -9,7 +9,7 @@ import click
 
 from edgeres.cli.options import as_json, model_options, output_option, size_option
 from edgeres.cli.progress import progress
-from edgeres.cli.show import print_json
+from edgeres.cli.show import echo, print_json
 
 
 @click.command("export")
@@ -33,4 +33,4 @@ def command(model: str, output: Path, as_json: bool, **given: Any) -> None:
     if as_json:
         print_json({"file": str(output), "bytes": size, "max_error": taken.max_error, "model": taken.spec.to_dict()})
     else:
-        click.echo(f"{output}: {size / 1e6:.1f} MB, differs from torch by {taken.max_error:.1e} of the largest logit")
+        echo(f"{output}: {size / 1e6:.1f} MB, differs from torch by {taken.max_error:.1e} of the largest logit")

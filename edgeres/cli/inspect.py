@@ -12,10 +12,11 @@ import click
 
 from edgeres.bundle import Bundle
 from edgeres.cli.options import UserPath, as_json
-from edgeres.cli.show import print_json, print_table
+from edgeres.cli.show import echo, print_json, print_table
 from edgeres.engine.kernels import is_engine, read_program
 from edgeres.errors import EngineError, needs
 from edgeres.report.figures import megabytes
+from edgeres.words import escaped
 
 Json = dict[str, Any]
 
@@ -91,48 +92,48 @@ def _engines(bundle: Bundle) -> list[Json]:
 
 
 def _show_graph(graph: Json) -> None:
-    click.secho(f"{graph['file']}: {graph['style'] or 'not quantized by edgeres'}", bold=True)
+    click.secho(f"{escaped(graph['file'])}: {graph['style'] or 'not quantized by edgeres'}", bold=True)
     operators = ", ".join(f"{count} {name}" for name, count in graph["operators"].items())
-    click.echo(f"opset {graph['opset']}, {operators}\n")
+    echo(f"opset {graph['opset']}, {operators}\n")
     if graph["quantized"]:
         quantized = (
             (q["tensor"], q["dtype"], f"{q['scale']:.5g}", str(q["zero_point"]), q["reason"])
             for q in graph["quantized"]
         )
         print_table(("quantized tensor", "type", "scale", "zero", "as"), quantized, right=("scale", "zero"))
-        click.echo()
+        echo()
     if graph["skipped"]:
         print_table(("left in float", "because"), graph["skipped"])
-        click.echo()
+        echo()
     if graph["lost"]:
         lost = ((f"{loss['op']} {loss['node']}", loss["edge"], loss["reason"]) for loss in graph["lost"])
         print_table(("INT8 is lost in", "quantized without effect", "because"), lost)
-        click.echo()
+        echo()
     for finding in graph["refused"]:
-        click.echo(f"TensorRT refuses: {finding}")
+        echo(f"TensorRT refuses: {finding}")
 
 
 def _show_engine(engine: Json) -> None:
     if "reason" in engine:
-        click.secho(f"{engine['file']}: {megabytes(engine['bytes'])}", bold=True)
-        click.echo(f"{engine['reason']}\n")
+        click.secho(f"{escaped(engine['file'])}: {megabytes(engine['bytes'])}", bold=True)
+        echo(f"{engine['reason']}\n")
         return
     made_for = ", ".join(engine["accelerators"]) + (" and later" if engine["portable"] else "")
-    click.secho(f"{engine['file']}: {megabytes(engine['bytes'])}, for {made_for}", bold=True)
+    click.secho(f"{escaped(engine['file'])}: {megabytes(engine['bytes'])}, for {made_for}", bold=True)
     types = Counter((_type(k["reads"]), _type(k["writes"])) for k in engine["kernels"] if k["kind"] == "convolution")
     convolutions = ", ".join(f"{count} from {reads} to {writes}" for (reads, writes), count in types.items())
-    click.echo(f"convolutions: {convolutions or 'none'}\n")
+    echo(f"convolutions: {convolutions or 'none'}\n")
     rows = [(kind, *_figures(of_kind["kernels"], of_kind)) for kind, of_kind in engine["kinds"].items()]
     rows.append(("all", *_figures(len(engine["kernels"]), engine)))
     figures = ("kernels", "activations", "weights")
     print_table(("one inference", *figures), rows, right=figures)
-    click.echo()
+    echo()
     _show_kernels("with weights", [k for k in engine["kernels"] if k["kind"] in _WEIGHTED])
     _show_kernels("outside them", [k for k in engine["kernels"] if k["kind"] not in _WEIGHTED])
     if engine["lost"]:
         lost = ((loss["node"], ", ".join(loss["layers"])) for loss in engine["lost"])
         print_table(("INT8 is lost in", "because these dequantize before it"), lost)
-        click.echo()
+        echo()
 
 
 def _show_kernels(title: str, kernels: Sequence[Json]) -> None:
@@ -147,7 +148,7 @@ def _show_kernels(title: str, kernels: Sequence[Json]) -> None:
         for k in kernels
     )
     print_table((title, "reads", "writes", "bytes", "at"), rows, right=("bytes",))
-    click.echo()
+    echo()
 
 
 def _type(tensors: Sequence[str]) -> str:

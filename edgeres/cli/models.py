@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from edgeres.cli.options import as_json
-from edgeres.cli.show import print_json, print_table
+from edgeres.cli.show import echo, print_json, print_table
 
 
 @click.command("models")
@@ -30,6 +30,6 @@ def command(as_json: bool) -> None:
         rows.append((a.name, f"{a.size.params / 1e6:.2f} M", f"{a.size.gmacs:.2f} G", f"{a.input_px}", tags))
     print_table(("model", "params", "MACs", "px", "weights (published top-1)"), rows, right=("params", "MACs", "px"))
     licenses = sorted({w.license for model in models for w in model.weights.values()})
-    click.echo("\nThe first tag is the default. signs comes with the package; imagenet is downloaded when asked for.")
+    echo("\nThe first tag is the default. signs comes with the package; imagenet is downloaded when asked for.")
     for license in licenses:
-        click.echo(f"imagenet weights: {license}")
+        echo(f"imagenet weights: {license}")

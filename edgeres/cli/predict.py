@@ -10,7 +10,8 @@ import click
 
 from edgeres.cli.options import UserPath, as_json, choice, file_option, whole_number
 from edgeres.cli.progress import progress
-from edgeres.cli.show import print_json
+from edgeres.cli.show import echo, print_json
+from edgeres.words import escaped
 
 if TYPE_CHECKING:
     from edgeres.records import ImagePrediction, UnreadableImage
@@ -65,13 +66,13 @@ def command(
     else:
         _show(answers, top or (1 if listed else 5), lines=listed)
         if listed:
-            click.echo(_summary(answers))
+            echo(_summary(answers))
         if sheet is not None:
-            click.echo(f"sheet: {sheet}")
+            echo(f"sheet: {sheet}")
     for note in listing.notes:
-        click.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)
     if unreadable:
-        click.echo(_left_out(unreadable), err=True)
+        echo(_left_out(unreadable), err=True)
 
 
 def _check_sheet(sheet: Path | None) -> None:
@@ -99,12 +100,12 @@ def _show(answers: Sequence[ImagePrediction], top: int, *, lines: bool) -> None:
     for answer in answers:
         path, best = str(answer.file.path), answer.prediction.top(top)
         if lines and top == 1:
-            wrong = f"  (is {answer.file.label})" if answer.wrong else ""
-            click.echo(f"{100 * best[0][1]:5.1f} %  {best[0][0]}{wrong}  {path}")
+            wrong = f"  (is {escaped(str(answer.file.label))})" if answer.wrong else ""
+            echo(f"{100 * best[0][1]:5.1f} %  {escaped(best[0][0])}{wrong}  {escaped(str(path))}")
             continue
-        click.secho(path, bold=True)
+        click.secho(escaped(path), bold=True)
         for label, score in best:
-            click.echo(f"  {100 * score:5.1f} %  {label}")
+            echo(f"  {100 * score:5.1f} %  {escaped(label)}")
 
 
 def _summary(answers: Sequence[ImagePrediction]) -> str:

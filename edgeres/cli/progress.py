@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+from edgeres.cli.show import new_console
 from edgeres.progress import SILENT, Advance
 from edgeres.progress import Progress as Contract
+from edgeres.words import escaped, without_secrets
 
 
 class Bars:
@@ -28,7 +30,7 @@ class Bars:
             yield lambda steps: bar.advance(number, steps)
 
     def say(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(without_secrets(line), markup=False, highlight=False, soft_wrap=True)
 
 
 class Lines:
@@ -39,12 +41,13 @@ class Lines:
         yield lambda steps: None
 
     def say(self, line: str) -> None:
-        print(line, file=sys.stderr)  # noqa: T201
+        with suppress(OSError):  # where stderr is full, the result still counts
+            print(escaped(without_secrets(line)), file=sys.stderr)  # noqa: T201
 
 
 def progress(*, quiet: bool = False) -> Contract:
     """Bars on a terminal, lines elsewhere, nothing where ``quiet``."""
     if quiet:
         return SILENT
-    console = Console(stderr=True)
+    console = new_console(stderr=True)
     return Bars(console) if console.is_terminal else Lines()

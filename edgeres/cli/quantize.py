@@ -9,7 +9,7 @@ import click
 
 from edgeres.cli import options
 from edgeres.cli.progress import progress
-from edgeres.cli.show import print_json
+from edgeres.cli.show import echo, print_json
 
 
 @click.command("quantize")
@@ -51,7 +51,7 @@ def command(model: Path, output: Path, target: str, as_json: bool, **given: Any)
     else:
         s = done.summary
         images = f" from {s['images']} images" if s["images"] else ""
-        click.echo(
+        echo(
             f"{output}: {len(done.model) / 1e6:.1f} MB for {target}, {s['activations']} activations and {s['weights']} "
             f"weights with {s['method']} ranges{images}; edgeres inspect {output} shows details"
         )

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from edgeres.cli.options import SRC, UserPath, as_json, engine_options, output_option, text_option
 from edgeres.cli.progress import progress
-from edgeres.cli.show import print_engines, print_json, print_report
+from edgeres.cli.show import echo, print_engines, print_json, print_report
 from edgeres.errors import UsageError
 
 
@@ -73,7 +73,7 @@ def command(ctx: click.Context, /, host: str, bundle: Path, output: Path | None,
         print_engines(bundle, result.engines)
         if result.report is not None:
             print_report(result.report, as_json=False)
-            click.echo(f"report: {where / 'report.html'}")
+            echo(f"report: {where / 'report.html'}")
     ctx.exit(0 if result.passed else 1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from edgeres.cli.options import as_json
-from edgeres.cli.show import print_json, print_table
+from edgeres.cli.show import echo, print_json, print_table
 from edgeres.device.targets import TARGETS, Target
 
 
@@ -34,10 +34,10 @@ def command(as_json: bool) -> None:
         for t in TARGETS.values()
     )
     print_table(("target", "SM", "TensorRT", "JetPack", "INT8", "DLA", "memory", "device"), rows)
-    click.echo()
+    echo()
     for words in dict.fromkeys(_engine(t) for t in TARGETS.values()):
         names = ", ".join(t.name for t in TARGETS.values() if _engine(t) == words)
-        click.echo(f"{names}: {words}\n")
+        echo(f"{names}: {words}\n")
 
 
 def _span(limits: tuple[object, object] | None) -> str:

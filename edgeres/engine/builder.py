@@ -21,6 +21,7 @@ from edgeres.engine.timing import TimingCache, timing_cache
 from edgeres.errors import EngineError, ModelError, UsageError
 from edgeres.progress import SILENT, Progress
 from edgeres.records import EngineRecord, Portability
+from edgeres.words import escaped
 
 Precision = Literal["fp32", "fp16", "int8"]
 Batch = tuple[int, int, int]
@@ -130,7 +131,7 @@ class BuiltEngine:
             **self.request.settings,
         }
         lines = (*(f"# {name}: {value}" for name, value in asked.items()), *self.log)
-        return "".join(f"{line}\n" for line in lines)
+        return "".join(f"{escaped(line, keep=chr(9))}\n" for line in lines)
 
     def record(self, target: str, file: str | None, status: str = "built, not run here") -> EngineRecord:
         """The entry of a manifest; ``file`` is the engine's path inside the bundle, None if it is not kept."""

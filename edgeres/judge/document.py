@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgeres.words import escaped
+
 Json = dict[str, Any]
 
 # Largest factor between the speedup by the clock and that in processor time. On a machine without load they differ by
@@ -38,7 +40,8 @@ class Section:
 
 def to_json(report: Json) -> str:
     """The text of report.json: indented UTF-8 without NaN and infinity."""
-    return json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    text = json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    return escaped(text, keep="\n", form="json")
 
 
 def look_up(path: str, figures: Mapping[str, Any]) -> Any:

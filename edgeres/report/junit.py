@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from xml.etree import ElementTree
 
 from edgeres.report.text import Report, check_word, observed, verdict_word
+from edgeres.words import escaped
 
 # XML 1.0 cannot represent most control characters, but file names may have them.
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -32,7 +33,7 @@ def render_junit(report: Report) -> str:
         _count(suite, (suite,), ("tests", "failures", "skipped"))
     _count(root, (gates, checks), ("tests", "failures"))  # the schema allows no other counts on the root
     ElementTree.indent(root)
-    body = ElementTree.tostring(root, encoding="unicode")
+    body = escaped(ElementTree.tostring(root, encoding="unicode"), keep="\n")
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{body}\n'
 
 

@@ -21,6 +21,7 @@ from edgeres.report.text import (
     top1_line,
     verdict_word,
 )
+from edgeres.words import escaped
 
 _SIGNS = {"pass": "✅", "FAIL": "❌", "warning": "⚠️", NOT_CERTAIN: "⚠️", "allowed": "⚠️"}
 LISTED = 10
@@ -44,7 +45,7 @@ def render_markdown(report: Report) -> str:
         f"<details><summary>All figures</summary>\n\n{_table(('Figure', 'Value'), findings(report))}\n\n</details>",
         f"<sub>{_cell(headline(report))}. {_cell(_validated(report))}</sub>",
     ]
-    return "\n\n".join(filter(None, parts)) + "\n"
+    return escaped("\n\n".join(filter(None, parts)) + "\n", keep="\n")
 
 
 def _gates(report: Report) -> str:
