@@ -129,7 +129,7 @@ def importers(folder: str, allowed: Callable[[str], bool]) -> set[str]:
 
 
 def test_the_report_only_renders() -> None:
-    allowed = ("edgeres.errors", "edgeres.records", "edgeres.report", "edgeres.judge.document")
+    allowed = ("edgeres.errors", "edgeres.records", "edgeres.report", "edgeres.judge.document", "edgeres.words")
     assert importers("report", lambda name: name.startswith(allowed)) == set()
 
 
