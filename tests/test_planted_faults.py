@@ -23,6 +23,7 @@ import edgeres
 from edgeres.bundle import FP32, Bundle, seal
 from edgeres.data.choose import DataChoice
 from edgeres.data.signs import CLASSES, Signs
+from edgeres.errors import UsageError
 from edgeres.files import write_file, write_json
 from edgeres.graph.forms import FORMS
 from edgeres.judge.asked import GateChoice
@@ -171,6 +172,33 @@ def test_wrong_mean_and_std_are_found_without_a_baseline(made: Made, wrong_mean:
     choice = DataChoice(validation=str(made.folder / "validation.npz"))
     report = verify_bundle(wrong_mean, choice, VerifyOptions(GateChoice(Limits(max_drop=None))))
     assert set(faults(report)) == {"preprocessing"}
+
+
+def test_mean_and_std_in_units_of_0_to_255_and_scale_1_for_others_are_refused(made: Made) -> None:
+    in_bytes = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
+    for given, words in ((in_bytes, "add --pixel-scale 1"), ({"pixel_scale": 1.0}, "leave out --pixel-scale")):
+        with pytest.raises(UsageError, match=words):
+            build(made.folder, made.folder / "calibration.npz", "refused.edgeres", **given)
+    assert not (made.folder / "refused.edgeres").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"mean": (0, 0, 0), "std": (1, 1, 1), "pixel_scale": 1.0}, "--pixel-scale 0.00392156863"),
+        ({"input_px": (64, 64)}, "--input-px 32"),
+    ],
+    ids=["scale", "size"],
+)
+def test_another_scale_or_input_size_is_found_and_named_without_a_baseline(
+    made: Made, given: dict[str, Any], named: str
+) -> None:
+    bundle = build(made.folder, made.folder / "calibration.npz", f"{len(given)}.edgeres", **given)
+    report = json.loads((bundle / "report.json").read_text())
+    found = faults(report)
+    assert named in found["preprocessing"]
+    assert report["passed"] is False
+    assert ("fp32" in found) is ("mean" in given)  # at 64 pixels it still knows a third of the signs
 
 
 @pytest.mark.parametrize(
