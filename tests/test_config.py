@@ -43,6 +43,8 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     )
     inner = tmp_path / "a" / "b"
     inner.mkdir(parents=True)
+    assert read_config(inner) == {}  # no repository: what lies above is of others
+    (tmp_path / ".git").mkdir()
     found = read_config(inner)  # from a directory upwards
     assert found["baseline"] == tmp_path / "ci" / "baseline.json"  # relative to the file, not to where one stands
     assert (found["validation"], found["validation_size"], found["any_machine"]) == (str(tmp_path / "val"), 200, True)

@@ -62,7 +62,9 @@ _TABLE: DocumentKind[Any] = DocumentKind(
 
 
 def read_config(start: Path | None = None) -> dict[str, Any]:
-    """The nearest ``[tool.edgeres]``, from a directory upwards; empty where there is none.
+    """The nearest ``[tool.edgeres]``, from a directory up to the root of its Git repository; empty where there is none.
+
+    Outside of a repository only the directory itself is looked at: a file of others further up decides nothing.
 
     Returns:
         Values by the options' names in Python; a limit that is switched off is None.
@@ -71,7 +73,9 @@ def read_config(start: Path | None = None) -> dict[str, Any]:
         UsageError: a key or a value is not what it can be; one line names it.
     """
     folder = (start or Path.cwd()).absolute()
-    for candidate in (folder, *folder.parents):
+    above = (folder, *folder.parents)
+    root = next((index for index, place in enumerate(above) if (place / ".git").exists()), 0)
+    for candidate in above[: root + 1]:
         path = candidate / FILE
         table = _table(path) if path.is_file() else None
         if table is not None:
