@@ -51,10 +51,19 @@ from edgeres.files import (
     write_json,
 )
 from edgeres.graph.forms import GRAPH_FILES, forms_in
-from edgeres.records import EngineRecord, FormRecord, Manifest
+from edgeres.records import EngineRecord, FormRecord, Manifest, complete_preprocess
 
 MANIFEST = "manifest.json"
-MANIFEST_KIND = DocumentKind(Manifest, f"a {MANIFEST}", "build it again", (2, 3), digest="required", error=BundleError)
+
+
+def _upgrade(content: Json, schema: int) -> Json:
+    model = content.get("model")
+    return {**content, "model": complete_preprocess(model, schema)} if isinstance(model, dict) else content
+
+
+MANIFEST_KIND = DocumentKind(
+    Manifest, f"a {MANIFEST}", "build it again", (2, 4), digest="required", error=BundleError, upgrade=_upgrade
+)
 FP32 = "model.fp32.onnx"
 CALIBRATION = "calibration.json"
 REPORT, REPORT_PAGE = "report.json", "report.html"

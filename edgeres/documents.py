@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
 from itertools import accumulate, repeat
@@ -75,6 +75,8 @@ class DocumentKind(Generic[R]):
         digest: whether ``digest`` holds that of the rest; optional: it is written, and older files lack it.
         root: what paths begin with in messages.
         error: what is raised.
+        upgrade: brings the content of an older format into the newest, given its ``schema``, or 0 where it has none; it
+            raises ValueError where that is not possible.
     """
 
     record: type[R]
@@ -86,6 +88,7 @@ class DocumentKind(Generic[R]):
     root: str = "$"
     max_bytes: int = MAX_BYTES
     error: type[EdgeresError] = InputError
+    upgrade: Callable[[Json, int], Json] | None = None
 
     def read(self, path: str | Path) -> R:
         """Read a file; see :meth:`decode`."""
@@ -149,7 +152,12 @@ class DocumentKind(Generic[R]):
                 raise _Fault((), "was changed after it was written: its digest differs")
             raw = rest
         head = {"schema": self.schemas, "kind": self.kind}
-        return {key: value for key, value in raw.items() if head.get(key) is None}
+        body = {key: value for key, value in raw.items() if head.get(key) is None}
+        older = self.schemas is None or raw["schema"] < self.schemas[1]
+        try:
+            return self.upgrade(body, raw["schema"] if self.schemas else 0) if self.upgrade and older else body
+        except ValueError as error:
+            raise _Fault((), str(error)) from None
 
 
 class _Fault(Exception):

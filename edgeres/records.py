@@ -28,7 +28,10 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_SIDE_PX = 1 << 16
 
-Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming", "cv2-bilinear"]
+INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
+ResizeMode = Literal["crop", "squash", "letterbox"]
+RESIZE_MODES: tuple[ResizeMode, ...] = get_args(ResizeMode)
 ChannelOrder = Literal["RGB", "BGR"]
 Layout = Literal["NCHW", "NHWC"]
 Style = Literal["tensorrt", "cpu"]
@@ -40,39 +43,127 @@ METHODS: tuple[Method, ...] = get_args(Method)
 
 
 @dataclass(frozen=True)
+class PixelReading:
+    """How files and arrays become pixels of one byte per channel, before any resize.
+
+    Attributes:
+        channels: 1 (gray), 3 (RGB) or 4 (RGB and a fourth one, such as alpha); images with others are converted.
+        exif: whether the orientation that a camera noted in the file is applied.
+        full_scale: the value of 16-bit gray images that becomes 255; larger ones do too.
+    """
+
+    channels: Literal[1, 3, 4] = 3
+    exif: bool = True
+    full_scale: int = 65535
+
+    def __post_init__(self) -> None:
+        require(1 <= self.full_scale <= 65535, "full_scale must be 1 to 65535")
+
+
+AS_RGB = PixelReading()
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How an image is brought to the input's size where neither a plain resize nor its shorter side decides.
+
+    Attributes:
+        fill: letterbox: the image is resized to fit into ``crop_px``, and the rest filled with this colour, one byte
+            per channel in the order RGB; None: no letterbox.
+        keep_aspect: of the meanings of a ``resize_px`` with two sides: True, the image just covers them; False, it is
+            resized to exactly them.
+    """
+
+    fill: tuple[int, ...] | None = None
+    keep_aspect: bool = True
+
+    def __post_init__(self) -> None:
+        require(all(0 <= value <= 255 for value in self.fill or ()), "fill must be 0 to 255 per channel")
+
+
+@dataclass(frozen=True)
 class Preprocess:
-    """How a decoded image becomes the network's input, in calibration, in verification and on the robot.
+    """How an image becomes the network's input, in calibration, in verification and on the robot.
 
     ``input = (pixel * pixel_scale - mean) / std`` after resize and centre crop; see :mod:`edgeres.data.preprocess`.
 
     Attributes:
         crop_px: height and width of the network's input.
-        resize_px: length of the shorter side before the crop (for a square crop); None: the image is resized to
-            ``crop_px`` exactly, and not changed where it already has that size.
-        interpolation: filter of the resize, with Pillow's antialiasing.
+        resize_px: length of the image's shorter side before the crop; or height and width, see :class:`Fit`; None: the
+            image is resized to ``crop_px`` exactly, and not changed where it already has that size.
+        interpolation: filter of the resize, with Pillow's antialiasing; ``cv2-bilinear``: OpenCV's without any.
         mean, std: per channel, in units of ``pixel * pixel_scale``, in the order of ``channel_order``.
-        channel_order: order of the channels in the network's input; images are always decoded to RGB.
+        channel_order: order of the first three channels in the network's input; images are always decoded to RGB.
         pixel_scale: 1/255 for networks trained on [0, 1], 1.0 for raw pixels.
         layout: axis order of the network's input.
+        fit: letterbox, and how two sides of ``resize_px`` are meant.
+        reading: channels, orientation and depth of images.
     """
 
     crop_px: tuple[int, int]
-    resize_px: int | None = None
+    resize_px: int | tuple[int, int] | None = None
     interpolation: Interpolation = "bilinear"
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     channel_order: ChannelOrder = "RGB"
     pixel_scale: float = 1 / 255
     layout: Layout = "NCHW"
+    fit: Fit = field(default=Fit(), metadata=GROUPED)
+    reading: PixelReading = field(default=AS_RGB, metadata=GROUPED)
 
     def __post_init__(self) -> None:
-        sides = self.crop_px if self.resize_px is None else (*self.crop_px, self.resize_px)
+        resized = self.resize_px if isinstance(self.resize_px, tuple) else (self.resize_px or 1,)
+        sides = (*self.crop_px, *(resized if self.resize_px is not None else ()))
         require(all(1 <= side <= MAX_SIDE_PX for side in sides), f"crop_px and resize_px must be 1 to {MAX_SIDE_PX}")
-        require(len(self.mean) == len(self.std) == 3, "mean and std must have three values each")
+        count, fill = self.reading.channels, self.fit.fill
+        words = {1: "one value", 3: "three values", 4: "four values"}[count]
+        require(len(self.mean) == len(self.std) == count, f"mean and std must have {words} each")
         require(all(value > 0 for value in (*self.std, self.pixel_scale)), "std and pixel_scale must be above 0")
+        require(fill is None or len(fill) == count, f"fill must have {words}")
+        require(fill is None or self.resize_px is None, "resize_px must be null with a letterbox, which has a fill")
+        both = isinstance(self.resize_px, tuple)
+        require(self.fit.keep_aspect or both, "keep_aspect must be true unless resize_px has two sides")
+        require(count > 1 or self.channel_order == "RGB", "channel_order must be RGB with one channel")
+
+    @property
+    def channels(self) -> int:
+        return self.reading.channels
+
+    @property
+    def resize_mode(self) -> ResizeMode:
+        """``crop``: the aspect ratio is kept, and what is beyond ``crop_px`` cut off; ``squash``: it is not kept."""
+        if self.fit.fill is not None:
+            return "letterbox"
+        return "squash" if self.resize_px is None or not self.fit.keep_aspect else "crop"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the network's input for one image, in its layout."""
+        return (self.channels, *self.crop_px) if self.layout == "NCHW" else (*self.crop_px, self.channels)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain JSON types, as in documents."""
+        found: dict[str, Any] = plain(self)
+        return found
+
+
+def complete_preprocess(holder: Mapping[str, Any], schema: int) -> dict[str, Any]:
+    """A document's part with ``preprocess`` as it is written today, from one that was written before ``fit`` and
+    ``reading``: EXIF was ignored, and 16-bit values above 255 were white. Without ``schema``, today's defaults hold.
+
+    Raises:
+        ValueError: that preprocessing is no longer done.
+    """
+    reading = PixelReading(exif=False, full_scale=255) if schema else AS_RGB
+    found = dict(holder)
+    for name in ("preprocess", "given"):
+        if not isinstance(said := holder.get(name), dict):
+            continue
+        crop, resize = said.get("crop_px"), said.get("resize_px")
+        if schema and isinstance(crop, list) and len(crop) == 2 and crop[0] != crop[1] and resize is not None:
+            raise ValueError("its resize for an input that is not square is no longer done")
+        found[name] = {**plain(Fit()), **plain(reading), **said}
+    return found
 
 
 @dataclass(frozen=True)
@@ -105,7 +196,7 @@ class ModelSpec:
         return len(self.labels)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "preprocess": self.preprocess.to_dict()}
 
 
 @dataclass(frozen=True)

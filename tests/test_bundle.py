@@ -52,7 +52,7 @@ def test_the_manifest_names_every_other_file_with_its_hash(tmp_path: Path) -> No
     manifest = json.loads((path / MANIFEST).read_text())
     found = {p.relative_to(path).as_posix(): p for p in path.rglob("*") if p.is_file() and p.name != MANIFEST}
     assert manifest["files"] == {name: hashlib.sha256(p.read_bytes()).hexdigest() for name, p in found.items()}
-    assert manifest["schema"] == 3
+    assert manifest["schema"] == 4
     assert Bundle(path).manifest.model == spec()
     assert Bundle(path).manifest.model.labels == CLASSES
     assert siblings(path) == set()
@@ -395,10 +395,10 @@ def test_a_file_outside_the_manifest_is_refused(tmp_path: Path) -> None:
         ("{}", "is not a manifest.json: it states no schema"),
         ('{"schema": "new"}', "is not a manifest.json: it states no schema"),
         ('{"schema": null}', "is not a manifest.json: it states no schema"),
-        ('{"schema": 1, "model": {}}', "written in format 1, this edgeres reads 3; build it again"),
+        ('{"schema": 1, "model": {}}', "written in format 1, this edgeres reads 4; build it again"),
         ('{"schema": 2}', "was changed after it was written: its digest differs; build it again"),
         ('{"schema": 2, "schema": 2}', "$.schema: is there twice"),
-        ('{"schema": 99}', "written in format 99, this edgeres reads 3; upgrade edgeres"),
+        ('{"schema": 99}', "written in format 99, this edgeres reads 4; upgrade edgeres"),
         (b"\xff\xfe", "is not a manifest.json: 'utf-8' codec"),
     ],
 )

@@ -241,8 +241,8 @@ def test_files_that_are_none_are_refused(recorded: Path) -> None:
 
     cases = {
         "is not a calibration.json": [{}, [], {"schema": "2", "tensors": {}}],
-        "written in format 3, this edgeres reads 2; upgrade edgeres": [{**good, "schema": 3}],
-        "written in format 1, this edgeres reads 2; edgeres calibrate makes one": [{**good, "schema": 1}],
+        "written in format 4, this edgeres reads 3; upgrade edgeres": [{**good, "schema": 4}],
+        "written in format 1, this edgeres reads 3; edgeres calibrate makes one": [{**good, "schema": 1}],
         "was changed after it was written: its digest differs": [{**good, "samples": 46}, {**good, "digest": None}],
         f"{entry}: low <= 0 <= high must hold for every range": [broken([1.0, 2.0]), broken([-2.0, -1.0])],
         f"{entry}.ranges.cpu[1]: expected a finite number": [broken([-1.0, float("inf")])],

@@ -29,7 +29,7 @@ from edgeres.data.matching import match_labels
 from edgeres.data.preprocess import apply
 from edgeres.data.sources import open_source
 from edgeres.errors import SourceError, UsageError
-from edgeres.records import U8, Preprocess
+from edgeres.records import U8, PixelReading, Preprocess
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs shared/data")
@@ -243,15 +243,18 @@ def test_every_mode_becomes_rgb_as_pillow_converts_it():
         np.testing.assert_array_equal(read_image(stream), np.asarray(converted.convert("RGB")), err_msg=mode)
 
 
-def test_transparency_is_dropped_orientation_ignored_and_16_bits_saturate():
+def test_transparency_is_dropped_orientation_applied_and_16_bits_scaled():
     image = pixels(6, 4, 6)
     alpha = np.dstack([image, np.zeros((4, 6), np.uint8)])
     np.testing.assert_array_equal(read_image(io.BytesIO(encoded(alpha))), image)
     exif = Image.Exif()
     exif[0x0112] = 6  # EXIF orientation: turned by 90 degrees
-    assert read_image(io.BytesIO(encoded(image, "JPEG", exif=exif))).shape == (4, 6, 3)
-    deep = np.array([[0, 200, 255, 256, 65535]], np.uint16)
-    assert read_image(io.BytesIO(encoded(deep)))[0, :, 0].tolist() == [0, 200, 255, 255, 255]
+    turned = encoded(image, exif=exif)
+    np.testing.assert_array_equal(read_image(io.BytesIO(turned)), np.rot90(image, -1))
+    np.testing.assert_array_equal(read_image(io.BytesIO(turned), None, PixelReading(exif=False)), image)
+    deep = encoded(np.array([[0, 128, 129, 5000, 65535]], np.uint16))
+    assert read_image(io.BytesIO(deep)).tolist() == [[[v] * 3 for v in (0, 0, 1, 19, 255)]]
+    assert read_image(io.BytesIO(deep), None, PixelReading(1, full_scale=5000))[0, :, 0].tolist() == [0, 7, 7, 255, 255]
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_input_px_reaches_files_and_models_of_the_zoo(tmp_path: Path) -> None:
     onnx.save(w.model(scores(w), shape=("N", 3, "h", "w")), tmp_path / "a.onnx")
     assert take(ModelChoice(tmp_path / "a.onnx", input_px=(48, 64))).spec.preprocess.crop_px == (48, 64)
     preprocess = take(ModelChoice("resnet18", weights="random", num_classes=2, input_px=(112, 160))).spec.preprocess
-    assert (preprocess.crop_px, preprocess.resize_px) == ((112, 160), 128)
+    assert (preprocess.crop_px, preprocess.resize_px) == ((112, 160), (128, 183))
 
 
 # Post-processing

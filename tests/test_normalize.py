@@ -374,7 +374,10 @@ def control_flow() -> onnx.ModelProto:
 REFUSED: dict[Build, str] = {
     second_input: "g: expected one image input, found 2 (data, threshold); export the classifier alone",
     lambda: plain(shape=("N", 3 * PX * PX)): "g: input has rank 2; images of rank 4 are taken: (N, 3, H, W)",
-    lambda: plain(shape=("N", 1, PX, PX)): "g: input (?, 1, 32, 32) has no axis of three channels; RGB or BGR is taken",
+    lambda: plain(shape=("N", 2, PX, PX)): (
+        "g: input (?, 2, 32, 32) has no axis of three channels, nor one of 1 or 4; RGB or BGR, gray, and RGB with a "
+        "fourth channel are taken"
+    ),
     lambda: plain(shape=("N", 3, "h", "w")): (
         "g: height and width of the input are dynamic; give --input-px, such as 224 or 224x320 (height x width)"
     ),

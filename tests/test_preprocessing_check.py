@@ -96,7 +96,7 @@ def test_the_usual_sizes_and_the_other_crop_are_tried() -> None:
     ways = {way.options: way.contract for way in _ways(own, None) if way.change is None}
     assert ways["--input-px 64"] == replace(own, crop_px=(64, 64), resize_px=73)
     assert ways["--input-px 320"] == replace(own, crop_px=(320, 320), resize_px=366)
-    assert ways[""] == replace(own, resize_px=None)
+    assert ways["--resize-mode squash"] == replace(own, resize_px=None)
     assert not {"--input-px 224", "--input-px 384"} & ways.keys()
     small = {way.options: way.contract for way in _ways(Preprocess((32, 64)), None) if way.change is None}
     assert small["--input-px 64x128"].crop_px == (64, 128)

@@ -129,8 +129,7 @@ def _gpu_name() -> str:
 
 def _feed(bundle: Bundle, options: BenchOptions) -> Callable[[Runner], Feed]:
     spec = bundle.manifest.model.preprocess
-    shape = (3, *spec.crop_px) if spec.layout == "NCHW" else (*spec.crop_px, 3)
-    images = np.random.default_rng(options.seed).standard_normal((options.batch, *shape)).astype(np.float32)
+    images = np.random.default_rng(options.seed).standard_normal((options.batch, *spec.shape)).astype(np.float32)
     return lambda runner: {runner.input_name: images}
 
 

@@ -115,7 +115,7 @@ class RangesFile:
         tried: list[tuple[Identity, Preprocess]] = []
         for model, preprocess in forms:
             tried.append((model, preprocess))
-            if own.model.matches(model) and own.preprocess == preprocess:
+            if own.model.matches(model) and _same_input(own.preprocess, preprocess):
                 return replace(self, content=replace(own, model=tried[0][0], preprocess=tried[0][1]))
         alike = sorted(tried, key=lambda form: (not own.model.matches(form[0]), form[0].graph != own.model.graph))
         model, preprocess = alike[0]
@@ -144,6 +144,14 @@ class _PastImages(Source):
         return self._digest
 
 
+def _same_input(recorded: Preprocess, asked: Preprocess) -> bool:
+    """Whether inputs are made alike. How files are read is not asked of ranges from before it was recorded."""
+    return replace(recorded, reading=asked.reading) == asked and (
+        (recorded.channels == asked.channels and 255 in (recorded.reading.full_scale, asked.reading.full_scale))
+        or recorded.reading == asked.reading
+    )
+
+
 def _difference(recorded: Preprocess, asked: Preprocess) -> str:
     ours, theirs = asked.to_dict(), recorded.to_dict()
     name = next(name for name in ours if ours[name] != theirs[name])
@@ -151,7 +159,7 @@ def _difference(recorded: Preprocess, asked: Preprocess) -> str:
 
 
 def _plain(value: Any) -> str:
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return " ".join(map(_plain, value))
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 

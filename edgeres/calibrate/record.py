@@ -18,7 +18,7 @@ from edgeres.calibrate.identity import Identity
 from edgeres.calibrate.ranges import PERCENTILE, choose_range, magnitudes, quantile
 from edgeres.calibrate.sketch import Histogram, Sketch
 from edgeres.documents import OPTIONAL, DocumentKind, Json, is_sha256, named, require
-from edgeres.records import Method, Preprocess, TensorRange
+from edgeres.records import Method, Preprocess, TensorRange, complete_preprocess
 
 IMPORTED: Literal["imported"] = "imported"
 # ``symmetric``: for tools that know one scale per tensor and no zero point.
@@ -130,7 +130,9 @@ class CalibrationFile:
 
 
 _HINT = "edgeres calibrate makes one, of another tool's file with --import"
-CALIBRATION_KIND = DocumentKind(CalibrationFile, "a calibration.json", _HINT, schemas=(2, 2), digest="optional")
+CALIBRATION_KIND = DocumentKind(
+    CalibrationFile, "a calibration.json", _HINT, schemas=(2, 3), digest="optional", upgrade=complete_preprocess
+)
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ class _Header:
         require(1 <= self.shard[0] <= self.shard[1] <= MAX_SHARDS, "shard must be 1/1 to N/N, with N at most a million")
 
 
-_STATE = DocumentKind(_Header, "a state of a calibration", _AGAIN, schemas=(1, 1), kind="edgeres calibration state")
+_STATE = DocumentKind(_Header, "a state of a calibration", _AGAIN, schemas=(2, 2), kind="edgeres calibration state")
 
 
 @dataclass

@@ -11,7 +11,7 @@ from edgeres.cli.progress import progress
 from edgeres.cli.show import command_line, echo, print_report
 
 
-@click.command("build")
+@click.command("build", cls=options.ManyValues)
 @click.option(
     "--model", required=True, metavar="NAME|FILE.onnx", help="An architecture of `edgeres models`, or an ONNX file."
 )

@@ -30,7 +30,7 @@ class Shard(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
         return int(index), int(count)
 
 
-@click.command("calibrate")
+@click.command("calibrate", cls=options.ManyValues)
 @click.argument("paths", metavar="MODEL|FILE...", nargs=-1, required=True)
 @options.model_options
 @options.input_options
@@ -94,10 +94,11 @@ def _single(paths: tuple[str, ...], where: str) -> str:
 
 
 def _model(name: str, given: dict[str, Any]) -> Any:
-    from edgeres.pipeline.take import InputChoice, ModelChoice
+    from edgeres.pipeline.input_choice import InputChoice
+    from edgeres.pipeline.take import ModelChoice
 
     own = {key: given[key] for key in ("weights", "num_classes", "labels", "ema", "head_activation", "input_px")}
-    return ModelChoice(name, **own, input=InputChoice(**options.input_choice(given)))
+    return ModelChoice(name, **own, input=InputChoice.of(options.input_choice(given)))
 
 
 def _measure(name: str, output: Path, given: dict[str, Any], shown: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from edgeres.data.base import FORMS
 from edgeres.errors import UsageError
-from edgeres.records import CODES, METHODS
+from edgeres.records import CODES, INTERPOLATIONS, METHODS, RESIZE_MODES
 from edgeres.refine.choice import EFFORTS, RESIDUALS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -53,10 +53,54 @@ class ImageSize(click.ParamType):  # type: ignore[type-arg]  # generic from clic
     name = "pixels"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        sides = str(value).lower().split("x")
+        sides = str(value).lower().replace("x", " ").split()
         if not (len(sides) in (1, 2) and all(side.isdecimal() and 0 < int(side) <= _MOST_PIXELS for side in sides)):
-            self.fail(f"{value!r} is no size; write 224, or 224x320 for height x width.", param, ctx)
+            self.fail(f"{value!r} is no size; write 224, or 224x320 or 224 320 for height and width.", param, ctx)
         return int(sides[0]), int(sides[-1])
+
+
+class ResizeSize(ImageSize):
+    """The shorter side, ``256``, or height and width, ``256x256``."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        sides = super().convert(value, param, ctx)
+        return sides if {"x", " "} & {*str(value).lower().strip()} else sides[0]
+
+
+class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """One number per channel: ``0.5``, ``0.485 0.456 0.406``; :class:`ManyValues` brings them together."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        words = str(value).replace(",", " ").split()
+        if not words or len(words) > 4 or not all(map(_is_number, words)):
+            self.fail(f"{value!r} is not one number per channel; write 0.5, or 0.485 0.456 0.406.", param, ctx)
+        return tuple(map(float, words))
+
+
+class ManyValues(click.Command):
+    """A command whose options may take one value or several: the numbers that follow each of them are one text."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        many = {flag for option in self.params if isinstance(option.type, Numbers | ImageSize) for flag in option.opts}
+        joined: list[str] = []
+        room = 0
+        for arg in args:
+            if room > 1 and _is_number(joined[-1].split()[0]) and _is_number(arg):
+                joined[-1] += f" {arg}"
+                room -= 1
+                continue
+            room = 5 if arg in many else room if room == 5 else 0
+            joined.append(arg)
+        return super().parse_args(ctx, joined)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return bool(float(text) or True)
+    except ValueError:
+        return False
 
 
 def whole_number(flag: str, text: str, default: int | None = None, least: int = 1, metavar: str = "N") -> Decorator:
@@ -98,6 +142,11 @@ _THUMBNAILS = "Show images that INT8 gets wrong in the report.  [default: yes]"
 
 _TABLE = "Labels of these images where they are in no class folders: CSV or text with image,label in each line."
 _SIZE = "Height and width of the input, where the graph leaves them free or a model of the zoo has others."
+_PREPROCESS = "As in training: torchvision, timm:MODEL, keras-caffe, imagenet-inception, ... (docs/preprocessing.md)."
+_RESIZE = "Shorter side before the crop; HxW: squash to both sides before it."
+_CROP_RATIO = "Share of the resized image that the crop takes, as timm's crop_pct: 0.875 is 224 of 256."
+_EXIF = "Turn images as their EXIF data say.  [default: yes]"
+_FULL_SCALE = "Value of 16-bit gray that becomes 255, e.g. 5000 for depth in mm up to 5 m.  [default: 65535]"
 _EMA = "Take the averaged weights that training kept in the checkpoint (EMA, SWA)."
 _HEAD = "What stands between the layers of a checkpoint's classifier, if it has several."
 
@@ -110,21 +159,28 @@ model_options = _all(
     choice("--head-activation", ("relu", "gelu", "silu", "tanh", "sigmoid", "none"), _HEAD),
 )
 
-size_option = click.option("--input-px", type=ImageSize(), metavar="PX|HxW", help=_SIZE)
+size_option = click.option("--input-px", type=ImageSize(), metavar="PX|HxW|H W", help=_SIZE)
 
 input_options = _all(
     size_option,
     file_option("--labels", "Class names, one per line, in the order of the outputs."),
-    click.option("--mean", type=float, nargs=3, metavar="R G B", help="Input = (pixel * S - mean) / std."),
-    click.option("--std", type=float, nargs=3, metavar="R G B", help="See --mean; the default is ImageNet's."),
+    click.option("--mean", type=Numbers(), metavar="R G B", help="Input = (pixel * S - mean) / std; one per channel."),
+    click.option("--std", type=Numbers(), metavar="R G B", help="See --mean; the default is ImageNet's."),
     click.option(
         "--pixel-scale",
         type=float,
         metavar="S",
         help="1/255 by default; 1 where mean and std are in units of 0 to 255.",
     ),
-    click.option("--resize", "resize_px", type=click.IntRange(1), metavar="PX", help="Shorter side before the crop."),
     choice("--channel-order", ("RGB", "BGR"), "Order of the network's channels; --mean and --std stay R G B."),
+    click.option("--preprocess", metavar="NAME", help=_PREPROCESS),
+    choice("--resize-mode", RESIZE_MODES, "crop keeps the aspect ratio, squash does not, letterbox adds borders."),
+    click.option("--resize", "resize_px", type=ResizeSize(), metavar="PX|HxW", help=_RESIZE),
+    click.option("--crop-ratio", "--crop-pct", type=float, metavar="X", help=_CROP_RATIO),
+    choice("--interpolation", INTERPOLATIONS, "Filter of the resize: Pillow's, or OpenCV's plain bilinear."),
+    click.option("--fill", type=Numbers(), metavar="R G B", help="Colour of a letterbox's borders.  [default: 114]"),
+    click.option("--exif/--no-exif", default=None, help=_EXIF),
+    click.option("--full-scale", type=int, metavar="N", help=_FULL_SCALE),
 )
 
 unreadable_option = click.option(
@@ -251,7 +307,10 @@ def check_calibration_file(given: dict[str, Any]) -> None:
         raise UsageError("refinement needs images, and none are given", where="--effort", hint="add --calibration SRC")
 
 
+_FIT = ("resize_mode", "crop_ratio", "interpolation", "fill")
+
+
 def input_choice(given: dict[str, Any]) -> dict[str, Any]:
     """Take the options on the input out of ``given``; those that are None were not given."""
-    names = ("mean", "std", "pixel_scale", "resize_px", "channel_order")
+    names = ("mean", "std", "pixel_scale", "resize_px", "channel_order", "preprocess", "exif", "full_scale", *_FIT)
     return {name: value for name in names if (value := given.pop(name)) is not None}

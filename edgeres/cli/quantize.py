@@ -12,7 +12,7 @@ from edgeres.cli.progress import progress
 from edgeres.cli.show import echo, print_json
 
 
-@click.command("quantize")
+@click.command("quantize", cls=options.ManyValues)
 @click.argument("model", type=options.UserPath(), metavar="MODEL.onnx")
 @options.input_options
 @options.calibration_options
@@ -30,9 +30,10 @@ def command(model: Path, output: Path, target: str, as_json: bool, **given: Any)
     from edgeres.data.choose import DataChoice
     from edgeres.errors import UsageError
     from edgeres.files import write_file
+    from edgeres.pipeline.input_choice import InputChoice
     from edgeres.pipeline.options import RangeOptions
     from edgeres.pipeline.quantize import quantize_file
-    from edgeres.pipeline.take import InputChoice, ModelChoice
+    from edgeres.pipeline.take import ModelChoice
     from edgeres.refine.choice import RefineChoice
 
     options.check_calibration_file(given)
@@ -41,7 +42,7 @@ def command(model: Path, output: Path, target: str, as_json: bool, **given: Any)
     if output.resolve() == model.resolve():
         raise UsageError("would overwrite the FP32 graph", where=output, hint="choose another -o")
     own = {name: given.pop(name) for name in ("labels", "input_px")}
-    choice = ModelChoice(model, **own, input=InputChoice(**options.input_choice(given)))
+    choice = ModelChoice(model, **own, input=InputChoice.of(options.input_choice(given)))
     data = DataChoice(given.pop("calibration"), None, given.pop("calibration_size"), None, given.pop("seed"))
     refine = RefineChoice(given.pop("effort"), given.pop("residual"))
     done = quantize_file(choice, data, RangeOptions(**given), refine, target, progress(quiet=as_json))

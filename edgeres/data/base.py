@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeres.errors import SourceError, UsageError
-from edgeres.records import I64, U8
+from edgeres.records import I64, U8, PixelReading
 
 Role = Literal["calibration", "validation"]
 FORMS = "a directory, .zip or .tar with one folder per class, an .npz, a CIFAR-10 directory, or signs[:count][@seed]"
@@ -43,11 +43,15 @@ class Source(ABC):
 
     @abstractmethod
     def image(self, index: int) -> U8:
-        """The decoded image, (H, W, 3) uint8 RGB.
+        """The decoded image, (H, W, 3) uint8 RGB; of arrays also what :func:`edgeres.data.preprocess.geometry` takes.
 
         Raises:
             SourceError: it cannot be decoded; ``where`` is the image's name and ``what`` the cause.
         """
+
+    def image_as(self, index: int, reading: PixelReading) -> U8:
+        """The image with the channels, orientation and depth that a network takes, where a file leaves the choice."""
+        return self.image(index)
 
     @abstractmethod
     def digest(self) -> str:
@@ -83,6 +87,9 @@ class View(Source):
 
     def image(self, index: int) -> U8:
         return self._source.image(int(self._indices[index]))
+
+    def image_as(self, index: int, reading: PixelReading) -> U8:
+        return self._source.image_as(int(self._indices[index]), reading)
 
     def digest(self) -> str:
         parts = (self._source.digest(), self._indices.tolist(), self.labels.tolist())

@@ -136,5 +136,6 @@ def _open(text: str | None, spec: ModelSpec, role: Role, *, labelled: bool = Fal
 
         if spec.labels != CLASSES and spec.weights != "random":
             raise UsageError(f"{spec.name} ({spec.weights}) needs {role} images", hint=f"--{role} SRC: {FORMS}")
-    px = spec.preprocess.resize_px or min(spec.preprocess.crop_px)
+    resize = spec.preprocess.resize_px or spec.preprocess.crop_px
+    px = resize if isinstance(resize, int) else min(resize)
     return open_source("signs" if text is None else text, role=role, px=px, known=spec.labels, labelled=labelled)

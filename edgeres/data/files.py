@@ -18,12 +18,13 @@ from typing import IO, TYPE_CHECKING, TypeGuard
 import numpy as np
 
 from edgeres.data.base import Source
+from edgeres.data.decode import decode
 from edgeres.data.forms import READ_FORMS, why_no_image
 from edgeres.data.listing import Listing, Parts, list_folder, list_names, split
 from edgeres.data.tree import Tree
 from edgeres.errors import SourceError
 from edgeres.files import LFS_POINTER, PULL, is_lfs_pointer_at
-from edgeres.records import U8
+from edgeres.records import AS_RGB, U8, PixelReading
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,11 +35,8 @@ _SMALL = 1 << 24
 _LARGEST_FILE = 1 << 29  # bytes; a member of an archive that expands to more is not read
 
 
-def read_image(file: str | Path | IO[bytes], name: str | None = None) -> U8:
-    """Decode to (H, W, 3) uint8 RGB as torchvision's ``ImageFolder`` does: ``Image.open(file).convert("RGB")``.
-
-    So EXIF orientation is ignored, transparency is dropped, palettes are resolved, and 16-bit grayscale saturates at
-    255 (Pillow clips it). JPEG is decoded at full size, never at a reduced scale.
+def read_image(file: str | Path | IO[bytes], name: str | None = None, reading: PixelReading = AS_RGB) -> U8:
+    """Decode to (H, W, C) uint8 as :func:`edgeres.data.decode.decode` says; JPEG at full size, never a reduced one.
 
     Raises:
         SourceError: the image cannot be decoded; ``where`` is ``name`` or the file, ``what`` the cause.
@@ -48,7 +46,9 @@ def read_image(file: str | Path | IO[bytes], name: str | None = None) -> U8:
     hint = READ_FORMS
     try:
         with Image.open(file, formats=_formats()) as image:
-            return pixels_of(image)
+            return decode(image, reading)
+    except SourceError as error:
+        cause, hint = error.what, error.hint or hint
     except UnidentifiedImageError:
         cause, hint = why_no_image(_head(file))
     except Image.DecompressionBombError:
@@ -63,25 +63,22 @@ def read_image(file: str | Path | IO[bytes], name: str | None = None) -> U8:
     raise SourceError(cause, where=name or file, hint=hint)
 
 
-def pixels_of(image: Image) -> U8:
-    """(H, W, 3) uint8 RGB of an open image; see :func:`read_image`."""
-    return np.asarray(image.convert("RGB"))
-
-
 def is_pil(image: object) -> TypeGuard[Image]:
     """Whether it is an image of Pillow, which is not imported for this."""
     module = sys.modules.get("PIL.Image")
     return module is not None and isinstance(image, module.Image)
 
 
-def read_pil(image: Image) -> U8:
+def read_pil(image: Image, reading: PixelReading = AS_RGB) -> U8:
     """An image that Pillow has opened, as :func:`read_image` decodes its file.
 
     Raises:
         SourceError: its pixels cannot be decoded.
     """
     try:
-        return pixels_of(image)
+        return decode(image, reading)
+    except SourceError:
+        raise
     except Exception as error:  # decoders raise anything on damaged files
         hint = "close its file after classifying it, and give an image that Pillow can convert to RGB"
         raise SourceError(f"{type(error).__name__}: {error}", where="image of Pillow", hint=hint) from None
@@ -149,6 +146,9 @@ class _Files(Source):
     def name(self, index: int) -> str:
         return self._names[index]
 
+    def image(self, index: int) -> U8:
+        return self.image_as(index, AS_RGB)
+
     def digest(self) -> str:
         """Digest of every image's name in its class folder, label and size (in a zip: CRC-32); pixels are not read."""
         return self._digest(b"", [self._name_in_class(index) for index in range(len(self))])
@@ -177,8 +177,8 @@ class _Folder(_Files):
         super().__init__(root.resolve().name, tree)
         self._root = root
 
-    def image(self, index: int) -> U8:
-        return read_image(self._root / self._names[index], self._names[index])
+    def image_as(self, index: int, reading: PixelReading) -> U8:
+        return read_image(self._root / self._names[index], self._names[index], reading)
 
     def _fingerprint(self, index: int) -> int:
         try:
@@ -192,7 +192,7 @@ class _Archived(_Files):
         super().__init__(title, tree)
         self._archive = archive
 
-    def image(self, index: int) -> U8:
+    def image_as(self, index: int, reading: PixelReading) -> U8:
         name = self._names[index]
         size = self._archive.size(name)
         if size > _LARGEST_FILE:
@@ -204,7 +204,7 @@ class _Archived(_Files):
         except Exception as error:  # zipfile, tarfile and the decompressors raise many kinds for damaged members
             cause = str(error) or type(error).__name__
             raise SourceError(f"damaged in the archive: {cause}", where=name, hint=_REPACK) from None
-        return read_image(io.BytesIO(data), name)
+        return read_image(io.BytesIO(data), name, reading)
 
     def _fingerprint(self, index: int) -> int:
         return self._archive.fingerprint(self._names[index])

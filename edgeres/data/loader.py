@@ -27,7 +27,7 @@ class Batch:
     """Inputs in the network's layout with their labels.
 
     Attributes:
-        inputs: float32 (B, 3, h, w) or (B, h, w, 3).
+        inputs: float32 (B, C, h, w) or (B, h, w, C).
         labels: int64 (B,); -1 where unlabelled.
         indices: int64 (B,), positions in the source.
     """
@@ -116,7 +116,7 @@ class Loader:
         """Futures of all images in order; a limited number of them are pending."""
 
         def load(index: int) -> F32:
-            return apply(self.source.image(index), self.preprocess)
+            return apply(self.source.image_as(index, self.preprocess.reading), self.preprocess)
 
         todo = iter(range(len(self.source)))
         waiting: deque[tuple[int, Future[F32]]] = deque()

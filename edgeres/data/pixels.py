@@ -38,16 +38,18 @@ class PixelTally:
         self._means: list[F64] = []
 
     def add(self, inputs: F32) -> None:
-        """Add a batch of network inputs, (B, 3, h, w) or (B, h, w, 3) by the contract's layout."""
+        """Add a batch of network inputs, (B, C, h, w) or (B, h, w, C) by the contract's layout."""
         contract = self._preprocess
+        if contract.channels < 3:  # gray has no colour to compare
+            return
         positions = (2, 3) if contract.layout == "NCHW" else (1, 2)
         means = inputs.mean(axis=positions, dtype=np.float64)
         pixels: F64 = (means * np.array(contract.std) + np.array(contract.mean)) / contract.pixel_scale
-        self._means.append(pixels if contract.channel_order == "RGB" else pixels[:, ::-1])
+        self._means.append(pixels[:, :3] if contract.channel_order == "RGB" else pixels[:, 2::-1])
 
     @property
     def pixels(self) -> Pixels | None:
-        """None with fewer than two images."""
+        """None with fewer than two images, or of gray ones."""
         if sum(map(len, self._means)) < 2:
             return None
         means = np.concatenate(self._means)

@@ -84,7 +84,7 @@ def check_images(source: Source, p: Preprocess) -> list[str]:
     seen: list[tuple[str, U8]] = []
     for index in positions.tolist():
         with suppress(InputError):
-            seen.append((source.name(index), geometry(source.image(index), p)))
+            seen.append((source.name(index), geometry(source.image_as(index, p.reading), p)))
     if len(seen) < FEW:
         return []
     levels = [(name, level) for name, pixels in seen if (level := _plain_level(pixels)) is not None]

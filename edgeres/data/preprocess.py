@@ -1,25 +1,29 @@
 """From a decoded image to the network's input: the same implementation in calibration, verification and runtime.
 
-    uint8 RGB (H, W, 3) --resize--> --centre crop--> --channel order--> uint8 --table--> float32 (3, h, w) or (h, w, 3)
+    uint8 (H, W, C) --resize--> --crop, pad--> --channel order--> uint8 --table--> float32 (C, h, w) or (h, w, C)
 
-The geometry equals torchvision's ``Resize`` and ``CenterCrop`` on a PIL image to the last bit, so that a network gets
-the same input as in training. Pixel values are normalized by a table of 256 entries per channel, each computed in
-float64 and rounded once to float32. So results do not depend on the release of Pillow, the order of operations, the
-compiler or the vector unit, and other languages reproduce them with the same table.
+The geometry equals what the network was trained with to the last bit: torchvision's ``Resize`` and ``CenterCrop`` on a
+PIL image, timm's, Ultralytics' letterbox, or a resize by OpenCV; :func:`geometry` has the rules.
+Pixel values are normalized by a table of 256 entries per channel, each computed in float64 and rounded once to float32.
+So results do not depend on the release of Pillow, the order of operations, the compiler or the vector unit, and other
+languages reproduce them with the same table.
 
 Pixels that the crop removes are not computed where that changes no other pixel; see :mod:`edgeres.data.window`.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgeres.data.channels import Pixels, with_channels
+from edgeres.data.cv2_resize import cv2_bilinear
 from edgeres.data.window import Window, window
 from edgeres.errors import InputError, UsageError
-from edgeres.records import F32, U8, Preprocess
+from edgeres.records import F32, U8, Interpolation, Preprocess
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,48 +32,62 @@ if TYPE_CHECKING:
 _RAW_MODES = {(3, 1): "RGB", (3, -1): "BGR", (4, 1): "RGBX", (4, -1): "BGRX"}
 
 
-def geometry(image: U8, p: Preprocess) -> U8:
-    """Resize, crop at the centre and order the channels.
+def geometry(image: Pixels, p: Preprocess) -> U8:
+    """Resize, crop or pad, and order the channels.
 
-    With ``p.resize_px`` None the image is resized to ``p.crop_px``, or not changed where it has that size. Otherwise it
-    is resized, keeping its aspect ratio, to just cover ``p.crop_px`` scaled by ``resize_px / min(crop_px)``. For a
-    square crop that is the usual "shorter side to ``resize_px``". Where the result is smaller than the crop
-    (``resize_px < min(crop_px)``), it is padded with black on all sides, as torchvision does.
+    By ``p.resize_mode``:
+
+    crop, one ``resize_px``
+        The shorter side becomes ``resize_px``, the longer one is truncated; cropped at the centre, and padded with
+        black where the result is smaller: torchvision's ``Resize(int)`` and ``CenterCrop``.
+    crop, two sides
+        The image just covers both, rounded, and is cropped at the centre: timm's ``ResizeKeepRatio``.
+    squash
+        Resized to ``crop_px``; or to two sides of ``resize_px``, and then cropped at the centre.
+    letterbox
+        Fits into ``crop_px``, rounded, centred, with ``p.fit.fill`` around: Ultralytics' ``LetterBox``.
 
     Args:
         image: (H, W, 3) uint8 RGB, in any memory layout. Views of a camera's buffer are read in place: padded rows,
-            ``bgr[..., ::-1]``, ``rgba[..., :3]``, gray broadcast to three channels.
+            ``bgr[..., ::-1]``, ``rgba[..., :3]``, gray broadcast to three channels. uint16 is scaled to bytes. For a
+            network that takes gray also (H, W) and (H, W, 1), for one of four channels (H, W, 4).
 
     Returns:
-        (*p.crop_px, 3) uint8, contiguous.
+        (*p.crop_px, p.channels) uint8, contiguous.
 
     Raises:
         InputError: the array has another dtype or shape.
     """
-    if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8 or not image.size:
-        raise InputError(f"expected an RGB image, uint8 (H, W, 3), found {image.dtype} {image.shape}")
-    size = p.crop_px if p.resize_px is None else _covering_size(image.shape[:2], p)
+    given = image
+    image = with_channels(image, p.reading)
+    if image.ndim != 3 or image.shape[-1] != p.channels or image.dtype != np.uint8 or not image.size:
+        kind = {1: "a gray or RGB", 3: "an RGB", 4: "an RGB or RGBA"}[p.channels]
+        shape = f"(H, W, {p.channels})"
+        raise InputError(f"expected {kind} image, uint8 {shape}, found {given.dtype} {given.shape}")
+    size = _resized_size(image.shape[:2], p)
     if size != image.shape[:2] or size != p.crop_px:
         image = _resize_and_crop(image, size, p)
-    return np.ascontiguousarray(image if p.channel_order == "RGB" else image[..., ::-1])
+    if p.channel_order == "BGR":
+        image = image[..., [2, 1, 0, *range(3, p.channels)]] if p.channels > 3 else image[..., ::-1]
+    return np.ascontiguousarray(image)
 
 
 def normalize(pixels: U8, p: Preprocess, out: F32 | None = None) -> F32:
     """``(pixel * pixel_scale - mean) / std`` per channel, as float32.
 
     Args:
-        pixels: (..., H, W, 3) uint8 in ``p.channel_order``.
+        pixels: (..., H, W, C) uint8 in ``p.channel_order``.
         out: array for the result, of the returned shape; None: a new array.
 
     Returns:
-        float32, contiguous: (..., 3, H, W) for the layout NCHW, (..., H, W, 3) for NHWC.
+        float32, contiguous: (..., C, H, W) for the layout NCHW, (..., H, W, C) for NHWC.
 
     Raises:
         UsageError: mean, std or pixel scale are not finite.
     """
-    *leading, height, width, _ = pixels.shape
+    *leading, height, width, channels = pixels.shape
     if out is None:
-        out = np.empty((*leading, 3, height, width) if p.layout == "NCHW" else pixels.shape, np.float32)
+        out = np.empty((*leading, channels, height, width) if p.layout == "NCHW" else pixels.shape, np.float32)
     planes = out if p.layout == "NCHW" else np.moveaxis(out, -1, -3)
     if (level := _level(p)) is not None:
         np.subtract(np.moveaxis(pixels, -1, -3), level, out=planes)
@@ -80,14 +98,25 @@ def normalize(pixels: U8, p: Preprocess, out: F32 | None = None) -> F32:
     return out
 
 
-def apply(image: U8, p: Preprocess, out: F32 | None = None) -> F32:
-    """The network's input for an image: ``normalize(geometry(image))``, (3, h, w) or (h, w, 3)."""
+def apply(image: Pixels, p: Preprocess, out: F32 | None = None) -> F32:
+    """The network's input for an image: ``normalize(geometry(image))``, (C, h, w) or (h, w, C)."""
     return normalize(geometry(image, p), p, out)
+
+
+def resized(known: Preprocess, size_px: tuple[int, int]) -> Preprocess:
+    """The same preprocessing for another size: the crop takes the same share of the resized image."""
+    resize = known.resize_px
+    if resize is not None:
+        before = resize if isinstance(resize, tuple) else (resize, resize)
+        base = known.crop_px if isinstance(resize, tuple) else (min(known.crop_px),) * 2
+        height, width = (max(1, round(b * s / c)) for b, s, c in zip(before, size_px, base, strict=True))
+        resize = height if height == width and known.fit.keep_aspect else (height, width)
+    return replace(known, crop_px=size_px, resize_px=resize)
 
 
 @lru_cache(maxsize=16)
 def _table(p: Preprocess) -> F32:
-    """(3, 256) float32: the normalized value of every byte, per channel."""
+    """(C, 256) float32: the normalized value of every byte, per channel."""
     mean, std = np.array(p.mean, np.float64), np.array(p.std, np.float64)
     if not np.isfinite([*mean, *std, p.pixel_scale]).all():
         raise UsageError(f"mean, std and pixel scale must be finite, found {p.mean}, {p.std}, {p.pixel_scale}")
@@ -96,55 +125,81 @@ def _table(p: Preprocess) -> F32:
 
 @lru_cache(maxsize=16)
 def _level(p: Preprocess) -> F32 | None:
-    """Offsets (3, 1, 1) where the input is the byte minus an integer per channel, as with exact input; else None."""
+    """Offsets (C, 1, 1) where the input is the byte minus an integer per channel, as with exact input; else None."""
     level = -_table(p)[:, :1]
     whole = (level == np.rint(level)).all() and (_table(p) == np.arange(256, dtype=np.float32) - level).all()
     return level[..., None] if whole else None
 
 
-def _covering_size(shape: tuple[int, ...], p: Preprocess) -> tuple[int, int]:
-    """(height, width) after the resize; the longer side is truncated, not rounded, as in torchvision's ``Resize``."""
-    assert p.resize_px is not None
-    height, width = shape
-    box_height, box_width = (side * p.resize_px // min(p.crop_px) for side in p.crop_px)
-    if height * box_width <= width * box_height:
-        return box_height, int(box_height * width / height)
-    return int(box_width * height / width), box_width
+def _resized_size(shape: tuple[int, ...], p: Preprocess) -> tuple[int, int]:
+    """(height, width) after the resize, with the arithmetic of those whose rule it is."""
+    (height, width), box = shape, p.crop_px
+    if p.resize_mode == "letterbox":
+        ratio = min(box[0] / height, box[1] / width)
+        return max(round(height * ratio), 1), max(round(width * ratio), 1)
+    if p.resize_px is None:
+        return box
+    if isinstance(p.resize_px, int):
+        short = p.resize_px
+        if height <= width:
+            return short, int(short * width / height)
+        return int(short * height / width), short
+    if not p.fit.keep_aspect:
+        return p.resize_px
+    ratio = min(height / p.resize_px[0], width / p.resize_px[1])
+    return round(height / ratio), round(width / ratio)
 
 
 def _resize_and_crop(image: U8, size: tuple[int, int], p: Preprocess) -> U8:
-    from PIL.Image import Resampling
-
-    filter_ = Resampling[p.interpolation.upper()]
-    corner = tuple(_offset(side, crop) for side, crop in zip(size, p.crop_px, strict=True))
-    rows, columns = (
-        window(have, want, (first, first + crop), p.interpolation)
-        for have, want, first, crop in zip(image.shape[:2], size, corner, p.crop_px, strict=True)
-    )
-    part = image[rows.read[0] : rows.read[1], columns.read[0] : columns.read[1]]
-    # Width first, then height, each rounded to bytes. Pillow 13 reverses this in a single call for some tall images.
-    wide = _pillow(part).resize((columns.size, len(part)), filter_, box=(columns.box[0], 0, columns.box[1], len(part)))
-    wide = _cut(wide, columns, 0)
-    done = _cut(wide.resize((wide.width, rows.size), filter_, box=(0, rows.box[0], wide.width, rows.box[1])), rows, 1)
-    found = np.asarray(done)
-    found = found if found.ndim == 3 else np.broadcast_to(found[..., None], (*found.shape, 3))
+    """The image resized to ``size``, of which the part inside ``p.crop_px`` is computed; black or ``fill`` around."""
+    fill = p.fit.fill
+    corner = [_offset(side, crop) for side, crop in zip(size, p.crop_px, strict=True)]
+    keep = [(max(at, 0), min(at + crop, side)) for at, crop, side in zip(corner, p.crop_px, size, strict=True)]
+    if p.interpolation == "cv2-bilinear":
+        part = (slice(*keep[0]), slice(*keep[1]))
+        found = image[part] if size == image.shape[:2] else cv2_bilinear(image, size, (keep[0], keep[1]))
+    else:
+        found = _resize_with_pillow(image, size, (keep[0], keep[1]), p.interpolation)
     if found.shape[:2] == p.crop_px:
         return found
-    top, left = (max(-first, 0) for first in corner)
-    padded = np.zeros((*p.crop_px, 3), np.uint8)
+    top, left = (max(-at, 0) for at in corner)
+    padded = np.empty((*p.crop_px, p.channels), np.uint8)
+    padded[:] = 0 if fill is None else fill
     padded[top : top + found.shape[0], left : left + found.shape[1]] = found
     return padded
+
+
+def _resize_with_pillow(
+    image: U8, size: tuple[int, int], keep: tuple[tuple[int, int], tuple[int, int]], interpolation: Interpolation
+) -> U8:
+    from PIL.Image import Resampling
+
+    filter_ = Resampling[interpolation.upper()]
+    rows, columns = (
+        window(have, want, part, interpolation) for have, want, part in zip(image.shape[:2], size, keep, strict=True)
+    )
+    part = image[rows.read[0] : rows.read[1], columns.read[0] : columns.read[1]]
+    wide = _pillow(part)
+    premultiplied = image.shape[-1] == 4 and interpolation != "nearest" and size != image.shape[:2]
+    if premultiplied:  # as Pillow's resize does
+        wide = wide.convert("RGBa")
+    # Width first, then height, each rounded to bytes. Pillow 13 reverses this in a single call for some tall images.
+    wide = wide.resize((columns.size, len(part)), filter_, box=(columns.box[0], 0, columns.box[1], len(part)))
+    wide = _cut(wide, columns, 0)
+    done = _cut(wide.resize((wide.width, rows.size), filter_, box=(0, rows.box[0], wide.width, rows.box[1])), rows, 1)
+    found = np.asarray(done.convert("RGBA") if premultiplied else done)
+    return found if found.ndim == 3 else np.broadcast_to(found[..., None], (*found.shape, image.shape[-1]))
 
 
 def _pillow(image: U8) -> Image:
     """The image for Pillow, gray as one channel. Pillow copies the pixels anyway and reorders their bytes then."""
     from PIL import Image
 
-    height, width, _ = image.shape
+    height, width, channels = image.shape
     step, pixel, channel = image.strides
-    if channel == 0:
+    if channel == 0 or channels == 1:
         return Image.fromarray(image[..., 0])
-    mode = _RAW_MODES.get((pixel, channel))
+    mode = _RAW_MODES.get((pixel, channel)) if channels == 3 else None
     lines = None if mode is None or step < pixel * width else _lines(image, step * (height - 1) + pixel * width)
     if lines is None:
         return Image.fromarray(np.ascontiguousarray(image))

@@ -13,6 +13,7 @@ from edgeres.graph.graph import Graph
 from edgeres.records import Layout
 
 HALF = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
+CHANNELS = (3, 1, 4)
 _QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"}
 
 
@@ -62,7 +63,7 @@ def find_interface(model: ModelProto, where: object) -> Interface:
     """Find image and scores.
 
     Raises:
-        ModelError: not one image of fixed size with three channels, not one row of scores, or codes of a quantized
+        ModelError: not one image of fixed size with 3, 1 or 4 channels, not one row of scores, or codes of a quantized
             graph.
     """
     _refuse_codes(model, where)
@@ -110,15 +111,21 @@ def _layout(dims: Sequence[int], where: object) -> tuple[Layout, tuple[int, int]
 
 
 def _axes(dims: Sequence[int], where: object) -> tuple[Layout, tuple[int, int]]:
-    """Layout, height and width; a free size is 0."""
+    """Layout, height and width; a free size is 0.
+
+    Raises:
+        ModelError: no axis has the channels of an image.
+    """
     if len(dims) != 4:
         raise ModelError(f"input has rank {len(dims)}", where=where, hint="images of rank 4 are taken: (N, 3, H, W)")
-    layout: Layout = "NHWC" if dims[3] == 3 and dims[1] != 3 else "NCHW"
-    size = (dims[1], dims[2]) if layout == "NHWC" else (dims[2], dims[3])
-    if 3 not in {dims[1], dims[3]}:
-        shape = ", ".join(str(dim or "?") for dim in dims)
-        raise ModelError(f"input ({shape}) has no axis of three channels", where=where, hint="RGB or BGR is taken")
-    return layout, size
+    # Three channels are looked for first: (N, 1, 28, 3) is no usual image, (N, 4, 224, 3) none either.
+    for channels in CHANNELS:
+        if channels in (dims[1], dims[3]):
+            layout: Layout = "NCHW" if dims[1] == channels else "NHWC"
+            return layout, (dims[1], dims[2]) if layout == "NHWC" else (dims[2], dims[3])
+    shape = ", ".join(str(dim or "?") for dim in dims)
+    what = f"input ({shape}) has no axis of three channels, nor one of 1 or 4"
+    raise ModelError(what, where=where, hint="RGB or BGR, gray, and RGB with a fourth channel are taken")
 
 
 def _scores(model: ModelProto, where: object) -> str:

@@ -17,6 +17,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
+from typing import Literal
 
 import onnx
 import onnx.inliner
@@ -41,7 +42,7 @@ from edgeres.graph.plain import (
     single_precision,
 )
 from edgeres.graph.probe import InputValues, compare, in_words, input_values
-from edgeres.records import Layout, Preprocess
+from edgeres.records import Layout, PixelReading, Preprocess
 
 # 17 is read by every TensorRT from 8.6 on; 20 is the newest that TensorRT 10.3's parser takes.
 OPSET = 17
@@ -77,12 +78,20 @@ class Canonical:
     notes: tuple[str, ...]
 
     @property
+    def channels(self) -> Literal[1, 3, 4]:
+        dims = self.model.graph.input[0].type.tensor_type.shape.dim
+        found: Literal[1, 3, 4] = dims[1 if self.layout == "NCHW" else 3].dim_value
+        return found
+
+    @property
     def preprocess(self) -> Preprocess:
-        """How images become the input; ImageNet's statistics where the graph does not normalize the input itself."""
-        if self.input_values == "normalized":
+        """How images become the input; ImageNet's statistics where the graph does not normalize RGB itself."""
+        count = self.channels
+        if self.input_values == "normalized" and count == 3:
             return Preprocess(self.size_px, layout=self.layout)
         scale = 1.0 if self.input_values == "pixels" else 1 / 255
-        return Preprocess(self.size_px, mean=(0,) * 3, std=(1,) * 3, pixel_scale=scale, layout=self.layout)
+        mean, std, reading = (0.0,) * count, (1.0,) * count, PixelReading(count)
+        return Preprocess(self.size_px, mean=mean, std=std, pixel_scale=scale, layout=self.layout, reading=reading)
 
 
 def load_onnx(path: Path) -> ModelProto:

@@ -205,12 +205,11 @@ def _manifest(
 ) -> Manifest:
     from edgeres.quantize.plan import plan_digest
 
-    crop, spec = fp32.spec.preprocess.crop_px, fp32.spec
-    shape = (None, 3, *crop) if spec.preprocess.layout == "NCHW" else (None, *crop, 3)
+    spec = fp32.spec
     graph = fp32.graph.graph
     return Manifest(
         model=spec,
-        inputs={graph.input[0].name: TensorInfo("float32", shape)},
+        inputs={graph.input[0].name: TensorInfo("float32", (None, *spec.preprocess.shape))},
         outputs={graph.output[0].name: TensorInfo("float32", (None, spec.num_classes))},
         files={},
         plan_digests={style: plan_digest(plan) for style, plan in quantized.plans.items()},

@@ -14,7 +14,8 @@ from edgeres.engine.engines import EngineChoice
 from edgeres.errors import UsageError
 from edgeres.judge.asked import GateChoice
 from edgeres.judge.gates import LIMITS, Limits
-from edgeres.pipeline.take import InputChoice, ModelChoice
+from edgeres.pipeline.input_choice import FitChoice, InputChoice
+from edgeres.pipeline.take import ModelChoice
 from edgeres.records import CODES, METHODS, Codes, Method
 from edgeres.refine.choice import EFFORTS, RESIDUALS, RefineChoice
 from edgeres.words import shown_argument
@@ -100,7 +101,9 @@ class BuildOptions:
             options = model
         else:
             own = pick(BuildOptions)
-            choice = ModelChoice(model, **{"input": InputChoice(**pick(InputChoice)), **pick(ModelChoice)})
+            choice = ModelChoice(
+                model, **{"input": InputChoice.of({**pick(InputChoice), **pick(FitChoice)}), **pick(ModelChoice)}
+            )
             records = {"data": DataChoice, "ranges": RangeOptions, "refine": RefineChoice, "engines": EngineChoice}
             parts: dict[str, Any] = {name: record(**pick(record)) for name, record in records.items()}
             gates = pick(GateChoice)
@@ -165,7 +168,7 @@ def json_value(value: Any) -> Any:
         return [json_value(item) for item in value]
     if isinstance(value, Mapping):
         return {name: json_value(item) for name, item in value.items()}
-    return json_value(vars(value)) if isinstance(value, InputChoice) else type(value).__name__
+    return json_value(vars(value)) if isinstance(value, InputChoice | FitChoice) else type(value).__name__
 
 
 def weight_bits() -> int:

@@ -7,60 +7,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgeres.data.plausible import check_normalization
+from edgeres.data.preprocess import resized
 from edgeres.data.text import read_class_names, repeated_names
 from edgeres.errors import InputError, UsageError, needs
+from edgeres.pipeline.input_choice import InputChoice, usual_resize
 from edgeres.progress import SILENT, Progress
-from edgeres.records import ChannelOrder, ModelSpec, Preprocess, TensorRange
+from edgeres.records import ModelSpec, Preprocess, TensorRange
 
 if TYPE_CHECKING:
     import onnx
 
     from edgeres.graph.normalize import Canonical
-
-
-@dataclass(frozen=True)
-class InputChoice:
-    """The user's choices for the network's input; None keeps the value known for the model, or the default.
-
-    ``input = (pixel * pixel_scale - mean) / std`` after resize and centre crop.
-
-    Attributes:
-        mean, std: three values, always in the order red, green, blue, even if the network takes BGR.
-    """
-
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    pixel_scale: float | None = None
-    resize_px: int | None = None
-    channel_order: ChannelOrder | None = None
-
-    def __post_init__(self) -> None:
-        numbers = (*(self.mean or ()), *(self.std or ()), *(() if self.pixel_scale is None else (self.pixel_scale,)))
-        if not all(math.isfinite(number) for number in numbers):
-            raise UsageError("mean, std and pixel scale must be finite numbers")
-        if any(value <= 0 for value in self.std or ()) or (self.pixel_scale is not None and self.pixel_scale <= 0):
-            raise UsageError("std and pixel scale must be above zero", hint="leave them out to use ImageNet's")
-
-    def over(self, known: Preprocess) -> Preprocess:
-        """The known preprocessing with the user's choices in place of its values."""
-        chosen = {name: value for name, value in vars(self).items() if value is not None}
-        order = self.channel_order or known.channel_order
-        for name in ("mean", "std"):
-            rgb = chosen.get(name) or _reorder(getattr(known, name), known.channel_order)
-            chosen[name] = _reorder(rgb, order)
-        return replace(known, **chosen)
-
-
-def _reorder(values: Sequence[float], order: ChannelOrder) -> tuple[float, ...]:
-    """Convert per-channel values from RGB to ``order``, or from ``order`` to RGB."""
-    return tuple(values) if order == "RGB" else tuple(values)[::-1]
+    from edgeres.graph.stated import Stated
 
 
 @dataclass(frozen=True)
@@ -178,7 +142,7 @@ def _take_zoo(name: str, choice: ModelChoice, progress: Progress) -> Fp32Model:
     wanted = WeightsChoice(weights, choice.num_classes, choice.ema, choice.head_activation)
     module, spec, notes = load_model(name, wanted, progress)
     if choice.input_px:
-        spec = replace(spec, preprocess=_resized(spec.preprocess, choice.input_px))
+        spec = replace(spec, preprocess=resized(spec.preprocess, choice.input_px))
     spec = _described(spec, choice)
     progress.say(f"{name}: weights {spec.weights}, {spec.num_classes} classes")
     with progress.task("exporting", total=None):
@@ -190,7 +154,7 @@ def _take_module(choice: ModelChoice, progress: Progress) -> Fp32Model:
     from edgeres.zoo.export import export
 
     size = choice.input_px or (224, 224)
-    known = Preprocess(crop_px=size, resize_px=_usual_resize(size))
+    known = Preprocess(crop_px=size, resize_px=usual_resize(size))
     spec = ModelSpec(choice.name or type(choice.model).__name__.lower(), known, (), weights="module")
     with progress.task("exporting", total=None):
         exported = export(choice.model, spec)
@@ -201,33 +165,49 @@ def _take_module(choice: ModelChoice, progress: Progress) -> Fp32Model:
 def _take_onnx(path: Path, choice: ModelChoice) -> Fp32Model:
     from edgeres.files import sha256
     from edgeres.graph.normalize import load_onnx, normalize
+    from edgeres.graph.stated import stated
 
     if choice.weights is not None or choice.num_classes is not None or choice.ema or choice.head_activation:
         what = "an ONNX file brings its own weights and classes"
         raise UsageError(what, hint="drop --weights, --num-classes, --ema and --head-activation")
-    canonical = normalize(load_onnx(path), where=path, size_px=choice.input_px)
-    known = replace(canonical.preprocess, resize_px=_usual_resize(canonical.size_px))
+    model = load_onnx(path)
+    said = stated(model, path)
+    size = choice.input_px or (said.preprocess.crop_px if said.preprocess else None)
+    canonical = normalize(model, where=path, size_px=size)
+    known, notes = _known_input(canonical, said, choice.input, path)
     spec = ModelSpec(path.stem, known, (), weights=path.name, weights_sha256=sha256(path))
-    return Fp32Model(
-        canonical.model, _described_by_graph(spec, canonical, choice), canonical.max_error, canonical.notes
-    )
+    spec = _described_by_graph(spec, canonical, replace(choice, labels=choice.labels or _fitting(said, canonical)))
+    return Fp32Model(canonical.model, spec, canonical.max_error, (*canonical.notes, *notes))
+
+
+def _fitting(said: Stated, canonical: Canonical) -> tuple[str, ...] | None:
+    return said.labels if len(said.labels) == canonical.num_classes else None
+
+
+def _known_input(
+    canonical: Canonical, said: Stated, asked: InputChoice, where: object
+) -> tuple[Preprocess, tuple[str, ...]]:
+    """The preprocessing that the file states, or else what its graph tells; and notes.
+
+    Raises:
+        UsageError: a graph of one or four channels needs a mean and std that nobody gave.
+    """
+    found = canonical.preprocess
+    if said.preprocess is not None and said.preprocess.channels == found.channels:
+        known = resized(replace(said.preprocess, layout=found.layout), found.crop_px)
+        return known, ("preprocessing as the file states it, since edgeres exported it",)
+    if found.channels != 3 and canonical.input_values == "normalized" and not (asked.mean and asked.std):
+        count = found.channels
+        what = f"the network takes {count} channel{'s' * (count > 1)}, whose mean and std are not known"
+        values = " ".join(["0.5"] * count)
+        raise UsageError(what, where=where, hint=f"give both as in training, such as --mean {values} --std {values}")
+    return replace(found, resize_px=usual_resize(found.crop_px)), ()
 
 
 def _described_by_graph(spec: ModelSpec, canonical: Canonical, choice: ModelChoice) -> ModelSpec:
     labels = tuple(f"class {i}" for i in range(canonical.num_classes))
     known = replace(spec, labels=labels, output="probabilities" if canonical.ends_in_softmax else "logits")
     return _described(known, choice)
-
-
-def _usual_resize(size_px: tuple[int, int]) -> int | None:
-    """ImageNet's convention, 256 for a crop of 224; None for small inputs, see :class:`Preprocess`."""
-    return round(min(size_px) * 256 / 224) if min(size_px) >= 128 else None
-
-
-def _resized(known: Preprocess, size_px: tuple[int, int]) -> Preprocess:
-    """The same preprocessing for another size: the crop takes the same share of the resized image."""
-    resize = known.resize_px and max(1, round(known.resize_px * min(size_px) / min(known.crop_px)))
-    return replace(known, crop_px=size_px, resize_px=resize)
 
 
 def _described(spec: ModelSpec, choice: ModelChoice) -> ModelSpec:

@@ -40,7 +40,7 @@ _FP16_NOISE = 1e-2
 
 @dataclass(frozen=True)
 class Probes:
-    """Network inputs, (N, 3, h, w) or (N, h, w, 3), and the scores that FP32 gives for them, (N, classes)."""
+    """Network inputs, (N, C, h, w) or (N, h, w, C), and the scores that FP32 gives for them, (N, classes)."""
 
     images: F32
     exact: F32
@@ -87,7 +87,9 @@ def probe_images(loader: Loader) -> F32:
 
 def random_images(preprocess: Preprocess) -> F32:
     """Inputs from images of random pixels, (N, ...)."""
-    pixels = np.random.RandomState(0).randint(0, 256, (PROBES, *preprocess.crop_px, 3)).astype(np.uint8)
+    pixels = (
+        np.random.RandomState(0).randint(0, 256, (PROBES, *preprocess.crop_px, preprocess.channels)).astype(np.uint8)
+    )
     return normalize(pixels, preprocess)
 
 

@@ -139,10 +139,8 @@ def _cache_folder() -> Path:
 
 def _check(backend: Backend, spec: ModelSpec, bundle: Bundle) -> None:
     """Raise unless the network takes the image that the manifest describes and has as many outputs as labels."""
-    p = spec.preprocess
-    image = (3, *p.crop_px) if p.layout == "NCHW" else (*p.crop_px, 3)
     scores = next(tensor for tensor in backend.outputs if tensor.name == backend.output_name)
-    for tensor, wanted in ((backend.inputs[0], image), (scores, (spec.num_classes,))):
+    for tensor, wanted in ((backend.inputs[0], spec.preprocess.shape), (scores, (spec.num_classes,))):
         sizes = tensor.shape[1:]
         if len(sizes) != len(wanted) or any(have not in (None, want) for have, want in zip(sizes, wanted, strict=True)):
             backend.close()

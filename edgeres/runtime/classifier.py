@@ -17,7 +17,7 @@ from edgeres.data.files import is_pil, read_image, read_pil
 from edgeres.data.preprocess import geometry, normalize
 from edgeres.data.seen import PIXELS_KIND, Seen
 from edgeres.errors import InputError, UsageError
-from edgeres.records import F32, F64, U8, ModelSpec, Prediction
+from edgeres.records import F32, F64, U8, ModelSpec, PixelReading, Prediction
 from edgeres.runtime.choose import Choice, open_backend
 from edgeres.runtime.frames import Frame, flat_bytes
 from edgeres.runtime.health import Health, Watch
@@ -81,10 +81,10 @@ class Classifier:
         self.labels = spec.labels
         self.preprocess = spec.preprocess
         self._probabilities = spec.output == "probabilities"
-        height, width = spec.preprocess.crop_px
-        self._buffer = _InputBuffer((3, height, width) if spec.preprocess.layout == "NCHW" else (height, width, 3))
+        self._buffer = _InputBuffer(spec.preprocess.shape)
         self.backend = self._runner.name
-        self._watch = Watch(seen, bgr=spec.preprocess.channel_order == "BGR") if health else None
+        watched = health and self.preprocess.channels == 3  # its figures are of colours
+        self._watch = Watch(seen, bgr=spec.preprocess.channel_order == "BGR") if watched else None
 
     def __call__(self, image: Picture) -> Prediction:
         """Classify one image: an array (H, W, 3) uint8 RGB, an image of Pillow, a file, a file's bytes, or a
@@ -109,7 +109,7 @@ class Classifier:
             return []
         feed = self._buffer.of(len(images))
         for image, row in zip(images, feed, strict=True):
-            pixels = geometry(_pixels(image), self.preprocess)
+            pixels = geometry(_pixels(image, self.preprocess.reading), self.preprocess)
             normalize(pixels, self.preprocess, row)
             if self._watch is not None and self._watch.wants():
                 self._watch.look(pixels, str(image.format) if isinstance(image, Frame) else "")
@@ -205,23 +205,23 @@ def _several(images: Iterable[Picture]) -> list[Picture]:
     return list(images)
 
 
-def _pixels(image: object) -> U8:
-    """(H, W, 3) uint8 RGB."""
+def _pixels(image: object, reading: PixelReading) -> U8:
+    """(H, W, C), as the preprocessing takes it."""
     if isinstance(image, np.ndarray) and image.ndim != 1:
         return image
     if isinstance(image, Frame):
         return image.rgb()
     if isinstance(image, str | os.PathLike):
-        return read_image(Path(image))
+        return read_image(Path(image), None, reading)
     if is_pil(image):
-        return read_pil(image)
+        return read_pil(image, reading)
     try:
         content = flat_bytes(image)
     except (TypeError, ValueError, BufferError):
         kind = f"an array {image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         hint = "see docs/runtime.md"
         raise InputError(f"an image is an array, a file, bytes or a Frame, found {kind}", hint=hint) from None
-    return read_image(io.BytesIO(image if isinstance(image, bytes) else content.data), "image in memory")
+    return read_image(io.BytesIO(image if isinstance(image, bytes) else content.data), "image in memory", reading)
 
 
 def _softmax(logits: F32) -> F32:

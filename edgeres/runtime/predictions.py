@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from edgeres.data.matching import match_labels
 from edgeres.data.thumbnails import thumbnail
 from edgeres.data.tree import arrange
 from edgeres.errors import SourceError
-from edgeres.records import U8, ImageFile, ImagePrediction, UnreadableImage
+from edgeres.records import U8, ImageFile, ImagePrediction, PixelReading, UnreadableImage
 from edgeres.runtime.classifier import Classifier
 
 _AT_ONCE = 16  # full-size images in memory at a time
@@ -101,7 +102,7 @@ def classify_all(
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         for start in range(0, len(images), _AT_ONCE):
             some = images[start : start + _AT_ONCE]
-            read = list(pool.map(_read, some))
+            read = list(pool.map(partial(_read, classify.preprocess.reading), some))
             pixels = [image for image in read if isinstance(image, np.ndarray)]
             small = pool.map(thumbnail, pixels) if pictures else iter([b""] * len(pixels))
             answers = zip(classify.batch(pixels), small, strict=True)
@@ -110,10 +111,10 @@ def classify_all(
             advance(len(some))
 
 
-def _read(found: ImageFile) -> U8 | str:
+def _read(reading: PixelReading, found: ImageFile) -> U8 | str:
     """The image, or the reason why it cannot be read."""
     try:
-        return read_image(found.path)
+        return read_image(found.path, None, reading)
     except SourceError as error:
         if found.named:
             raise

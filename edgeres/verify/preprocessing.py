@@ -16,9 +16,10 @@ import numpy as np
 
 from edgeres.data.base import Source, evenly_spread
 from edgeres.data.loader import Batch, Loader
+from edgeres.data.preprocess import resized
 from edgeres.errors import EdgeresError
 from edgeres.progress import SILENT, Progress
-from edgeres.records import F32, IMAGENET_MEAN, IMAGENET_STD, ChannelOrder, ModelSpec, Preprocess
+from edgeres.records import F32, IMAGENET_MEAN, IMAGENET_STD, ChannelOrder, Fit, ModelSpec, Preprocess
 from edgeres.runtime.runner import Runner
 from edgeres.verify.accuracy import BetterInput, Comparison
 from edgeres.verify.answers import REFERENCE, Mask
@@ -80,6 +81,8 @@ def search(
     """
     table = comparison.table
     if not table.labelled:
+        return Search()
+    if loader.preprocess.channels != 3:
         return Search()
     ways = list(_ways(loader.preprocess, spec.given))
     wrong = 1 - table.right(REFERENCE).sum() / table.labelled
@@ -270,9 +273,10 @@ def _geometries(contract: Preprocess) -> Iterator[Way]:
             continue
         crop = (max(1, round(side * own[0] / least)), max(1, round(side * own[1] / least)))
         size = str(side) if crop[0] == crop[1] else f"{crop[0]}x{crop[1]}"
-        scaled = resize and max(1, round(resize * side / least))
-        changed = replace(contract, crop_px=crop, resize_px=scaled)
+        changed = resized(contract, crop)
         yield Way(f"inputs of {crop[0]}x{crop[1]} pixels in place of {own[0]}x{own[1]}", f"--input-px {size}", changed)
+    if contract.resize_mode == "letterbox":
+        return
     if resize is None:
         usual = round(least * 256 / 224)
         words = (
@@ -281,4 +285,4 @@ def _geometries(contract: Preprocess) -> Iterator[Way]:
         yield Way(words, f"--resize {usual}", replace(contract, resize_px=usual))
     else:
         words = "images resized to the input's height and width without a crop"
-        yield Way(words, "", replace(contract, resize_px=None))
+        yield Way(words, "--resize-mode squash", replace(contract, resize_px=None, fit=Fit()))

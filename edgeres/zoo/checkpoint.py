@@ -22,7 +22,7 @@ from edgeres.documents import OPTIONAL, DocumentKind
 from edgeres.errors import UsageError, WeightsError
 from edgeres.files import sha256 as file_sha256
 from edgeres.progress import SILENT, Progress
-from edgeres.records import ModelSpec, Preprocess, Weights
+from edgeres.records import ModelSpec, Preprocess, Weights, complete_preprocess
 from edgeres.words import escaped
 from edgeres.zoo.architectures import Architecture
 from edgeres.zoo.download import fetch
@@ -152,7 +152,7 @@ class _Metadata:
     preprocess: Preprocess | None = field(default=None, metadata=OPTIONAL)
 
 
-_METADATA = DocumentKind(_Metadata, "metadata", "write it as JSON", error=WeightsError)
+_METADATA = DocumentKind(_Metadata, "metadata", "write it as JSON", error=WeightsError, upgrade=complete_preprocess)
 
 
 def _locate(model: ZooModel, weights: str, progress: Progress) -> _Origin:

@@ -49,13 +49,17 @@ def export(module: torch.nn.Module, spec: ModelSpec) -> Exported:
     """Export a classifier in eval mode and float32; the module itself is not changed.
 
     Args:
-        module: maps (N, 3, H, W) float32 of ``spec.preprocess.crop_px`` to (N, classes).
+        module: maps (N, C, H, W) float32 of ``spec.preprocess.crop_px`` to (N, classes).
 
     Raises:
         ModelError: the module does not run, cannot be traced, does not return (N, classes), or the graph's logits
             differ from torch's by more than ``PARITY_LIMIT`` of the largest one.
     """
-    images = np.random.default_rng(0).standard_normal((4, 3, *spec.preprocess.crop_px)).astype(np.float32)
+    images = (
+        np.random.default_rng(0)
+        .standard_normal((4, spec.preprocess.channels, *spec.preprocess.crop_px))
+        .astype(np.float32)
+    )
     try:
         network = copy.deepcopy(module).cpu().float().eval()
         with torch.inference_mode():

@@ -9,9 +9,25 @@ using nlohmann::json;
 
 namespace {
 
-constexpr int kOldestSchema = 2, kNewestSchema = 3;
+constexpr int kOldestSchema = 2, kNewestSchema = 4;
+
+// This program resizes the shorter side or squashes, and takes RGB; a bundle that needs more is refused.
+void refuse_unknown(const json& said) {
+    if (said.contains("fill") && !said.at("fill").is_null()) throw std::runtime_error("preprocess: a letterbox is not done by this program");
+    if (said.at("resize_px").is_array())
+        throw std::runtime_error("preprocess: a resize_px with two sides is not done by this program");
+    const json& crop = said.at("crop_px");
+    if (!said.at("resize_px").is_null() && crop.at(0) != crop.at(1))
+        throw std::runtime_error("preprocess: a crop that is not square is not done by this program");
+    if (said.value("channels", 3) != 3)
+        throw std::runtime_error("preprocess: this program takes three channels only");
+    for (const char* other : {"box", "hamming", "cv2-bilinear"})
+        if (said.at("interpolation") == other)
+            throw std::runtime_error(std::string("preprocess: interpolation ") + other + " is not done by this program");
+}
 
 Contract contract_of(const json& said) {
+    refuse_unknown(said);
     Contract contract;
     const auto crop = said.at("crop_px").get<std::array<int, 2>>();
     contract.crop_px = {crop[0], crop[1]};
