@@ -17,8 +17,8 @@ void refuse_unknown(const json& said) {
     if (said.at("resize_px").is_array())
         throw std::runtime_error("preprocess: a resize_px with two sides is not done by this program");
     const json& crop = said.at("crop_px");
-    if (!said.at("resize_px").is_null() && crop.at(0) != crop.at(1))
-        throw std::runtime_error("preprocess: a crop that is not square is not done by this program");
+    if (!said.contains("channels") && !said.at("resize_px").is_null() && crop.at(0) != crop.at(1))
+        throw std::runtime_error("preprocess: an older bundle with a crop that is not square; build it again");
     if (said.value("channels", 3) != 3)
         throw std::runtime_error("preprocess: this program takes three channels only");
     for (const char* other : {"box", "hamming", "cv2-bilinear"})

@@ -115,15 +115,13 @@ std::vector<std::uint8_t> resample(const std::uint8_t* in, std::size_t outer, st
     return out;
 }
 
-// Size after the resize: it just covers the crop scaled by resize_px / its shorter side; truncated as in torchvision.
+// Size after the resize: the shorter side is resize_px, the longer one truncated as in torchvision.
 Size resized(Size have, const Contract& contract) {
     if (!contract.resize_px) return contract.crop_px;
-    const std::int64_t shorter = std::min(contract.crop_px.height, contract.crop_px.width);
-    const std::int64_t height = contract.crop_px.height * std::int64_t{*contract.resize_px} / shorter;
-    const std::int64_t width = contract.crop_px.width * std::int64_t{*contract.resize_px} / shorter;
-    if (have.height * width <= have.width * height)
-        return {static_cast<int>(height), static_cast<int>(height * have.width / have.height)};
-    return {static_cast<int>(width * have.height / have.width), static_cast<int>(width)};
+    const std::int64_t shorter = *contract.resize_px;
+    if (have.height <= have.width)
+        return {static_cast<int>(shorter), static_cast<int>(shorter * have.width / have.height)};
+    return {static_cast<int>(shorter * have.height / have.width), static_cast<int>(shorter)};
 }
 
 // Start of the crop, halves rounded to even; negative where the crop is larger and needs padding.
