@@ -4,6 +4,7 @@
     model.fp32.onnx       the FP32 reference
     model.int8.onnx       Q/DQ for TensorRT             model.int8.cpu.onnx   Q/DQ for ONNX Runtime's CPU kernels
     engines/*.engine      named <runtime>-<version>-<compute capability>
+    answers.fp32.npz      FP32's scores on the validation images, where they are few enough
     calibration.json      ranges     report.json, report.html   verdict     labels.txt   one class per line
     pixels.json           what the calibration images look like
 
@@ -66,6 +67,7 @@ MANIFEST_KIND = DocumentKind(
 )
 FP32 = "model.fp32.onnx"
 CALIBRATION = "calibration.json"
+ANSWERS = "answers.fp32.npz"
 REPORT, REPORT_PAGE = "report.json", "report.html"
 LABELS = "labels.txt"
 PIXELS = "pixels.json"

@@ -346,6 +346,54 @@ def is_engine_name(name: str) -> bool:
 
 
 @dataclass(frozen=True)
+class KernelCounts:
+    """What an engine's list of kernels shows of how well INT8 fused.
+
+    Attributes:
+        kernels: layers that run on the GPU.
+        float_convolutions: convolutions and matrix products whose output is not INT8.
+        reformats: layers that only change a tensor's layout or type.
+        slices: layers that only copy parts of a tensor, as a Pad that did not fuse does.
+        float_layers: other layers whose output is FP32 or FP16.
+    """
+
+    kernels: int
+    float_convolutions: int
+    reformats: int
+    slices: int
+    float_layers: int
+
+
+@dataclass(frozen=True)
+class FormTrial:
+    """What the device said of an engine that was built from one form of the graph.
+
+    Attributes:
+        form: name of the graph's form, see :class:`FormRecord`.
+        chosen: whether this engine is the one that is loaded on this GPU.
+        why: why it was chosen, or why not, in words.
+        p50_ms, p50_ms_ci95: median latency, host to host at batch 1, with its interval; None: not timed.
+        sqnr_db: of its logits on the probes against FP32's; None: not measured, or not finite.
+        agreement: per cent of the probes that it puts into FP32's class; None: not measured.
+        kernels: None where the engine inspector said nothing.
+        clocks: of the GPU before and after the measurement, in words; "": unknown.
+    """
+
+    form: str
+    chosen: bool
+    why: str
+    p50_ms: float | None = None
+    p50_ms_ci95: tuple[float, float] | None = None
+    sqnr_db: float | None = None
+    agreement: float | None = None
+    kernels: KernelCounts | None = None
+    clocks: str = ""
+
+    def __post_init__(self) -> None:
+        require(self.p50_ms is None or self.p50_ms > 0, "p50_ms must be above 0")
+
+
+@dataclass(frozen=True)
 class EngineRecord:
     """A built engine, or the reason why there is none.
 
@@ -354,6 +402,7 @@ class EngineRecord:
         status: ``built, not run here``, or why it was not built and which command to run where.
         file: ``engines/*.engine`` inside the bundle; None where it was not built.
         size_bytes: 0 where it was not built.
+        trial: what the device said of it where forms were measured; None: it was not measured.
     """
 
     target: str
@@ -365,6 +414,7 @@ class EngineRecord:
     size_bytes: int = 0
     portability: Portability = field(default=Portability(), metadata=GROUPED)
     build_seconds: float | None = None
+    trial: FormTrial | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         require(self.file is None or is_engine_name(self.file), "file must be an engine in engines/ of the bundle")
@@ -374,7 +424,13 @@ class EngineRecord:
     @property
     def key(self) -> tuple[str, ...]:
         """A newer engine with the same key replaces this one."""
-        return (self.target, self.precision, *self.portability.compute_capabilities)
+        form = self.trial.form if self.trial and self.file is None else ""
+        return (self.target, self.precision, form, *self.portability.compute_capabilities)
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether the device's clock chose this engine among the forms."""
+        return self.trial is not None and self.trial.chosen
 
     def to_dict(self) -> dict[str, Any]:
         return dict(plain(self))

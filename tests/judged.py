@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgeres.judge.asked import Asked, GateChoice
-from edgeres.judge.gates import Limits
+from edgeres.judge.gates import LIMITS, Limits
 from edgeres.judge.judge import judge
 from edgeres.made import Made, Making
 from edgeres.pipeline.make import facts_of
@@ -20,7 +20,7 @@ from edgeres.verify.answers import AnswerTable
 from edgeres.verify.measure import Measured
 
 ORT = "ONNX Runtime 1.32.0 CPU"
-NO_LIMITS = Limits(**dict.fromkeys(vars(Limits())))
+NO_LIMITS = Limits.of(**dict.fromkeys(LIMITS))
 
 
 def compared(labels: I64, classes: int, answers: Mapping[str, I64], **more: Any) -> Comparison:
@@ -37,7 +37,7 @@ def compared(labels: I64, classes: int, answers: Mapping[str, I64], **more: Any)
 
 def limits(**set_: float) -> Limits:
     """These limits and no others."""
-    return Limits(**(vars(NO_LIMITS) | set_))
+    return Limits.of(**{**dict.fromkeys(LIMITS), **set_})
 
 
 def judged(**given: Any) -> dict[str, Any]:

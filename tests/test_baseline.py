@@ -64,7 +64,7 @@ def report(found: Comparison | None = None, digest: str = "ab" * 32, **changes: 
         "environment": HERE,
         "model": ModelSpec("net", Preprocess((8, 8)), NAMES, "own"),
         "headline": "cpu",
-        "limits": Limits(**changes.pop("limits", {})),
+        "limits": Limits.of(**changes.pop("limits", {})),
         "images": DataRecord("images", digest, c.images),
         "comparison": c,
         "latency": latency(),

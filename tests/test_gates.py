@@ -262,7 +262,7 @@ def test_classes_without_labels_are_not_measured() -> None:
 def test_limits_become_gates() -> None:
     assert gate("drop_pp", 1) == Gate("drop_pp", 1.0, "pp")
     assert {m.name for m in METRICS.values()} == set(METRICS)
-    chosen = Limits(max_drop=0.5, max_class_drop=None, min_speedup=2)
+    chosen = Limits.of(max_drop=0.5, max_class_drop=None, min_speedup=2)
     assert chosen.gates() == (gate("drop_pp", 0.5), gate("speedup", 2.0))
     assert [g.metric for g in Limits().gates()] == ["drop_pp", "class_drop_pp"]
     assert [g.metric for g in Limits(min_agreement=99).gates(labels=False)] == ["agreement"]
@@ -281,7 +281,7 @@ def test_limits_become_gates() -> None:
 )
 def test_limits_have_to_be_finite(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        Limits(**options)
+        Limits.of(**options)
     with pytest.raises(UsageError, match="no metric 'top-1'"):
         gate("top-1", 1.0)
 

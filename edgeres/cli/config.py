@@ -86,7 +86,7 @@ def read_config(start: Path | None = None) -> dict[str, Any]:
 
 def gates_from(values: dict[str, Any]) -> GateChoice:
     """How to judge, of the values; what they do not have is at its default."""
-    limits = Limits(**{name: values[name] for name in LIMITS if name in values})
+    limits = Limits.of(**{name: values[name] for name in LIMITS if name in values})
     own = {f.name: values[f.name] for f in fields(GateChoice) if f.name in values}
     return GateChoice(**{**own, "limits": limits, "allow": tuple(own.get("allow", ()))})
 

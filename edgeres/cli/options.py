@@ -256,6 +256,7 @@ gate_options = _all(
     _limit("--min-agreement", "%", "Gate: images that FP32 and INT8 put into the same class."),
     _limit("--min-top1", "%", "Gate: labelled images that every INT8 graph gets right."),
     _limit("--min-speedup", "X", "Gate: FP32's p50 latency over INT8's."),
+    _limit("--min-speedup-fp16", "X", "Gate: FP16's p50 latency over INT8's, where both engines run."),
     _limit("--max-p99-ms", "MS", "Gate: INT8's p99 latency on this machine."),
     _limit("--max-size-mb", "MB", "Gate: size of each INT8 graph and engine."),
     file_option("--baseline", "Accepted build to compare with."),

@@ -234,6 +234,8 @@ def _build(
 def _configure(trt: Any, builder: Any, request: BuildRequest) -> Any:
     config = builder.create_builder_config()
     config.builder_optimization_level = request.optimization_level
+    if request.precision == "fp32":
+        config.clear_flag(trt.BuilderFlag.TF32)  # the FP32 engine is a reference of accuracy on the device
     if request.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
     if request.version_compatible:

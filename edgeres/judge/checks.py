@@ -19,6 +19,7 @@ from edgeres.judge.corruptions import corruption_rows, judge_corruptions
 from edgeres.records import EngineRecord, LeftOut, Outcome
 from edgeres.verify.accuracy import Comparison
 from edgeres.verify.answers import REFERENCE
+from edgeres.verify.device import EngineSample
 from edgeres.verify.layer_noise import LayerNoise
 from edgeres.verify.statistics import blind_tail, halfway_tail
 
@@ -267,6 +268,29 @@ def _engines(e: Evidence) -> Finding:
     return "passed", f"no engine is older than its graph ({len(built)} checked)" if built else "there is no engine"
 
 
+def _engine(e: Evidence) -> Finding:
+    """Fails where an engine's logits are not those of its graph: then it does not compute what was calibrated."""
+    samples = e.comparison.device.samples if e.comparison else {}
+    if not samples:
+        return "unsure", "no engine runs on this machine" if any(
+            one.file for one in e.engines
+        ) else "there is no engine"
+    told = {name: (sample.agrees, _beside(name, sample)) for name, sample in samples.items()}
+    wrong = [words for agrees, words in told.values() if not agrees]
+    if wrong:
+        return "failed", f"{'; '.join(wrong)}: it computes something else; build it again with edgeres engine"
+    return "passed", "; ".join(words for _, words in told.values())
+
+
+def _beside(name: str, sample: EngineSample) -> str:
+    same = f"same class on {sample.same} of {sample.images} images"
+    figures = f"{sample.sqnr_db:.1f} dB (at least {sample.limit_db:.1f}), {same}"
+    if math.isinf(sample.sqnr_db):
+        figures = f"equal on all {sample.images} images"
+    part = "" if sample.agrees else f", furthest on {', '.join(sample.parted)}"
+    return f"{name} against its graph ({sample.graph}): {figures}{part}"
+
+
 def _targets(e: Evidence) -> Finding:
     """Fails where a graph or an engine of a target that the user named could not be written."""
     if not e.left_out:
@@ -290,5 +314,6 @@ CHECKS: Mapping[str, tuple[str, Callable[[Evidence], Finding]]] = {
     "corruptions": ("corrupted images", _corruptions),
     "ranges": ("scales of activations", _ranges),
     "engines": ("engines up to date", _engines),
+    "engine": ("engines compute what their graphs say", _engine),
     "targets": ("graphs and engines of all targets", _targets),
 }

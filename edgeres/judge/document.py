@@ -8,7 +8,7 @@ path or that of a group it belongs to (``"accuracy": "the validation source has 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,6 +84,21 @@ def slower(latency: Mapping[str, Any]) -> str:
     speedup, limits = latency["speedup"], latency["speedup_ci95"]
     if speedup is None or speedup >= 1 or not_measurable(latency):
         return ""
-    sure = "slower than FP32" if limits[1] < 1 else "not faster than FP32"
-    ms = " to ".join(f"{latency[name]['p50_ms']:.3g}" for name in ("fp32", "int8"))
+    return _no_faster(latency, "fp32", speedup, limits)
+
+
+def slower_than_fp16(latency: Mapping[str, Any]) -> str:
+    """A sentence where INT8 does not beat FP16 on this device; "" elsewhere, and where FP16 was not timed."""
+    speedup, limits = latency.get("speedup_fp16"), latency.get("speedup_fp16_ci95")
+    return _no_faster(latency, "fp16", speedup, limits) if speedup is not None and limits and limits[0] <= 1 else ""
+
+
+def _no_faster(latency: Mapping[str, Any], other: str, speedup: float, limits: Sequence[float]) -> str:
+    sure = f"{'slower' if limits[1] < 1 else 'not faster'} than {other.upper()}"
+    ms = " to ".join(f"{latency[name]['p50_ms']:.3g}" for name in (other, "int8"))
     return f"INT8 is {sure} here: {speedup:.2f}x, 95 % interval {limits[0]:.2f} to {limits[1]:.2f} ({ms} ms)"
+
+
+def titled(name: str) -> str:
+    """A candidate's name in text: ``cpu graph``, ``tensorrt int8 engine``."""
+    return name if name.endswith(" engine") else f"{name} graph"

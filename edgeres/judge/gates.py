@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from edgeres.errors import UsageError
-from edgeres.judge.document import expand, look_up, not_measurable, why_missing
+from edgeres.judge.document import expand, look_up, not_measurable, titled, why_missing
 from edgeres.records import Gate, Outcome, Verdict
 from edgeres.verify.statistics import Estimate, images_for_drop, images_for_mean, images_for_share
 
@@ -32,7 +32,7 @@ class Metric:
         bound: a ceiling passes at or below the limit, a floor at or above it.
         path: dotted path of the figure in report.json; its interval has the same path with ``_ci95``.
         option: field of :class:`Limits` that sets the limit.
-        each: what a ``*`` in the path stands for, in words.
+        each: what a ``*`` in the path stands for, in words; "": a graph or an engine, by its name.
         scale: factor between the figure in report.json and the limit, e.g. from bytes to megabytes.
         against: what INT8 is compared with. A missing figure leaves the gate unsure for ``baseline``, else it fails.
         labelled: whether the gate is left out where there are no labels; one without a default is asked for, and fails.
@@ -44,7 +44,7 @@ class Metric:
     unit: str
     path: str
     option: str
-    each: str = "{} graph"
+    each: str = ""
     scale: float = 1.0
     against: Literal["fp32", "baseline", "nothing"] = "fp32"
     labelled: bool = False
@@ -65,6 +65,15 @@ METRICS = {
         Metric("agreement", "agreement", "floor", "%", "accuracy.graphs.*.agreement", "min_agreement"),
         Metric("top1", "top-1", "floor", "%", "accuracy.graphs.*.top1", "min_top1", against="nothing"),
         Metric("speedup", "speedup", "floor", "x", "latency.speedup", "min_speedup"),
+        Metric(
+            "speedup_fp16",
+            "speedup over FP16",
+            "floor",
+            "x",
+            "latency.speedup_fp16",
+            "min_speedup_fp16",
+            against="nothing",
+        ),
         Metric("p99_ms", "INT8 p99", "ceiling", "ms", "latency.int8.p99_ms", "max_p99_ms", against="nothing"),
         Metric("size_mb", "size", "ceiling", "MB", "sizes.deployed_bytes.*", "max_size_mb", "{}", 1e-6, "nothing"),
         *(
@@ -82,6 +91,19 @@ METRICS = {
 
 
 @dataclass(frozen=True)
+class SpeedupLimits:
+    """The least speedups of INT8; None sets no gate.
+
+    Attributes:
+        min_speedup: FP32's p50 latency over INT8's, in one run.
+        min_speedup_fp16: FP16's p50 latency over INT8's, in one run, where engines of both run.
+    """
+
+    min_speedup: float | None = None
+    min_speedup_fp16: float | None = None
+
+
+@dataclass(frozen=True)
 class Limits:
     """The limits of a run; None sets no gate. Units: percentage points, per cent, ratios, milliseconds, MB, dB.
 
@@ -90,7 +112,7 @@ class Limits:
         max_class_drop: top-1 lost by any class, against FP32 and against the baseline; the loss must be significant.
         min_agreement: images that FP32 and INT8 put into the same class.
         min_top1: labelled images that every INT8 graph gets right.
-        min_speedup: FP32's p50 latency over INT8's, in one run.
+        speedups: of INT8 over FP32 and over FP16.
         max_p99_ms: INT8's p99 latency.
         max_size_mb: size of each INT8 graph and engine.
         max_regression: top-1 lost against the baseline, by INT8 and by FP32 itself.
@@ -102,7 +124,7 @@ class Limits:
     max_class_drop: float | None = 10.0
     min_agreement: float | None = None
     min_top1: float | None = None
-    min_speedup: float | None = None
+    speedups: SpeedupLimits = SpeedupLimits()
     max_p99_ms: float | None = None
     max_size_mb: float | None = None
     max_regression: float | None = 0.5
@@ -112,7 +134,7 @@ class Limits:
     def __post_init__(self) -> None:
         """Raise UsageError where a limit is not finite."""
         for metric in METRICS.values():
-            limit = getattr(self, metric.option)
+            limit = self.limit(metric.option)
             if limit is not None:
                 gate(metric.name, limit)
 
@@ -127,11 +149,24 @@ class Limits:
             gate(metric.name, limit)
             for metric in METRICS.values()
             if (baseline or metric.against != "baseline") and (labels or not metric.labelled)
-            if (limit := getattr(self, metric.option)) is not None
+            if (limit := self.limit(metric.option)) is not None
         )
 
+    def limit(self, option: str) -> float | None:
+        """The limit that an option sets, by the option's name."""
+        found: float | None = getattr(self.speedups if option in _SPEEDUPS else self, option)
+        return found
 
-LIMITS = tuple(f.name for f in fields(Limits))
+    @staticmethod
+    def of(**values: float | None) -> Limits:
+        """Limits by the names of their options, :data:`LIMITS`."""
+        own = {name: value for name, value in values.items() if name not in _SPEEDUPS}
+        speedups = {name: value for name, value in values.items() if name in _SPEEDUPS}
+        return Limits(**own, speedups=SpeedupLimits(**speedups))
+
+
+_SPEEDUPS = tuple(f.name for f in fields(SpeedupLimits))
+LIMITS = tuple(dict.fromkeys(metric.option for metric in METRICS.values()))
 _WORSE: tuple[Outcome, ...] = ("passed", "unsure", "failed")  # the worst last
 
 
@@ -188,7 +223,8 @@ def _judge(gate: Gate, figures: Mapping[str, Any]) -> Verdict:
     level = look_up("baseline.interval_percent", figures) if since else 95.0
     interval = "" if worst.low is None else f" ({level:g} % interval {worst.low:.3g} to {worst.high:.3g})"
     head, _, tail = metric.path.partition("*")
-    name = metric.each.format(worst.path.removeprefix(head).removesuffix(tail))
+    part = worst.path.removeprefix(head).removesuffix(tail)
+    name = metric.each.format(part) if metric.each else titled(part)
     where = f" of the {name}{f', the worst of {len(readings)}' if is_worst else ''}" if len(readings) > 1 else ""
     figure = f"{worst.value:.3g} {gate.unit}{interval}{where}"
     if since and all(look_up(f"{path.rpartition('.')[0]}.unchanged", figures) for path in paths):
@@ -324,4 +360,4 @@ def _judge_classes(gate: Gate, figures: Mapping[str, Any]) -> Verdict:
 def _class_words(row: Mapping[str, Any], graph: str) -> str:
     before, after = f"{row['before']} of {row['total_before']}", f"{row['after']} of {row['total']}"
     p = f"(p = {row['p_holm']:.2g} over all classes)"
-    return f"{row['name']} from {before} to {after} right in the {graph} graph {p}"
+    return f"{row['name']} from {before} to {after} right in the {titled(graph)} {p}"

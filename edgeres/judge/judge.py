@@ -28,7 +28,7 @@ from edgeres.judge.sections import (
     sizes_section,
 )
 from edgeres.made import Made
-from edgeres.records import Verdict
+from edgeres.records import EngineRecord, Verdict
 from edgeres.reports import REPORT_FORMAT
 from edgeres.verify.measure import Measured
 
@@ -68,7 +68,7 @@ def judge(asked: Asked, made: Made, measured: Measured) -> Json:
         "refinement": [dict(step) for step in making.refinement] if making else [],
         "residual": [dict(cost) for cost in making.residual] if making else [],
         "anatomy": {name: layer_noise_summary(noise) for name, noise in (measured.layer_noise or {}).items()},
-        "engines": [engine.to_dict() for engine in made.engines],
+        "engines": [_engine(engine, measured) for engine in made.engines],
         "left_out": [asdict(left) for left in made.manifest.left_out],
         "files": dict(made.files),
         "facts": facts,
@@ -82,6 +82,19 @@ def judge(asked: Asked, made: Made, measured: Measured) -> Json:
     # As read back from disk: tuples become lists, and bytes of file names that are not UTF-8 become "?".
     plain: Json = json.loads(to_json(report).encode(errors="replace"))
     return plain
+
+
+def _engine(engine: EngineRecord, measured: Measured) -> Json:
+    """An engine of the manifest; where it ran in this run, or was tried in vain, its status says so."""
+    comparison = measured.comparison
+    here = (
+        next((one.runner for one in comparison.device.samples.values() if one.file == engine.file), None)
+        if comparison
+        else None
+    )
+    why = comparison.device.not_run.get(engine.file or "") if comparison else None
+    status = f"run here, on {here}" if here else f"{engine.status}: {why}" if why else engine.status
+    return engine.to_dict() | {"status": status}
 
 
 def _figures(made: Made, measured: Measured, latency: Json, facts: Json) -> BuildFigures:

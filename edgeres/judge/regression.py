@@ -17,7 +17,7 @@ import numpy as np
 from edgeres.bundle import FP32
 from edgeres.graph.forms import FORMS
 from edgeres.judge.build_figures import BuildFigures
-from edgeres.judge.document import Json, Section, not_measurable
+from edgeres.judge.document import Json, Section, not_measurable, titled
 from edgeres.verify.answers import REFERENCE, AnswerTable
 from edgeres.verify.classes import ALPHA_UNPAIRED, ClassFalls, paired_falls, unpaired_falls
 from edgeres.verify.statistics import (
@@ -146,7 +146,7 @@ def _lost(name: str, pair: _Pair) -> Json:
 def _graph(name: str, before: BuildFigures, now: BuildFigures, pair: _Pair | None) -> Section:
     graph: Json = dict.fromkeys((*DROP, "classes", "sqnr_loss_db", "sqnr_loss_db_ci95")) | {"unchanged": False}
     if before.table is None or name not in before.table.candidates:
-        return Section(graph, {"": f"{before.name} has no {name} graph"})
+        return Section(graph, {"": f"{before.name} has no {titled(name)}"})
     reasons = {}
     loss = _sqnr_loss(name, before, now)
     if loss is not None:

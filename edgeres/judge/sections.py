@@ -15,6 +15,7 @@ from edgeres.made import Made, Making
 from edgeres.records import F64, EngineRecord, Measurement, QuantPlan
 from edgeres.verify.accuracy import TOP_K, Comparison
 from edgeres.verify.answers import REFERENCE, pack_power
+from edgeres.verify.device import EngineSample
 from edgeres.verify.latency import cpu_speedup, drift_percent, noise, percentile_ms, speedup, variation_percent
 from edgeres.verify.layer_noise import LayerNoise
 from edgeres.verify.measure import Measured
@@ -56,10 +57,25 @@ def accuracy_section(measured: Measured, made: Made) -> Section:
         "graphs": {name: graph.content for name, graph in graphs.items()},
         "answers": comparison.table.pack(),
         "power": power,
+        **_device(comparison),
     }
     if power is None:
         reasons["power"] = "the noise of each image was not measured"
     return Section(content, reasons)
+
+
+def _device(comparison: Comparison) -> Json:
+    """Where FP32's answers come from, and each engine beside its graph; nothing where no engine runs here."""
+    device = comparison.device
+    if not device.samples:
+        return {}
+    return {"reference": device.reference, "engines": {name: _sampled(one) for name, one in device.samples.items()}}
+
+
+def _sampled(sample: EngineSample) -> Json:
+    """One engine beside its graph; an SQNR that is not finite is null: both gave the same logits."""
+    plain = asdict(sample) | {"parted": list(sample.parted), "agrees": sample.agrees}
+    return {key: None if isinstance(value, float) and math.isinf(value) else value for key, value in plain.items()}
 
 
 def packed_power(comparison: Comparison) -> dict[str, str] | None:
@@ -131,25 +147,38 @@ def latency_section(measured: Mapping[str, Measurement] | None) -> Section:
         head = ("backend", "scope", "batch", "warmup_seconds", *_SPEEDUP, "histogram")
         times: Json = {"fp32": dict.fromkeys(_TIMES), "int8": dict.fromkeys(_TIMES), "noise": []}
         return Section({**dict.fromkeys(head), **times}, {"": "latency was not measured in this run"})
-    fp32, int8 = measured["fp32"], measured["int8"]
-    ratio, cpu_ratio = speedup(fp32, int8), cpu_speedup(fp32, int8)
+    fp32, fp16, int8 = (measured.get(name) for name in ("fp32", "fp16", "int8"))
+    any_ = next(iter(measured.values()))
+    ratio, cpu_ratio = _ratio(fp32, int8), cpu_speedup(fp32, int8) if fp32 and int8 else None
+    over_fp16 = _ratio(fp16, int8)
     content = {
-        **{name: getattr(int8, name) for name in ("backend", "scope", "batch", "warmup_seconds")},
+        **{name: getattr(any_, name) for name in ("backend", "scope", "batch", "warmup_seconds")},
         "fp32": _times(fp32),
+        **({"fp16": _times(fp16)} if fp16 else {}),
         "int8": _times(int8),
-        "speedup": ratio.value,
-        "speedup_ci95": _ci(ratio),
+        "speedup": ratio.value if ratio else None,
+        "speedup_ci95": _ci(ratio) if ratio else None,
+        **({"speedup_fp16": over_fp16.value, "speedup_fp16_ci95": _ci(over_fp16)} if over_fp16 else {}),
         "cpu_speedup": cpu_ratio.value if cpu_ratio else None,
         "cpu_speedup_ci95": _ci(cpu_ratio) if cpu_ratio else None,
-        "measurable": is_measurable(ratio.value, cpu_ratio.value) if cpu_ratio else None,
-        "noise": [f"{name}: {reason}" for name, m in (("FP32", fp32), ("INT8", int8)) for reason in noise(m)],
-        "histogram": _histogram(fp32.seconds, int8.seconds),
+        "measurable": is_measurable(ratio.value, cpu_ratio.value) if ratio and cpu_ratio else None,
+        "noise": [f"{name.upper()}: {reason}" for name, m in measured.items() for reason in noise(m)],
+        "histogram": _histogram(fp32.seconds, int8.seconds) if fp32 and int8 else None,
     }
     why = "processor time was not measured"
-    return Section(content, {} if cpu_ratio else dict.fromkeys(("cpu_speedup", "cpu_speedup_ci95", "measurable"), why))
+    reasons = {} if cpu_ratio else dict.fromkeys(("cpu_speedup", "cpu_speedup_ci95", "measurable"), why)
+    return Section(
+        content, reasons | ({} if over_fp16 else {"speedup_fp16": "FP16 is timed on the device of an engine"})
+    )
 
 
-def _times(m: Measurement) -> Json:
+def _ratio(reference: Measurement | None, candidate: Measurement | None) -> Estimate | None:
+    return speedup(reference, candidate) if reference and candidate else None
+
+
+def _times(m: Measurement | None) -> Json:
+    if m is None:
+        return dict.fromkeys(_TIMES)
     p99 = percentile_ms(m, 99)
     spread = variation_percent(m), drift_percent(m)
     values = (m.p(50), m.p(90), p99.value, _ci(p99), m.throughput_ips, len(m.seconds), *spread)
@@ -172,7 +201,7 @@ def _histogram(fp32: F64, int8: F64) -> Json:
 
 def sizes_section(made: Made, headline: str) -> Section:
     """Sizes of graphs and engines in bytes."""
-    fp32, int8 = made.sizes.get("fp32"), made.sizes.get(headline)
+    fp32, int8 = made.sizes.get("fp32"), made.sizes.get(headline) or _engine_size(made, headline)
     candidates = {name: size for name, size in made.sizes.items() if name != "fp32"}
     engines = {_engine_name(e): e.size_bytes for e in made.engines if e.precision == "int8" and e.file}
     deployed = {**{f"{name} graph": size for name, size in candidates.items()}, **engines}
@@ -225,6 +254,12 @@ def layer_noise_summary(noise: LayerNoise) -> Json:
     for fit in plain["ranges"]:  # a tensor that is zero on every image has no finite SQNR
         fit["own_db"] = fit["own_db"] if math.isfinite(fit["own_db"]) else None
     return plain
+
+
+def _engine_size(made: Made, name: str) -> int | None:
+    """Bytes of an engine by a candidate's name, ``tensorrt int8 engine``."""
+    sizes = (e.size_bytes for e in made.engines if f"{e.runtime} {e.precision} engine" == name and e.file)
+    return next(sizes, None)
 
 
 def _engine_name(engine: EngineRecord) -> str:

@@ -19,7 +19,7 @@ from edgeres.pipeline.make import Stopwatch, choose_images, choose_targets, make
 from edgeres.pipeline.network import take_network, with_class_names
 from edgeres.pipeline.options import BuildOptions
 from edgeres.pipeline.render import write_report
-from edgeres.pipeline.verify import VALIDATION_BATCH, measure_bundle
+from edgeres.pipeline.verify import VALIDATION_BATCH, keep_answers, measure_bundle
 from edgeres.progress import SILENT, Progress
 from edgeres.verify.measure import MeasurePlan, Validation
 from edgeres.words import public
@@ -79,6 +79,7 @@ def build(model: Any, *, progress: Progress = SILENT, command: str = "", **optio
         made = make(folder, network, calibration, o, watch, progress)
         plan = MeasurePlan(thumbnails=o.thumbnails)
         measured = measure_bundle(made, Validation(validation, o.data, images.reasons), plan, progress)
+        keep_answers(folder, measured)
         report: Json = public(judge(Asked(command, o.to_dict(), o.gates, baseline), made, measured))
         write_report(folder, report)
         seal(folder, made.manifest)

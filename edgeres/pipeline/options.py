@@ -13,7 +13,7 @@ from edgeres.device.cpu import has_vnni
 from edgeres.engine.engines import EngineChoice
 from edgeres.errors import UsageError
 from edgeres.judge.asked import GateChoice
-from edgeres.judge.gates import LIMITS, Limits
+from edgeres.judge.gates import LIMITS, Limits, SpeedupLimits
 from edgeres.pipeline.input_choice import FitChoice, InputChoice
 from edgeres.pipeline.take import ModelChoice
 from edgeres.records import CODES, METHODS, Codes, Method
@@ -107,8 +107,8 @@ class BuildOptions:
             records = {"data": DataChoice, "ranges": RangeOptions, "refine": RefineChoice, "engines": EngineChoice}
             parts: dict[str, Any] = {name: record(**pick(record)) for name, record in records.items()}
             gates = pick(GateChoice)
-            if limits := pick(Limits):
-                gates["limits"] = Limits(**limits)
+            if limits := {name: left.pop(name) for name in LIMITS if name in left}:
+                gates["limits"] = Limits.of(**limits)
             options = BuildOptions(choice, **{**parts, "gates": GateChoice(**gates), **own})
         if left:
             raise UsageError(f"no such option: {', '.join(sorted(left))}", where="build")
@@ -144,7 +144,7 @@ class VerifyOptions:
     corruptions: bool = False
 
 
-_PARTS = (DataChoice, RangeOptions, RefineChoice, EngineChoice, GateChoice, Limits, ModelChoice)
+_PARTS = (DataChoice, RangeOptions, RefineChoice, EngineChoice, GateChoice, Limits, SpeedupLimits, ModelChoice)
 
 
 def flat(options: Any) -> dict[str, Any]:

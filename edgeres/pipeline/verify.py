@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from edgeres.bundle import CALIBRATION, Bundle, steady
+from edgeres.bundle import ANSWERS, CALIBRATION, Bundle, steady
 from edgeres.calibrate.ranges_file import read_calibration
 from edgeres.data.choose import DataChoice, choose_validation
 from edgeres.data.loader import Loader
 from edgeres.data.plausible import check_images, check_normalization
 from edgeres.errors import BundleError, UsageError
+from edgeres.graph.forms import FORMS
 from edgeres.judge.asked import Asked
 from edgeres.judge.baseline import Baseline, accept
 from edgeres.judge.document import Json
@@ -20,6 +21,9 @@ from edgeres.pipeline.candidates import candidates_in
 from edgeres.pipeline.options import VerifyOptions, flat, json_value
 from edgeres.progress import SILENT, Progress
 from edgeres.reports import read_report
+from edgeres.verify.answers import REFERENCE
+from edgeres.verify.candidates import KnownAnswers
+from edgeres.verify.known import write_known
 from edgeres.verify.measure import Measured, MeasurePlan, Validation, measure
 from edgeres.words import public
 
@@ -34,7 +38,23 @@ def measure_bundle(made: Made, images: Validation, plan: MeasurePlan, progress: 
         ModelError: a graph cannot be loaded, or gives outputs that are not finite.
     """
     plan = replace(plan, zeros=zeros_in(made.folder / CALIBRATION))
-    return measure(candidates_in(made.folder), made.model, images, progress, plan)
+    candidates = candidates_in(made, engines=plan.scheduler is None)
+    return measure(candidates, made.model, images, progress, plan)
+
+
+def keep_answers(folder: Path, measured: Measured) -> None:
+    """Write FP32's scores into a bundle for a device, so that its CPU need not compute them again.
+
+    They are left out where no engine can be built from the bundle, where they are many, and where images could not be
+    read: then they do not belong to the positions of the source.
+    """
+    comparison, images = measured.comparison, measured.images
+    for_device = any((folder / form.file).is_file() for form in FORMS.values() if form.runtime != "onnxruntime")
+    if comparison is None or images is None or images.unreadable or not for_device:
+        return
+    if comparison.reference_scores is not None:
+        runner = comparison.scored[REFERENCE].runner
+        write_known(folder / ANSWERS, KnownAnswers(images.sha256, comparison.reference_scores, runner))
 
 
 def verify_bundle(path: Path, data: DataChoice, options: VerifyOptions, progress: Progress = SILENT) -> Json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from edgeres.judge.document import Json, not_measurable, why_missing
+from edgeres.judge.document import Json, not_measurable, titled, why_missing
 from edgeres.report.figures import NOT_MEASURED, interval, megabytes, percent, points, significant, times
 
 SHORT = 64
@@ -37,7 +37,7 @@ def since(found: Json) -> list[tuple[str, str]]:
         told.append((f"{name} lost", _lost(found, row, path)))
         for fall in row.get("fallen_classes", ()):
             told.append(
-                ("class fell", f"{fall['name']} by {points(fall['drop_pp'])} (p = {fall['p']:.2g}), {name} graph")
+                ("class fell", f"{fall['name']} by {points(fall['drop_pp'])} (p = {fall['p']:.2g}), {titled(name)}")
             )
     return [*told, ("latency", _latency(found)), ("speedup", _speedup(found))]
 

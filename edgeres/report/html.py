@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from edgeres.judge.document import not_measurable, why_missing
+from edgeres.judge.document import not_measurable, titled, why_missing
 from edgeres.report.charts import depth_chart, latency_chart, missing
 from edgeres.report.figures import NOT_MEASURED, decibels, interval, megabytes, percent, points, significant, times
 from edgeres.report.html_accuracy import SHOWN_ROWS, accuracy_section
@@ -22,6 +22,7 @@ from edgeres.report.text import (
     headline,
     outcome_line,
     outcome_words,
+    precision_of,
     remarks,
     top1_line,
     verdict_word,
@@ -65,7 +66,7 @@ def _head(report: Report) -> Html:
     told = [el("div", remark) for remark in remarks(report)]
     told += [el("div", el("b", title), f": {reason}") for title, reason in others]
     return join(
-        el("h1", f"{report['model']['name']} in INT8"),
+        el("h1", f"{report['model']['name']} in {precision_of(report)}"),
         el("p", headline(report), class_="soft small"),
         el("p", el("b", top1_line(report))),
         el("section", el("strong", line), el("div", count), *told, class_=kind),
@@ -76,10 +77,14 @@ def _tiles(report: Report) -> Html:
     a, latency, sizes = report["accuracy"], report["latency"], report["sizes"]
     fp32, int8 = sizes["fp32_bytes"], sizes["int8_bytes"]
     p50 = f"{significant(latency['fp32']['p50_ms'])} to {significant(latency['int8']['p50_ms'])} ms"
+    before = significant((latency.get("fp16") or latency["fp32"])["p50_ms"])
+    fp16 = f"{before} to {significant(latency['int8']['p50_ms'])} ms"
+    over_fp16 = ("Speedup over FP16", "latency.speedup_fp16", times(latency.get("speedup_fp16")), fp16)
     tiles = (
         ("Top-1 drop", "accuracy.drop_pp", points(a["drop_pp"]), f"95 %: {interval(a['drop_pp_ci95'])}"),
         ("Agreement", "accuracy.agreement", percent(a["agreement"]), f"95 %: {interval(a['agreement_ci95'])}"),
         ("Speedup", "latency.speedup", "not measurable" if not_measurable(latency) else times(latency["speedup"]), p50),
+        *([over_fp16] if latency.get("fp16") else []),
         ("Size", "sizes", times(int8 / fp32 if int8 and fp32 else None), f"{megabytes(fp32)} to {megabytes(int8)}"),
     )
     return el("div", *(_tile(report, *tile) for tile in tiles), class_="tiles")
@@ -139,7 +144,7 @@ def _baseline(report: Report) -> Html:
         )
     told = [("FP32", points(baseline["fp32"]["drop_pp"] if baseline["fp32"] else None), NOT_MEASURED)]
     told += [
-        (f"INT8, {name} graph", points(graph["drop_pp"]), decibels(graph["sqnr_loss_db"]))
+        (f"INT8, {titled(name)}", points(graph["drop_pp"]), decibels(graph["sqnr_loss_db"]))
         for name, graph in baseline["graphs"].items()
     ]
     return section(
@@ -216,24 +221,30 @@ def _layers(name: str, graph: dict[str, Any]) -> Html:
 
 def _latency(report: Report) -> Html:
     latency = report["latency"]
-    if latency["speedup"] is None:
+    timed = [name for name in ("fp32", "fp16", "int8") if (latency.get(name) or {}).get("p50_ms") is not None]
+    if not timed:
         return section("Latency", el("p", f"Not measured: {why_missing('latency', report)}."))
     rows = []
-    for name in ("fp32", "int8"):
+    for name in timed:
         taken, key = latency[name], join(el("span", class_=f"key {name}"), name.upper())
         ms = (significant(taken[key]) for key in ("p50_ms", "p90_ms", "p99_ms", "throughput_ips"))
         rows.append((key, *ms, f"{taken['iterations']:,}", percent(taken["variation_percent"])))
     head = ("Precision", "p50 ms", "p90 ms", "p99 ms", "img/s", "Inferences", "Spread")
     ratio = f"{times(latency['speedup'])}, 95 % interval {interval(latency['speedup_ci95'])}"
+    if latency["speedup"] is None:
+        ratio = f"not measured: {why_missing('latency.speedup', report)}"
+    if latency.get("speedup_fp16") is not None:
+        over = f"{times(latency['speedup_fp16'])}, 95 % interval {interval(latency['speedup_fp16_ci95'])}"
+        ratio += f"; over FP16 {over}"
     if latency.get("cpu_speedup") is not None:
         ratio += f"; in processor time {times(latency['cpu_speedup'])}"
     doubt = not_measurable(latency)
     return section(
         "Latency",
-        el("p", f"{latency['backend']}, {latency['scope']}; both measured in alternating blocks of one run."),
+        el("p", f"{latency['backend']}, {latency['scope']}; measured in alternating blocks of one run."),
         el("p", f"The speedup is {doubt}.", class_="remark") if doubt else "",
         *(el("p", f"Noisy: {what}.", class_="remark") for what in latency["noise"]),
-        latency_chart(latency),
+        latency_chart(latency) if latency["histogram"] else "",
         table("Latency", head, rows, range(1, 7)),
         el("p", f"Ratio of the medians: {ratio}. Spread is the coefficient of variation.", class_="soft small"),
     )

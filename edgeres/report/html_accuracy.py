@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeres.judge.document import why_missing
+from edgeres.judge.document import titled, why_missing
 from edgeres.report.charts import class_chart, interval_chart
 from edgeres.report.figures import NOT_MEASURED, decibels, interval, percent, points
 from edgeres.report.markup import Html, el, join, more, prose, section, table
-from edgeres.report.text import Report, unreadable
+from edgeres.report.text import Report, precision_of, unreadable
 
 SHOWN_ROWS = 20  # rows of a long table; the others are folded
 SHOWN_BARS = 16
@@ -20,7 +20,7 @@ def accuracy_section(report: Report) -> Html:
     accuracy, validation = report["accuracy"], report["data"]["validation"]
     if not accuracy["graphs"]:
         return section("Accuracy", el("p", f"Not measured: {why_missing('accuracy', report)}."))
-    graphs = [(f"INT8, {name} graph", graph) for name, graph in accuracy["graphs"].items()]
+    graphs = [(network(name), graph) for name, graph in accuracy["graphs"].items()]
     figures = {"top1": percent, "top5": percent, "drop_pp": points, "agreement": percent, "logit_sqnr_db": decibels}
     rows = (
         (name, *(_with_interval(words(row.get(key)), row.get(f"{key}_ci95")) for key, words in figures.items()))
@@ -34,12 +34,18 @@ def accuracy_section(report: Report) -> Html:
         el("p", f"{unreadable(validation)}.", class_="remark") if validation and validation["unreadable"] else "",
         table("Accuracy", head, rows, range(1, 6)),
         el("p", "Small figures are 95 % intervals.", *notes, class_="soft small"),
+        el("p", f"FP32: {accuracy['reference']}.", class_="soft small") if accuracy.get("reference") else "",
         _explained(report),
         _drops(report),
         _images(report),
         _confusions(report),
         _classes(report),
     )
+
+
+def network(name: str) -> str:
+    """A candidate as a heading: ``INT8, cpu graph``; the name of an engine says its precision."""
+    return name if name.endswith(" engine") else f"INT8, {titled(name)}"
 
 
 def _with_interval(figure: str, limits: list[float] | None) -> object:
@@ -50,7 +56,7 @@ def _explained(report: Report) -> Html:
     a = report["accuracy"]
     if a["drop_pp"] is None:
         return el("p", f"No accuracy: {why_missing('accuracy.drop_pp', report)}.")
-    lost = f"INT8 ({a['graph']} graph) loses {a['lost']} that FP32 gets right"
+    lost = f"{precision_of(report)} ({titled(a['graph'])}) loses {a['lost']} that FP32 gets right"
     gained = f"gains {a['gained']} that FP32 gets wrong (McNemar's test, mid-p: {a['mcnemar_p']:.2g})"
     return el("p", f"Of {a['int8']['total']:,} labelled images, {lost} and {gained}.")
 
@@ -79,7 +85,7 @@ def _gallery(report: Report) -> Html:
         for image in graph["lost_images"]:
             if image["image"] in pictures:
                 right, wrong = labels[image["reference"]], labels[image["candidate"]]
-                shown.append(_picture(image["image"], pictures[image["image"]], right, wrong, f"{name} graph"))
+                shown.append(_picture(image["image"], pictures[image["image"]], right, wrong, titled(name)))
     if not shown:
         return Html()
     title = f"Pictures of what INT8 gets wrong and FP32 right ({len(shown)})"

@@ -12,11 +12,13 @@ from edgeres.report.text import (
     Report,
     check_word,
     corruption_table,
+    figure_rows,
     findings,
     headline,
     observed,
     outcome_line,
     outcome_words,
+    precision_of,
     remarks,
     top1_line,
     verdict_word,
@@ -33,7 +35,7 @@ def render_markdown(report: Report) -> str:
     line, others = outcome_line(report)
     told = [f"- **{_cell(title)}**: {_cell(reason)}" for title, reason in others]
     parts = [
-        f"## {_cell(report['model']['name'])} in INT8: {sign}{outcome_words(report).lower()}",
+        f"## {_cell(report['model']['name'])} in {precision_of(report)}: {sign}{outcome_words(report).lower()}",
         f"**{_cell(line)}**" if report["outcome"] == "unsure" else "",
         f"{_cell(top1_line(report))}.",
         "\n".join([*(f"- **{_cell(remark)}**" for remark in remarks(report)), *told]),
@@ -58,11 +60,11 @@ def _gates(report: Report) -> str:
 
 
 def _figures(report: Report) -> str:
-    accuracy, latency, sizes = report["accuracy"], report["latency"], report["sizes"]
+    accuracy = report["accuracy"]
     rows = []
-    for name in ("fp32", "int8"):
-        ms = (significant(latency[name][key]) for key in ("p50_ms", "p99_ms"))
-        rows.append((name.upper(), percent(accuracy[name]["top1"]), *ms, megabytes(sizes[f"{name}_bytes"])))
+    for row in figure_rows(report):
+        ms = (significant(row.taken[key]) for key in ("p50_ms", "p99_ms"))
+        rows.append((row.name, percent(row.hits["top1"]), *ms, megabytes(row.size)))
     told = ""
     if accuracy["drop_pp"] is not None:
         told = f"\n\nTop-1 drop {points(accuracy['drop_pp'])}, 95 % interval {interval(accuracy['drop_pp_ci95'])}."

@@ -15,6 +15,7 @@ from edgeres.report.text import (
     Report,
     check_word,
     corruption_table,
+    figure_rows,
     findings,
     headline,
     observed,
@@ -59,12 +60,9 @@ def _figures(report: Report) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
     for column in ("", "top-1", "top-5", "p50 ms", "p90 ms", "p99 ms", "img/s", "size"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    accuracy, latency = report["accuracy"], report["latency"]
-    for name in ("fp32", "int8"):
-        hits, taken = accuracy[name], latency[name]
-        ms = (significant(taken[key]) for key in ("p50_ms", "p90_ms", "p99_ms", "throughput_ips"))
-        size = megabytes(report["sizes"][f"{name}_bytes"])
-        table.add_row(name.upper(), percent(hits["top1"]), percent(hits["top5"]), *ms, size)
+    for row in figure_rows(report):
+        ms = (significant(row.taken[key]) for key in ("p50_ms", "p90_ms", "p99_ms", "throughput_ips"))
+        table.add_row(row.name, percent(row.hits["top1"]), percent(row.hits["top5"]), *ms, megabytes(row.size))
     return table
 
 

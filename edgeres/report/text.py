@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from edgeres.judge.document import look_up, not_measurable, slower, why_missing
+from edgeres.judge.document import look_up, not_measurable, slower, slower_than_fp16, titled, why_missing
 from edgeres.report.figures import NOT_MEASURED, decibels, interval, percent, points, times
 
 Report = dict[str, Any]
@@ -67,7 +68,44 @@ def outcome_line(report: Report) -> tuple[str, list[tuple[str, str]]]:
 
 def remarks(report: Report) -> list[str]:
     """What is told before all figures, whatever the gates say."""
-    return [line for line in (slower(report["latency"]),) if line]
+    latency = report["latency"]
+    told = [slower_than_fp16(latency), slower(latency)]
+    if precision_of(report) == "FP16":
+        told.insert(0, "FP16 is what edgeres.load takes on this device: its clock found no faster INT8 engine")
+    return [line for line in told if line]
+
+
+def precision_of(report: Report) -> str:
+    """Precision of what comes first in the report: FP16 where the device's clock chose an FP16 engine, else INT8."""
+    return "FP16" if " fp16 " in (report["accuracy"]["graph"] or "") else "INT8"
+
+
+@dataclass(frozen=True)
+class FigureRow:
+    """One line of the table of figures; ``hits`` and ``taken`` are parts of the report, None where there is none."""
+
+    name: str
+    hits: dict[str, Any]
+    taken: dict[str, Any]
+    size: int | None
+
+
+def figure_rows(report: Report) -> list[FigureRow]:
+    """FP32, FP16 where its engine was timed, and INT8: their accuracy, latency and size."""
+    accuracy, latency, sizes = report["accuracy"], report["latency"], report["sizes"]
+    rows = [FigureRow("FP32", accuracy["fp32"], latency["fp32"], sizes["fp32_bytes"])]
+    head = (accuracy["graph"] or "").partition(" ")
+    if not head[2].endswith("engine"):
+        return [*rows, FigureRow("INT8", accuracy["int8"], latency["int8"], sizes["int8_bytes"])]
+    for precision in ("fp16", "int8"):
+        hits = accuracy["graphs"].get(f"{head[0]} {precision} engine")
+        if hits is not None and latency.get(precision) is not None:
+            built = (
+                e for e in report["engines"] if e["file"] and (e["runtime"], e["precision"]) == (head[0], precision)
+            )
+            size = next((engine["size_bytes"] for engine in built), None)
+            rows.append(FigureRow(precision.upper(), hits, latency[precision], size))
+    return rows
 
 
 def unreadable(data: dict[str, Any]) -> str:
@@ -94,7 +132,7 @@ def top1_line(report: Report) -> str:
     a = report["accuracy"]
     if a["fp32"]["top1"] is None:
         return f"top-1 not measured: {why_missing('accuracy.fp32.top1', report)}"
-    int8 = f"INT8 {percent(a['int8']['top1'])} ({a['graph']} graph)"
+    int8 = f"{precision_of(report)} {percent(a['int8']['top1'])} ({titled(a['graph'])})"
     return f"top-1: FP32 {percent(a['fp32']['top1'])}, {int8}, of {a['fp32']['total']:,} images"
 
 
@@ -129,13 +167,18 @@ def findings(report: Report) -> list[tuple[str, str]]:
         ("logit SQNR", "accuracy.logit_sqnr_db", decibels(a["logit_sqnr_db"])),
         ("speedup", "latency.speedup", speedup),
     ]
+    if m.get("speedup_fp16") is not None:
+        over = f"{times(m['speedup_fp16'])}, 95 % interval {interval(m['speedup_fp16_ci95'])}"
+        figures.append(("speedup over FP16", "latency.speedup_fp16", over))
     told = [
         (name, words if look_up(path, report) is not None else f"not measured: {why_missing(path, report)}")
         for name, path, words in figures
     ]
     told += [(step["name"], _step(step)) for step in report["refinement"]]
     told += [("noise", what) for what in m["noise"]]
-    return told + [(f"{name} graph", _graph(graph, name == a["graph"])) for name, graph in a["graphs"].items()]
+    if a.get("reference"):
+        told.append(("FP32 answers", a["reference"]))
+    return told + [(titled(name), _graph(report, graph, name == a["graph"])) for name, graph in a["graphs"].items()]
 
 
 def _step(step: dict[str, Any]) -> str:
@@ -152,9 +195,9 @@ def _drop(a: dict[str, Any]) -> str:
     return f"{points(a['drop_pp'])}, 95 % interval {interval(a['drop_pp_ci95'])} ({pairs})"
 
 
-def _graph(graph: dict[str, Any], is_headline: bool) -> str:
+def _graph(report: Report, graph: dict[str, Any], is_headline: bool) -> str:
     if is_headline:
-        return f"the INT8 above; {graph['note'] or graph['runner']}"
+        return f"the {precision_of(report)} above; {graph['note'] or graph['runner']}"
     words = f"agreement {percent(graph['agreement'])}"
     if graph["drop_pp"] is not None:
         words = f"top-1 {percent(graph['top1'])}, drop {points(graph['drop_pp'])}, {words}"

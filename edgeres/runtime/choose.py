@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -77,20 +78,28 @@ def graph_file(bundle: Bundle, name: str, hint: str | None = None) -> Path:
 
 
 def _open_best_engine(bundle: Bundle, runtime: Flavour, gpu: int) -> Backend:
-    """The INT8 engine of a bundle; the checks that cost least come first."""
-    if not engines_of(bundle, runtime, "int8"):
+    """The engine that this GPU's clock chose, else the INT8 engine; the checks that cost least come first."""
+    if not engines_of(bundle, runtime, "chosen"):
         hint = f"edgeres engine {bundle.path} builds one on the device"
         raise EngineError("the bundle holds no engine for it", where=bundle.path, hint=hint)
     from edgeres.device.libraries import MODULES
 
     if not is_there(MODULES[runtime]):
         raise EngineError(f"{MODULES[runtime]} is not installed", hint="see: edgeres doctor")
-    return open_engine(bundle, runtime, "int8", default_device(gpu), cache=_cache_folder())[1]
+    return open_engine(bundle, runtime, "chosen", default_device(gpu), cache=cache_folder())[1]
 
 
 def engines_of(bundle: Bundle, runtime: Flavour, precision: str) -> list[EngineRecord]:
-    """The bundle's engines for this runtime and precision that were built and whose files it lists."""
-    records = [r for r in bundle.manifest.engines if r.runtime == runtime and r.precision == precision]
+    """The bundle's engines for this runtime that were built and whose files it lists.
+
+    Args:
+        precision: of their graph; ``chosen``: those that a clock chose, and those in INT8.
+    """
+    records = [record for record in bundle.manifest.engines if record.runtime == runtime]
+    if precision == "chosen":
+        records = [record for record in records if record.is_chosen or record.precision == "int8"]
+    else:
+        records = [record for record in records if record.precision == precision]
     return [record for record in records if record.file and bundle.has(record.file)]
 
 
@@ -107,23 +116,50 @@ def open_engine(
         EngineError: no engine starts; the reason of the first one.
     """
 
-    def many(record: EngineRecord) -> tuple[bool, bool, bool]:
-        """An engine for many GPUs or versions runs slower than one for this GPU."""
-        found = record.portability
-        return device.sm not in found.compute_capabilities, found.version_compatible, found.hardware_compatible
+    def open_one(record: EngineRecord) -> TensorRTRunner:
+        assert record.file is not None
+        digest = bundle.manifest.files[record.file]
+        return start_engine(bundle.file(record.file), record, digest, device, cache)
 
     first = None
-    for record in sorted(engines_of(bundle, runtime, precision), key=many):
-        assert record.file is not None
+    for record in in_order(engines_of(bundle, runtime, precision), device):
         try:
-            digest = bundle.manifest.files[record.file]
-            kept = _cache_file(cache, digest, device) if cache is not None and runtime == "rtx" else None
-            file = EngineFile(bundle.file(record.file), runtime, record, kept, digest)
-            return record, TensorRTRunner(file, device=device)
+            return record, open_one(record)
         except EngineError as error:
             first = first or error
     assert first is not None
     raise first
+
+
+def in_order(records: Iterable[EngineRecord], device: Device) -> list[EngineRecord]:
+    """Engines in the order in which they are tried on this GPU: one for many GPUs or versions is slower, so it is late.
+
+    An engine that the clock of such a GPU chose comes before the others.
+    """
+
+    def late(record: EngineRecord) -> tuple[bool, ...]:
+        found = record.portability
+        foreign = device.sm not in found.compute_capabilities
+        return foreign, not record.is_chosen, found.version_compatible, found.hardware_compatible
+
+    return sorted(records, key=late)
+
+
+def start_engine(
+    path: Path, record: EngineRecord, digest: str, device: Device, cache: Path | None = None
+) -> TensorRTRunner:
+    """An engine's runner.
+
+    Args:
+        digest: SHA-256 of the file, from a manifest.
+        cache: folder where TensorRT-RTX keeps the kernels that it compiled; None: nowhere.
+
+    Raises:
+        EngineError: it does not run on this GPU.
+    """
+    runtime: Flavour = "rtx" if record.runtime == "rtx" else "tensorrt"
+    kept = _cache_file(cache, digest, device) if cache is not None and runtime == "rtx" else None
+    return TensorRTRunner(EngineFile(path, runtime, record, kept, digest), device=device)
 
 
 def _cache_file(folder: Path, digest: str, device: Device) -> Path:
@@ -132,7 +168,7 @@ def _cache_file(folder: Path, digest: str, device: Device) -> Path:
     return folder / f"rtx-{key}.cache"
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     """The user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeres"
 

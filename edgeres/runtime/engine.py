@@ -156,6 +156,11 @@ class TensorRTRunner:
         """Whether a CUDA graph is recorded for the last batch; for RTX, whether RTX was told to record graphs."""
         return self._shared.records or self._pool.recorded
 
+    def layers(self) -> str:
+        """What the vendor's engine inspector says, as JSON; names alone where the build kept no more."""
+        with self._device.active():
+            return self._shared.layers()
+
     @property
     def transfers(self) -> bool:
         """Whether inputs and outputs are copied; on a Jetson, CPU and GPU share the memory."""
@@ -216,6 +221,10 @@ class _LoadedEngine:
         if context is None:
             raise self.vendor.error("no execution context could be made", self._file.where)
         return context
+
+    def layers(self) -> str:
+        trt, engine = self.vendor.trt, self._engine
+        return str(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
 
     def close(self) -> None:
         if self._cache is not None and self._file.cache is not None:

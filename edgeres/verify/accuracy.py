@@ -16,11 +16,13 @@ from edgeres.data.pixels import Pixels, PixelTally
 from edgeres.errors import ModelError, SourceError
 from edgeres.progress import SILENT, Progress
 from edgeres.records import F32, F64, I64, Accuracy, ModelSpec
-from edgeres.runtime.runner import Runner
+from edgeres.runtime.runner import Feed, Runner
 from edgeres.verify.answers import REFERENCE, AnswerTable, Mask
+from edgeres.verify.device import DeviceRun
 from edgeres.verify.statistics import Sqnr
 
 TOP_K = 5
+KEPT_SCORES = 1 << 20  # so many scores of the reference travel with a bundle, 4 MB of float32
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ class Comparison:
         better_input: another preprocessing with which FP32 is significantly more often right; None: none was found.
         tried: the other preprocessings that were tried, in words.
         corrupted: the answers to corrupted images, those as they are first; empty where none were corrupted.
+        reference_scores: of the reference, float32 (N, classes), by position; None: more than :data:`KEPT_SCORES`.
+        device: what was found of the bundle's engines on this machine.
     """
 
     table: AnswerTable
@@ -102,6 +106,8 @@ class Comparison:
     better_input: BetterInput | None = None
     tried: tuple[str, ...] = ()
     corrupted: tuple[CorruptedAnswers, ...] = ()
+    reference_scores: F32 | None = field(default=None, compare=False)
+    device: DeviceRun = DeviceRun()
 
     @property
     def images(self) -> int:
@@ -123,6 +129,32 @@ class Comparison:
         ]
 
 
+class KnownRunner:
+    """A runner that gives known scores by an image's position in its source, and computes nothing.
+
+    Args:
+        scores: float32 (N, classes).
+    """
+
+    input_name, output_name = "image", "scores"
+
+    def __init__(self, name: str, scores: F32) -> None:
+        self.name, self._scores = name, scores
+
+    def scores_at(self, batch: Batch) -> F32:
+        found: F32 = self._scores[batch.indices]
+        return found
+
+    def infer(self, feed: Feed) -> Feed:
+        raise AssertionError("known scores are read by position")
+
+    def __enter__(self) -> KnownRunner:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+
 class _Column:
     """Collects the answers of one candidate, batch by batch, in about 16 bytes per image."""
 
@@ -131,8 +163,11 @@ class _Column:
         self._predicted: list[I64] = []
         self._in_top5 = 0
         self._sqnr = Sqnr()
+        self.kept: list[F32] | None = None
 
     def add(self, scores: F32, labels: I64) -> None:
+        if self.kept is not None:
+            self.kept.append(scores)
         self._predicted.append(scores.argmax(axis=1))
         self._in_top5 += int(((labels >= 0) & (_rank(scores, labels) < TOP_K)).sum())
 
@@ -177,16 +212,17 @@ def compare(
     """
     source = loader.source
     base = _Column(reference)
+    base.kept = [] if len(source) * spec.num_classes <= KEPT_SCORES else None
     columns = {REFERENCE: base, **{name: _Column(runner) for name, runner in candidates.items()}}
     pixels = PixelTally(loader.preprocess)
     labels: list[I64] = []
     positions: list[I64] = []
     with progress.task("comparing INT8 with FP32", total=len(source)) as advance:
         for batch, all_scores in _scored_batches([reference, *candidates.values()], loader, spec, workers):
-            signal = _logits(all_scores[0], spec)
+            signal = logits(all_scores[0], spec)
             for column, scores in zip(columns.values(), all_scores, strict=True):
                 column.add(scores, batch.labels)
-                column.add_noise(signal, signal if column is base else _logits(scores, spec))
+                column.add_noise(signal, signal if column is base else logits(scores, spec))
             pixels.add(batch.inputs)
             labels.append(batch.labels)
             positions.append(batch.indices)
@@ -200,7 +236,8 @@ def compare(
     index_of = np.concatenate(positions)
     indices = {i: int(index_of[i]) for i in np.flatnonzero(differs).tolist()}
     names = {i: source.name(index) for i, index in indices.items()}
-    return Comparison(table, scored, names, indices, pixels.pixels)
+    kept = None if base.kept is None else np.concatenate(base.kept)
+    return Comparison(table, scored, names, indices, pixels.pixels, reference_scores=kept)
 
 
 def _scored_batches(
@@ -211,14 +248,14 @@ def _scored_batches(
     if workers == 1:
         for batch in loader:
             _check_labels(batch, spec, source)
-            yield batch, [_scores(runner, batch, spec, source) for runner in runners]
+            yield batch, [scores_of(runner, batch, spec, source) for runner in runners]
         return
     waiting: deque[tuple[Batch, list[Future[F32]]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="edgeres-verify")
     try:
         for batch in loader:
             _check_labels(batch, spec, source)
-            waiting.append((batch, [pool.submit(_scores, runner, batch, spec, source) for runner in runners]))
+            waiting.append((batch, [pool.submit(scores_of, runner, batch, spec, source) for runner in runners]))
             if len(waiting) > workers:
                 done, scores = waiting.popleft()
                 yield done, [score.result() for score in scores]
@@ -229,14 +266,16 @@ def _scored_batches(
         pool.shutdown(cancel_futures=True)
 
 
-def _scores(runner: Runner, batch: Batch, spec: ModelSpec, source: Source) -> F32:
+def scores_of(runner: Runner, batch: Batch, spec: ModelSpec, source: Source) -> F32:
     """Class scores, float32 (B, classes).
 
     Raises:
         ModelError: there is not one score per label, or a score is not finite.
     """
+    if isinstance(runner, KnownRunner):
+        return runner.scores_at(batch)
     output = runner.infer({runner.input_name: batch.inputs})[runner.output_name]
-    scores: F32 = output.reshape(len(batch.labels), -1)
+    scores: F32 = output.reshape(len(batch.labels), -1).astype(np.float32, copy=False)
     if scores.shape[1] != spec.num_classes:
         raise ModelError(
             f"the graph has {scores.shape[1]} outputs for {spec.num_classes} labels",
@@ -253,7 +292,7 @@ def _scores(runner: Runner, batch: Batch, spec: ModelSpec, source: Source) -> F3
     return scores
 
 
-def _logits(scores: F32, spec: ModelSpec) -> F32:
+def logits(scores: F32, spec: ModelSpec) -> F32:
     if spec.output == "logits":
         return scores
     log_p: F32 = np.log(np.maximum(scores, np.finfo(np.float32).tiny))

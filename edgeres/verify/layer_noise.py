@@ -131,7 +131,7 @@ def layer_noise(
     view = source.at(evenly_spread(len(source), IMAGES))
     few = Loader(view, loader.preprocess, _BATCH, on_unreadable="skip")
     noise = {}
-    for name, candidate in candidates.others.items():
+    for name, candidate in {**candidates.others, **candidates.stand_ins}.items():
         if candidate.graph is None or not candidate.layers:
             continue
         quantized = Graph(load_onnx(candidate.graph))

@@ -22,8 +22,10 @@ from edgeres.errors import SourceError, why_left_out
 from edgeres.progress import SILENT, Progress
 from edgeres.records import Measurement, ModelSpec
 from edgeres.verify.accuracy import Comparison, CorruptedAnswers, compare
-from edgeres.verify.candidates import Candidates
+from edgeres.verify.candidates import Candidate, Candidates
+from edgeres.verify.device import DeviceRun
 from edgeres.verify.distributed import compare_on
+from edgeres.verify.engines import choose_reference, sample_engines
 from edgeres.verify.latency import LatencyPlan, measure_latency
 from edgeres.verify.layer_noise import LayerNoise, layer_noise, why_unavailable
 from edgeres.verify.preprocessing import search
@@ -32,6 +34,7 @@ from edgeres.verify.preprocessing import search
 MAX_WORKERS = 4
 MAX_THUMBNAILS = 24
 LATENCY_SCOPE = "host to host, batch 1, 1 thread"
+ENGINE_SCOPE = "host to host, batch 1"
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Measured:
     Attributes:
         images: the validation images, as they were used.
         headline: name of the candidate that comes first in the report.
-        latency: of ``fp32`` and ``int8``, in one run; None where no candidate is timed on this machine.
+        latency: of ``fp32``, ``int8`` and for engines ``fp16``, in one run; None where nothing is timed here.
         layer_noise: by candidate; None where it was not measured.
         thumbnails: JPEG files in base64 of images that INT8 gets wrong, by the image's name.
         seconds: wall time of the measurements.
@@ -108,12 +111,16 @@ def measure(
         ModelError: a graph cannot be loaded, or gives outputs that are not finite.
     """
     start, loader = perf_counter(), images.loader
-    comparison = _compare_where(plan, candidates, spec, images, progress)
+    if candidates.engines and plan.scheduler is None:
+        comparison = _on_device(candidates, spec, loader, progress)
+    else:
+        comparison = _compare_where(plan, candidates, spec, images, progress)
     if plan.corruptions:
         corrupted = _compare_corrupted(plan, candidates, spec, images, progress)
         comparison = replace(comparison, corrupted=corrupted)
     searched = search(candidates, spec, loader, comparison, progress)
-    comparison = replace(comparison, better_input=searched.better, tried=searched.tried)
+    device = replace(comparison.device, not_run=candidates.not_run)
+    comparison = replace(comparison, better_input=searched.better, tried=searched.tried, device=device)
     reasons = dict(images.reasons)
     noise = None
     if why := why_unavailable():
@@ -127,9 +134,7 @@ def measure(
             reasons["anatomy"] = f"noise was not measured layer by layer: {why_left_out(error)}"
             progress.say(reasons["anatomy"])
     latency = _latency(candidates, loader, progress)
-    if latency is None:
-        why = "the bundle has no graph for this machine's CPU, and engines are timed on their device only"
-        reasons["latency"] = why
+    reasons |= _no_latency(candidates, latency)
     return Measured(
         images=DataRecord.of(loader, comparison.images, comparison.pixels),
         headline=candidates.headline,
@@ -156,8 +161,9 @@ def _compare_where(
 def _compare_corrupted(
     plan: MeasurePlan, candidates: Candidates, spec: ModelSpec, images: Validation, progress: Progress
 ) -> tuple[CorruptedAnswers, ...]:
-    """The answers of graphs with codes of their own, under one corruption after the other; images are not kept."""
-    own = {name: one for name, one in candidates.others.items() if one.layers} or candidates.others
+    """The answers of engines, or of graphs with codes of their own, one corruption after the other."""
+    graphs = {name: one for name, one in candidates.others.items() if one.layers}
+    own = candidates.engines or graphs or candidates.others
     chosen, loader, found = replace(candidates, others=own), images.loader, []
     for corruption in (None, *CORRUPTIONS):
         source = Corrupted(loader.source, corruption, images.data.seed)
@@ -175,19 +181,54 @@ def _compare(candidates: Candidates, spec: ModelSpec, loader: Loader, progress: 
         return compare(reference, others, loader, spec, progress, workers=workers)
 
 
-def _latency(candidates: Candidates, loader: Loader, progress: Progress) -> Mapping[str, Measurement] | None:
-    """Latency of the reference and of the first candidate with ``timed`` set, one thread each; None where none has.
+def _on_device(candidates: Candidates, spec: ModelSpec, loader: Loader, progress: Progress) -> Comparison:
+    """Compare where engines run: they see every image, their graphs a sample."""
+    samples = sample_engines(candidates, loader, spec, progress)
+    known = candidates.known
+    reference = choose_reference(candidates, samples, loader.source.digest() if known else "")
+    others = {name: one for name, one in candidates.others.items() if one is not reference.candidate}
+    chosen = replace(candidates, reference=reference.candidate, others=others)
+    return replace(_compare(chosen, spec, loader, progress), device=DeviceRun(reference.why, samples))
 
-    Candidates that are timed run on the processor; engines are timed by ``edgeres bench`` on their device.
+
+def _latency(candidates: Candidates, loader: Loader, progress: Progress) -> Mapping[str, Measurement] | None:
+    """Latency by precision, in alternating blocks of one run; None where nothing is timed on this machine.
+
+    Where engines run, those of the headline's runtime are timed; else the reference and the first candidate with
+    ``timed`` set, on one thread of the processor each.
     """
     timed = next((candidate for candidate in candidates.others.values() if candidate.timed), None)
-    if timed is None:
+    networks = _engines_to_time(candidates)
+    on_cpu = not networks
+    if on_cpu and timed is not None:
+        networks = {"fp32": candidates.reference, "int8": timed}
+    if not networks:
         return None
     first = next(iter(Loader(loader.source, loader.preprocess, 1, on_unreadable="skip")))
-    image, plan = np.ascontiguousarray(first.inputs), LatencyPlan(LATENCY_SCOPE, on_cpu=True)
-    with candidates.reference.open(1) as fp32, timed.open(1) as int8:
-        runners = {"fp32": fp32, "int8": int8}
+    image = np.ascontiguousarray(first.inputs)
+    plan = LatencyPlan(LATENCY_SCOPE if on_cpu else ENGINE_SCOPE, on_cpu=on_cpu)
+    with ExitStack() as stack:
+        runners = {name: stack.enter_context(network.open(1)) for name, network in networks.items()}
         return measure_latency(runners, lambda runner: {runner.input_name: image}, plan, progress)
+
+
+def _engines_to_time(candidates: Candidates) -> dict[str, Candidate]:
+    """The engines of the headline's runtime by precision, FP32 first; empty where the headline is no engine."""
+    engines, head = candidates.engines, candidates.headline.partition(" ")[0]
+    same = {engine.precision: engine for name, engine in engines.items() if name.partition(" ")[0] == head}
+    return {precision: same[precision] for precision in ("fp32", "fp16", "int8") if precision in same}
+
+
+def _no_latency(candidates: Candidates, latency: Mapping[str, Measurement] | None) -> dict[str, str]:
+    """Why a latency was not measured, by its path in the report."""
+    if latency is None:
+        why = "; ".join(f"{file}: {reason}" for file, reason in candidates.not_run.items())
+        told = f"and no engine runs on this machine ({why})" if why else "and engines are timed on their device only"
+        return {"latency": f"the bundle has no graph for this machine's CPU, {told}"}
+    missing = [name for name in ("fp32", "fp16", "int8") if name not in latency] if candidates.engines else []
+    why = "the bundle has no {} engine that runs here; edgeres engine BUNDLE builds one"
+    paths = {"fp32": ("fp32", "speedup"), "fp16": ("fp16", "speedup_fp16"), "int8": ("int8", "speedup", "speedup_fp16")}
+    return {f"latency.{path}": why.format(name.upper()) for name in missing for path in paths[name]}
 
 
 def _thumbnails(source: Source, comparison: Comparison, headline: str) -> dict[str, str]:
