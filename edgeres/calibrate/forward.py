@@ -22,6 +22,7 @@ from edgeres.calibrate.record import Calibration
 from edgeres.calibrate.sample import Split, phase_of, split
 from edgeres.calibrate.sketch import Sketch, bins_of
 from edgeres.data.loader import Loader
+from edgeres.device.memory import return_freed
 from edgeres.errors import ModelError
 from edgeres.progress import SILENT, Progress
 from edgeres.records import F32
@@ -48,6 +49,7 @@ def observe(model: onnx.ModelProto, tensors: Sequence[str], loader: Loader, prog
         ModelError: a tensor holds infinite or undefined values; the message names it.
     """
     with Observer(model, tensors) as observer, progress.task("calibrating", total=len(loader.source)) as advance:
+        return_freed()  # what making the session took
         seen = 0
         for batch in loader:
             observer.add(batch.inputs)

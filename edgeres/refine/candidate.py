@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto
 
+from edgeres.device.memory import return_freed
 from edgeres.quantize.rewrite import insert_pairs
 from edgeres.records import F32, QuantPlan
 from edgeres.runtime.ort import OrtRunner
@@ -33,6 +34,7 @@ class CandidatePlan:
 def logits(model: ModelProto, *images: F32) -> F32:
     """The graph's output for (N, ...) inputs one after the other, (N, classes), with float arithmetic between pairs."""
     with OrtRunner(model.SerializeToString(), integer=False) as runner:
+        return_freed()  # what making the session took
         parts = (part for every in images for part in batches(every))
         return np.concatenate([runner.infer({runner.input_name: part})[runner.output_name] for part in parts])
 

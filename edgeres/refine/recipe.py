@@ -23,6 +23,7 @@ import numpy as np
 from onnx import ModelProto
 
 from edgeres.data.loader import Loader
+from edgeres.device.memory import return_freed
 from edgeres.errors import EdgeresError, needs
 from edgeres.graph.graph import Graph
 from edgeres.progress import SILENT, Progress
@@ -240,6 +241,7 @@ class _Refiner:
                 self._record("equalization", style, None, 0.0, why)
             return quantized
         try:
+            return_freed()
             fp32, images = self.graphs[next(iter(quantized.plans))], self._some(_EQUALIZE_IMAGES)
             graph = equalize(fp32, images, codes, self.progress)
             found = again(graph, True)
@@ -329,6 +331,7 @@ class _Refiner:
         self, name: str, candidate: CandidatePlan, step: Callable[[CandidatePlan], CandidatePlan]
     ) -> CandidatePlan:
         start, style = time.perf_counter(), candidate.plan.style
+        return_freed()
         try:
             changed = step(candidate)
             errors = self.judge.errors(changed)
