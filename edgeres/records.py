@@ -196,7 +196,8 @@ class ModelSpec:
         return len(self.labels)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "preprocess": self.preprocess.to_dict()}
+        found: dict[str, Any] = plain(self)
+        return found
 
 
 @dataclass(frozen=True)

@@ -510,7 +510,7 @@ def beside_the_batch(w: Writer, x: str) -> str:
 @pytest.mark.parametrize(
     ("batch", "step"),
     [
-        ("N", "export with two images as the example: sizes of one are taken for constants"),
+        ("N", "export with two images as the example, and keep the batch's size out of Python numbers"),
         (1, "export with a dynamic batch"),
     ],
 )

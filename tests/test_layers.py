@@ -53,7 +53,8 @@ RANK = {name: rank for rank, names in enumerate(FLOORS) for name in names}
 # What may import a heavy package when it is imported itself. Everything else is part of the base install.
 GRAPHS = ("edgeres.graph", "edgeres.quantize", "edgeres.refine", "edgeres.zoo.export", "edgeres.calibrate.forward")
 CHECKPOINTS = tuple(
-    f"edgeres.zoo.{name}" for name in ("checkpoint", "heads", "match", "modules", "resnet", "state_dict")
+    f"edgeres.zoo.{name}"
+    for name in ("checkpoint", "heads", "hf_folder", "match", "modules", "resnet", "sources", "state_dict")
 )
 HEAVY = {
     "torch": (*CHECKPOINTS, "edgeres.zoo.export", "edgeres.refine"),

@@ -299,7 +299,7 @@ def test_a_build_writes_what_is_good_and_fails_for_the_target_that_was_named(
 
     again = verify_bundle(bundle.path, DataChoice(None, str(folder / "images.npz")), VerifyOptions())
     assert check_of(again) == ("failed", f"rtx: {why}")
-    assert built(folder, "rtx", "cpu", allow=("targets",)).passed
+    assert built(folder, "rtx", "cpu", allow=("targets", "fp32")).passed  # its weights are random
 
 
 def test_a_build_without_a_graph_ends_in_one_line_and_leaves_nothing(
@@ -361,6 +361,23 @@ def test_quantize_writes_nothing_where_the_graph_of_its_target_fails(
     with pytest.raises(ModelError, match=r"net\.onnx: no graph for rtx can be written: its scores are not finite"):
         written("rtx")
     assert onnx.load_from_string(written("tensorrt")).graph.node
+
+
+def test_quantize_says_where_the_codes_lose_the_scores(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranges of a hundredth: the graph is that of its plan, and its plan is poor."""
+
+    def narrow(*args: Any) -> Any:
+        plan = plain(*args)
+        edges = (replace(e, params=replace(e.params, scale=e.params.scale / np.float32(100))) for e in plan.edges)
+        return replace(plan, edges=tuple(edges))
+
+    plain, heard = graphs.make_plan, Heard()
+    monkeypatch.setattr(graphs, "make_plan", narrow)
+    data, choice = DataChoice(str(folder / "images.npz")), ModelChoice(folder / "net.onnx")
+    done = quantize_file(choice, data, RangeOptions(), RefineChoice("fast"), "tensorrt", heard)
+    assert done.summary["probe_sqnr_db"] < 10
+    (note,) = [line for line in heard.lines if "SQNR" in line]
+    assert note in done.summary["notes"]
 
 
 def test_noise_layer_by_layer_that_cannot_be_measured_ends_no_build(

@@ -12,9 +12,7 @@ from edgeres.cli.show import command_line, echo, print_report
 
 
 @click.command("build", cls=options.ManyValues)
-@click.option(
-    "--model", required=True, metavar="NAME|FILE.onnx", help="An architecture of `edgeres models`, or an ONNX file."
-)
+@click.option("--model", required=True, metavar="NAME|FILE.onnx", help=options.MODEL)
 @click.option("--int8", is_flag=True, default=True, help="Quantize to INT8 after training; always on.")
 @options.model_options
 @options.input_options

@@ -7,13 +7,21 @@ from typing import Any
 
 import click
 
-from edgeres.cli.options import ManyValues, as_json, input_choice, input_options, model_options, output_option
+from edgeres.cli.options import (
+    MODEL,
+    ManyValues,
+    as_json,
+    input_choice,
+    input_options,
+    model_options,
+    output_option,
+)
 from edgeres.cli.progress import progress
 from edgeres.cli.show import echo, print_json
 
 
 @click.command("export", cls=ManyValues)
-@click.option("--model", required=True, metavar="NAME", help="An architecture of `edgeres models`.")
+@click.option("--model", required=True, metavar="NAME", help=MODEL)
 @model_options
 @input_options
 @output_option("FILE.onnx", "FP32 graph to write.", required=True, dir_okay=False)

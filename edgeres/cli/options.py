@@ -25,6 +25,7 @@ class Decorator(Protocol):
 
 
 SRC = FORMS[0].upper() + FORMS[1:]
+MODEL = "An architecture of `edgeres models`, timm:NAME, torchvision:NAME, hf:FOLDER, or an ONNX file."
 _MOST_PIXELS = 16384
 
 

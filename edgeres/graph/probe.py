@@ -93,7 +93,7 @@ def _built_in(model: ModelProto, failure: str, batch: int | None, where: object)
         return ModelError(what, where=where, hint="give all images of a batch the same weights")
     hint = "export with a dynamic batch"
     if batch is None:
-        hint = "export with two images as the example: sizes of one are taken for constants"
+        hint = "export with two images as the example, and keep the batch's size out of Python numbers"
     return ModelError(f"a batch of {batch or 1} is built into the graph ({failure})", where=where, hint=hint)
 
 

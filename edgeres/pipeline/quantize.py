@@ -18,6 +18,9 @@ from edgeres.pipeline.take import ModelChoice
 from edgeres.progress import SILENT, Progress
 from edgeres.refine.choice import RefineChoice
 
+# dB; a tenth of the scores' power is lost then. INT8 networks that are of use have 20 and more.
+_POOR = 10.0
+
 
 @dataclass(frozen=True)
 class QuantizedFile:
@@ -59,7 +62,10 @@ def quantize_file(
     tried = try_forms(quantized, [chosen.runtime], Probes.of(fp32.graph, probe_images(loader)))
     if form.name not in tried.graphs:
         raise ModelError(f"no graph for {chosen.name} can be written: {tried.left_out[form.name]}", where=model.model)
-    plan = quantized.plans[chosen.style]
+    plan, sqnr_db = quantized.plans[chosen.style], tried.sqnr_db[form.name]
+    poor = [f"the scores have only {sqnr_db:.1f} dB SQNR against FP32's on the probe images"] if sqnr_db < _POOR else []
+    for line in poor:
+        progress.say(line)
     if loader.unreadable:
         progress.say(f"unreadable images, left out: {', '.join(loader.unreadable)}")
     summary = {
@@ -68,11 +74,11 @@ def quantize_file(
         "unreadable": list(loader.unreadable),
         "preprocess": fp32.spec.preprocess.to_dict(),
         "images": quantized.images,
-        "probe_sqnr_db": round(tried.sqnr_db[form.name], 1),
+        "probe_sqnr_db": round(sqnr_db, 1),
         "activations": len(plan.edges),
         "weights": len(plan.weights),
         "refinement": [asdict(step) for step in refined.steps],
         "residual": [asdict(cost) for cost in refined.skips],
-        "notes": [*fp32.notes, *([f"not refined: {refined.note}"] if refined.note else [])],
+        "notes": [*fp32.notes, *poor, *([f"not refined: {refined.note}"] if refined.note else [])],
     }
     return QuantizedFile(tried.graphs[form.name].SerializeToString(), summary)

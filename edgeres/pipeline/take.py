@@ -1,6 +1,6 @@
 """Loads the model that the user names, as an FP32 graph with its description.
 
-    zoo name + weights   -> torch module -> export   \\
+    name + weights       -> torch module -> export   \\
     torch module         ----------------> export     > FP32 ONNX, canonical, with a ModelSpec
     ONNX file            -------------> normalize    /
 """
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
     from edgeres.graph.normalize import Canonical
     from edgeres.graph.stated import Stated
+    from edgeres.zoo.checkpoint import Loaded
+
+
+# Other sources of models, before a colon.
+SOURCES = ("timm", "torchvision", "hf")
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,8 @@ class ModelChoice:
     """The user's choice of a network.
 
     Attributes:
-        model: a zoo name, the path of an ``.onnx`` file, or (from Python) a ``torch.nn.Module``.
+        model: a zoo name, ``timm:NAME``, ``torchvision:NAME``, ``hf:FOLDER``, the path of an ``.onnx`` file, or (from
+            Python) a ``torch.nn.Module``.
         weights: tag, file, URL or ``random``; None takes the default of the zoo.
         num_classes: number of classes, for random weights only; otherwise the checkpoint has it.
         labels: class names in the order of the outputs, or the path of a text file with one name per line.
@@ -127,20 +133,23 @@ def _take_zoo(name: str, choice: ModelChoice, progress: Progress) -> Fp32Model:
         raise UsageError(
             "a checkpoint holds weights, not the architecture", where=name, hint=f"--model resnet18 --weights {name}"
         )
-    find_model(name)  # so that a misspelt name fails before torch is loaded
+    source = name.partition(":")[0] if ":" in name else ""
+    if source and source not in SOURCES:
+        hint = f"an architecture of `edgeres models`, or {', '.join(f'{known}:NAME' for known in SOURCES)}"
+        raise UsageError("no such source of models", where=name, hint=hint)
+    if not source:
+        find_model(name)  # so that a misspelt name fails before torch is loaded
     try:
         with progress.task("starting torch", total=None):
             import torch  # noqa: F401
     except ImportError as error:
         raise needs("export", "torch") from error
-    from edgeres.zoo.checkpoint import WeightsChoice, load_model
     from edgeres.zoo.export import export
 
     weights = choice.weights
     if weights and weights.startswith("~"):
         weights = str(Path(weights).expanduser())
-    wanted = WeightsChoice(weights, choice.num_classes, choice.ema, choice.head_activation)
-    module, spec, notes = load_model(name, wanted, progress)
+    module, spec, notes = _loaded(name, source, replace(choice, weights=weights), progress)
     if choice.input_px:
         spec = replace(spec, preprocess=resized(spec.preprocess, choice.input_px))
     spec = _described(spec, choice)
@@ -148,6 +157,18 @@ def _take_zoo(name: str, choice: ModelChoice, progress: Progress) -> Fp32Model:
     with progress.task("exporting", total=None):
         exported = export(module, spec)
     return Fp32Model(exported.model, spec, exported.relative_error, (*notes, *exported.canonical.notes))
+
+
+def _loaded(name: str, source: str, choice: ModelChoice, progress: Progress) -> Loaded:
+    """The network, from the zoo or from another source of models."""
+    from edgeres.zoo.checkpoint import WeightsChoice, load_model
+    from edgeres.zoo.hf_folder import load_folder
+    from edgeres.zoo.sources import load_source
+
+    wanted = WeightsChoice(choice.weights, choice.num_classes, choice.ema, choice.head_activation)
+    if source == "hf":
+        return load_folder(name, wanted)
+    return load_source(name, wanted, progress) if source else load_model(name, wanted, progress)
 
 
 def _take_module(choice: ModelChoice, progress: Progress) -> Fp32Model:

@@ -27,7 +27,7 @@ from edgeres.words import escaped
 from edgeres.zoo.architectures import Architecture
 from edgeres.zoo.download import fetch
 from edgeres.zoo.heads import build_head, head_tensors, missing_biases
-from edgeres.zoo.match import Match, match
+from edgeres.zoo.match import Match, Requirement, match, wanted_of
 from edgeres.zoo.modules import check_modules
 from edgeres.zoo.registry import ZooModel, find_model, find_weights
 from edgeres.zoo.resnet import create
@@ -90,20 +90,29 @@ def load_model(name: str, choice: WeightsChoice | str | None = None, progress: P
         return _random(model.architecture, choice.num_classes)
     origin = _locate(model, weights, progress)
     path = origin.path
-    found = match(
-        model.architecture, load_checkpoint(path), averaged=choice.averaged, activation=choice.head_activation
-    )
-    network = _network(model.architecture, found, path)
+    found = find_network(wanted_of(model.architecture), path, choice)
+    network = network_of(model.architecture, found, path)
+    classes = found.around[f"{found.layers[-1].name}.weight"].shape[0]
+    spec = _describe(model.architecture, origin, classes)
+    if found.statistics and not origin.known:
+        spec = replace(spec, preprocess=normalized_as(spec.preprocess, found.statistics, path))
+    return Loaded(network, spec, found.notes)
+
+
+def find_network(wanted: Requirement, path: Path, choice: WeightsChoice) -> Match:
+    """The network in a file, with as many classes as the user says.
+
+    Raises:
+        WeightsError: the file cannot be read, or the network is not in it.
+    """
+    found = match(wanted, load_checkpoint(path), averaged=choice.averaged, activation=choice.head_activation)
     classes = found.around[f"{found.layers[-1].name}.weight"].shape[0]
     if choice.num_classes not in (None, classes):
         raise WeightsError(f"has {classes} classes, not {choice.num_classes}", where=path)
-    spec, noted = _describe(model.architecture, origin, classes), found.notes
-    if found.statistics and not origin.known:
-        spec = replace(spec, preprocess=_normalized(spec.preprocess, found.statistics, path))
-    return Loaded(network, spec, noted)
+    return found
 
 
-def _network(arch: Architecture, found: Match, path: Path) -> nn.Module:
+def network_of(arch: Architecture, found: Match, path: Path) -> nn.Module:
     """The architecture with the checkpoint's classifier and all its values."""
     shapes = {name: tensor.shape for name, tensor in found.around.items()}
     with torch.device("meta"):  # no initialization: every tensor comes from the checkpoint
@@ -125,7 +134,7 @@ def _network(arch: Architecture, found: Match, path: Path) -> nn.Module:
     return network.eval()
 
 
-def _normalized(known: Preprocess, statistics: tuple[Stored, Stored], path: Path) -> Preprocess:
+def normalized_as(known: Preprocess, statistics: tuple[Stored, Stored], path: Path) -> Preprocess:
     """The preprocessing of a layer that subtracts a mean and divides by a standard deviation."""
     mean, std = (tuple(tensor.read("statistics", path).flatten().tolist()) for tensor in statistics)
     scale = 1.0 if max(mean) > _MEAN_OF_PIXELS else known.pixel_scale
@@ -205,6 +214,17 @@ def _unnamed(classes: int) -> tuple[str, ...]:
     return tuple(f"class {i}" for i in range(classes))
 
 
+def settle(network: nn.Module, px: int) -> None:
+    """Give the batch norms of a network in training mode the statistics of two images of noise."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    kept = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = None  # the plain mean over all batches, here one
+    network(torch.randn(2, 3, px, px))
+    for norm, momentum in zip(norms, kept, strict=True):
+        norm.momentum = momentum
+
+
 def _random(arch: Architecture, num_classes: int | None) -> Loaded:
     """A network with random weights, the same in every run; batch norm's statistics come from two images of noise.
 
@@ -213,11 +233,6 @@ def _random(arch: Architecture, num_classes: int | None) -> Loaded:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(SEED)
         network = create(arch.name, num_classes)
-        norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-        for norm in norms:
-            norm.momentum = None  # the plain mean over all batches, here one
-        network(torch.randn(2, 3, min(arch.input_px, 64), min(arch.input_px, 64)))
-        for norm in norms:
-            norm.momentum = 0.1
+        settle(network, min(arch.input_px, 64))
     classes = arch.num_classes if num_classes is None else num_classes
     return Loaded(network.eval(), ModelSpec(arch.name, arch.preprocess, _unnamed(classes)))

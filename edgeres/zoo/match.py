@@ -37,6 +37,24 @@ _ALONE = "save the one you mean alone"
 
 
 @dataclass(frozen=True)
+class Requirement:
+    """What a checkpoint has to hold.
+
+    Attributes:
+        need: shapes of the backbone's tensors by name: all but the classifier's, and none that only training needs.
+        head: name of the classifier.
+        features: what the classifier takes.
+        arch: of the zoo, whose tensors may have other usual names; None: names are taken as they are.
+    """
+
+    name: str
+    need: Mapping[str, tuple[int, ...]]
+    head: str
+    features: int
+    arch: Architecture | None = None
+
+
+@dataclass(frozen=True)
 class Match:
     """A network in a checkpoint.
 
@@ -78,9 +96,9 @@ class _Prefix:
 
 
 def match(
-    arch: Architecture, checkpoint: Checkpoint, *, averaged: bool = False, activation: str | None = None
+    wanted: Requirement, checkpoint: Checkpoint, *, averaged: bool = False, activation: str | None = None
 ) -> Match:
-    """The network of this architecture in the checkpoint.
+    """The wanted network in the checkpoint.
 
     Args:
         averaged: take the average of the weights that training kept (EMA, SWA).
@@ -89,7 +107,7 @@ def match(
     Raises:
         WeightsError: no network fits, or several do, or a tensor beside it may belong to the network's computation.
     """
-    named = _Named(arch, checkpoint)
+    named = _Named(wanted, checkpoint)
     places = named.places()
     if not places:
         raise named.misfit()
@@ -123,10 +141,12 @@ def match(
 class _Named:
     """The tensors of a checkpoint beside what an architecture needs."""
 
-    def __init__(self, arch: Architecture, checkpoint: Checkpoint) -> None:
-        self.arch, self.checkpoint = arch, checkpoint
-        self.need = body_shapes(arch.name)
-        renamed = list(_as_torchvision(arch, checkpoint.tensors))
+    def __init__(self, wanted: Requirement, checkpoint: Checkpoint) -> None:
+        self.wanted, self.checkpoint = wanted, checkpoint
+        self.need = wanted.need
+        renamed = [(name, name) for name in checkpoint.tensors]
+        if wanted.arch:
+            renamed = list(_as_torchvision(wanted.arch, checkpoint.tensors))
         self.tensors = {new: checkpoint.tensors[old] for new, old in renamed}
         self.holders = {new: checkpoint.holders[old] for new, old in renamed}
         self.found: Counter[str] = Counter()
@@ -135,13 +155,6 @@ class _Named:
             for start in range(len(parts)):
                 if ".".join(parts[start:]) in self.need:
                     self.found[".".join((*parts[:start], ""))] += 1
-
-    @property
-    def features(self) -> int:
-        """Channels that the backbone gives."""
-        last = "post.0.weight" if self.arch.preactivation else ""
-        norms = [key for key in self.need if key.startswith("layer") and key.endswith("running_mean")]
-        return self.need[last or norms[-1]][0]
 
     def places(self) -> list[_Prefix]:
         """Prefixes under which the backbone is complete, in the order of the file; equal values count once."""
@@ -161,11 +174,13 @@ class _Named:
 
     def inside(self, name: str, prefix: str) -> bool:
         """Whether a name belongs to one of the backbone's own modules."""
+        if name.startswith(f"{prefix}{self.wanted.head}."):
+            return False
         top = name.removeprefix(prefix).partition(".")[0]
         return name.startswith(prefix) and top in {key.partition(".")[0] for key in self.need}
 
     def around(self, tensors: Mapping[str, Stored]) -> Surroundings:
-        return Surroundings(tensors, self.checkpoint.modules, self.features, self.checkpoint.path)
+        return Surroundings(tensors, self.checkpoint.modules, self.wanted.features, self.checkpoint.path)
 
     def misfit(self, prefix: str | None = None, unexpected: list[str] | None = None) -> WeightsError:
         """The error that names what is missing, left over, or has another shape, and the next step."""
@@ -176,7 +191,7 @@ class _Named:
         missing = [key for key in self.need if prefix + key not in self.tensors]
         if unexpected is None:
             inside = [name for name in scope if name.startswith(prefix) and name.removeprefix(prefix) not in self.need]
-            unexpected = [name for name in inside if not (_is_head(self.arch, name) or _BESIDE.search(name))]
+            unexpected = [name for name in inside if not (_is_head(self.wanted.head, name) or _BESIDE.search(name))]
         differ = [
             f"{key} {_dims(tensor.shape)} for {_dims(shape)}"
             for key, shape in self.need.items()
@@ -187,8 +202,8 @@ class _Named:
         listed = "; ".join(
             f"{len(keys)} {what} ({some(keys, len(keys), _NAMED)})" for keys, what in differences if keys
         )
-        hint = _advice(self.arch, self.checkpoint, unexpected)
-        return WeightsError(f"does not fit {self.arch.name}: {listed}", where=self.checkpoint.path, hint=hint)
+        hint = _advice(self.wanted.arch, self.checkpoint, unexpected)
+        return WeightsError(f"does not fit {self.wanted.name}: {listed}", where=self.checkpoint.path, hint=hint)
 
     def _same_shapes(self, prefix: str) -> int:
         return sum(t.shape == shape for key, shape in self.need.items() if (t := self.tensors.get(prefix + key)))
@@ -205,13 +220,21 @@ def body_shapes(name: str) -> dict[str, tuple[int, ...]]:
     }
 
 
+def wanted_of(arch: Architecture) -> Requirement:
+    """What a checkpoint of an architecture of the zoo has to hold."""
+    need = body_shapes(arch.name)
+    norms = [key for key in need if key.startswith("layer") and key.endswith("running_mean")]
+    features = need["post.0.weight" if arch.preactivation else norms[-1]][0]
+    return Requirement(arch.name, need, arch.head, features, arch)
+
+
 def _dims(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
-def _is_head(arch: Architecture, name: str) -> bool:
+def _is_head(head: str, name: str) -> bool:
     owner, _, own = f".{name}".rpartition(".")
-    return own in ("weight", "bias") and owner.endswith((f".{arch.head}", ".fc", ".linear", ".classifier", ".head"))
+    return own in ("weight", "bias") and owner.endswith((f".{head}", ".fc", ".linear", ".classifier", ".head"))
 
 
 def _as_torchvision(arch: Architecture, names: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -321,15 +344,15 @@ def _sibling(named: _Named, place: _Prefix, others: list[str]) -> dict[str, Stor
         and not name.startswith((place.prefix, *others))
         and not _BESIDE.search(name)
         and name.endswith("weight")
-        and tensor.shape[1:] == (named.features,)
+        and tensor.shape[1:] == (named.wanted.features,)
     }
     return {n: t for n, t in named.tensors.items() if named.holders[n] in holders} if len(holders) == 1 else {}
 
 
-def _advice(arch: Architecture, checkpoint: Checkpoint, unexpected: list[str]) -> str | None:
-    if fits := [name for name in ARCHITECTURES if name != arch.name and _fits(name, checkpoint)]:
+def _advice(arch: Architecture | None, checkpoint: Checkpoint, unexpected: list[str]) -> str | None:
+    if fits := [name for name in ARCHITECTURES if not (arch and name == arch.name) and _fits(name, checkpoint)]:
         return f"it fits {' and '.join(fits)}: give that as the model"
-    if arch.family == "cifar" and any(".downsample." in key or ".shortcut." in key for key in unexpected):
+    if arch and arch.family == "cifar" and any(".downsample." in key or ".shortcut." in key for key in unexpected):
         return "its shortcuts are projections (option B); the zoo's CIFAR networks have option A's, without parameters"
     return other_architecture({name: tensor.shape for name, tensor in checkpoint.tensors.items()})
 
@@ -340,4 +363,4 @@ def _fits(name: str, checkpoint: Checkpoint) -> bool:
     ends = [f"{s}.{depth - 1}.conv1.weight" for s, depth in enumerate(arch.depths, start=1)]
     if not any(n.endswith(f"layer{ends[0]}") for n in checkpoint.tensors):
         return False
-    return bool(_Named(arch, checkpoint).places())
+    return bool(_Named(wanted_of(arch), checkpoint).places())

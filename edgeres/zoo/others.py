@@ -11,7 +11,7 @@ _LAYERS: dict[tuple[int, ...], tuple[str, str]] = {
     (3, 4, 23, 3): ("101", "101"),
     (3, 8, 36, 3): ("152", "152"),
 }
-_ONNX = "export it as ONNX and give that as the model, or give the module to edgeres.build in Python"
+_ONNX = "give --model timm:NAME or torchvision:NAME where it is theirs, else its ONNX export, or the module in Python"
 
 # A pattern of tensor names, and the architecture that has them. The first that is found counts.
 _OTHERS = (
