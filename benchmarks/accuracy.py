@@ -67,7 +67,7 @@ class Choice:
 def range_methods(case: Case, methods: Sequence[Method]) -> Iterator[Result]:
     """Each range method without refinement, with the input quantized like other tensors, as in the other tools."""
     for method in methods:
-        done = quantize(case.fp32.graph, ["tensorrt", "cpu"], case.calibration, RangeChoice(method, weight_bits()))
+        done = quantize(case.fp32.graph, ["tensorrt", "cpu"], case.calibration, RangeChoice(method, weight_bits(), codes="full"))
         yield Result(f"edgeres {method}", "edgeres", done.graphs["tensorrt"], case.validation)
         yield Result(f"edgeres {method}, cpu graph", "edgeres", done.graphs["cpu"], case.validation, "cpu")
 
@@ -82,7 +82,7 @@ def recipes(case: Case, choice: Choice) -> Iterator[Result]:
         work = partial(quantize_with_recipe, exact.graph, ["tensorrt"], calibration, ranges, chosen)
         refined, cost = timed(case, clocked(partial(_from_the_start, work)), repeat=True)
         yield Result(
-            f"edgeres {effort}, {residual} residual" + (", half codes" if codes == "half" else ""),
+            f"edgeres {effort}, {residual} residual" + ("" if codes == "full" else f", {codes} codes"),
             "edgeres",
             refined.quantized.graphs["tensorrt"],
             validation,

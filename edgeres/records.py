@@ -35,8 +35,10 @@ RESIZE_MODES: tuple[ResizeMode, ...] = get_args(ResizeMode)
 ChannelOrder = Literal["RGB", "BGR"]
 Layout = Literal["NCHW", "NHWC"]
 Style = Literal["tensorrt", "cpu"]
-Codes = Literal["full", "half"]
-CODES: tuple[Codes, ...] = ("full", "half")
+# Of activations behind a ReLU in a graph for TensorRT: those that are not negative; all 256 where that needs no Pad;
+# all 256.
+Codes = Literal["half", "free", "full"]
+CODES: tuple[Codes, ...] = get_args(Codes)
 Outcome = Literal["passed", "failed", "unsure"]
 Method = Literal["mse", "entropy", "percentile", "minmax"]
 METHODS: tuple[Method, ...] = get_args(Method)

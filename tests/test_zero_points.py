@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import foreign_graphs
 import numpy as np
@@ -16,12 +17,13 @@ from onnx import TensorProto, helper, numpy_helper
 from edgeres.graph.graph import Graph
 from edgeres.graph.lint import lint
 from edgeres.graph.normalize import normalize
+from edgeres.pipeline.take import ModelChoice, take, with_exact_input
 from edgeres.quantize.affine import affine_int8
-from edgeres.quantize.placement import place
+from edgeres.quantize.placement import Placement, place
 from edgeres.quantize.plan import make_plan
 from edgeres.quantize.rewrite import insert_pairs, rewrite
 from edgeres.quantize.zero_points import fold_zero_points
-from edgeres.records import QuantPlan, TensorRange
+from edgeres.records import CODES, Codes, QuantPlan, TensorRange
 
 PX = foreign_graphs.PX
 
@@ -44,10 +46,10 @@ def zero_points(model: onnx.ModelProto) -> set[int]:
     return {int(value) for node in pairs for value in np.ravel(numpy_helper.to_array(constants[node.input[2]]))}
 
 
-def plan_for(graph: onnx.ModelProto, x: np.ndarray) -> QuantPlan:
+def plan_for(graph: onnx.ModelProto, x: np.ndarray, codes: Codes = "full") -> QuantPlan:
     """Min-max ranges, found by running the float graph with every tensor as an output."""
     view = Graph(graph)
-    placement = place(view, "tensorrt")
+    placement = place(view, "tensorrt", codes)
     shown = onnx.ModelProto()
     shown.CopyFrom(graph)
     inner = [name for name in placement.observed if name != view.input]
@@ -87,8 +89,40 @@ def test_folded_graphs_have_the_same_codes_without_zero_points(name: str) -> Non
 
 def test_some_of_these_graphs_use_all_codes() -> None:
     made = (normalize(make()).model for make in foreign_graphs.FOREIGN.values())
-    used = [len(place(Graph(graph), "tensorrt").full) for graph in made]
+    used = [len(place(Graph(graph), "tensorrt", "full").full) for graph in made]
     assert sum(count > 0 for count in used) > len(used) / 2
+
+
+def pads(model: onnx.ModelProto) -> Counter[bytes]:
+    """What each Pad fills its border with."""
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    nodes = [node for node in model.graph.node if node.op_type == "Pad"]
+    return Counter(np.float32(constants.get((*node.input, "", "")[2], 0)).tobytes() for node in nodes)
+
+
+def plan_of(graph: onnx.ModelProto, placement: Placement) -> QuantPlan:
+    """A plan with any ranges: what is folded where does not depend on them."""
+    ranges = {name: TensorRange(name, 0.0, 1.0, "minmax", 1) for name in placement.observed}
+    return make_plan(Graph(graph), placement, ranges, "")
+
+
+@pytest.mark.parametrize("name", foreign_graphs.FOREIGN)
+def test_free_codes_are_all_that_need_no_pad(name: str) -> None:
+    """Found by trial, tensor by tensor: a tensor has all codes if and only if that changes no border."""
+    graph = normalize(foreign_graphs.FOREIGN[name]()).model
+    full, free = (place(Graph(graph), "tensorrt", codes) for codes in ("full", "free"))
+    plain = pads(rewrite(graph, plan_of(graph, replace(full, full=frozenset()))))
+    assert pads(rewrite(graph, plan_of(graph, free))) == plain
+    alone = {tensor: replace(full, full=frozenset({tensor})) for tensor in full.full}
+    assert free.full == {t for t, one in alone.items() if pads(rewrite(graph, plan_of(graph, one))) == plain}
+
+
+def test_free_codes_of_a_resnet50_need_a_pad_of_the_input_at_most() -> None:
+    fp32 = with_exact_input(take(ModelChoice("resnet50", weights="random", num_classes=10, input_px=(32, 32))))
+    placed = {codes: place(Graph(fp32.graph), "tensorrt", codes) for codes in CODES}
+    assert {codes: len(placement.full) for codes, placement in placed.items()} == {"half": 0, "free": 33, "full": 49}
+    written = Graph(rewrite(fp32.graph, plan_of(fp32.graph, placed["free"])))
+    assert [written.source_of(node.input[0]) for node in written.of("Pad")] == [written.input]
 
 
 def conv_behind_relu(
@@ -163,7 +197,7 @@ def test_a_convolution_behind_padding_of_unknown_size_keeps_half() -> None:
     x = w.op("Relu", w.conv("data", (3, 8), bias=True))
     made = w.model(w.head(w.op("Relu", w.conv(x, (8, 8), auto_pad="SAME_UPPER")), 8))
     view = Graph(made)
-    assert x not in place(view, "tensorrt").full
+    assert x not in place(view, "tensorrt", "full").full
     assert Counter(place(view, "tensorrt", "half").full) == Counter()
 
 

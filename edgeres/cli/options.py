@@ -134,7 +134,7 @@ def output_option(metavar: str, text: str, *, required: bool = False, **rules: b
 _RANGES = "Use the ranges of this calibration.json, from `edgeres calibrate` or a bundle; images are not needed then."
 _EFFORT = "fast: one calibration pass. balanced: as long as 20 more passes. best: minutes."
 _RESIDUAL = "Precision of the residual stream for TensorRT; auto uses float16 where int8 loses most."
-_CODES = "Codes behind a ReLU, for TensorRT: all 256 of int8, or half of them without a Pad before convolutions."
+_CODES = "Codes behind a ReLU, for TensorRT: half: 128. free: 256 where that takes no Pad. full: 256."
 _WORKSPACE = "Scratch memory of one layer.  [default: a quarter of a Jetson's memory, else all]"
 _LEVEL = "Builder optimization level. 0: fast build. 5: fast engine."
 _HARDWARE = "Build engines for other GPUs from Ampere on, too; not on Jetsons."
@@ -206,7 +206,7 @@ calibration_file_option = file_option("--calibration-file", _RANGES)
 refine_options = _all(
     choice("--effort", EFFORTS, _EFFORT, "balanced"),
     choice("--residual", RESIDUALS, _RESIDUAL, "int8"),
-    choice("--codes", CODES, _CODES, "full"),
+    choice("--codes", CODES, _CODES, "free"),
 )
 
 engine_options = _all(

@@ -43,14 +43,15 @@ class RangeOptions:
 
     Attributes:
         method: how a range is chosen from the observed values.
-        codes: int8 codes of activations after a ReLU in the graph for TensorRT: all 256, or the non-negative half.
+        codes: int8 codes of activations after a ReLU in the graph for TensorRT: the non-negative half, all 256 where
+            that takes no Pad, or all 256.
         calibration_file: a calibration.json whose ranges are used instead of measuring.
         batch: images per calibration step; it changes ranges only by rounding in the forward pass.
         on_unreadable: ``skip`` leaves out images that cannot be decoded, and names them in the report.
     """
 
     method: Method = "mse"
-    codes: Codes = "full"
+    codes: Codes = "free"
     calibration_file: Path | None = None
     batch: int = 8
     on_unreadable: OnUnreadable = "fail"

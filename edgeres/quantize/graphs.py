@@ -51,15 +51,16 @@ class RangeChoice:
         method: how a range is chosen from what was measured.
         weight_bits: of the ``cpu`` style; 7 where the CPU's int8 dot product saturates.
         known: by tensor, ranges that need no measuring, such as that of an input that holds a byte minus 128.
-        codes: of activations behind a ReLU in the graph for TensorRT: ``full`` uses all 256, ``half`` only the 128 that
-            are not negative, which saves a Pad for every convolution with padding.
+        codes: of activations behind a ReLU in the graph for TensorRT: ``half`` are the 128 that are not negative,
+            ``full`` all 256, which takes a Pad for every convolution with padding, ``free`` all 256 where that takes no
+            Pad.
         recorded: ranges of an earlier calibration; they are used for the graph that they were measured on.
     """
 
     method: Method = "mse"
     weight_bits: int = 8
     known: Mapping[str, TensorRange] = field(default_factory=dict)
-    codes: Codes = "full"
+    codes: Codes = "free"
     recorded: RangesFile | None = None
 
 
@@ -156,7 +157,7 @@ def wanted_ranges(placement: Placement) -> Wanted:
 def wanted_by_all(model: ModelProto) -> dict[str, Wanted]:
     """The ranges that every style needs, and symmetric ranges of the same tensors for tools without zero points."""
     graph = Graph(model)
-    wanted: dict[str, Wanted] = {style: wanted_ranges(place(graph, style)) for style in STYLES}
+    wanted: dict[str, Wanted] = {style: wanted_ranges(place(graph, style, "full")) for style in STYLES}
     measured = tensors_of(wanted)
     likes = {name: other for asked in wanted.values() for name, other in asked.like.items() if name not in measured}
     return {**wanted, "symmetric": Wanted(symmetric=measured, like=likes)}

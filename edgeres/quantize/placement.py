@@ -93,23 +93,28 @@ class _PlacementBuilder:
         return Placement(style, tuple(sites), tuple(self.weighted), tuple(self.skipped), operands=operands)
 
 
-def place(graph: Graph, style: Style, codes: Codes = "full") -> Placement:
+def place(graph: Graph, style: Style, codes: Codes = "free") -> Placement:
     """The placement for a canonical graph; ``codes`` is for tensors behind a ReLU in the ``tensorrt`` style alone."""
     if style == "cpu":
         return _place_cpu(graph).finish(style)
     placement = _place_tensorrt(graph).finish(style)
-    return replace(placement, full=_full(graph, placement)) if codes == "full" else placement
+    return placement if codes == "half" else replace(placement, full=_full(graph, placement, codes))
 
 
-def _full(graph: Graph, placement: Placement) -> frozenset[str]:
-    """The tensors that are never negative and whose readers :mod:`edgeres.quantize.zero_points` can change."""
+def _full(graph: Graph, placement: Placement, codes: Codes) -> frozenset[str]:
+    """The tensors that are never negative and whose readers :mod:`edgeres.quantize.zero_points` can change.
+
+    With ``free`` codes, only those whose readers need no border for that.
+    """
     readers: defaultdict[str, set[str]] = defaultdict(set)
     for site in placement.sites:
         readers[site.like or site.tensor].update(site.consumers)
+
+    def fits(node: NodeProto) -> bool:
+        return _takes_lowered(graph, node) and not (codes == "free" and _pads(graph, node))
+
     nonnegative = filter(graph.is_nonnegative, placement.observed)
-    return frozenset(
-        tensor for tensor in nonnegative if all(_takes_lowered(graph, graph.node(name)) for name in readers[tensor])
-    )
+    return frozenset(tensor for tensor in nonnegative if all(fits(graph.node(name)) for name in readers[tensor]))
 
 
 def _takes_lowered(graph: Graph, node: NodeProto) -> bool:
@@ -117,6 +122,14 @@ def _takes_lowered(graph: Graph, node: NodeProto) -> bool:
     if attributes(node).get("auto_pad", b"NOTSET") not in {b"NOTSET", b"VALID"}:
         return False
     return node.op_type in {"Conv", "Gemm"} or graph.is_residual_add(node) or graph.keeps_codes(node)
+
+
+def _pads(graph: Graph, node: NodeProto) -> bool:
+    """Whether a node, or one that reads its output, adds a border of zeros to values that it moves or reads."""
+    if node.op_type == "Pad" or (node.op_type == "Conv" and any(attributes(node).get("pads", ()))):
+        return True
+    passes = node.op_type in PASS_THROUGH
+    return passes and any(_pads(graph, reader) for output in node.output for reader in graph.consumers(output))
 
 
 def weight_axis(node: NodeProto) -> int:

@@ -55,7 +55,7 @@ class _WeightTerm:
     h: F64  # (O,) squared error of the scores per error variance of an output channel
 
 
-def equalize(model: ModelProto, images: F32, codes: Codes = "full", progress: Progress = SILENT) -> ModelProto:
+def equalize(model: ModelProto, images: F32, codes: Codes = "free", progress: Progress = SILENT) -> ModelProto:
     """Scale channels for the least predicted error of int8 activations and weights; the function stays the same.
 
     Args:
