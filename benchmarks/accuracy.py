@@ -67,7 +67,9 @@ class Choice:
 def range_methods(case: Case, methods: Sequence[Method]) -> Iterator[Result]:
     """Each range method without refinement, with the input quantized like other tensors, as in the other tools."""
     for method in methods:
-        done = quantize(case.fp32.graph, ["tensorrt", "cpu"], case.calibration, RangeChoice(method, weight_bits(), codes="full"))
+        done = quantize(
+            case.fp32.graph, ["tensorrt", "cpu"], case.calibration, RangeChoice(method, weight_bits(), codes="full")
+        )
         yield Result(f"edgeres {method}", "edgeres", done.graphs["tensorrt"], case.validation)
         yield Result(f"edgeres {method}, cpu graph", "edgeres", done.graphs["cpu"], case.validation, "cpu")
 

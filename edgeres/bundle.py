@@ -5,6 +5,7 @@
     model.int8.onnx       Q/DQ for TensorRT             model.int8.cpu.onnx   Q/DQ for ONNX Runtime's CPU kernels
     engines/*.engine      named <runtime>-<version>-<compute capability>
     answers.fp32.npz      FP32's scores on the validation images, where they are few enough
+    model.fp16.onnx       float16, for engines          probes.npz            images with FP32's scores for them
     calibration.json      ranges     report.json, report.html   verdict     labels.txt   one class per line
     pixels.json           what the calibration images look like
 
@@ -66,11 +67,13 @@ MANIFEST_KIND = DocumentKind(
     Manifest, f"a {MANIFEST}", "build it again", (2, 4), digest="required", error=BundleError, upgrade=_upgrade
 )
 FP32 = "model.fp32.onnx"
+FP16 = "model.fp16.onnx"
 CALIBRATION = "calibration.json"
 ANSWERS = "answers.fp32.npz"
 REPORT, REPORT_PAGE = "report.json", "report.html"
 LABELS = "labels.txt"
 PIXELS = "pixels.json"
+PROBES = "probes.npz"
 ENGINES = "engines"
 R = TypeVar("R")
 _TRIES = 20  # readers and writers that meet, each time at the moment of a replacement
@@ -196,7 +199,8 @@ class Bundle:
         """
         with _one_writer(self.path):
             now = Bundle(self.path).manifest
-            if any(now.files.get(graph) != self.manifest.files.get(graph) for graph in (FP32, *GRAPH_FILES)):
+            graphs = {FP32, *GRAPH_FILES, *(form.file for form in (*self.forms, *Bundle(self.path).forms))}
+            if any(now.files.get(graph) != self.manifest.files.get(graph) for graph in graphs):
                 raise BundleError("was built again meanwhile, and these engines are of its old graphs", where=self.path)
             self.manifest = now
             try:

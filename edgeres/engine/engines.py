@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeres.bundle import ENGINES, FP32, log_of
+from edgeres.bundle import ENGINES, FP16, FP32, log_of
 from edgeres.device.libraries import available
 from edgeres.device.targets import Flavour, Runtime, Target
 from edgeres.engine.builder import BuildRequest, Precision, build_engine
@@ -154,6 +154,8 @@ def _graph(folder: Path, precision: Precision, runtime: Runtime, preprocess: Pre
     """The graph that an engine is built from; a form that the bundle does not hold is rewritten and compared here."""
     if precision == "fp32":
         return folder / FP32
+    if precision == "fp16" and (folder / FP16).is_file():
+        return folder / FP16
     form = form_for(runtime)
     if precision == "int8" and (form.made_from is None or (folder / form.file).is_file()):
         return folder / form.file

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeres.bundle import CALIBRATION, FP32, LABELS, PIXELS
+from edgeres.bundle import CALIBRATION, FP32, LABELS, PIXELS, PROBES
 from edgeres.calibrate.record import IMPORTED, to_json
 from edgeres.data.choose import DataChoice, Sources, choose_sources, choose_validation
 from edgeres.data.loader import Loader
@@ -28,12 +28,14 @@ from edgeres.pipeline.network import Network, quantize_network
 from edgeres.pipeline.options import BuildOptions, facts_among
 from edgeres.pipeline.take import Fp32Model
 from edgeres.progress import SILENT, Progress
-from edgeres.records import EngineRecord, LeftOut, Manifest, ModelSpec, Style, TensorInfo
+from edgeres.records import EngineRecord, FormRecord, LeftOut, Manifest, ModelSpec, Style, TensorInfo
 
 if TYPE_CHECKING:
     from edgeres.quantize.graphs import Quantized
-    from edgeres.quantize.trial import Tried
+    from edgeres.quantize.trial import Probes, Tried
     from edgeres.refine.recipe import Refined
+
+PROBE_IMAGES = 64  # that a device tries its engines on
 
 
 @dataclass
@@ -65,11 +67,13 @@ def make(
         styles: list[Style] = list(dict.fromkeys(target.style for target in targets))
         refined = quantize_network(network, styles, loader, progress)
         pixels = sample_pixels(source, fp32.spec.preprocess) if len(source) else None
-        tried = _try_forms(fp32, refined.quantized, targets, loader, progress)
+        probes, tried = _try_forms(fp32, refined.quantized, targets, loader, progress)
         quantized = _with_graphs_of(refined.quantized, tried)
         _write_graphs(folder, fp32, quantized, tried)
         if len(source) and (seen := sample_seen(source, fp32.spec.preprocess)):
             write_json(folder / PIXELS, PIXELS_KIND.content(seen))
+        forms = tuple(FORMS[name].record(o.ranges.codes, tried.figure(name)) for name in tried.graphs)
+        forms += _write_alternatives(folder, fp32, targets, probes, progress)
     with watch.stage("engines"):
         able = [target for target in targets if form_for(target.runtime).name in tried.graphs]
         engines = build_engines(folder, able, o.engines, fp32.spec.preprocess, progress)
@@ -89,7 +93,7 @@ def make(
         folder=folder,
         manifest=replace(
             _manifest(fp32, quantized, tuple(engines), tuple(_left_out(targets, tried, engines, o))),
-            forms=tuple(FORMS[name].record(o.ranges.codes, tried.figure(name)) for name in tried.graphs),
+            forms=forms,
             default_form={FORMS[name].runtime: name for name in tried.graphs},
         ),
         files=artefacts(folder),
@@ -151,21 +155,49 @@ def facts_of(
 
 def _try_forms(
     fp32: Fp32Model, quantized: Quantized, targets: Sequence[Target], loader: Loader, progress: Progress
-) -> Tried:
-    """The graphs that the targets need and that pass their trial.
+) -> tuple[Probes, Tried]:
+    """The probe images, and the graphs that the targets need and that pass their trial on the first few.
 
     Raises:
         ModelError: there is none.
     """
+    from edgeres.quantize.trial import PROBES as TRIED
     from edgeres.quantize.trial import Probes, probe_images, try_forms
 
     with progress.task("comparing the graphs", total=None):
-        probes = Probes.of(fp32.graph, probe_images(loader))
-        tried = try_forms(quantized, [target.runtime for target in targets], probes, progress)
+        probes = Probes.of(fp32.graph, probe_images(loader, PROBE_IMAGES if _engines_of(targets) else TRIED))
+        tried = try_forms(quantized, [target.runtime for target in targets], probes.first(), progress)
     if not tried.graphs:
         reasons = "; ".join(f"{FORMS[name].file}: {why}" for name, why in tried.left_out.items())
         raise ModelError(f"no INT8 graph can be written: {reasons}", where=fp32.spec.name)
-    return tried
+    return probes, tried
+
+
+def _engines_of(targets: Sequence[Target]) -> bool:
+    """Whether any target has engines."""
+    return any(target.runtime != "onnxruntime" for target in targets)
+
+
+def _write_alternatives(
+    folder: Path, fp32: Fp32Model, targets: Sequence[Target], probes: Probes, progress: Progress
+) -> tuple[FormRecord, ...]:
+    """Write what a device chooses an engine with: further forms of the network that pass their trial, and the probes.
+
+    Returns:
+        The manifest's entries for the forms.
+    """
+    from edgeres.quantize.alternatives import Material, alternatives, try_alternatives
+    from edgeres.runtime.probes import ProbeSet
+
+    if not _engines_of(targets):
+        return ()
+    found = {form.record.name: form for form in alternatives(Material(fp32.graph))}
+    with progress.task("writing further forms", total=None):
+        tried = try_alternatives(list(found.values()), probes.first(), progress)
+    for name, graph in tried.graphs.items():
+        write_file(folder / found[name].record.file, graph.SerializeToString())
+    write_file(folder / PROBES, ProbeSet(probes.images, probes.exact).to_npz(fp32.spec.preprocess))
+    return tuple(replace(found[name].record, sqnr_db=tried.figure(name)) for name in tried.graphs)
 
 
 def _with_graphs_of(quantized: Quantized, tried: Tried) -> Quantized:

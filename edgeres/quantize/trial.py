@@ -30,6 +30,7 @@ from edgeres.records import F32, Preprocess
 from edgeres.runtime.ort import OrtRunner
 
 PROBES = 8
+_PROBE_BYTES = 64 << 20
 # The noise that a form may have, over that of the graph it was written from: 6 dB, four times as much power.
 _MORE_NOISE = 4.0
 # Noise below this share of the scores' power, 40 dB, is no fault, however little the other graph has.
@@ -48,6 +49,10 @@ class Probes:
     @classmethod
     def of(cls, fp32: ModelProto, images: F32) -> Probes:
         return cls(images, _scores(fp32, images))
+
+    def first(self, count: int = PROBES) -> Probes:
+        """The first few of them."""
+        return Probes(self.images[:count], self.exact[:count])
 
     def noise(self, found: F32) -> float:
         """Power of the difference to FP32's scores, as a share of their power, over all images together."""
@@ -72,24 +77,27 @@ class Tried:
         return None if found >= _db(0.0) else round(found, 2)
 
 
-def probe_images(loader: Loader) -> F32:
+def probe_images(loader: Loader, count: int = PROBES) -> F32:
     """Inputs from a few of the loader's images, (N, ...); random ones where it only has a description of its images.
+
+    There are ``count``, and fewer only where the loader has fewer or where they would take more than 64 MiB.
 
     Raises:
         SourceError: no image can be read.
     """
+    height, width = loader.preprocess.crop_px
+    count = min(count, max(PROBES, _PROBE_BYTES // (12 * height * width)))
     if not len(loader.source):
-        return random_images(loader.preprocess)
+        return random_images(loader.preprocess, count)
     order = np.random.RandomState(0).permutation(len(loader.source)).astype(np.int64)
-    batches = iter(replace(loader, source=loader.source.at(order), batch_size=PROBES))
+    batches = iter(replace(loader, source=loader.source.at(order), batch_size=count))
     return next(batches).inputs
 
 
-def random_images(preprocess: Preprocess) -> F32:
+def random_images(preprocess: Preprocess, count: int = PROBES) -> F32:
     """Inputs from images of random pixels, (N, ...)."""
-    pixels = (
-        np.random.RandomState(0).randint(0, 256, (PROBES, *preprocess.crop_px, preprocess.channels)).astype(np.uint8)
-    )
+    shape = (count, *preprocess.crop_px, preprocess.channels)
+    pixels = np.random.RandomState(0).randint(0, 256, shape).astype(np.uint8)
     return normalize(pixels, preprocess)
 
 
@@ -107,6 +115,19 @@ def try_forms(quantized: Quantized, runtimes: Iterable[Runtime], probes: Probes,
             left_out[form.name] = why_left_out(error)
             progress.say(f"{form.file} is left out: {left_out[form.name]}")
     return Tried(graphs, {name: _db(noises[name]) for name in graphs}, left_out)
+
+
+def compared(graph: ModelProto, probes: Probes, expected: float) -> float:
+    """The SQNR in dB of a graph for TensorRT that is written from another one.
+
+    Args:
+        expected: the noise that it may have, as a share of the scores' power.
+
+    Raises:
+        ModelError: TensorRT would refuse it, it cannot be loaded, or it has far more noise.
+    """
+    _refuse_unparsable(graph)
+    return _db(_noise(graph, expected / _MORE_NOISE, probes))
 
 
 def compare_rewritten(graph: ModelProto, base: ModelProto, fp32: ModelProto, images: F32) -> None:

@@ -1,0 +1,66 @@
+"""The probe images of a bundle: network inputs with the scores that FP32 gives for them, to try an engine on.
+
+probes.npz   pixels  uint8 (N, h, w, 3), in the network's channel order, after resize and crop
+             inputs  float32, as the network takes them: in place of pixels where these do not give them exactly
+             scores  float32 (N, classes)
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgeres.bundle import PROBES, Bundle
+from edgeres.data.preprocess import normalize
+from edgeres.errors import BundleError
+from edgeres.records import F32, U8, Preprocess
+
+
+@dataclass(frozen=True)
+class ProbeSet:
+    """Network inputs, float32 (N, 3, h, w) or (N, h, w, 3), and the outputs of FP32, float32 (N, classes)."""
+
+    inputs: F32
+    scores: F32
+
+    def to_npz(self, preprocess: Preprocess) -> bytes:
+        """The content of a probes.npz."""
+        pixels = _pixels(self.inputs, preprocess)
+        images = {"inputs": self.inputs} if pixels is None else {"pixels": pixels}
+        with io.BytesIO() as file:
+            np.savez_compressed(file, scores=self.scores, **images)
+            return file.getvalue()
+
+
+def read_probes(bundle: Bundle) -> ProbeSet:
+    """The probe images of a bundle.
+
+    Raises:
+        BundleError: the bundle has none, or they do not fit its network.
+    """
+    path, model = bundle.file(PROBES), bundle.manifest.model
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            scores = arrays["scores"]
+            inputs = normalize(arrays["pixels"], model.preprocess) if "pixels" in arrays else arrays["inputs"]
+    except (OSError, EOFError, ValueError, TypeError, LookupError, zipfile.BadZipFile, zlib.error) as error:
+        raise BundleError(f"{PROBES} cannot be read ({error})", where=bundle.path, hint="build it again") from error
+    p = model.preprocess
+    image = (3, *p.crop_px) if p.layout == "NCHW" else (*p.crop_px, 3)
+    fits = inputs.shape[1:] == image and scores.shape == (len(inputs), model.num_classes)
+    if not (fits and len(inputs) and inputs.dtype == scores.dtype == np.float32):
+        what = f"{PROBES} holds inputs {inputs.shape} and scores {scores.shape}, which are not of this network"
+        raise BundleError(what, where=bundle.path, hint="build it again")
+    return ProbeSet(inputs, scores)
+
+
+def _pixels(inputs: F32, p: Preprocess) -> U8 | None:
+    """The bytes that give these inputs; None where there are none that give them exactly."""
+    last = np.moveaxis(inputs, 1, -1) if p.layout == "NCHW" else inputs
+    values = (last.astype(np.float64) * np.asarray(p.std) + np.asarray(p.mean)) / p.pixel_scale
+    pixels = np.ascontiguousarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
+    return pixels if np.array_equal(normalize(pixels, p), inputs) else None

@@ -1,0 +1,147 @@
+"""Further forms of a network in a bundle, and the probe images that a device tries them on."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import foreign_graphs
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from bundles import CLASSES, SIDE, spec, write_bundle
+
+from edgeres.bundle import FP16, FP32, PROBES, Bundle
+from edgeres.data.preprocess import normalize
+from edgeres.engine.engines import _graph
+from edgeres.errors import BundleError, ModelError
+from edgeres.graph.normalize import normalize as canonical
+from edgeres.quantize.alternatives import Alternative, Material, alternatives, try_alternatives
+from edgeres.quantize.trial import Probes
+from edgeres.records import FormRecord, ModelSpec, Preprocess
+from edgeres.runtime.probes import ProbeSet, read_probes
+
+PX = foreign_graphs.PX
+NORMALIZATIONS = {
+    "imagenet": spec(),
+    "imagenet, channels last, BGR": spec(layout="NHWC", channel_order="BGR"),
+    "bytes minus 128": spec(mean=(128.0,) * 3, std=(1.0,) * 3, pixel_scale=1.0),
+}
+
+
+def scores_of(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    found: np.ndarray = session.run(None, {session.get_inputs()[0].name: x})[0]
+    return found
+
+
+def npz(**arrays: np.ndarray) -> bytes:
+    with io.BytesIO() as file:
+        np.savez(file, **arrays)
+        return file.getvalue()
+
+
+@pytest.mark.parametrize("model", NORMALIZATIONS.values(), ids=NORMALIZATIONS)
+def test_probes_of_pixels_are_kept_as_bytes_and_read_back_exactly(tmp_path: Path, model: ModelSpec) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, SIDE, SIDE, 3), np.uint8)
+    given = ProbeSet(normalize(pixels, model.preprocess), np.random.default_rng(1).random((5, 6), np.float32))
+    content = given.to_npz(model.preprocess)
+    with np.load(io.BytesIO(content)) as arrays:
+        assert np.array_equal(arrays["pixels"], pixels)
+    path = write_bundle(tmp_path / "b.edgeres", model, {PROBES: content})
+    found = read_probes(Bundle(path))
+    assert np.array_equal(found.inputs, given.inputs)
+    assert np.array_equal(found.scores, given.scores)
+
+
+def test_probes_that_no_bytes_give_are_kept_as_they_are(tmp_path: Path) -> None:
+    inputs = np.random.default_rng(0).random((3, 3, SIDE, SIDE), np.float32)
+    content = ProbeSet(inputs, np.zeros((3, 6), np.float32)).to_npz(spec().preprocess)
+    found = read_probes(Bundle(write_bundle(tmp_path / "b.edgeres", files={PROBES: content})))
+    assert np.array_equal(found.inputs, inputs)
+
+
+IMAGES = np.zeros((2, SIDE, SIDE, 3), np.uint8)
+SCORES = np.zeros((2, len(CLASSES)), np.float32)
+WRONG = {
+    "no archive": b"probes",
+    "cut": npz(pixels=IMAGES, scores=SCORES)[:200],
+    "no scores": npz(pixels=IMAGES),
+    "no images": npz(scores=SCORES),
+    "none": npz(pixels=IMAGES[:0], scores=SCORES[:0]),
+    "other count": npz(pixels=IMAGES, scores=SCORES[:1]),
+    "other classes": npz(pixels=IMAGES, scores=SCORES[:, :5]),
+    "other size": npz(pixels=IMAGES[:, :4], scores=SCORES),
+    "other rank": npz(pixels=IMAGES[0, 0, 0], scores=SCORES),
+    "other type": npz(inputs=np.zeros((2, 3, SIDE, SIDE)), scores=SCORES),
+    "pixels of another type": npz(pixels=IMAGES.astype(np.float32) + 300, scores=SCORES),
+    "objects": npz(pixels=IMAGES, scores=np.array([None])),
+}
+
+
+@pytest.mark.parametrize("content", WRONG.values(), ids=WRONG)
+def test_wrong_probes_are_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+    bundle = Bundle(write_bundle(tmp_path / "b.edgeres", files={PROBES: content}))
+    with pytest.raises(BundleError, match=r"probes\.npz") as caught:
+        read_probes(bundle)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def network() -> tuple[onnx.ModelProto, np.ndarray]:
+    x = np.random.default_rng(0).uniform(0, 1, (8, 3, PX, PX)).astype(np.float32)
+    return canonical(foreign_graphs.option_a()).model, x
+
+
+def test_the_fp16_form_computes_in_float16(network: tuple[onnx.ModelProto, np.ndarray]) -> None:
+    fp32, x = network
+    found = {form.record.name: form for form in alternatives(Material(fp32))}
+    tried = try_alternatives([found["fp16"]], Probes.of(fp32, x))
+    assert not tried.left_out
+    graph = tried.graphs["fp16"]
+    types = {tensor.name: tensor.data_type for tensor in graph.graph.initializer}
+    weights = {types[node.input[1]] for node in graph.graph.node if node.op_type == "Conv"}
+    assert weights == {onnx.TensorProto.FLOAT16}
+    exact, rounded = scores_of(fp32, x), scores_of(graph, x)
+    noise = ((exact - rounded) ** 2).sum() / (exact**2).sum()
+    assert 0 < noise < 1e-4
+    assert tried.sqnr_db["fp16"] == pytest.approx(-10 * np.log10(noise), abs=0.5)
+
+
+def test_a_form_that_fails_is_left_out_with_its_reason(network: tuple[onnx.ModelProto, np.ndarray]) -> None:
+    fp32, x = network
+
+    def negated() -> onnx.ModelProto:
+        made = onnx.ModelProto()
+        made.CopyFrom(fp32)
+        weight = next(tensor for tensor in made.graph.initializer if len(tensor.dims) == 4)
+        weight.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(weight), weight.name))
+        return made
+
+    def cannot() -> onnx.ModelProto:
+        raise ModelError("no such layer")
+
+    def form(name: str) -> FormRecord:
+        return FormRecord(name, f"{name}.onnx", ("rtx",), "int8", "half", "float32", "")
+
+    def given() -> Iterator[Alternative]:
+        yield Alternative(form("good"), lambda: fp32, 1e-2)
+        yield Alternative(form("wrong"), negated, 1e-2)
+        yield Alternative(form("failing"), cannot, 1e-2)
+
+    tried = try_alternatives(list(given()), Probes.of(fp32, x))
+    assert tried.graphs.keys() == {"good"}
+    assert "dB SQNR" in tried.left_out["wrong"]
+    assert tried.left_out["failing"] == "no such layer"
+
+
+def test_no_onnx_is_needed_for_an_fp16_engine_of_a_bundle_with_that_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (FP16, FP32):
+        (tmp_path / name).write_bytes(b"graph")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert _graph(tmp_path, "fp16", "tensorrt", Preprocess(crop_px=(8, 8))) == tmp_path / FP16
