@@ -136,11 +136,20 @@ class Bundle:
         return next((form for form in fit if name in (None, form.name)), None)
 
     def file(self, name: str) -> Path:
-        """The path of a file of the bundle, after checking its hash.
+        """The path of a file of the bundle, after checking its hash; a graph's also of the files with its weights.
 
         Raises:
-            BundleError: the bundle has no such file, or the file is missing or was changed.
+            BundleError: the bundle has no such file, the file is missing or was changed, or it is a graph that takes
+                weights from a file that is not one of the bundle.
         """
+        for other in self._checked(name):
+            if other == name or other not in self.manifest.files:
+                raise BundleError(f"{name} takes weights from another file", where=self.path, hint="build it again")
+            self._checked(other)
+        return self.path / name
+
+    def _checked(self, name: str) -> frozenset[str]:
+        """Check a file's hash; returns the files that it takes weights from."""
         expected = self.manifest.files.get(name)
         if expected is None:
             raise BundleError(f"has no {name}", where=self.path)
@@ -149,7 +158,7 @@ class Bundle:
                 if is_lfs_pointer(stream.read(64)):
                     raise BundleError(f"{name} is {LFS_POINTER}", where=self.path, hint=PULL)
                 stream.seek(0)
-                found, outside = _digest(stream, name)
+                found, others = _digest(stream, name)
         except FileNotFoundError:
             hint = "copy the whole directory, or build it again"
             raise BundleError(f"{name} is missing", where=self.path, hint=hint) from None
@@ -158,9 +167,7 @@ class Bundle:
             raise BundleError(f"{name} {error.strerror}", where=self.path, hint=hint) from None
         if found != expected:
             raise BundleError(f"{name} was changed after it was written", where=self.path, hint="build it again")
-        if outside:
-            raise BundleError(f"{name} takes weights from another file", where=self.path, hint="build it again")
-        return self.path / name
+        return others
 
     def check(self) -> None:
         """Check every file.
@@ -236,19 +243,30 @@ class Bundle:
         write_below(self.path, MANIFEST, json_bytes(MANIFEST_KIND.content(self.manifest)))
 
 
-# In protobuf: a key-value pair of TensorProto.external_data whose key is "location".
-_EXTERNAL = b"\x0a\x08location\x12"
+# In protobuf: a key-value pair of TensorProto.external_data whose key is "location", and the length of its value, where
+# the value follows and is shorter than 128 bytes.
+_LOCATION = re.compile(rb"\x0a\x08location(?:\x12([\x00-\x7f]))?")
+_LONGEST = 12 + 127
 
 
-def _digest(stream: IO[bytes], name: str) -> tuple[str, bool]:
-    """SHA-256 in hex of an open file, and whether it is a graph that takes weights from another file."""
-    hasher, tail, outside = hashlib.sha256(), b"", False
-    while block := stream.read(1 << 20):
+def _digest(stream: IO[bytes], name: str) -> tuple[str, frozenset[str]]:
+    """SHA-256 in hex of an open file, and where a graph takes weights from: files' names, "" for what is no name."""
+    hasher, tail, others, block = hashlib.sha256(), b"", set[str](), b"-"
+    while block:
+        block = stream.read(1 << 20)
         hasher.update(block)
         if name.endswith(".onnx"):
-            outside = outside or _EXTERNAL in tail + block
-            tail = block[-len(_EXTERNAL) :]
-    return hasher.hexdigest(), outside
+            window = tail + block
+            end = max(len(window) - _LONGEST, 0) if block else len(window)
+            found = (match for match in _LOCATION.finditer(window) if match.start() < end)
+            others.update(_value(window, match) for match in found)
+            tail = window[end:]
+    return hasher.hexdigest(), frozenset(others)
+
+
+def _value(window: bytes, key: re.Match[bytes]) -> str:
+    length = ord(key[1]) if key[1] else 0
+    return window[key.end() : key.end() + length].decode(errors="replace")
 
 
 def log_of(engine: str) -> str:

@@ -563,6 +563,7 @@ class FormRecord:
         description: how it differs from the other forms, in words.
         sqnr_db: of its scores against FP32's on calibration images, computed on ONNX Runtime; None where it was not
             measured, or the scores are equal.
+        weights: further files of the bundle, in the same folder, that it reads weights from.
     """
 
     name: str
@@ -573,9 +574,10 @@ class FormRecord:
     between: Literal["float32", "float16"] = field(metadata=named("float"))
     description: str
     sqnr_db: float | None = field(default=None, metadata=OPTIONAL)
+    weights: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
-        require(is_inside(self.file), "file must be a path inside the bundle")
+        require(all(map(is_inside, (self.file, *self.weights))), "file and weights must be paths inside the bundle")
 
 
 @dataclass(frozen=True)

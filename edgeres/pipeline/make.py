@@ -24,13 +24,16 @@ from edgeres.errors import ModelError, why_left_out
 from edgeres.files import write_file, write_json
 from edgeres.graph.forms import FORMS, form_for
 from edgeres.made import Made, Making, artefacts, graph_sizes
+from edgeres.pipeline.forms import write_alternatives
 from edgeres.pipeline.network import Network, quantize_network
 from edgeres.pipeline.options import BuildOptions, facts_among
 from edgeres.pipeline.take import Fp32Model
 from edgeres.progress import SILENT, Progress
-from edgeres.records import EngineRecord, FormRecord, LeftOut, Manifest, ModelSpec, Style, TensorInfo
+from edgeres.records import Codes, EngineRecord, LeftOut, Manifest, ModelSpec, Style, TensorInfo
+from edgeres.runtime.probes import ProbeSet
 
 if TYPE_CHECKING:
+    from edgeres.quantize.alternatives import Material
     from edgeres.quantize.graphs import Quantized
     from edgeres.quantize.trial import Probes, Tried
     from edgeres.refine.recipe import Refined
@@ -73,7 +76,10 @@ def make(
         if len(source) and (seen := sample_seen(source, fp32.spec.preprocess)):
             write_json(folder / PIXELS, PIXELS_KIND.content(seen))
         forms = tuple(FORMS[name].record(o.ranges.codes, tried.figure(name)) for name in tried.graphs)
-        forms += _write_alternatives(folder, fp32, targets, probes, progress)
+        if _engines_of(targets):
+            material = _material(fp32, refined, o.ranges.codes, targets)
+            forms += write_alternatives(folder, material, tried, probes, progress)
+            write_file(folder / PROBES, ProbeSet(probes.images, probes.exact).to_npz(fp32.spec.preprocess))
     with watch.stage("engines"):
         able = [target for target in targets if form_for(target.runtime).name in tried.graphs]
         engines = build_engines(folder, able, o.engines, fp32.spec.preprocess, progress)
@@ -178,26 +184,17 @@ def _engines_of(targets: Sequence[Target]) -> bool:
     return any(target.runtime != "onnxruntime" for target in targets)
 
 
-def _write_alternatives(
-    folder: Path, fp32: Fp32Model, targets: Sequence[Target], probes: Probes, progress: Progress
-) -> tuple[FormRecord, ...]:
-    """Write what a device chooses an engine with: further forms of the network that pass their trial, and the probes.
+def _material(fp32: Fp32Model, refined: Refined, codes: Codes, targets: Sequence[Target]) -> Material:
+    """What further forms are written from."""
+    from edgeres.quantize.alternatives import Material
 
-    Returns:
-        The manifest's entries for the forms.
-    """
-    from edgeres.quantize.alternatives import Material, alternatives, try_alternatives
-    from edgeres.runtime.probes import ProbeSet
-
-    if not _engines_of(targets):
-        return ()
-    found = {form.record.name: form for form in alternatives(Material(fp32.graph))}
-    with progress.task("writing further forms", total=None):
-        tried = try_alternatives(list(found.values()), probes.first(), progress)
-    for name, graph in tried.graphs.items():
-        write_file(folder / found[name].record.file, graph.SerializeToString())
-    write_file(folder / PROBES, ProbeSet(probes.images, probes.exact).to_npz(fp32.spec.preprocess))
-    return tuple(replace(found[name].record, sqnr_db=tried.figure(name)) for name in tried.graphs)
+    done = refined.quantized
+    entries = done.calibration.get("tensors", {}).items()
+    seen = ((name, entry.get("observed") or {}) for name, entry in entries)
+    zeros = frozenset(name for name, found in seen if found.get("low") == found.get("high") == 0)
+    graph, plan = done.floats.get("tensorrt"), done.plans.get("tensorrt")
+    newest = max(target.max_opset for target in targets if target.runtime != "onnxruntime")
+    return Material(fp32.graph, graph, plan, codes, refined.calibrated, zeros, newest)
 
 
 def _with_graphs_of(quantized: Quantized, tried: Tried) -> Quantized:

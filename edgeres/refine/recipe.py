@@ -29,7 +29,7 @@ from edgeres.graph.graph import Graph
 from edgeres.progress import SILENT, Progress
 from edgeres.quantize.graphs import Quantized, RangeChoice, each_style, quantize
 from edgeres.quantize.rewrite import rewrite
-from edgeres.records import F32, I64, Codes, Style
+from edgeres.records import F32, I64, Codes, QuantPlan, Style
 from edgeres.refine.bias import correct_bias
 from edgeres.refine.candidate import CandidatePlan, logits
 from edgeres.refine.choice import RefineChoice
@@ -75,12 +75,16 @@ class Step:
 
 @dataclass(frozen=True)
 class Refined:
-    """Graphs and plans after refinement, the gain of each step, the cost of each skip, and why nothing was refined."""
+    """Graphs and plans after refinement, the gain of each step, the cost of each skip, and why nothing was refined.
+
+    ``calibrated`` is the plan for TensorRT of the calibration alone, for the network as it was given.
+    """
 
     quantized: Quantized
     steps: tuple[Step, ...] = ()
     skips: tuple[SkipCost, ...] = ()
     note: str = ""
+    calibrated: QuantPlan | None = None
 
 
 def quantize_with_recipe(
@@ -107,7 +111,8 @@ def quantize_with_recipe(
     count = len(loader.source)
     if not refines or count < _LEAST_IMAGES:
         note = f"{count} calibration images are too few to hold any back" if refines else ""
-        plain = replace(_unrefined(model, quantize(model, styles, loader, ranges, progress), choice), note=note)
+        every = quantize(model, styles, loader, ranges, progress)
+        plain = replace(_unrefined(model, every, choice), note=note, calibrated=every.plans.get("tensorrt"))
         return plain if count < _LEAST_IMAGES else _with_corrected_constants(model, plain, loader, progress)
     # Sources are sorted by class: both parts, and the first images of each, must hold every class.
     order = np.random.RandomState(0).permutation(count).astype(np.int64)
@@ -116,6 +121,7 @@ def quantize_with_recipe(
     quantized = quantize(model, styles, fit, ranges, progress)
     refiner = _Refiner(model, _inputs(replace(fit), _IMAGE_BYTES), _inputs(held, _IMAGE_BYTES), choice, progress)
     quantized = _running(quantized, refiner.held[:1])
+    calibrated = quantized.plans.get("tensorrt")
     loader.unreadable[:] = fit.unreadable + held.unreadable
     if choice.effort != "fast":
         few = _part(loader, order[held_count:][:_TRIAL_IMAGES])
@@ -128,13 +134,13 @@ def quantize_with_recipe(
         )
     found = {style: refiner.refined(CandidatePlan(refiner.graphs[style], p)) for style, p in quantized.plans.items()}
     if choice.effort == "fast" or choice.residual != "int8":
-        return Refined(_with_candidates(quantized, found), tuple(refiner.steps), refiner.skips)
+        return Refined(_with_candidates(quantized, found), tuple(refiner.steps), refiner.skips, calibrated=calibrated)
     every = _running(quantize(model, styles, loader, ranges, progress), refiner.held[:1])
     plain = _with_corrected_constants(model, Refined(every), loader, progress)
+    calibrated = every.plans.get("tensorrt")
     better = {style: candidate for style, candidate in found.items() if refiner.gains(plain.quantized, style)}
-    if len(better) == len(found):
-        return Refined(_with_candidates(quantized, found), tuple(refiner.steps), refiner.skips)
-    return Refined(_with_candidates(plain.quantized, better), (*refiner.steps, *plain.steps), refiner.skips)
+    base, steps = (quantized, ()) if len(better) == len(found) else (plain.quantized, plain.steps)
+    return Refined(_with_candidates(base, better), (*refiner.steps, *steps), refiner.skips, calibrated=calibrated)
 
 
 def _running(quantized: Quantized, images: F32) -> Quantized:

@@ -1,0 +1,43 @@
+"""Weights that several graphs of a bundle have in common are stored in one file, and read in place from there.
+
+ONNX lets a tensor lie in another file of the graph's folder, at an offset. That file may be another graph: so a graph
+that is handed out alone holds all its weights, and the forms beside it take no room for the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from onnx import ModelProto, TensorProto
+
+LEAST_BYTES = 1024  # of a tensor that is worth a reference
+
+
+def share_weights(model: ModelProto, held: Mapping[str, bytes]) -> tuple[str, ...]:
+    """Let a graph read tensors from files that hold the same bytes; the model is changed.
+
+    Args:
+        held: content of files in the folder that the graph will lie in, by name.
+
+    Returns:
+        The files that it reads from.
+    """
+    used: dict[str, None] = {}
+    for tensor in model.graph.initializer:
+        if len(tensor.raw_data) < LEAST_BYTES:
+            continue
+        for name, content in held.items():
+            offset = content.find(tensor.raw_data)
+            if offset >= 0:
+                _refer(tensor, name, offset)
+                used[name] = None
+                break
+    return tuple(used)
+
+
+def _refer(tensor: TensorProto, file: str, offset: int) -> None:
+    length = len(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", file), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
