@@ -85,7 +85,7 @@ def alternatives(material: Material) -> Iterator[Alternative]:
     costs = {runtime: cost_of(float_graph, None, 2, runtime) for runtime in _runtimes(_HALF)}
     yield Alternative(_HALF, lambda: to_fp16(material.fp32), _FP16_NOISE, costs)
     if material.graph is not None and material.plan is not None:
-        for form in _in_int8(_Writer(material, material.graph, material.plan)):
+        for form in _in_int8(_Writer(material, material.graph, material.plan, material.codes)):
             scales_in_half = form.record.between == "float16" and "tensorrt" in form.record.runtimes
             if not scales_in_half or material.max_opset >= OPSET:
                 yield form
@@ -97,18 +97,19 @@ def _runtimes(record: FormRecord) -> tuple[Runtime, ...]:
 
 @dataclass(frozen=True)
 class _Writer:
-    """Makes forms in INT8."""
+    """Makes forms in INT8 from a float graph and its plan, which has these codes."""
 
     material: Material
     graph: ModelProto
     plan: QuantPlan
+    codes: Codes
 
     def form(
         self, name: str, told: str, plan: QuantPlan, *, codes: Codes | None = None, half: bool = True
     ) -> Alternative:
         """A form of a plan, for TensorRT unless its name begins with another runtime's."""
         runtime: Runtime = "rtx" if name.startswith("rtx") else "tensorrt"
-        float_graph, used = self.graph, codes or self.material.codes
+        float_graph, used = self.graph, codes or self.codes
         file = f"model.int8.{name}.onnx"
         record = FormRecord(name, file, (runtime,), "int8", used, "float16" if half else "float32", told)
         cost = cost_of(Graph(self.material.fp32), plan, 2 if half else 4, runtime)
@@ -124,16 +125,18 @@ def _as_it_is(model: ModelProto) -> ModelProto:
 def _in_int8(writer: _Writer) -> Iterator[Alternative]:
     material, view = writer.material, Graph(writer.graph)
     others = {codes: with_codes(view, writer.plan, codes, material.zeros) for codes in CODES if codes != material.codes}
+    # No Pads in float16: ONNX Runtime 1.32 takes their fill for 0, so nothing could judge such a form.
+    lean = replace(writer, plan=others["free"], codes="free") if material.codes == "full" else writer
     accurate = others.pop("full", None)
     for codes, plan in others.items():
         yield writer.form(codes, _TOLD[codes], plan, codes=codes, half=False)
-    yield writer.form("float16", "float16 in place of float32 between the codes", writer.plan)
+    yield lean.form("float16", "float16 in place of float32 between the codes", lean.plan)
     gemms = {node.name for node in view.of("Gemm", "MatMul")}
-    headless = only(writer.plan, lambda name: name not in gemms)
-    if headless.weights and headless.weights != writer.plan.weights:
+    headless = only(lean.plan, lambda name: name not in gemms)
+    if headless.weights and headless.weights != lean.plan.weights:
         told = "float16 in place of float32 between the codes, and the classifier in float16"
-        yield writer.form("head", told, headless)
-    yield from _mixed(writer)
+        yield lean.form("head", told, headless)
+    yield from _mixed(lean)
     if accurate is not None:
         yield writer.form("full", _TOLD["full"], accurate, codes="full", half=False)
 
@@ -142,7 +145,8 @@ def _mixed(writer: _Writer) -> Iterator[Alternative]:
     """INT8 from the stage on where RTX would move the fewest bytes, float16 before it."""
     material = writer.material
     if material.plain is not None:
-        writer = replace(writer, graph=material.fp32, plan=material.plain)
+        plan = with_codes(Graph(material.fp32), material.plain, writer.codes, material.zeros)
+        writer = replace(writer, graph=material.fp32, plan=plan)
     view = Graph(material.fp32)
     plans = [only(writer.plan, later.__contains__) for _, later in stages(view)[1:]]
     plans = [kept for kept in plans if kept.weights]
