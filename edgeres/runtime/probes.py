@@ -1,6 +1,6 @@
 """The probe images of a bundle: network inputs with the scores that FP32 gives for them, to try an engine on.
 
-probes.npz   pixels  uint8 (N, h, w, 3), in the network's channel order, after resize and crop
+probes.npz   pixels  uint8 (N, h, w, channels), in the network's channel order, after resize and crop
              inputs  float32, as the network takes them: in place of pixels where these do not give them exactly
              scores  float32 (N, classes)
 """
@@ -22,7 +22,7 @@ from edgeres.records import F32, U8, Preprocess
 
 @dataclass(frozen=True)
 class ProbeSet:
-    """Network inputs, float32 (N, 3, h, w) or (N, h, w, 3), and the outputs of FP32, float32 (N, classes)."""
+    """Network inputs, float32 (N, C, h, w) or (N, h, w, C), and the outputs of FP32, float32 (N, classes)."""
 
     inputs: F32
     scores: F32
@@ -49,9 +49,7 @@ def read_probes(bundle: Bundle) -> ProbeSet:
             inputs = normalize(arrays["pixels"], model.preprocess) if "pixels" in arrays else arrays["inputs"]
     except (OSError, EOFError, ValueError, TypeError, LookupError, zipfile.BadZipFile, zlib.error) as error:
         raise BundleError(f"{PROBES} cannot be read ({error})", where=bundle.path, hint="build it again") from error
-    p = model.preprocess
-    image = (3, *p.crop_px) if p.layout == "NCHW" else (*p.crop_px, 3)
-    fits = inputs.shape[1:] == image and scores.shape == (len(inputs), model.num_classes)
+    fits = inputs.shape[1:] == model.preprocess.shape and scores.shape == (len(inputs), model.num_classes)
     if not (fits and len(inputs) and inputs.dtype == scores.dtype == np.float32):
         what = f"{PROBES} holds inputs {inputs.shape} and scores {scores.shape}, which are not of this network"
         raise BundleError(what, where=bundle.path, hint="build it again")
