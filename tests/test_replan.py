@@ -26,7 +26,7 @@ from edgeres.graph.graph import Graph
 from edgeres.graph.half_scales import half_with_scales
 from edgeres.graph.lint import lint
 from edgeres.graph.normalize import normalize
-from edgeres.graph.shared_weights import share_weights
+from edgeres.graph.shared_weights import share_weights, whole_graph
 from edgeres.quantize.alternatives import Alternative, Material, alternatives, worthwhile
 from edgeres.quantize.cost import Cost, cost_of, stages
 from edgeres.quantize.placement import place
@@ -192,6 +192,9 @@ def test_weights_in_another_graph_are_read_in_place(
         {t.name: numpy_helper.to_array(t) for t in model.graph.initializer} for model in (onnx.load(str(path)), other)
     )
     assert all(np.array_equal(read[name], whole[name]) for name in whole)
+    # For another machine they are put together again.
+    assert np.array_equal(infer(onnx.load_from_string(whole_graph(path)), x), infer(other, x))
+    assert whole_graph(tmp_path / "first.onnx") == first.SerializeToString()
 
 
 def test_rtx_reads_shared_weights_in_place(

@@ -7,8 +7,11 @@ that is handed out alone holds all its weights, and the forms beside it take no 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from onnx import ModelProto, TensorProto
+if TYPE_CHECKING:
+    from onnx import ModelProto, TensorProto
 
 LEAST_BYTES = 1024  # of a tensor that is worth a reference
 
@@ -36,8 +39,24 @@ def share_weights(model: ModelProto, held: Mapping[str, bytes]) -> tuple[str, ..
 
 
 def _refer(tensor: TensorProto, file: str, offset: int) -> None:
+    from onnx import TensorProto
+
     length = len(tensor.raw_data)
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in (("location", file), ("offset", offset), ("length", length)):
         tensor.external_data.add(key=key, value=str(value))
+
+
+def whole_graph(path: Path) -> bytes:
+    """The content of a graph's file, with the weights that it reads from other files; for another machine.
+
+    Raises:
+        ModelError: it is no valid graph.
+    """
+    content = path.read_bytes()
+    if b"\x0a\x08location" not in content:
+        return content
+    from edgeres.graph.normalize import load_onnx
+
+    return bytes(load_onnx(path).SerializeToString())

@@ -72,10 +72,11 @@ def make(
         pixels = sample_pixels(source, fp32.spec.preprocess) if len(source) else None
         probes, tried = _try_forms(fp32, refined.quantized, targets, loader, progress)
         quantized = _with_graphs_of(refined.quantized, tried)
-        _write_graphs(folder, fp32, quantized, tried)
+        weights = _write_graphs(folder, fp32, quantized, tried)
         if len(source) and (seen := sample_seen(source, fp32.spec.preprocess)):
             write_json(folder / PIXELS, PIXELS_KIND.content(seen))
-        forms = tuple(FORMS[name].record(o.ranges.codes, tried.figure(name)) for name in tried.graphs)
+        records = {name: FORMS[name].record(o.ranges.codes, tried.figure(name)) for name in tried.graphs}
+        forms = tuple(replace(record, weights=weights[name]) for name, record in records.items())
         if _engines_of(targets):
             material = _material(fp32, refined, o.ranges.codes, targets)
             forms += write_alternatives(folder, material, tried, probes, progress)
@@ -213,12 +214,24 @@ def _left_out(targets: Sequence[Target], tried: Tried, engines: Engines, o: Buil
             yield LeftOut(target.name, f"an engine is left out: {why_left_out(error)}", bool(o.targets))
 
 
-def _write_graphs(folder: Path, fp32: Fp32Model, quantized: Quantized, tried: Tried) -> None:
+def _write_graphs(folder: Path, fp32: Fp32Model, quantized: Quantized, tried: Tried) -> dict[str, tuple[str, ...]]:
+    """Write graphs, ranges and labels; a form that is made from another one shares its weights.
+
+    Returns:
+        For each form, the other files that it reads weights from.
+    """
+    from edgeres.graph.shared_weights import share_weights
+
     write_file(folder / FP32, fp32.graph.SerializeToString())
+    shared: dict[str, tuple[str, ...]] = {}
     for name, graph in tried.graphs.items():
+        base = FORMS[name].made_from
+        held = {FORMS[base].file: (folder / FORMS[base].file).read_bytes()} if base else {}
+        shared[name] = share_weights(graph, held)
         write_file(folder / FORMS[name].file, graph.SerializeToString())
     write_file(folder / CALIBRATION, to_json(quantized.calibration).encode())
     write_file(folder / LABELS, "".join(f"{label}\n" for label in fp32.spec.labels).encode())
+    return shared
 
 
 def _write_engines(folder: Path, engines: Engines) -> None:

@@ -19,6 +19,7 @@ from edgeres.data.choose import DataChoice
 from edgeres.data.corruptions import Corrupted, Corruption
 from edgeres.data.loader import Batch, Loader, OnUnreadable
 from edgeres.errors import SourceError
+from edgeres.graph.shared_weights import whole_graph
 from edgeres.progress import SILENT, Progress
 from edgeres.records import F32, I64, ModelSpec, Preprocess
 from edgeres.runtime.runner import Feed, Runner
@@ -61,7 +62,7 @@ def compare_on(
     original = source.original if isinstance(source, Corrupted) else source
     with connect(address) as client:
         named = {REFERENCE: candidates.reference, **candidates.others}
-        graphs = {name: entry.graph.read_bytes() for name, entry in named.items() if entry.graph is not None}
+        graphs = {name: whole_graph(entry.graph) for name, entry in named.items() if entry.graph is not None}
         job = _CompareJob(
             {name: named[name].integer for name in graphs},
             candidates.open_graph,
