@@ -12,8 +12,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from bundles import CLASSES, SIDE, spec, write_bundle
+from bundles import CLASSES, SIDE, spec, write_bundle, write_images
 
+from edgeres import build
 from edgeres.bundle import FP16, FP32, PROBES, Bundle
 from edgeres.data.preprocess import normalize
 from edgeres.engine.engines import _graph
@@ -22,6 +23,7 @@ from edgeres.graph.normalize import normalize as canonical
 from edgeres.quantize.alternatives import Alternative, Material, alternatives, try_alternatives
 from edgeres.quantize.trial import Probes
 from edgeres.records import FormRecord, ModelSpec, Preprocess
+from edgeres.runtime.ort import OrtRunner
 from edgeres.runtime.probes import ProbeSet, read_probes
 
 PX = foreign_graphs.PX
@@ -145,3 +147,53 @@ def test_no_onnx_is_needed_for_an_fp16_engine_of_a_bundle_with_that_form(
         (tmp_path / name).write_bytes(b"graph")
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert _graph(tmp_path, "fp16", "tensorrt", Preprocess(crop_px=(8, 8))) == tmp_path / FP16
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("forms")
+    onnx.save(foreign_graphs.option_a(), str(folder / "net.onnx"))
+    images = write_images(folder / "images.npz", 40, px=PX)
+    build(
+        folder / "net.onnx",
+        calibration=str(images),
+        validation=str(images),
+        targets=("cpu", "rtx", "jetson-orin-nano"),
+        max_drop=None,
+        output=folder / "net.edgeres",
+    )
+    return Bundle(folder / "net.edgeres")
+
+
+def test_a_bundle_lists_its_forms_and_they_compute_what_it_says(bundle: Bundle) -> None:
+    """The first probes are the images that the manifest's figures are of."""
+    probes = read_probes(bundle)
+    assert len(probes.inputs) == 40
+    for_engines = [form for form in bundle.forms if set(form.runtimes) != {"onnxruntime"}]
+    assert 4 < len(for_engines) <= 8
+    assert {form.name for form in bundle.forms} > {"tensorrt", "rtx", "cpu", "fp16"}
+    assert bundle.manifest.default_form == {"tensorrt": "tensorrt", "rtx": "rtx", "onnxruntime": "cpu"}
+    for form in bundle.forms:
+        with OrtRunner(bundle.file(form.file), integer=form.name == "cpu") as runner:
+            found = runner.infer({runner.input_name: probes.inputs[:8]})[runner.output_name]
+        exact = probes.scores[:8]
+        sqnr = 10 * np.log10((exact**2).sum() / ((exact - found) ** 2).sum())
+        assert form.sqnr_db == pytest.approx(sqnr, abs=0.2), form.name
+
+
+def test_default_forms_of_tensorrt_and_fp16_hold_their_weights_and_others_share_them(bundle: Bundle) -> None:
+    alone = {form.name for form in bundle.forms if not form.weights}
+    assert alone >= {"tensorrt", "cpu", "fp16"}
+    for form in bundle.forms:
+        tensors = onnx.load(str(bundle.path / form.file), load_external_data=False).graph.initializer
+        places = {entry.value for t in tensors for entry in t.external_data if entry.key == "location"}
+        assert places == set(form.weights), form.name
+    shared = [form.file for form in bundle.forms if form.weights]
+    assert shared
+    (bundle.path / "model.int8.onnx").rename(bundle.path / "gone.onnx")
+    try:
+        for file in shared:
+            with pytest.raises(BundleError, match=r"model\.int8\.onnx is missing"):
+                bundle.file(file)
+    finally:
+        (bundle.path / "gone.onnx").rename(bundle.path / "model.int8.onnx")
