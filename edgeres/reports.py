@@ -25,6 +25,7 @@ _BASELINE = "edgeres baseline"
 _HEAD = {"schema", "kind", "digest"}
 _SIZES = {"fp32_bytes", "int8_bytes", "deployed_bytes"}
 _PLAIN: dict[str, Any] = {"string": str, "integer": int, "number": float, "boolean": bool, "null": None}
+_LACKS: Any = object()  # a key that a document does not have; null is a value
 _BOUNDS = {"minimum": "ge", "exclusiveMinimum": "gt", "maximum": "le", "pattern": "pattern"}
 
 
@@ -76,7 +77,7 @@ def _consistent(document: Any) -> None:
     same = not graphs if answers is None else answers.keys() == {"labels", "fp32", *graphs}
     require(same, "accuracy.graphs are not those of accuracy.answers")
     power = document.accuracy.power
-    require(power is None or power.keys() == {"fp32", *graphs}, "accuracy.power has not one column per graph")
+    require(power in (None, _LACKS) or power.keys() == {"fp32", *graphs}, "accuracy.power has not one column per graph")
     if latency.speedup is not None:
         times = [(part.p50_ms, part.p99_ms, part.throughput_ips) for part in (latency.fp32, latency.int8)]
         figures = (latency.scope, latency.batch, latency.speedup_ci95, *times[0], *times[1])
@@ -149,7 +150,7 @@ def _record(schema: Json, file: str, consistent: Callable[[Any], None] | None = 
     rows = [
         (f"{key}_" if keyword.iskeyword(key) else key, kind, field(metadata=named(key)))
         if key in required
-        else (key, kind, field(default=None, metadata=OPTIONAL))
+        else (key, kind, field(default=_LACKS, metadata=OPTIONAL))
         for key, kind in own.items()
     ]
     methods = {"__post_init__": consistent} if consistent else {}

@@ -96,6 +96,14 @@ def shown_path(path: str | Path) -> str:
         return path.name or str(path)
 
 
+def relative_path(path: Path) -> str:
+    """A path for a report as the working directory leads to it: ``../pyproject.toml``."""
+    try:
+        return os.path.relpath(path)
+    except (ValueError, OSError):  # another drive, a removed working directory
+        return path.name
+
+
 def shown_argument(word: str) -> str:
     """A word of a command line for a report."""
     option, path = re.match(r"(--?[\w-]+=|-\w(?=/))?(.*)", word, re.DOTALL).groups(default="")  # type: ignore[union-attr]

@@ -45,7 +45,9 @@ def judged(**given: Any) -> dict[str, Any]:
 
     ``made_earlier``: the bundle was made by an earlier run; ``facts`` are computed from the fields unless given.
     """
-    gates = GateChoice(**{name: given.pop(name) for name in ("limits", "on_unsure", "allow") if name in given})
+    gates = GateChoice(
+        **{name: given.pop(name) for name in ("limits", "on_unsure", "allow", "config") if name in given}
+    )
     asked = Asked(given.pop("command", ""), given.pop("options", {}), gates, given.pop("baseline", None))
     measured = Measured(
         **{name: given.pop(name) for name in list(given) if name in Measured.__dataclass_fields__},

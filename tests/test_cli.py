@@ -460,7 +460,7 @@ def test_errors_are_one_line_and_leave_nothing(edge: Any, work: Path, command: s
         ("build --model resnet18 --weight x", "No such option '--weight'"),
         (f"{QUANTIZE} images.npz --method best", "'best' is not one of 'mse', 'entropy', 'percentile', 'minmax'"),
         (f"{QUANTIZE} images.npz --calibration-size 0", "0 is not in the range x>=1"),
-        (f"{QUANTIZE} images.npz --mean 1 2", "Option '--mean' requires 3 arguments"),
+        (f"{QUANTIZE} images.npz --mean 1 2", "--mean: 2 values for a network with 3 channels"),
         (f"{QUANTIZE} images.npz --channel-order GBR", "'GBR' is not one of 'RGB', 'BGR'"),
         ("predict robot.edgeres", "Missing argument 'IMAGE|DIR...'"),
         ("verify robot.edgeres --max-drop much", "'much' is neither a number nor off"),

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import io
+import os
 from pathlib import Path
 
 import click
 import pytest
+from bundles import spec
+from click.testing import CliRunner
+from judged import judged
+from rich.console import Console
 
-from edgeres.cli.config import gates_from, read_config
+from edgeres.cli.config import Config, gates_from, read_config
 from edgeres.cli.options import gate_choice, gate_options
 from edgeres.errors import UsageError
+from edgeres.judge.asked import Weaker
+from edgeres.judge.document import to_json
+from edgeres.report.html import render_html
+from edgeres.report.junit import render_junit
+from edgeres.report.markdown import render_markdown
+from edgeres.report.terminal import render_terminal
+from edgeres.reports import read_report
 
 
 def write(folder: Path, text: str) -> Path:
@@ -19,9 +32,9 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_no_file_and_no_table_set_nothing(tmp_path: Path) -> None:
-    assert read_config(tmp_path) == {}
+    assert read_config(tmp_path) == Config()
     write(tmp_path, "[tool.other]\nmax-drop = 3\n")
-    assert read_config(tmp_path) == {}
+    assert read_config(tmp_path) == Config()
 
 
 def test_every_key_is_read(tmp_path: Path) -> None:
@@ -43,12 +56,12 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     )
     inner = tmp_path / "a" / "b"
     inner.mkdir(parents=True)
-    assert read_config(inner) == {}  # no repository: what lies above is of others
+    assert read_config(inner) == Config()  # no repository: what lies above is of others
     (tmp_path / ".git").mkdir()
-    found = read_config(inner)  # from a directory upwards
+    found = read_config(inner).values  # from a directory upwards
     assert found["baseline"] == tmp_path / "ci" / "baseline.json"  # relative to the file, not to where one stands
     assert (found["validation"], found["validation_size"], found["any_machine"]) == (str(tmp_path / "val"), 200, True)
-    gates = gates_from(found)
+    gates = gates_from(read_config(inner))
     limits = gates.limits
     assert (limits.max_drop, limits.max_class_drop, limits.min_agreement) == (0.5, None, 99)
     assert (gates.on_unsure, gates.allow) == ("fail", ("weights", "engines"))
@@ -57,7 +70,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
 
 def test_other_words_for_images_are_no_path(tmp_path: Path) -> None:
     write(tmp_path, '[tool.edgeres]\nvalidation = "signs:200@3"\n')
-    assert read_config(tmp_path) == {"validation": "signs:200@3"}
+    assert read_config(tmp_path).values == {"validation": "signs:200@3"}
 
 
 @pytest.mark.parametrize(
@@ -130,3 +143,64 @@ def test_a_limit_on_the_command_line_is_a_number_or_off() -> None:
     for wrong in ("one", "nan", "inf", ""):
         with pytest.raises(click.BadParameter, match="is neither a number nor off"):
             command.main(["--max-drop", wrong], standalone_mode=False)
+
+
+WEAK = """
+[tool.edgeres]
+max-drop = false
+max-class-drop = 20
+max-regression = 0.1
+min-speedup = 2
+allow = ["weights"]
+"""
+
+
+def test_keys_that_weaken_the_defaults_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, WEAK)
+    monkeypatch.chdir(tmp_path)
+    config = gates_from(read_config()).config
+    assert config is not None
+    assert config.file == path
+    assert config.weaker == (
+        Weaker("max-drop", None, 1.0),
+        Weaker("max-class-drop", 20.0, 10.0),
+        Weaker("allow", "weights"),
+    )
+    # What the command line says is not the file's.
+    said = gates_from(read_config(), {"max_drop": 0.5, "allow": ("engines",)}).config
+    assert said is not None
+    assert [one.key for one in said.weaker] == ["max-class-drop"]
+
+
+def test_the_report_names_the_file_and_what_it_weakens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, WEAK)
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "job").mkdir()
+    monkeypatch.chdir(tmp_path / "job")
+    report = judged(model=spec(), config=gates_from(read_config()).config)
+    assert report["config"]["file"] == os.path.join("..", "pyproject.toml")  # noqa: PTH118  not normalized
+    assert report["config"]["weaker"][0] == {"key": "max-drop", "value": None, "default": 1.0}
+    (tmp_path / "report.json").write_text(to_json(report), encoding="utf-8")
+    assert read_report(tmp_path / "report.json") == report
+    terminal = Console(file=io.StringIO(), width=200)
+    render_terminal(report, terminal)
+    words = "weakens what is judged: max-drop off (default 1), max-class-drop 20 (default 10), allow weights"
+    for text in (terminal.file.getvalue(), render_html(report), render_junit(report)):  # type: ignore[attr-defined]
+        assert f"pyproject.toml {words}" in text
+    assert words in render_markdown(report).replace("\\", "")
+
+
+def test_the_file_is_named_on_stderr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, "[tool.edgeres]\nmax-drop = 0.5\n")
+    monkeypatch.chdir(tmp_path)
+
+    @click.command()
+    @gate_options
+    def command(**given: object) -> None:
+        gate_choice(given)
+
+    done = CliRunner().invoke(command, [])
+    assert done.output == f"reads [tool.edgeres] in {path}\n"
+    write(tmp_path, WEAK)
+    done = CliRunner().invoke(command, ["--max-drop", "1"])
+    assert done.output == f"reads [tool.edgeres] in {path}; weaker than the default: max-class-drop, allow\n"

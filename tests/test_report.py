@@ -9,6 +9,7 @@ import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.resources import files
 from io import StringIO
@@ -20,6 +21,7 @@ from xml.etree import ElementTree
 import jsonschema
 import numpy as np
 import pytest
+from bundles import spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from judged import NO_LIMITS, ORT, compared, judged, limits
@@ -45,6 +47,7 @@ from edgeres.report.html import render_html
 from edgeres.report.junit import render_junit
 from edgeres.report.markdown import render_markdown
 from edgeres.report.terminal import render_terminal
+from edgeres.reports import read_report
 from edgeres.verify.accuracy import Comparison
 from edgeres.verify.layer_noise import LayerNoise, RangeFit, TensorNoise
 
@@ -568,3 +571,10 @@ def test_the_page_fits_a_phone_in_a_browser(tmp_path: Path) -> None:
     title = re.search(r"<title>(.*?)</title>", done.stdout)
     assert title is not None
     assert title[1] == "rgb(244, 245, 247) and rgb(16, 19, 23)"
+
+
+def test_a_report_on_raw_pixels_is_read_back(tmp_path: Path) -> None:
+    model = spec()
+    report = judged(model=replace(model, given=model.preprocess))
+    (tmp_path / "report.json").write_text(to_json(report), encoding="utf-8")
+    assert read_report(tmp_path / "report.json") == report

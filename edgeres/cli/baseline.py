@@ -68,13 +68,14 @@ def _check(builds: tuple[Path, ...], output: Path | None, baseline: Path | None,
     from dataclasses import asdict
 
     from edgeres.bundle import Bundle
-    from edgeres.cli.config import gates_from, read_config
+    from edgeres.cli.config import gates_from, read_config, tell_config
     from edgeres.judge.baseline import read_baseline
     from edgeres.judge.consistency import consistency
 
     if output is not None:
         raise UsageError("is for accept; check writes nothing", where="-o", hint="leave it out")
     gates = gates_from(read_config())
+    tell_config(gates)
     accepted = read_baseline(baseline or gates.baseline or Path(FILE))
     found = consistency(accepted, gates.limits, map(Bundle, builds))
     if as_json:

@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import field, fields, make_dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from edgeres.cli.show import echo
 from edgeres.documents import OPTIONAL, DocumentKind, named, require
 from edgeres.errors import UsageError
-from edgeres.judge.asked import GateChoice, OnUnsure
-from edgeres.judge.gates import LIMITS, Limits
+from edgeres.judge.asked import ConfigFile, GateChoice, OnUnsure, Weaker
+from edgeres.judge.gates import LIMITS, METRICS, Limits
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -61,13 +64,23 @@ _TABLE: DocumentKind[Any] = DocumentKind(
 )
 
 
-def read_config(start: Path | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Config:
+    """What a pyproject.toml sets.
+
+    Attributes:
+        file: its path; None: there is none with the table.
+        values: by the options' names in Python; a limit that is switched off is None.
+    """
+
+    file: Path | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_config(start: Path | None = None) -> Config:
     """The nearest ``[tool.edgeres]``, from a directory up to the root of its Git repository; empty where there is none.
 
     Outside of a repository only the directory itself is looked at: a file of others further up decides nothing.
-
-    Returns:
-        Values by the options' names in Python; a limit that is switched off is None.
 
     Raises:
         UsageError: a key or a value is not what it can be; one line names it.
@@ -80,15 +93,42 @@ def read_config(start: Path | None = None) -> dict[str, Any]:
         table = _table(path) if path.is_file() else None
         if table is not None:
             given = vars(_TABLE.decode({_key(key): value for key, value in table.items()}, path))
-            return {name: _value(name, value, path) for name, value in given.items() if value is not None}
-    return {}
+            return Config(path, {name: _value(name, value, path) for name, value in given.items() if value is not None})
+    return Config()
 
 
-def gates_from(values: dict[str, Any]) -> GateChoice:
-    """How to judge, of the values; what they do not have is at its default."""
+def gates_from(config: Config, given: Mapping[str, Any] = MappingProxyType({})) -> GateChoice:
+    """How to judge, of the options that were given, else of the file, else of the defaults.
+
+    Args:
+        given: by the options' names in Python.
+    """
+    values = {**config.values, **given}
     limits = Limits.of(**{name: values[name] for name in LIMITS if name in values})
     own = {f.name: values[f.name] for f in fields(GateChoice) if f.name in values}
-    return GateChoice(**{**own, "limits": limits, "allow": tuple(own.get("allow", ()))})
+    kept = {name: value for name, value in config.values.items() if name not in given}
+    used = ConfigFile(config.file, tuple(_weaker(kept))) if config.file else None
+    return GateChoice(**{**own, "limits": limits, "allow": tuple(own.get("allow", ())), "config": used})
+
+
+def _weaker(values: Mapping[str, Any]) -> Iterator[Weaker]:
+    for metric in {metric.option: metric for metric in METRICS.values()}.values():
+        default = Limits().limit(metric.option)
+        if default is None or metric.option not in values:
+            continue
+        value = values[metric.option]
+        if value is None or not metric.meets(value, default):
+            yield Weaker(_key(metric.option), value, default)
+    for check in values.get("allow", ()):
+        yield Weaker("allow", check)
+
+
+def tell_config(gates: GateChoice) -> None:
+    """Say on stderr which file decides what is judged."""
+    if gates.config is not None:
+        keys = ", ".join(dict.fromkeys(one.key for one in gates.config.weaker))
+        weaker = f"; weaker than the default: {keys}" if keys else ""
+        echo(f"reads [tool.edgeres] in {gates.config.file}{weaker}", err=True)
 
 
 def _table(path: Path) -> dict[str, Any] | None:

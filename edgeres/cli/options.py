@@ -280,17 +280,20 @@ def gate_choice(given: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: the configuration is wrong.
     """
-    from edgeres.cli.config import gates_from, read_config
+    from edgeres.cli.config import gates_from, read_config, tell_config
     from edgeres.judge.gates import LIMITS
 
-    values = read_config()
+    config, own = read_config(), {}
     for name in (*LIMITS, "baseline", "any_machine", "on_unsure", "allow", "thumbnails"):
         said = given.pop(name)
         if said not in (None, ()):
-            values[name] = None if said == Limit.OFF else said
+            own[name] = None if said == Limit.OFF else said
+    gates = gates_from(config, own)
+    tell_config(gates)
+    values = {**config.values, **own}
     images = ("validation", "validation_labels", "validation_size")
     chosen: dict[str, Any] = {name: values[name] for name in images if name in values}
-    return {**chosen, "thumbnails": values.get("thumbnails", True), "gates": gates_from(values)}
+    return {**chosen, "thumbnails": values.get("thumbnails", True), "gates": gates}
 
 
 def check_calibration_file(given: dict[str, Any]) -> None:

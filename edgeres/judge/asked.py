@@ -16,6 +16,34 @@ OnUnsure = Literal["warn", "fail"]
 
 
 @dataclass(frozen=True)
+class Weaker:
+    """A key of a configuration that judges more mildly than the default does.
+
+    Attributes:
+        key: as the file spells it: the name of a limit, or ``allow``.
+        value: the limit, None where it is switched off; or the check that may fail.
+        default: the limit without the key; None for ``allow``.
+    """
+
+    key: str
+    value: float | str | None
+    default: float | None = None
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """The file that the choices came from which the command line did not make.
+
+    Attributes:
+        file: its path.
+        weaker: its keys in effect that judge more mildly than the defaults.
+    """
+
+    file: Path
+    weaker: tuple[Weaker, ...] = ()
+
+
+@dataclass(frozen=True)
 class GateChoice:
     """How a run is judged.
 
@@ -25,6 +53,7 @@ class GateChoice:
         allow: names in :data:`edgeres.judge.checks.CHECKS`; these checks are reported but do not fail the run.
         baseline: file of an accepted build to compare with, written by ``edgeres baseline accept``.
         any_machine: compare latency with a baseline of another machine, too.
+        config: where the command line found choices that the user did not write on it; None: in no file.
     """
 
     limits: Limits = Limits()
@@ -32,6 +61,7 @@ class GateChoice:
     allow: tuple[str, ...] = ()
     baseline: Path | None = None
     any_machine: bool = False
+    config: ConfigFile | None = None
 
     def __post_init__(self) -> None:
         """Raise UsageError where ``on_unsure`` or a name in ``allow`` does not exist."""

@@ -9,7 +9,7 @@ import json
 from dataclasses import asdict
 
 from edgeres._version import __version__
-from edgeres.judge.asked import Asked, GateChoice
+from edgeres.judge.asked import Asked, ConfigFile, GateChoice
 from edgeres.judge.build_figures import BuildFigures, finite_sqnr, unpacked_power
 from edgeres.judge.checks import Evidence, check
 from edgeres.judge.corruptions import corruption_rows
@@ -31,6 +31,7 @@ from edgeres.made import Made
 from edgeres.records import EngineRecord, Verdict
 from edgeres.reports import REPORT_FORMAT
 from edgeres.verify.measure import Measured
+from edgeres.words import relative_path
 
 
 def judge(asked: Asked, made: Made, measured: Measured) -> Json:
@@ -77,6 +78,7 @@ def judge(asked: Asked, made: Made, measured: Measured) -> Json:
         "timings_seconds": {**making.timings, "verify": measured.seconds} if making else {},
         "environment": dict(measured.environment),
         "command": asked.command,
+        "config": _config(asked.gates.config),
         "options": dict(asked.options),
     }
     # As read back from disk: tuples become lists, and bytes of file names that are not UTF-8 become "?".
@@ -132,6 +134,12 @@ def _outcome(verdicts: list[Json], checks: list[Json], gates: GateChoice) -> Jso
         "outcome": "failed" if failed else "unsure" if unsure else "passed",
         "on_unsure": gates.on_unsure,
     }
+
+
+def _config(config: ConfigFile | None) -> Json | None:
+    if config is None:
+        return None
+    return {"file": relative_path(config.file), "weaker": [asdict(one) for one in config.weaker]}
 
 
 def _verdict(verdict: Verdict, gates: GateChoice) -> Json:

@@ -32,7 +32,7 @@ _WORDS = {
 _NO_FACTS = {
     *("model", "weights", "labels", "output", "force", "validation", "validation_size", "calibration"),
     "validation_labels",
-    *("scheduler", "thumbnails", "limits", "baseline", "any_machine", "on_unsure", "allow"),
+    *("scheduler", "thumbnails", "limits", "baseline", "any_machine", "on_unsure", "allow", "config"),
     *LIMITS,
 }
 
@@ -149,10 +149,10 @@ _PARTS = (DataChoice, RangeOptions, RefineChoice, EngineChoice, GateChoice, Limi
 
 
 def flat(options: Any) -> dict[str, Any]:
-    """The fields of a record of options and of the records in it, by name."""
+    """The fields of a record of options and of the records in it, by name; ``config`` has a part of its own."""
     by_name: dict[str, Any] = {}
     for name, value in vars(options).items():
-        by_name |= flat(value) if isinstance(value, _PARTS) else {name: value}
+        by_name |= flat(value) if isinstance(value, _PARTS) else {name: value} if name != "config" else {}
     return by_name
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from xml.etree import ElementTree
 
-from edgeres.report.text import Report, check_word, observed, verdict_word
+from edgeres.report.text import Report, check_word, observed, verdict_word, weaker
 from edgeres.words import escaped
 
 # XML 1.0 cannot represent most control characters, but file names may have them.
@@ -43,6 +43,8 @@ def _suite(root: ElementTree.Element, report: Report, name: str) -> ElementTree.
     properties = ElementTree.SubElement(suite, "properties")
     validation = report["data"]["validation"] or {"description": "none"}
     facts = {"edgeres": report["edgeres"], "validation": validation["description"], "command": report["command"]}
+    if weaker(report):
+        facts["config"] = weaker(report)
     for key, value in facts.items():
         ElementTree.SubElement(properties, "property", name=key, value=_text(value))
     return suite

@@ -69,7 +69,7 @@ def outcome_line(report: Report) -> tuple[str, list[tuple[str, str]]]:
 def remarks(report: Report) -> list[str]:
     """What is told before all figures, whatever the gates say."""
     latency = report["latency"]
-    told = [slower_than_fp16(latency), slower(latency)]
+    told = [slower_than_fp16(latency), slower(latency), weaker(report)]
     if precision_of(report) == "FP16":
         told.insert(0, "FP16 is what edgeres.load takes on this device: its clock found no faster INT8 engine")
     return [line for line in told if line]
@@ -106,6 +106,18 @@ def figure_rows(report: Report) -> list[FigureRow]:
             size = next((engine["size_bytes"] for engine in built), None)
             rows.append(FigureRow(precision.upper(), hits, latency[precision], size))
     return rows
+
+
+def weaker(report: Report) -> str:
+    """What a configuration judges more mildly than the defaults do; "" where it does not, or there is none."""
+    config = report.get("config") or {"weaker": ()}
+    told = [
+        f"{one['key']} {one['value']}"
+        if one["key"] == "allow"
+        else f"{one['key']} {'off' if one['value'] is None else format(one['value'], 'g')} (default {one['default']:g})"
+        for one in config["weaker"]
+    ]
+    return f"{config['file']} weakens what is judged: {', '.join(told)}" if told else ""
 
 
 def unreadable(data: dict[str, Any]) -> str:
@@ -176,6 +188,7 @@ def findings(report: Report) -> list[tuple[str, str]]:
     ]
     told += [(step["name"], _step(step)) for step in report["refinement"]]
     told += [("noise", what) for what in m["noise"]]
+    told += [("limits from", config["file"])] if (config := report.get("config")) else []
     if a.get("reference"):
         told.append(("FP32 answers", a["reference"]))
     return told + [(titled(name), _graph(report, graph, name == a["graph"])) for name, graph in a["graphs"].items()]
