@@ -143,6 +143,9 @@ class DocumentKind(Generic[R]):
             schema, (oldest, newest) = raw.get("schema"), self.schemas
             if type(schema) is not int:
                 raise _Fault((), f"is not {self.name}: it states no schema")
+            keys = raw.keys() - {"schema", "kind", "digest"}
+            if schema > newest and 2 * len(keys & set(_keys(self.record))) < len(keys):  # another kind of document
+                raise _Fault((), f"is not {self.name}")
             if not oldest <= schema <= newest:
                 what = f"written in format {schema}, this edgeres reads {newest}"
                 raise _Fault((), what, "upgrade edgeres" if schema > newest else "")

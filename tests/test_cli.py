@@ -205,7 +205,8 @@ def test_verify_holds_a_bundle_against_the_accepted_one(edge: Any, work: Path) -
     )
     files = "--junit out/edgeres.xml --markdown out/summary.md"
     done = edge(f"verify robot.edgeres --validation images.npz --max-regression 100 --max-slowdown off {files}")
-    assert (done.code, done.err) == (0, "")
+    where = work.resolve() / "pyproject.toml"
+    assert (done.code, done.err) == (0, f"reads [tool.edgeres] in {where}; weaker than the default: max-drop, allow\n")
     assert "top-1 since baseline" in done.out
     assert (work / "out" / "edgeres.xml").read_text().startswith("<?xml")
     assert (work / "out" / "summary.md").read_text().startswith("## ")

@@ -289,7 +289,7 @@ def test_the_command_prints_tables_json_and_a_page(builds: Path, tmp_path: Path)
         (lambda folder: folder / "first" / FP32, "is not a report of edgeres: "),
         (
             lambda folder: folder / "first" / CALIBRATION,
-            "$.edgeres: is missing; edgeres verify BUNDLE -o DIR writes one",
+            "is not a report of edgeres; edgeres verify BUNDLE -o DIR writes one",
         ),
         (lambda folder: without_answers(folder), "$.accuracy.answers: is missing"),
         (lambda folder: packed_wrong(folder), "cannot be unpacked"),

@@ -61,7 +61,8 @@ def _show(found: Json) -> None:
     turns = "taking turns, " if settings["interleaved"] else ""
     echo(
         f"{turns}each: {1e3 * settings['warmup_seconds']:g} ms warm-up, then at least {settings['min_seconds']:g} s and"
-        f" {settings['min_iterations']} inferences\n"
+        f" {settings['min_iterations']} inferences",
+        "",
     )
     columns = ("min", "mean", "median", "p90", "p95", "p99", "max")
     rows = []
@@ -70,7 +71,7 @@ def _show(found: Json) -> None:
         rows.append((name, f"{of['Throughput']['images_per_second']:.4g} img/s", *times))
     figures = ("Throughput", *(f"{column} ms" for column in columns))
     print_table(("", *figures), rows, right=figures)
-    echo("\nTimes are from input to output, both in the CPU's memory.")
+    echo("", "Times are from input to output, both in the CPU's memory.")
     _show_gpu(found["precisions"])
     for name, ratio in found["speedup"].items():
         echo(f"{name}: {ratio['value']:.2f}x, 95 % interval {ratio['low']:.2f} to {ratio['high']:.2f}")
@@ -94,7 +95,7 @@ def _show_gpu(precisions: Json) -> None:
         if of["timed_iterations"]
     ]
     if rows:
-        echo("\nby events on the GPU, median (p99) in ms:\n")
+        echo("", "by events on the GPU, median (p99) in ms:", "")
         print_table(("", *names, "CUDA graph"), rows, right=names)
         echo()
 

@@ -56,5 +56,5 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     )
     print_report(result.report, as_json=quiet)
     if not quiet:
-        echo(f"\nbundle: {result.path}    report: {result.path / 'report.html'}")
+        echo("", f"bundle: {result.path}    report: {result.path / 'report.html'}")
     ctx.exit(0 if result.passed else 1)

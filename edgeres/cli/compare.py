@@ -47,4 +47,4 @@ def command(builds: tuple[Path, ...], html: Path | None, any_machine: bool, as_j
             echo()
         render_comparison(pair, new_console(highlight=False))
     if html is not None:
-        echo(f"\npage: {html}")
+        echo("", f"page: {html}")

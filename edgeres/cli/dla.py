@@ -60,7 +60,7 @@ def command(bundle: Path, target: str, batch: int, tensorrt: str, output: Path |
         return
     _show(found, target)
     if output is not None:
-        echo(f"\n{output / GRAPH}, {output / CACHE}\non the device: {COMMAND}")
+        echo("", f"{output / GRAPH}, {output / CACHE}", f"on the device: {COMMAND}")
 
 
 def _show(found: DlaModel, target: str) -> None:
@@ -68,7 +68,8 @@ def _show(found: DlaModel, target: str) -> None:
     half = sum(layer.precision == "fp16" for layer in found.layers)
     echo(
         f"{target}: {counts['dla']} of {len(found.layers)} layers on the DLA{f' ({half} in float16)' if half else ''},"
-        f" {counts['gpu']} on the GPU, {counts['unsure']} unsure\n"
+        f" {counts['gpu']} on the GPU, {counts['unsure']} unsure",
+        "",
     )
     rows = [(layer.node, layer.op, layer.where, layer.reason) for layer in found.layers if layer.reason]
     if rows:

@@ -94,7 +94,7 @@ def _engines(bundle: Bundle) -> list[Json]:
 def _show_graph(graph: Json) -> None:
     click.secho(f"{escaped(graph['file'])}: {graph['style'] or 'not quantized by edgeres'}", bold=True)
     operators = ", ".join(f"{count} {name}" for name, count in graph["operators"].items())
-    echo(f"opset {graph['opset']}, {operators}\n")
+    echo(f"opset {graph['opset']}, {operators}", "")
     if graph["quantized"]:
         quantized = (
             (q["tensor"], q["dtype"], f"{q['scale']:.5g}", str(q["zero_point"]), q["reason"])
@@ -116,13 +116,13 @@ def _show_graph(graph: Json) -> None:
 def _show_engine(engine: Json) -> None:
     if "reason" in engine:
         click.secho(f"{escaped(engine['file'])}: {megabytes(engine['bytes'])}", bold=True)
-        echo(f"{engine['reason']}\n")
+        echo(engine["reason"], "")
         return
     made_for = ", ".join(engine["accelerators"]) + (" and later" if engine["portable"] else "")
     click.secho(f"{escaped(engine['file'])}: {megabytes(engine['bytes'])}, for {made_for}", bold=True)
     types = Counter((_type(k["reads"]), _type(k["writes"])) for k in engine["kernels"] if k["kind"] == "convolution")
     convolutions = ", ".join(f"{count} from {reads} to {writes}" for (reads, writes), count in types.items())
-    echo(f"convolutions: {convolutions or 'none'}\n")
+    echo(f"convolutions: {convolutions or 'none'}", "")
     rows = [(kind, *_figures(of_kind["kernels"], of_kind)) for kind, of_kind in engine["kinds"].items()]
     rows.append(("all", *_figures(len(engine["kernels"]), engine)))
     figures = ("kernels", "activations", "weights")

@@ -30,6 +30,6 @@ def command(as_json: bool) -> None:
         rows.append((a.name, f"{a.size.params / 1e6:.2f} M", f"{a.size.gmacs:.2f} G", f"{a.input_px}", tags))
     print_table(("model", "params", "MACs", "px", "weights (published top-1)"), rows, right=("params", "MACs", "px"))
     licenses = sorted({w.license for model in models for w in model.weights.values()})
-    echo("\nThe first tag is the default. signs comes with the package; imagenet is downloaded when asked for.")
+    echo("", "The first tag is the default. signs comes with the package; imagenet is downloaded when asked for.")
     for license in licenses:
         echo(f"imagenet weights: {license}")

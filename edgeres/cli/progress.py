@@ -30,7 +30,7 @@ class Bars:
             yield lambda steps: bar.advance(number, steps)
 
     def say(self, line: str) -> None:
-        self._console.print(without_secrets(line), markup=False, highlight=False, soft_wrap=True)
+        self._console.print(escaped(without_secrets(line)), markup=False, highlight=False, soft_wrap=True)
 
 
 class Lines:

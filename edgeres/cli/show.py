@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 
-def echo(text: object = "", *, err: bool = False) -> None:
-    """Print text, whose words may come from anybody: labels, names of files, other machines."""
-    click.echo(escaped(str(text), keep="\n\t"), err=err)
+def echo(*lines: object, err: bool = False) -> None:
+    """Print lines, or an empty one; their words may come from anybody: labels, names of files, other machines."""
+    for line in lines or ("",):
+        click.echo(escaped(str(line), keep="\t"), err=err)
 
 
 class _Cleaned:
@@ -57,7 +58,7 @@ def new_console(**settings: Any) -> Console:
 
 def print_json(content: Any) -> None:
     """Print one JSON document on stdout."""
-    click.echo(json.dumps(content, indent=2, allow_nan=False))
+    click.echo(escaped(json.dumps(content, indent=2, allow_nan=False), keep="\n", form="json"))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[str] = ()) -> None:
@@ -74,7 +75,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right:
         fold = name != columns[0] or "tensor" in name
         table.add_column(name, justify="right" if name in set(right) else "left", overflow="fold", no_wrap=not fold)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(escaped(cell)) for cell in row))
     console.print(table)
 
 

@@ -37,7 +37,7 @@ def command(as_json: bool) -> None:
     echo()
     for words in dict.fromkeys(_engine(t) for t in TARGETS.values()):
         names = ", ".join(t.name for t in TARGETS.values() if _engine(t) == words)
-        echo(f"{names}: {words}\n")
+        echo(f"{names}: {words}", "")
 
 
 def _span(limits: tuple[object, object] | None) -> str:

@@ -1,4 +1,4 @@
-"""HTML elements that escape all their children and attributes.
+"""HTML elements that escape all their children and attributes: markup, control and bidi characters.
 
 Only :func:`el` and :func:`join` make :class:`Html`, so a label or a file name never becomes markup.
 """
@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from string import Template
 
+from edgeres.words import escaped
+
 _VOID = frozenset({"img", "input"})
 
 
@@ -17,15 +19,19 @@ class Html(str):
     """Markup that needs no escaping."""
 
 
+def _escape(value: object) -> str:
+    return html.escape(escaped(str(value), keep="\n"))
+
+
 def el(tag: str, *children: object, **attributes: object) -> Html:
     """An element. Children that are not Html are escaped, attribute values always; ``class_`` becomes ``class``."""
-    names = ((key.rstrip("_").replace("_", "-"), html.escape(str(value))) for key, value in attributes.items())
+    names = ((key.rstrip("_").replace("_", "-"), _escape(value)) for key, value in attributes.items())
     head = "".join(f' {name}="{value}"' for name, value in names)
     return Html(f"<{tag}{head}>" if tag in _VOID else f"<{tag}{head}>{join(*children)}</{tag}>")
 
 
 def join(*children: object) -> Html:
-    return Html("".join(c if isinstance(c, Html) else html.escape(str(c)) for c in children))
+    return Html("".join(c if isinstance(c, Html) else _escape(c) for c in children))
 
 
 def table(label: str, head: Sequence[str], rows: Iterable[Sequence[object]], numbers: Iterable[int] = ()) -> Html:
@@ -60,4 +66,4 @@ def prose(text: str) -> Html:
 def render_page(title: str, body: Html) -> str:
     """A page for light and dark screens of any size, without network access; to be written as UTF-8."""
     page = Template(files("edgeres.report").joinpath("template.html").read_text(encoding="utf-8"))
-    return page.substitute(title=html.escape(title), body=body)
+    return page.substitute(title=_escape(title), body=body)

@@ -26,21 +26,22 @@ from edgeres.report.text import (
     verdict_word,
     warned,
 )
+from edgeres.words import escaped
 
 _STYLES = {"pass": "green", "FAIL": "bold red", "warning": "bold yellow", NOT_CERTAIN: "yellow", "allowed": "yellow"}
 
 
 def render_terminal(report: Report, console: Console) -> None:
     """Print a report, with colours where the console supports them."""
-    console.print(Text(headline(report), style="bold"))
-    console.print(Text(top1_line(report), style="bold"))
+    console.print(words_of(headline(report), style="bold"))
+    console.print(words_of(top1_line(report), style="bold"))
     for line in remarks(report):
-        console.print(Text(line, style="bold yellow"))
+        console.print(words_of(line, style="bold yellow"))
     validation = report["data"]["validation"]
     if validation:
-        console.print(Text(f"validated on {validation['description']}"))
+        console.print(words_of(f"validated on {validation['description']}"))
         if unreadable(validation):
-            console.print(Text(unreadable(validation), style="yellow"))
+            console.print(words_of(unreadable(validation), style="yellow"))
     for block in (
         _figures(report),
         pairs(findings(report)),
@@ -66,13 +67,18 @@ def _figures(report: Report) -> Table:
     return table
 
 
+def words_of(text: str, style: str = "") -> Text:
+    """Text on one line, whatever label or name of a file is in it."""
+    return Text(escaped(text), style=style)
+
+
 def pairs(rows: Iterable[tuple[str, str]]) -> Table:
     """Names and words, one pair per line."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, words in rows:
-        table.add_row(Text(name), Text(words))
+        table.add_row(words_of(name), words_of(words))
     return table
 
 
@@ -85,7 +91,7 @@ def _corruptions(report: Report) -> Table | None:
     for i, name in enumerate(head):
         table.add_column(name, justify="right" if i else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*map(words_of, row))
     return table
 
 
@@ -97,7 +103,7 @@ def _gates(report: Report) -> Table | None:
         table.add_column(column, no_wrap=True)
     for verdict in report["verdicts"]:
         word = verdict_word(verdict)
-        table.add_row(verdict["title"], verdict["rule"], observed(verdict), Text(word, style=_STYLES[word]))
+        table.add_row(verdict["title"], verdict["rule"], observed(verdict), words_of(word, style=_STYLES[word]))
     return table
 
 
@@ -109,10 +115,10 @@ def _checks(report: Report) -> Table | None:
         table.add_column(no_wrap=not fold, overflow="fold")
     for check, word in words:
         if word in {"FAIL", "allowed", "warning"}:
-            table.add_row(Text(check["title"]), Text(word, style=_STYLES[word]), Text(check["reason"]))
+            table.add_row(words_of(check["title"]), words_of(word, style=_STYLES[word]), words_of(check["reason"]))
     made = [word for _, word in words if word != NOT_MADE]
     others = f", {len(words) - len(made)} could not be made" if len(words) > len(made) else ""
-    table.add_row(Text("checks"), Text(""), Text(f"{made.count('pass')} of {len(made)} passed{others}"))
+    table.add_row(words_of("checks"), words_of(""), words_of(f"{made.count('pass')} of {len(made)} passed{others}"))
     return table
 
 
@@ -127,7 +133,7 @@ def _engines(report: Report) -> Table | None:
         size = megabytes(engine["size_bytes"] or None)
         runtime = f"{engine['runtime']} {engine['version']}"
         table.add_row(
-            *(Text(cell) for cell in (engine["target"], runtime, engine["precision"], size, engine["status"]))
+            *(words_of(cell) for cell in (engine["target"], runtime, engine["precision"], size, engine["status"]))
         )
     return table
 
@@ -140,4 +146,5 @@ def _verdict(report: Report) -> Text:
         line = line.replace("Passed", "PASSED", 1)
     doubt = report["outcome"] == "unsure" or warned(report)
     colour = " red" if not report["passed"] else " yellow" if doubt else " green" if report["verdicts"] else ""
-    return Text("\n".join([line, *(f"{title}: {reason}" for title, reason in others)]), style=f"bold{colour}")
+    told = [line, *(f"{title}: {reason}" for title, reason in others)]
+    return Text("\n").join(words_of(one, style=f"bold{colour}") for one in told)

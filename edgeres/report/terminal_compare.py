@@ -11,7 +11,7 @@ from rich.text import Text
 from edgeres.judge.document import Json, why_missing
 from edgeres.report.compare_text import changed, graphs, ratio, scale, since, size, title, with_interval
 from edgeres.report.figures import NOT_MEASURED
-from edgeres.report.terminal import pairs
+from edgeres.report.terminal import pairs, words_of
 
 LISTED = 10
 
@@ -19,10 +19,10 @@ LISTED = 10
 def render_comparison(found: Json, console: Console) -> None:
     """Print one pair of builds, no wider than the console."""
     likely, *others = found["causes"]
-    console.print(Text(title(found), style="bold"))
-    console.print(Text(f"likely cause: {likely}", style="bold"))
+    console.print(words_of(title(found), style="bold"))
+    console.print(words_of(f"likely cause: {likely}", style="bold"))
     for other in others:
-        console.print(Text(f"also: {other}"))
+        console.print(words_of(f"also: {other}"))
     for block in _blocks(found):
         console.print()
         console.print(block)
@@ -54,21 +54,23 @@ def _figures(found: Json) -> Table:
     return _table(("graph", "", "top-1 %", "drop pp", "agreement %", "SQNR"), rows, right=(2, 3, 4, 5))
 
 
-def _stacked(figure: str) -> str:
+def _stacked(figure: str) -> Text:
     """Put the interval below its figure, because two of them side by side are too wide for a terminal."""
-    return figure.replace(" (", "\n(")
+    return Text(figure.replace(" (", "\n("))
 
 
 def _scales(found: Json) -> Iterator[RenderableType]:
     if found["scales"] is None:
-        yield Text(f"scales: not compared, {why_missing('scales', found)}")
+        yield words_of(f"scales: not compared, {why_missing('scales', found)}")
         return
     for style, scales in found["scales"].items():
         what = "scales" if scales["of"] == "graph" else "ranges of calibration.json"
         if not scales["changed"]:
-            yield Text(f"{what} of the {style} graph: none of {scales['tensors']} changed by more than 10 %")
+            yield words_of(f"{what} of the {style} graph: none of {scales['tensors']} changed by more than 10 %")
             continue
-        yield Text(f"{what} of the {style} graph: {scales['changed']} of {scales['tensors']} changed by more than 10 %")
+        yield words_of(
+            f"{what} of the {style} graph: {scales['changed']} of {scales['tensors']} changed by more than 10 %"
+        )
         rows = [
             (row["tensor"], scale(row["before"]), scale(row["after"]), ratio(row["ratio"]))
             for row in scales["rows"][: min(LISTED, scales["changed"])]
@@ -85,15 +87,15 @@ def _placements(found: Json) -> Iterator[RenderableType]:
             shown = rows[:LISTED] + ([("", f"and {beyond} more; --json has all", "")] if beyond > 0 else [])
             yield _table(("Q/DQ", f"tensor of the {style} graph", "why"), shown, fold=(1, 2))
     if found["placements"] is None:
-        yield Text(f"Q/DQ pairs: not compared, {why_missing('placements', found)}")
+        yield words_of(f"Q/DQ pairs: not compared, {why_missing('placements', found)}")
 
 
 def _table(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), fold: Sequence[int] = ()
+    columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, right: Sequence[int] = (), fold: Sequence[int] = ()
 ) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
     for i, name in enumerate(columns):
         table.add_column(name, justify="right" if i in right else "left", no_wrap=i not in fold, overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(cell if isinstance(cell, Text) else words_of(cell) for cell in row))
     return table

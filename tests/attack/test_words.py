@@ -7,18 +7,22 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from bundles import spec, write_bundle
 from hypothesis import given
 from hypothesis import strategies as st
+from judged import judged
 from PIL import Image
 
 from edgeres.cli.progress import Bars, Lines
-from edgeres.cli.show import new_console
+from edgeres.cli.show import echo, new_console, print_json, print_table
 from edgeres.errors import EdgeresError
 from edgeres.judge.document import to_json
+from edgeres.report.html import render_html
+from edgeres.report.terminal import render_terminal
 from edgeres.words import escaped
 
 OSC, CSI, BIDI, C1 = "\x1b]0;PWNED\x07", "\x1b[2J", "\u202egpj.exe", "\x9b2J"
@@ -66,8 +70,6 @@ def test_errors_and_progress_are_escaped(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with hostile labels, and an image with a hostile name."""
-    from dataclasses import replace
-
     folder = tmp_path_factory.mktemp("hostile")
     model = replace(spec(), labels=tuple(f"{label}{HOSTILE}" for label in spec().labels), name=f"net{OSC}")
     write_bundle(folder / "x.edgeres", model)
@@ -103,3 +105,29 @@ def test_a_full_stderr_keeps_the_exit_code() -> None:
     with open(os.devnull, "w") as out, open("/dev/full", "w") as full:  # noqa: PTH123  devices
         assert edgeres("inspect", "/nope", stdout=out, stderr=full).returncode == 3
         assert edgeres("inspect", "--nope", stdout=out, stderr=full).returncode == 2
+
+
+def test_pages_hold_no_control_characters() -> None:
+    report = judged(model=replace(spec(), name=HOSTILE, weights=HOSTILE, labels=(HOSTILE, *spec().labels[1:])))
+    page = render_html({**report, "command": HOSTILE})
+    assert "PWNED" in page
+    assert not [c for c in page if c not in "\n\t" and not c.isprintable() and c != "\xa0"]
+
+
+def test_json_on_stdout_holds_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"a\x7f": "\x7f\x9b\u202e"})
+    text = capsys.readouterr().out
+    assert text.isascii()
+    assert not any(mark in text for mark in (*LIVE, "\x7f"))
+    assert json.loads(text) == {"a\x7f": "\x7f\x9b\u202e"}
+
+
+def test_a_line_end_in_a_name_begins_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "cat\nedgeres: PASSED\r\x85\u2028x"
+    echo(f"bundle: {name}", "second line")
+    print_table(("label", "reason"), [(name, name)])
+    render_terminal(judged(model=replace(spec(), name=name, weights=name)), new_console())
+    said = capsys.readouterr().out
+    assert "PASSED" in said
+    assert not [line for line in said.splitlines() if line.startswith("edgeres: PASSED")]
+    assert len(said.splitlines()) == said.count("\n")
