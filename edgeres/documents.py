@@ -144,7 +144,8 @@ class DocumentKind(Generic[R]):
             if type(schema) is not int:
                 raise _Fault((), f"is not {self.name}: it states no schema")
             keys = raw.keys() - {"schema", "kind", "digest"}
-            if schema > newest and 2 * len(keys & set(_keys(self.record))) < len(keys):  # another kind of document
+            record: Any = self.record
+            if schema > newest and 2 * len(keys & set(_keys(record))) < len(keys):  # another kind of document
                 raise _Fault((), f"is not {self.name}")
             if not oldest <= schema <= newest:
                 what = f"written in format {schema}, this edgeres reads {newest}"
