@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
+from PIL import Image
 
 import edgeres
 from edgeres.bundle import FP32, Bundle, seal
@@ -36,6 +37,7 @@ from edgeres.records import IMAGENET_MEAN, IMAGENET_STD, EngineRecord
 from edgeres.verify import latency, measure
 
 IMAGES = 192
+BICUBIC = Image.Resampling.BICUBIC
 TARGETS = ("cpu", "jetson-orin-nx")
 
 
@@ -199,6 +201,30 @@ def test_another_scale_or_input_size_is_found_and_named_without_a_baseline(
     assert named in found["preprocessing"]
     assert report["passed"] is False
     assert ("fp32" in found) is ("mean" in given)  # at 64 pixels it still knows a third of the signs
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"resize_mode": "crop"}, "--resize-mode squash"),
+        ({"resize_mode": "letterbox"}, "--resize-mode squash"),
+        ({"resize_mode": "crop", "input_px": (64, 64)}, "--input-px 32 --resize-mode squash"),
+    ],
+    ids=["crop", "letterbox", "crop and size"],
+)
+def test_another_resize_than_the_squash_of_training_is_found_and_named(
+    made: Made, given: dict[str, Any], named: str
+) -> None:
+    """Of photographs that are twice as wide as high."""
+    wide = {
+        "images": np.stack(
+            [np.asarray(Image.fromarray(image).resize((128, 64), BICUBIC)) for image in made.images["images"]]
+        )
+    }
+    photographs = made.validation("wide", **wide)
+    bundle = build(made.folder, photographs, "resized.edgeres", validation=photographs, force=True, **given)
+    finding = faults(json.loads((bundle / "report.json").read_text()))["preprocessing"]
+    assert f"build again with {named}" in finding
 
 
 @pytest.mark.parametrize(

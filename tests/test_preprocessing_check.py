@@ -18,13 +18,13 @@ from edgeres.data.arrays import open_npz
 from edgeres.data.loader import Loader
 from edgeres.data.matching import match_labels
 from edgeres.data.preprocess import apply
-from edgeres.pipeline.take import InputChoice
+from edgeres.pipeline.input_choice import FitChoice, InputChoice
 from edgeres.pipeline.verify import zeros_in
-from edgeres.records import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from edgeres.records import IMAGENET_MEAN, IMAGENET_STD, Fit, Preprocess
 from edgeres.runtime.ort import OrtRunner
 from edgeres.verify.accuracy import compare
 from edgeres.verify.candidates import Candidate, Candidates
-from edgeres.verify.preprocessing import _changed, _ways, search
+from edgeres.verify.preprocessing import _changed, _geometries, _ways, search
 
 HALF, NONE, ONE = (0.5, 0.5, 0.5), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 NORMALIZATIONS = {
@@ -100,7 +100,16 @@ def test_the_usual_sizes_and_the_other_crop_are_tried() -> None:
     assert not {"--input-px 224", "--input-px 384"} & ways.keys()
     small = {way.options: way.contract for way in _ways(Preprocess((32, 64)), None) if way.change is None}
     assert small["--input-px 64x128"].crop_px == (64, 128)
-    assert small["--resize 37"].resize_px == 37
+    assert small["--resize-mode crop --resize 37"].resize_px == 37
+    boxed = Preprocess((224, 224), fit=Fit((114, 114, 114)))
+    for known in (own, Preprocess((32, 64)), boxed):  # every other mode, as the command line builds it
+        geometries = {way.options: way.contract for way in _geometries(known)}
+        assert len({other.resize_mode for other in geometries.values()} | {known.resize_mode}) == 3
+        for options, other in geometries.items():
+            resize = next(iter(map(int, option(options, "--resize"))), None)
+            (mode,) = option(options, "--resize-mode")
+            fit = FitChoice(resize_mode=mode)  # type: ignore[arg-type]
+            assert InputChoice(resize_px=resize, fit=fit).over(known) == other
 
 
 def searched(folder: Path, seed: int, truth: Preprocess | None, used: Preprocess) -> Any:

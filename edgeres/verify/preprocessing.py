@@ -41,6 +41,7 @@ NORMALIZATIONS: dict[str, Normalization] = {
     "Caffe's mean on pixels of 0 to 255": ((123.68, 116.779, 103.939), (1.0, 1.0, 1.0), 1.0),
     "CIFAR-10's mean and std": ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616), _UNIT),
 }
+LETTERBOX_FILL = 114  # Ultralytics' gray
 SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 384)
 _LARGEST = 224  # a larger input is tried up to about twice the pixels of the network's own
 Change = Callable[[F32], F32]  # changes pixels of 0 to 255, (B, h, w, 3), in the network's channel order
@@ -90,14 +91,20 @@ def search(
         return Search()
     labelled = np.flatnonzero(loader.source.labels >= 0)
     chosen = np.random.default_rng(0).permutation(labelled[evenly_spread(len(labelled), ALL)])
+    sizes = [way for way in ways if way.contract.crop_px != loader.preprocess.crop_px]
+    # Only the best size is tried with other resize modes, but the test allows for the choice among all of them.
+    possible = len(ways) + sum(len(list(_both(size))) for size in sizes)
     with ExitStack() as stack, progress.task("trying other preprocessings", total=len(ways)) as advance:
         trial = _Trial(candidates, loader.source.at(chosen), loader.preprocess, stack)
-        found = []
+        found = {}
         for way in ways:
-            found.append(trial.compare(way, len(ways)))
+            found[way] = trial.compare(way, possible)
             advance(1)
-    better = min((found for found in found if found is not None), key=lambda better: better.p, default=None)
-    return Search(tuple(way.words for way in ways), better)
+        if tried := [(better.p, number) for number, size in enumerate(sizes) if (better := found[size]) is not None]:
+            for way in _both(sizes[min(tried)[1]]):
+                found[way] = trial.compare(way, possible)
+    better = min((better for better in found.values() if better is not None), key=lambda better: better.p, default=None)
+    return Search(tuple(way.words for way in found), better)
 
 
 class _Trial:
@@ -199,6 +206,7 @@ def _ways(contract: Preprocess, given: Preprocess | None) -> Iterator[Way]:
         tried = [own, *(_as(values, own) for name, values in NORMALIZATIONS.items() if name != _name(own))]
         swapped = [replace(p, channel_order=other_order, mean=p.mean[::-1], std=p.std[::-1]) for p in tried]
         yield from (_renormalized(contract, own, other) for other in (*tried[1:], *swapped))
+    yield from _sizes(contract)
     yield from _geometries(contract)
 
 
@@ -264,25 +272,37 @@ def _numbers(values: Sequence[float], p: Preprocess) -> str:
     return " ".join(f"{value:.6g}" for value in _in_order(values, p))
 
 
-def _geometries(contract: Preprocess) -> Iterator[Way]:
-    """Other input sizes, and a resize with or without a crop."""
-    own, resize = contract.crop_px, contract.resize_px
+def _sizes(contract: Preprocess) -> Iterator[Way]:
+    """Other input sizes, with the same share of the image."""
+    own = contract.crop_px
     least = min(own)
     for side in SIZES:
         if side == least or side > max(_LARGEST, round(1.45 * least)):
             continue
         crop = (max(1, round(side * own[0] / least)), max(1, round(side * own[1] / least)))
         size = str(side) if crop[0] == crop[1] else f"{crop[0]}x{crop[1]}"
-        changed = resized(contract, crop)
-        yield Way(f"inputs of {crop[0]}x{crop[1]} pixels in place of {own[0]}x{own[1]}", f"--input-px {size}", changed)
-    if contract.resize_mode == "letterbox":
-        return
-    if resize is None:
-        usual = round(least * 256 / 224)
-        words = (
-            f"images resized to {usual} pixels on their shorter side and cropped, in place of a resize without a crop"
-        )
-        yield Way(words, f"--resize {usual}", replace(contract, resize_px=usual))
-    else:
+        words = f"inputs of {crop[0]}x{crop[1]} pixels in place of {own[0]}x{own[1]}"
+        yield Way(words, f"--input-px {size}", resized(contract, crop))
+
+
+def _geometries(contract: Preprocess) -> Iterator[Way]:
+    """The other resize modes."""
+    mode = contract.resize_mode
+    if mode != "squash":
         words = "images resized to the input's height and width without a crop"
         yield Way(words, "--resize-mode squash", replace(contract, resize_px=None, fit=Fit()))
+    if mode != "letterbox":
+        words = "images fitted into the input with borders"
+        letterbox = replace(contract, resize_px=None, fit=Fit((LETTERBOX_FILL,) * contract.channels))
+        yield Way(words, "--resize-mode letterbox", letterbox)
+    if mode != "crop":
+        usual = round(min(contract.crop_px) * 256 / 224)
+        before = "borders around them" if mode == "letterbox" else "a resize without a crop"
+        words = f"images resized to {usual} pixels on their shorter side and cropped, in place of {before}"
+        yield Way(words, f"--resize-mode crop --resize {usual}", replace(contract, resize_px=usual, fit=Fit()))
+
+
+def _both(size: Way) -> Iterator[Way]:
+    """Another size together with each of the other resize modes."""
+    for way in _geometries(size.contract):
+        yield replace(way, words=f"{size.words}, and {way.words}", options=f"{size.options} {way.options}")
