@@ -222,7 +222,9 @@ class Bundle:
         keys = {record.key for record in engines}
         runtimes = {record.runtime for record in engines if record.file}
         # Records of engines that were not built are dropped once an engine for their runtime is built.
-        others = (old for old in self.manifest.engines if old.key not in keys)
+        measured = {record.target for record in engines if record.trial}
+        others = (old for old in self.manifest.engines if old.key not in keys and not (
+            old.trial and not old.file and old.target in measured))  # fmt: skip
         kept = tuple(old for old in others if old.size_bytes or old.runtime not in runtimes)
         new = {record.file: data for record, data in engines.items() if record.file and data} | dict(logs)
         replaced = [record.file for record in self.manifest.engines if record.file and record.key in keys]

@@ -145,7 +145,7 @@ def test_compute_capabilities_are_chosen(rtx: Any) -> None:
     portable, ampere, both = (build(small(), compute_capabilities=chosen) for chosen in ((), ("8.6",), ("8.6", "12.0")))
     assert ampere.file_name.endswith("-sm86.engine")
     assert both.file_name.endswith("-sm86+sm120.engine")
-    assert both.record("rtx", "x").portability.compute_capabilities == ("8.6", "12.0")
+    assert both.record("rtx", "engines/x.engine").portability.compute_capabilities == ("8.6", "12.0")
     assert len({portable.data, ampere.data, both.data}) == 3
 
 

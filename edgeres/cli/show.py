@@ -94,7 +94,8 @@ def print_engines(bundle: Path, records: Iterable[EngineRecord]) -> None:
     """Print size and status of each engine of a bundle, by its file or, without one, by its target and precision."""
     for record in records:
         what = bundle / record.file if record.file else f"{record.target} {record.precision}"
-        echo(f"{what}: {record.size_bytes / 1e6:.1f} MB, {record.status}")
+        why = f"; {record.trial.form}: {record.trial.why}" if record.trial else ""
+        echo(f"{what}: {record.size_bytes / 1e6:.1f} MB, {record.status}{why}")
 
 
 def command_line() -> str:

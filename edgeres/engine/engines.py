@@ -77,7 +77,7 @@ def build_engines(
 ) -> Engines:
     """Build for every target that has engines, from the graphs in ``folder``; nothing is written.
 
-    An FP32 engine is always built beside an INT8 one, for its size, and kept if ``choice.also`` names it. If this
+    If this
     machine cannot build for a target, or the vendor refuses the graph, the status in its record says so; the other
     targets are built all the same. Warnings about the device's memory and opset come before its build.
 
@@ -118,31 +118,25 @@ def _build_for(
     assert target.runtime != "onnxruntime"
     gpu = available(target.runtime).gpu
     workspace = None if gpu is None else target.workspace_bytes(gpu.memory_bytes)
-    for precision in dict.fromkeys(("int8", "fp32", *choice.also)):
-        is_kept = precision == "int8" or precision in choice.also
-        if not is_kept and target.name in engines.left_out:
-            continue  # there is no INT8 engine to compare its size with
+    for precision in dict.fromkeys(("int8", *choice.also)):
         request = choice.request(precision, target.runtime, workspace)
         try:
-            graph = _graph(folder, precision, target.runtime, preprocess)
+            graph = graph_of(folder, precision, target.runtime, preprocess)
             built = build_engine(graph, request, target.runtime, progress)
         except UsageError:
             raise
         except Exception as error:  # bindings of vendors raise anything; other engines must not suffer
             why = why_left_out(error)
-            if error.__cause__ is not None and is_kept:
+            if error.__cause__ is not None:
                 engines.logs[log := f"{ENGINES}/{target.name}-{precision}.log"] = str(error.__cause__).encode()
                 why = f"{error.what if isinstance(error, EngineError) else why}; {log} has the vendor's messages"
             progress.say(f"{target.name}: {precision.upper()} engine not built: {why}")
             engines[_no_engine(target, precision, f"not built: {why}")] = None
-            if is_kept:
-                engines.left_out.setdefault(target.name, error)
+            engines.left_out.setdefault(target.name, error)
             continue
-        file = f"{ENGINES}/{built.file_name}" if is_kept else None
-        record = built.record(target.name, file, *([] if is_kept else ["built for its size, not kept"]))
-        engines[record] = built.data if file else None
-        if file:
-            engines.logs[log_of(file)] = built.log_text.encode()
+        file = f"{ENGINES}/{built.file_name}"
+        engines[built.record(target.name, file)] = built.data
+        engines.logs[log_of(file)] = built.log_text.encode()
 
 
 def _no_engine(target: Target, precision: Precision, status: str) -> EngineRecord:
@@ -150,7 +144,7 @@ def _no_engine(target: Target, precision: Precision, status: str) -> EngineRecor
     return EngineRecord(target.name, target.runtime, available(target.runtime).version or "", precision, status)
 
 
-def _graph(folder: Path, precision: Precision, runtime: Runtime, preprocess: Preprocess) -> Path | bytes:
+def graph_of(folder: Path, precision: Precision, runtime: Runtime, preprocess: Preprocess) -> Path | bytes:
     """The graph that an engine is built from; a form that the bundle does not hold is rewritten and compared here."""
     if precision == "fp32":
         return folder / FP32

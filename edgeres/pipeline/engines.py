@@ -7,21 +7,27 @@ from typing import TYPE_CHECKING
 
 from edgeres.bundle import FP32, Bundle
 from edgeres.device.libraries import MODULES, available
-from edgeres.device.targets import get_target, this_board
+from edgeres.device.targets import Target, get_target, this_board
 from edgeres.engine.engines import EngineChoice, build_engines, not_built
-from edgeres.errors import BundleError, EngineError, needs
+from edgeres.errors import BundleError, EngineError, EnvironmentError_, UsageError, needs
 from edgeres.graph.forms import FLOAT
 from edgeres.pipeline.calibrate import recorded_at
+from edgeres.pipeline.tune import EVERY_FORM, TuneChoice, tune_engines
 from edgeres.progress import SILENT, Progress
 from edgeres.quantize.exchange import export
 from edgeres.records import EngineRecord
+from edgeres.runtime.memory import default_device
 
 if TYPE_CHECKING:
     from edgeres.graph.dla import DlaModel
 
 
 def add_engines(
-    bundle: Path, target: str | None, choice: EngineChoice, progress: Progress = SILENT
+    bundle: Path,
+    target: str | None,
+    choice: EngineChoice,
+    progress: Progress = SILENT,
+    tune: TuneChoice = EVERY_FORM,
 ) -> tuple[EngineRecord, ...]:
     """Build engines for this machine from a bundle's graph, and add them to the bundle.
 
@@ -48,12 +54,41 @@ def add_engines(
     chosen = get_target(name)
     if why := not_built(chosen):
         raise EngineError(why, where=name)
+    if here := _measures(opened, chosen, tune, progress):
+        return tune_engines(opened, chosen, choice, here, progress)
     engines = build_engines(bundle, [chosen], choice, opened.manifest.model.preprocess, progress)
     if any(engines.values()):
         opened.add_engines(engines, engines.logs)
     if name in engines.left_out:
         raise engines.left_out[name]
     return tuple(engines)
+
+
+def _measures(bundle: Bundle, target: Target, tune: TuneChoice, progress: Progress) -> TuneChoice | None:
+    """How forms are measured on this machine; None where the default form is taken.
+
+    Raises:
+        UsageError: the bundle has no form of the name that was asked for.
+    """
+    assert target.runtime != "onnxruntime"
+    names = [form.name for form in bundle.forms if target.runtime in form.runtimes]
+    if tune.form is not None and tune.form not in names:
+        hint = f"it has {', '.join(names) or 'none'}"
+        raise UsageError(f"the bundle has no form {tune.form!r} for {target.runtime}", where=bundle.path, hint=hint)
+    if not tune.tune and tune.form is None:
+        return None
+    here = available(target.runtime)
+    try:
+        if not here.can_run:
+            raise EngineError(here.reason)
+        default_device()
+    except EnvironmentError_ as error:
+        if tune.form is not None:
+            raise
+        what = "the default form is taken, which was chosen by bytes and kernels"
+        progress.say(f"{target.name}: forms are not measured here ({error.what}); {what}")
+        return None
+    return tune
 
 
 def dla_model(path: Path, target: str, batch: int, tensorrt: str) -> DlaModel:

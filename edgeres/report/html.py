@@ -19,6 +19,7 @@ from edgeres.report.text import (
     check_word,
     corruption_table,
     findings,
+    forms_tried,
     headline,
     outcome_line,
     outcome_words,
@@ -263,7 +264,23 @@ def _sizes(report: Report) -> Html:
         if graphs
         else el("p", f"No ONNX graph: {why_missing('sizes', report)}."),
         el("h3", "Engines"),
-        _engines(report["engines"]),
+        _engines([one for one in report["engines"] if one["file"] or not one.get("trial")]),
+        _forms(report),
+    )
+
+
+def _forms(report: Report) -> Html:
+    """The forms that a device measured."""
+    rows = [(*row[:-1], prose(row[-1])) for row in forms_tried(report)]
+    if not rows:
+        return Html()
+    clocks = [one["trial"]["clocks"] for one in report["engines"] if one.get("trial")]
+    head = ("Form", "p50 ms", "SQNR on probes", "Size", "Kernels", "Why")
+    told = f"Host to host, batch 1, in alternating blocks of one run. {next(filter(None, clocks), '')}".strip()
+    return join(
+        el("h3", "Forms of the graph, measured on the device"),
+        table("Forms", head, rows, range(1, 5)),
+        el("p", told, class_="soft small"),
     )
 
 

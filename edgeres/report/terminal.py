@@ -17,6 +17,7 @@ from edgeres.report.text import (
     corruption_table,
     figure_rows,
     findings,
+    forms_tried,
     headline,
     observed,
     outcome_line,
@@ -49,6 +50,7 @@ def render_terminal(report: Report, console: Console) -> None:
         _gates(report),
         _checks(report),
         _engines(report),
+        _forms(report),
     ):
         if block is not None:
             console.print()
@@ -129,12 +131,26 @@ def _engines(report: Report) -> Table | None:
     for column in ("engine", "runtime", "", "size"):
         table.add_column(column, no_wrap=True, justify="right" if column == "size" else "left")
     table.add_column("status", overflow="fold")
-    for engine in report["engines"]:
+    for engine in (one for one in report["engines"] if one["file"] or not one.get("trial")):
         size = megabytes(engine["size_bytes"] or None)
         runtime = f"{engine['runtime']} {engine['version']}"
         table.add_row(
             *(words_of(cell) for cell in (engine["target"], runtime, engine["precision"], size, engine["status"]))
         )
+    return table
+
+
+def _forms(report: Report) -> Table | None:
+    """The forms that a device measured, one line each; figures come first, so that reasons may be folded."""
+    rows = forms_tried(report)
+    if not rows:
+        return None
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
+    for column in ("form", "p50 ms", "SQNR"):
+        table.add_column(column, no_wrap=column == "form", justify="left" if column == "form" else "right")
+    table.add_column("why", overflow="fold")
+    for name, ms, sqnr, _, _, why in rows:
+        table.add_row(*(Text(cell) for cell in (name, ms, sqnr, why)))
     return table
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeres.judge.document import look_up, not_measurable, slower, slower_than_fp16, titled, why_missing
-from edgeres.report.figures import NOT_MEASURED, decibels, interval, percent, points, times
+from edgeres.report.figures import NOT_MEASURED, decibels, interval, megabytes, percent, points, significant, times
 
 Report = dict[str, Any]
 
@@ -192,6 +192,23 @@ def findings(report: Report) -> list[tuple[str, str]]:
     if a.get("reference"):
         told.append(("FP32 answers", a["reference"]))
     return told + [(titled(name), _graph(report, graph, name == a["graph"])) for name, graph in a["graphs"].items()]
+
+
+def forms_tried(report: Report) -> list[tuple[str, ...]]:
+    """The forms that were measured on a device: name, median with interval, SQNR, size, kernels, and why."""
+    rows: list[tuple[str, ...]] = []
+    for engine in report["engines"]:
+        trial = engine.get("trial")
+        if trial is None:
+            continue
+        limits = trial["p50_ms_ci95"]
+        around = f" ({significant(limits[0])} to {significant(limits[1])})" if limits else ""
+        ms = f"{significant(trial['p50_ms'])}{around}"
+        kernels = NOT_MEASURED if trial["kernels"] is None else str(trial["kernels"]["kernels"])
+        size = megabytes(engine["size_bytes"] or None)
+        why = f"taken: {trial['why']}" if trial["chosen"] else trial["why"]
+        rows.append((trial["form"], ms, decibels(trial["sqnr_db"]), size, kernels, why))
+    return rows
 
 
 def _step(step: dict[str, Any]) -> str:

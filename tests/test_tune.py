@@ -1,0 +1,258 @@
+"""Forms of the graph on a simulated GPU: what is built, measured, passed over and chosen, and what is told of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from bundles import classifier, spec, write_images
+from click.testing import CliRunner
+from fake_builder import layer
+from fake_gpu import Gpu, Planted, machine
+from test_device import quantized
+
+import edgeres
+from edgeres.bundle import FP32, Bundle, new_bundle, seal
+from edgeres.cli.engine import command
+from edgeres.data.choose import DataChoice
+from edgeres.engine.engines import EngineChoice
+from edgeres.engine.inspector import count_kernels
+from edgeres.errors import EngineError, UsageError
+from edgeres.files import write_file
+from edgeres.pipeline.engines import add_engines
+from edgeres.pipeline.options import VerifyOptions
+from edgeres.pipeline.tune import TuneChoice
+from edgeres.pipeline.verify import verify_bundle
+from edgeres.records import EngineRecord, FormRecord, FormTrial, Manifest
+
+FLOAT = classifier()
+STEPS = {"half": 0.1, "free": 0.035, "full": 0.035}  # of the codes; a smaller one is more accurate
+
+
+def named(model: bytes, name: str) -> bytes:
+    """A graph by whose name the device knows it."""
+    graph = onnx.load_from_string(model)
+    graph.graph.name = name
+    return bytes(graph.SerializeToString())
+
+
+@dataclass
+class Shop:
+    """A bundle with several forms on a machine with the simulated GPU; ``planted`` is what the GPU does with each."""
+
+    gpu: Gpu
+    bundle: Path
+    planted: dict[str, Planted] = field(default_factory=dict)
+
+    def tune(self, **how: Any) -> dict[str, tuple[EngineRecord, FormTrial]]:
+        """Record and trial by form."""
+        records = add_engines(self.bundle, "tensorrt", EngineChoice(), tune=TuneChoice(**how))
+        assert records == Bundle(self.bundle).manifest.engines
+        return {record.trial.form: (record, record.trial) for record in records if record.trial}
+
+    def chosen(self, **how: Any) -> str:
+        (found,) = [name for name, (_, trial) in self.tune(**how).items() if trial.chosen]
+        return found
+
+
+@pytest.fixture
+def shop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Shop]:
+    for name in ("EDGERES_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "cache"))
+    graphs = {name: named(quantized(step=step), name) for name, step in STEPS.items()}
+    graphs["fp16"] = named(FLOAT, "fp16")
+    forms = tuple(
+        FormRecord(name, f"model.{name}.onnx", ("tensorrt",), "fp16" if name == "fp16" else "int8", None, "float32", "")
+        for name in graphs
+    )
+    path = tmp_path / "tiny.edgeres"
+    with new_bundle(path) as folder:
+        for form in forms:
+            write_file(folder / form.file, graphs[form.name])
+        write_file(folder / FP32, named(FLOAT, "fp32"))
+        write_file(folder / "model.int8.onnx", graphs["half"])
+        seal(folder, Manifest(spec(), {}, {}, {}, {}, forms=forms, default_form={"tensorrt": "half"}))
+    gpu = Gpu()
+    found = Shop(gpu, path, {name: Planted(20.0, 0.02, seed) for seed, name in enumerate((*graphs, "fp32"))})
+    gpu.plants = lambda model: found.planted[model.graph.name]
+    with machine(monkeypatch, gpu):
+        yield found
+    assert (gpu.faults, gpu.live(), gpu.stack) == ([], [], [])
+
+
+def test_the_fastest_form_is_kept_and_loaded(shop: Shop) -> None:
+    shop.planted |= {"free": Planted(10.0, 0.02), "fp16": Planted(15.0, 0.02, 1)}
+    found = shop.tune()
+    assert found.keys() == {"half", "free", "full", "fp16"}
+    assert {name for name, (_, trial) in found.items() if trial.chosen} == {"free"}
+    assert [name for name, (record, _) in found.items() if record.file] == ["free", "fp16"]
+    _, trial = found["free"]
+    assert trial.why == "the fastest" and trial.p50_ms == pytest.approx(11.25, rel=0.01)
+    assert trial.p50_ms_ci95 and trial.p50_ms_ci95[0] <= trial.p50_ms <= trial.p50_ms_ci95[1]
+    assert found["half"][1].why.endswith("% slower than free") and found["half"][0].size_bytes > 0
+    with edgeres.load(shop.bundle) as classify:
+        assert classify.backend == "TensorRT 10.3.0 on Fake GPU"
+    kept = {(one.precision, one.file) for one in Bundle(shop.bundle).manifest.engines if one.file}
+    assert {precision for precision, _ in kept} == {"int8", "fp16", "fp32"}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_noise_does_not_flip_the_choice(shop: Shop, seed: int) -> None:
+    """Half and free take the same time but for noise of 5 %; the more accurate is taken whichever seems faster."""
+    noisy = {name: Planted(10.0, 0.05, 100 * seed + i) for i, name in enumerate(("half", "free"))}
+    shop.planted |= noisy | {"fp16": Planted(20.0)}
+    assert shop.chosen() == "free"
+
+
+def test_a_form_that_is_wrong_on_the_device_is_passed_over(shop: Shop) -> None:
+    shop.planted["full"] = Planted(5.0, answers=quantized(classifier(seed=3)))
+    shop.planted["free"] = Planted(10.0)
+    found = shop.tune()
+    record, trial = found["full"]
+    assert found["free"][1].chosen and not trial.chosen
+    assert trial.why.startswith("not accurate enough: ") and (record.file, trial.p50_ms) == (None, None)
+
+
+def test_a_form_that_does_not_build_is_passed_over(shop: Shop) -> None:
+    shop.planted["half"] = Planted(refused="Error Code 10: no implementation for node conv")
+    shop.planted["free"] = Planted(10.0)
+    found = shop.tune()
+    assert found["free"][1].chosen
+    assert found["half"][1].why.startswith("not built: TensorRT built no engine") and found["half"][0].size_bytes == 0
+
+
+def test_fp16_is_taken_where_it_wins_and_int8_stays(shop: Shop) -> None:
+    shop.planted["fp16"] = Planted(8.0)
+    found = shop.tune()
+    assert found["fp16"][1].chosen and "FP16 beats every INT8 form on this device" in found["fp16"][1].why
+    assert sum(record.file is not None for record, _ in found.values()) == 2
+    report = verify_bundle(shop.bundle, validation(shop), VerifyOptions())
+    assert report["accuracy"]["graph"] == "tensorrt fp16 engine"
+    assert report["latency"]["speedup_fp16"] == pytest.approx(9.25 / 21.25, rel=0.02)
+
+
+def validation(shop: Shop) -> DataChoice:
+    return DataChoice(validation=str(write_images(shop.bundle.parent / "images.npz", 24)))
+
+
+def test_what_was_found_of_the_forms_is_in_the_report(shop: Shop) -> None:
+    layers = (layer("CaskConvolution", "conv1", "Int8"), layer("Reformat", "x", "Half"))
+    shop.planted["free"] = Planted(10.0, layers=layers)
+    shop.tune()
+    report = verify_bundle(shop.bundle, validation(shop), VerifyOptions())
+    trials = {engine["trial"]["form"]: engine["trial"] for engine in report["engines"] if "trial" in engine}
+    assert trials.keys() == {"half", "free", "full", "fp16"}
+    assert trials["free"]["kernels"] == {
+        "kernels": 2, "float_convolutions": 0, "reformats": 1, "slices": 0, "float_layers": 0
+    }  # fmt: skip
+    (engine,) = [check for check in report["checks"] if check["name"] == "engine"]
+    assert engine["outcome"] == "passed" and "tensorrt int8 engine against its graph (free)" in engine["reason"]
+
+
+def test_without_a_right_form_it_is_one_line(shop: Shop) -> None:
+    for name in shop.planted:
+        shop.planted[name] = Planted(refused="out of memory")
+    with pytest.raises(EngineError, match="no form gives a right engine on this device") as caught:
+        shop.tune()
+    assert "\n" not in str(caught.value) and not Bundle(shop.bundle).manifest.engines
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("edgeres.pipeline.tune.measure_latency", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            shop.tune()
+    assert shop.gpu.builds == 4
+    shop.tune()
+    assert shop.gpu.builds == 5  # FP32, which comes last
+    shop.tune()
+    assert shop.gpu.builds == 10  # nothing is kept once the choice is made
+
+
+def test_the_budget_stops_further_builds(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeres.pipeline.tune.monotonic", lambda: 100.0 * shop.gpu.builds)
+    found = shop.tune(budget_seconds=150)
+    assert [trial.why.startswith("not built: the time budget of 150 s") for _, trial in found.values()] == [
+        False, False, True, True
+    ]  # fmt: skip
+    assert next(iter(found)) == "half"  # the default is built in any case
+
+
+def test_one_form_is_built_alone_if_it_is_asked_for(shop: Shop) -> None:
+    assert shop.tune(form="full").keys() == {"full"}
+    with pytest.raises(UsageError, match="no form 'fulll' for tensorrt"):
+        shop.tune(form="fulll")
+
+
+def test_without_tuning_the_default_is_built(shop: Shop) -> None:
+    assert shop.tune(tune=False) == {}
+    (record,) = Bundle(shop.bundle).manifest.engines
+    assert (record.precision, record.trial) == ("int8", None)
+
+
+def test_a_later_run_replaces_the_table(shop: Shop) -> None:
+    shop.planted["free"] = Planted(10.0)
+    shop.tune()
+    shop.planted["free"] = Planted(30.0)
+    shop.planted["full"] = Planted(10.0)
+    assert shop.chosen() == "full"
+
+
+def test_the_command_tells_each_form(shop: Shop) -> None:
+    shop.planted["free"] = Planted(10.0)
+    ran = CliRunner().invoke(command, [str(shop.bundle), "--json"])
+    forms = {row["trial"]["form"]: row["trial"]["chosen"] for row in json.loads(ran.stdout) if "trial" in row}
+    assert (ran.exit_code, forms) == (0, {"half": False, "free": True, "full": False, "fp16": False})
+    words = CliRunner().invoke(command, [str(shop.bundle)]).stdout
+    assert "free: the fastest" in words and "% slower than free" in words
+
+
+def test_a_machine_without_a_gpu_says_that_nothing_is_measured(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def gone(index: int = 0) -> Any:
+        raise EngineError("no such GPU")
+
+    monkeypatch.setattr("edgeres.pipeline.engines.default_device", gone)
+    words = CliRunner().invoke(command, [str(shop.bundle)])
+    assert "forms are not measured here (no such GPU); the default form is taken" in words.stderr
+    assert words.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("layers", "counts"),
+    [
+        ([], None),
+        ([layer("CaskConvolution", "a", "Thirty-two wide channel vectorized row major Int8 format")], (1, 0, 0, 0, 0)),
+        ([layer("CaskConvolution", "a", "Channel major FP16 format where channel % 8 == 0")], (1, 1, 0, 0, 0)),
+        ([layer("gemm", "a", "Float"), layer("Reformat", "b", "Half"), layer("NoOp", "c", "Half")], (2, 1, 1, 0, 0)),
+        ([layer("Slice", "pad", "Half"), layer("kgen", "__myl_Slic", "Int8"), layer("kgen", "__myl_Add", "Half")],
+         (3, 0, 0, 2, 1)),
+    ],
+)  # fmt: skip
+def test_kernels_are_counted_by_type_and_output(layers: list[dict[str, Any]], counts: Any) -> None:
+    found = count_kernels(json.dumps({"Layers": layers, "Bindings": ["x"]}))
+    assert (found and tuple(vars(found).values())) == counts
+
+
+@pytest.mark.parametrize("text", ["", "no JSON", "[]", '{"Layers": ["conv1", "conv2"]}', '{"Layers": 3}'])
+def test_an_inspector_that_says_nothing_counts_nothing(text: str) -> None:
+    assert count_kernels(text) is None
+
+
+def test_probes_are_compared_by_closed_forms() -> None:
+    from edgeres.pipeline.select import on_probes
+
+    said = np.eye(4, dtype=np.float32)
+    other = said.copy()
+    other[0] = [0, 1, 0, 0]
+    assert on_probes(said, other) == (pytest.approx(10 * np.log10(4 / 2)), 75.0)
