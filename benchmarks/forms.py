@@ -67,9 +67,9 @@ def _cifar(model: str, weights: str) -> Subject:
 SUBJECTS = {
     "resnet20, CIFAR-10": _cifar("resnet20", "resnet20-12fca82f.th"),
     "resnet32, CIFAR-10": _cifar("resnet32", "resnet32-d509ac18.th"),
-    "resnet18, signs": Subject(ModelChoice("resnet18"), "signs:128", "signs:64@1", (128, 64), ("fast",)),
+    "resnet18, signs": Subject(ModelChoice("resnet18"), "signs:64", "signs:32@1", (64, 32), ("fast",)),
     "resnet50, random weights": Subject(
-        ModelChoice("resnet50", weights="random", num_classes=16), "signs:32", "signs:16@1", (32, 16), ("fast",)
+        ModelChoice("resnet50", weights="random", num_classes=16), "signs:16", "signs:8@1", (16, 8), ("fast",)
     ),
 }
 OF_FORMS = ("resnet18, signs", "resnet50, random weights")
@@ -114,10 +114,12 @@ def scores(graph: onnx.ModelProto, images: F32) -> F32:
 
 def codes_row(name: str, subject: Subject, network: Network) -> Iterator[str]:
     for effort in subject.efforts:
+        print(f"{name}, {effort}", flush=True)
         graphs = [network.quantized(codes, effort).quantized.graphs["tensorrt"] for codes in CODES]
         cells = (f"{network.sqnr_db(graph):.1f}" for graph in graphs)
         pads = " / ".join(str(sum(node.op_type == "Pad" for node in graph.graph.node)) for graph in graphs)
-        yield f"| {name} | `{effort}` | {' | '.join(cells)} | {pads} |"
+        images = " and ".join(map(str, subject.counts))
+        yield f"| {name} | {images} | `{effort}` | {' | '.join(cells)} | {pads} |"
 
 
 def form_rows(network: Network) -> Iterator[str]:
@@ -132,7 +134,7 @@ def form_rows(network: Network) -> Iterator[str]:
 
 
 def _row(name: str, graph: onnx.ModelProto, cost: Cost, network: Network) -> str:
-    model = f"{cost.kernels} | {cost.moved_bytes / 1e6:.2f} | {cost.unsure}"
+    model = f"{cost.kernels} | {cost.moved_bytes / 1e6:.2f} | {len(cost.unsure)}"
     products = f"{100 * cost.int8_products / (cost.int8_products + cost.float_products):.0f} %"
     print(name, flush=True)
     try:
@@ -150,8 +152,8 @@ def _rtx(program: Program) -> str:
 
 
 def tables(networks: Mapping[str, Network]) -> Iterator[str]:
-    yield "| network | effort | SQNR, dB: `half` | `free` | `full` | Pads |"
-    yield "|---|---|---|---|---|---|"
+    yield "| network | calibration, validation images | effort | SQNR, dB: `half` | `free` | `full` | Pads |"
+    yield "|---|---|---|---|---|---|---|"
     for name, network in networks.items():
         yield from codes_row(name, SUBJECTS[name], network)
     if not available("rtx").can_build:

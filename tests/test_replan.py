@@ -281,16 +281,16 @@ def test_the_cost_of_two_layers_by_hand() -> None:
     image, between, scores = 36 * 3, 36 * 8, 36 * 4
     weights = 8 * 27 + 4 * 8
     floats = 4 * (image + between + between + scores + weights)
-    assert cost_of(graph, None, 4, "tensorrt") == Cost(2, floats, 0, first + second, 0)
-    assert cost_of(graph, None, 2, "rtx") == Cost(2, floats // 2, 0, first + second, 0)
+    assert cost_of(graph, None, 4, "tensorrt") == Cost(2, floats, 0, first + second, frozenset())
+    assert cost_of(graph, None, 2, "rtx") == Cost(2, floats // 2, 0, first + second, frozenset())
     # The image is quantized by a kernel of its own, and the first convolution reads three channels.
     codes = 5 * image + image + 2 * between + 4 * scores + weights
-    assert cost_of(graph, plan, 4, "tensorrt") == Cost(3, codes, first + second, 0, 1)
+    assert cost_of(graph, plan, 4, "tensorrt") == Cost(3, codes, first + second, 0, frozenset({"first"}))
     # RTX writes float and reads it once more.
-    assert cost_of(graph, plan, 4, "rtx") == Cost(4, codes + 8 * between, first + second, 0, 1)
+    assert cost_of(graph, plan, 4, "rtx") == Cost(4, codes + 8 * between, first + second, 0, frozenset({"first"}))
     late = only(plan, {"second"}.__contains__)
     mixed = 2 * image + 2 * between + 2 * scores + 2 * 8 * 27 + 4 * 8
-    assert cost_of(graph, late, 2, "tensorrt") == Cost(2, mixed, second, first, 0)
+    assert cost_of(graph, late, 2, "tensorrt") == Cost(2, mixed, second, first, frozenset())
 
 
 def test_a_pad_is_a_kernel_that_may_not_fuse(fp32: onnx.ModelProto, ranges: dict[str, TensorRange]) -> None:
@@ -318,14 +318,14 @@ def form(name: str, cost: Cost) -> Alternative:
 
 
 def test_forms_that_cannot_win_are_dropped() -> None:
-    default = Cost(10, 1000, 500, 0, 3)
+    default = Cost(10, 1000, 500, 0, frozenset("abc"))
     found = [
         form("same", default),
-        form("surer", replace(default, unsure=1)),
-        form("fewer bytes", replace(default, moved_bytes=900, unsure=9)),
+        form("surer", replace(default, unsure=frozenset("ad"))),
+        form("fewer bytes", replace(default, moved_bytes=900, unsure=frozenset("abcd"))),
         form("slower", replace(default, kernels=20, moved_bytes=2000)),
         form("slower, accurate", replace(default, kernels=20, moved_bytes=2000)),
-        form("failed", Cost(0, 0, 0, 0, 0)),
+        form("failed", Cost(0, 0, 0, 0, frozenset())),
     ]
     figures = {
         "tensorrt": 30.0,

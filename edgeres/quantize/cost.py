@@ -34,19 +34,19 @@ class Cost:
     Attributes:
         moved_bytes: that kernels read and write, weights included.
         int8_products, float_products: of convolutions and matrix products.
-        unsure: patterns that may not fuse, see above.
+        unsure: patterns that may not fuse, see above; each is named by the layer or tensor that it is at.
     """
 
     kernels: int
     moved_bytes: int
     int8_products: int
     float_products: int
-    unsure: int
+    unsure: frozenset[str]
 
     def is_no_better(self, other: Cost) -> bool:
         """Whether the other one does nothing more than this one."""
-        here, there = ((c.kernels, c.moved_bytes, c.float_products, c.unsure) for c in (self, other))
-        return all(theirs <= own for own, theirs in zip(here, there, strict=True))
+        here, there = ((c.kernels, c.moved_bytes, c.float_products) for c in (self, other))
+        return all(theirs <= own for own, theirs in zip(here, there, strict=True)) and other.unsure <= self.unsure
 
 
 def cost_of(graph: Graph, plan: QuantPlan | None, float_bytes: int, runtime: Runtime) -> Cost:
@@ -75,7 +75,8 @@ class _Counter:
         self.readers = {edge.tensor: frozenset(edge.consumers) for edge in edges}
         self.coded = frozenset() if plan is None else frozenset(weight.node for weight in plan.weights)
         self.full = {edge.tensor for edge in edges if edge.params.zero_point}
-        self.kernels = self.moved = self.unsure = 0
+        self.kernels = self.moved = 0
+        self.unsure: set[str] = set()
         self.products = {True: 0, False: 0}
 
     def count(self) -> Cost:
@@ -93,7 +94,7 @@ class _Counter:
                 self._kernel([(name, node) for name in node.input], node.output[0])
         self._quantize_image()
         self._pads()
-        return Cost(self.kernels, self.moved, self.products[True], self.products[False], self.unsure)
+        return Cost(self.kernels, self.moved, self.products[True], self.products[False], frozenset(self.unsure))
 
     def _chain(self, node: NodeProto) -> list[NodeProto]:
         """What the kernel of a layer takes in behind it."""
@@ -123,7 +124,10 @@ class _Counter:
         per_output = prod(weights[1:]) if node.op_type == "Conv" else prod(weights) // max(outputs, 1)
         self.products[coded] += outputs * per_output
         lowered = any(add.op_type == "Add" for add in chain) and last.output[0] in self.full
-        self.unsure += coded * (first + (node.op_type != "Conv")) + lowered
+        if coded and (first or node.op_type != "Conv"):
+            self.unsure.add(node.name)
+        if lowered:
+            self.unsure.add(last.output[0])
 
     def _kernel(self, reads: list[tuple[str, NodeProto]], writes: str) -> None:
         self.kernels += 1
@@ -158,7 +162,8 @@ class _Counter:
             pads = {tuple(attributes(conv).get("pads", ())) for conv in convolutions if conv.op_type == "Conv"}
             count = sum(any(pad) for pad in pads)
             self.kernels += count
-            self.unsure += count
+            if count:
+                self.unsure.add(f"border of {tensor}")
             self.moved += 2 * count * self._values(tensor)
 
     def _values(self, tensor: str) -> int:
