@@ -17,7 +17,7 @@ from bundles import CLASSES, SIDE, spec, write_bundle, write_images
 from edgeres import build
 from edgeres.bundle import FP16, FP32, PROBES, Bundle
 from edgeres.data.preprocess import normalize
-from edgeres.engine.engines import _graph
+from edgeres.engine.engines import graph_of
 from edgeres.errors import BundleError, ModelError
 from edgeres.graph.normalize import normalize as canonical
 from edgeres.quantize.alternatives import Alternative, Material, alternatives, try_alternatives
@@ -146,7 +146,7 @@ def test_no_onnx_is_needed_for_an_fp16_engine_of_a_bundle_with_that_form(
     for name in (FP16, FP32):
         (tmp_path / name).write_bytes(b"graph")
     monkeypatch.setitem(sys.modules, "onnx", None)
-    assert _graph(tmp_path, "fp16", "tensorrt", Preprocess(crop_px=(8, 8))) == tmp_path / FP16
+    assert graph_of(tmp_path, "fp16", "tensorrt", Preprocess(crop_px=(8, 8))) == tmp_path / FP16
 
 
 @pytest.fixture(scope="module")
