@@ -1,9 +1,9 @@
 """SQNR and RTX kernels of the forms that a bundle holds: ``python benchmarks/forms.py [--page FILE] [--data DIR]``.
 
-The first table has the logit SQNR of half, free and full codes behind ReLU, with the recipe of ``--effort fast`` and of
-``balanced``, on ONNX Runtime. The second has every form of ResNet-18 and ResNet-50 at batch 1: what the cost model
-counts (:mod:`edgeres.quantize.cost`), and what TensorRT-RTX made of it, from the list of kernels in its engine. Both
-are written between two comments of docs/formulations.md. Nothing is timed.
+The first table has the logit SQNR of half, free and full codes behind ReLU, with the recipe of ``--effort fast``, on
+ONNX Runtime. The second has every form of ResNet-18 and ResNet-50 at batch 1: what the cost model counts
+(:mod:`edgeres.quantize.cost`), and what TensorRT-RTX made of it, from the list of kernels in its engine. Both are
+written between two comments of docs/formulations.md. Nothing is timed.
 
 Networks whose weights or images ``--data`` lacks are left out with a word.
 """
@@ -51,7 +51,7 @@ class Subject:
     calibration: str
     validation: str
     counts: tuple[int, int]
-    efforts: tuple[Effort, ...] = ("fast", "balanced")
+    efforts: tuple[Effort, ...] = ("fast",)
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -67,9 +67,9 @@ def _cifar(model: str, weights: str) -> Subject:
 SUBJECTS = {
     "resnet20, CIFAR-10": _cifar("resnet20", "resnet20-12fca82f.th"),
     "resnet32, CIFAR-10": _cifar("resnet32", "resnet32-d509ac18.th"),
-    "resnet18, signs": Subject(ModelChoice("resnet18"), "signs:64", "signs:32@1", (64, 32), ("fast",)),
+    "resnet18, signs": Subject(ModelChoice("resnet18"), "signs:64", "signs:32@1", (64, 32)),
     "resnet50, random weights": Subject(
-        ModelChoice("resnet50", weights="random", num_classes=16), "signs:16", "signs:8@1", (16, 8), ("fast",)
+        ModelChoice("resnet50", weights="random", num_classes=16), "signs:16", "signs:8@1", (16, 8)
     ),
 }
 OF_FORMS = ("resnet18, signs", "resnet50, random weights")
