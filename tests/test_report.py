@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import json
 import math
@@ -29,6 +30,7 @@ from rich.console import Console
 
 from edgeres.data.record import CalibrationRecord, DataRecord
 from edgeres.judge.document import to_json
+from edgeres.pipeline.render import write_report
 from edgeres.records import (
     Edge,
     EngineRecord,
@@ -578,3 +580,11 @@ def test_a_report_on_raw_pixels_is_read_back(tmp_path: Path) -> None:
     report = judged(model=replace(model, given=model.preprocess))
     (tmp_path / "report.json").write_text(to_json(report), encoding="utf-8")
     assert read_report(tmp_path / "report.json") == report
+
+
+def test_the_page_names_its_report_json(report: dict[str, Any], tmp_path: Path) -> None:
+    write_report(tmp_path, report)
+    (tmp_path / "notes.txt").touch()
+    write_report(tmp_path, report)
+    written = hashlib.sha256((tmp_path / "report.json").read_bytes()).hexdigest()
+    assert written in (tmp_path / "report.html").read_text(encoding="utf-8")

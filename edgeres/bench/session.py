@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ import numpy as np
 from edgeres.bench.board import Board, BoardState, Power, module_rails, sampling, throttled
 from edgeres.bench.contenders import BenchOptions, Contender, check, open_contenders
 from edgeres.bench.events import TimedEngine, time_engines
-from edgeres.bundle import Bundle
+from edgeres.bundle import Bundle, steady
 from edgeres.device.cpu import this_cpu
 from edgeres.device.environment import environment
 from edgeres.device.gpu import this_gpu
@@ -51,10 +51,9 @@ def bench(path: Path, options: BenchOptions, progress: Progress = SILENT, board:
     """
     check(options)
     board = board or Board()
-    bundle = Bundle(path)
-    with ExitStack() as stack:
-        contenders, reasons = open_contenders(bundle, options, stack)
-        feed = _feed(bundle, options)
+    opened = steady(path, lambda bundle: _open(bundle, options), lambda old: old.stack.close())
+    contenders, reasons, feed = opened.contenders, opened.reasons, opened.feed
+    with opened.stack:
         before = board.look()
         measured = measure_latency(
             {contender.name: contender.runner for contender in contenders}, feed, _plan(contenders, options), progress
@@ -69,7 +68,7 @@ def bench(path: Path, options: BenchOptions, progress: Progress = SILENT, board:
         reasons["energy"] = "this machine has no power sensor (no INA3221 in /sys/class/hwmon)"
     return {
         "bundle": str(path),
-        "model": bundle.manifest.model.name,
+        "model": opened.bundle.manifest.model.name,
         "backend": contenders[0].runner.name,
         "device": _gpu_name() if on_gpu else this_cpu().model,
         "settings": _settings(contenders, options),
@@ -91,6 +90,23 @@ def bench(path: Path, options: BenchOptions, progress: Progress = SILENT, board:
         "environment": environment(),
         "reasons": reasons,
     }
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What is measured of a bundle; the stack closes it."""
+
+    bundle: Bundle
+    contenders: list[Contender]
+    reasons: dict[str, str]
+    feed: Callable[[Runner], Feed]
+    stack: ExitStack
+
+
+def _open(bundle: Bundle, options: BenchOptions) -> _Opened:
+    with ExitStack() as stack:
+        contenders, reasons = open_contenders(bundle, options, stack)
+        return _Opened(bundle, contenders, reasons, _feed(bundle, options), stack.pop_all())
 
 
 def _scope(contenders: list[Contender], options: BenchOptions) -> str:

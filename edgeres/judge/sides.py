@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgeres.bundle import CALIBRATION, REPORT, Bundle
+from edgeres.bundle import CALIBRATION, REPORT, Bundle, steady
 from edgeres.calibrate.ranges_file import read_calibration
 from edgeres.errors import BundleError, InputError
 from edgeres.graph.forms import PLANNED
@@ -62,7 +62,11 @@ def read_side(path: Path) -> Side:
         why = f"{path} is a report alone; give the bundle"
         report = _checked(read_report(path), path)
         return Side(str(path), report, report["files"], reasons={"ranges": why, "graphs": why})
-    bundle = Bundle(path)
+    return steady(path, _side_of)
+
+
+def _side_of(bundle: Bundle) -> Side:
+    path = bundle.path
     if not bundle.has(REPORT):
         raise BundleError("has no report.json, so there are no figures to compare", where=path, hint="build it again")
     reasons: dict[str, str] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeres.bundle import FP32, Bundle
+from edgeres.bundle import FP32, Bundle, steady
 from edgeres.device.libraries import MODULES, available
 from edgeres.device.targets import Target, get_target, this_board
 from edgeres.engine.engines import EngineChoice, build_engines, not_built
@@ -39,13 +39,7 @@ def add_engines(
             precisions are added before that.
         BundleError: the bundle is incomplete, or has no graph for TensorRT.
     """
-    opened = Bundle(bundle)
-    if not opened.has(FLOAT.file):
-        raise BundleError(
-            "has no graph for TensorRT", where=bundle, hint="build it with --target rtx, tensorrt or a Jetson"
-        )
-    opened.file(FLOAT.file)
-    opened.file(FP32)
+    opened = steady(bundle, _with_graphs)
     board = this_board() if available("tensorrt").can_build else None
     name = target or (board.name if board else next((f for f in MODULES if available(f).can_build), None))
     if name is None:
@@ -91,6 +85,17 @@ def _measures(bundle: Bundle, target: Target, tune: TuneChoice, progress: Progre
     return tune
 
 
+def _with_graphs(bundle: Bundle) -> Bundle:
+    """The same bundle, after a check of the graphs that engines are built from and compared with."""
+    if not bundle.has(FLOAT.file):
+        raise BundleError(
+            "has no graph for TensorRT", where=bundle.path, hint="build it with --target rtx, tensorrt or a Jetson"
+        )
+    bundle.file(FLOAT.file)
+    bundle.file(FP32)
+    return bundle
+
+
 def dla_model(path: Path, target: str, batch: int, tensorrt: str) -> DlaModel:
     """A bundle's network for the DLA of a Jetson with JetPack 6, and the layers that will run on the GPU.
 
@@ -100,11 +105,14 @@ def dla_model(path: Path, target: str, batch: int, tensorrt: str) -> DlaModel:
         EnvironmentError_: onnx is not installed.
     """
     chosen = get_target(target)
-    bundle = Bundle(path)
     try:
         from edgeres.graph.dla import for_dla
         from edgeres.graph.normalize import load_onnx
     except ModuleNotFoundError as error:
         raise needs("export", "onnx") from error
-    cache, _ = export(recorded_at(path), "trt-cache", tensorrt)
-    return for_dla(load_onnx(bundle.file(FP32)), chosen, batch, cache, bundle.manifest.model.preprocess)
+
+    def model_of(bundle: Bundle) -> DlaModel:
+        cache, _ = export(recorded_at(path), "trt-cache", tensorrt)
+        return for_dla(load_onnx(bundle.file(FP32)), chosen, batch, cache, bundle.manifest.model.preprocess)
+
+    return steady(path, model_of)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable
 from typing import Any
 
-from edgeres.judge.document import not_measurable, titled, why_missing
+from edgeres.judge.document import not_measurable, titled, to_json, why_missing
 from edgeres.report.charts import depth_chart, latency_chart, missing
 from edgeres.report.figures import NOT_MEASURED, decibels, interval, megabytes, percent, points, significant, times
 from edgeres.report.html_accuracy import SHOWN_ROWS, accuracy_section
@@ -381,6 +382,8 @@ def _provenance(report: Report) -> Html:
     if report["timings_seconds"]:
         stages = report["timings_seconds"].items()
         facts["Stages"] = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in stages)
+    # Where a folder cannot be switched as a whole, it tells whether both files are of one run.
+    facts["report.json SHA-256"] = el("code", hashlib.sha256(to_json(report).encode(errors="replace")).hexdigest())
     options = ((name, v if isinstance(v, str) else json.dumps(v)) for name, v in report["options"].items())
     return section(
         "Provenance",

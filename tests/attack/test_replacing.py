@@ -22,6 +22,7 @@ from edgeres import files as files_module
 from edgeres.bundle import MANIFEST, Bundle, check_target, new_bundle, steady
 from edgeres.errors import BundleError
 from edgeres.files import write_file, write_files
+from edgeres.quantize.inspect import inspect
 from edgeres.runtime import Classifier
 
 TESTS = Path(__file__).parents[1]
@@ -138,6 +139,7 @@ def test_readers_see_the_old_or_the_new_bundle_and_never_an_error(how: str, tmp_
         while time.monotonic() < until:
             Bundle(path).check()
             Classifier(path).close()
+            inspect(path)
             seen.add(steady(path, lambda bundle: bundle.manifest.files["model.int8.cpu.onnx"]))
     assert len(seen) > 1
 
