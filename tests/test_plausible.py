@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from edgeres.pipeline.options import RangeOptions, VerifyOptions
 from edgeres.pipeline.quantize import quantize_file
 from edgeres.pipeline.take import InputChoice, ModelChoice
 from edgeres.pipeline.verify import verify_bundle
-from edgeres.records import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from edgeres.records import IMAGENET_MEAN, IMAGENET_STD, PixelReading, Preprocess
 from edgeres.refine.choice import RefineChoice
 
 MEAN_255, STD_255 = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -163,6 +164,52 @@ def test_real_pictures_patches_of_colours_and_line_drawings_are_taken(tmp_path: 
     colours = np.broadcast_to(np.random.default_rng(0).integers(0, 256, (40, 1, 1, 3)), (40, 8, 8, 3))
     assert "one plain colour" in check_images(images_at(tmp_path, colours), PLAIN)[0]
     assert check_images(images_at(tmp_path, np.zeros((1, 8, 8, 3))), PLAIN) == []
+
+
+GRAY = Preprocess((8, 8), mean=(0.5,), std=(0.25,), reading=PixelReading(1))
+DEPTH = replace(GRAY, reading=PixelReading(1, full_scale=5000))
+
+
+def written(folder: Path, pixels: Any) -> Any:
+    """A folder of twelve PNG files with the same pixels."""
+    for i in range(12):
+        (folder / "a").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(folder / "a" / f"{i}.png")
+    return open_source(str(folder), role="calibration", px=8)
+
+
+def test_depth_of_one_value_is_warned_of_with_its_full_scale(tmp_path: Path) -> None:
+    """A wall; the same files are refused for a network of three channels."""
+    walls = written(tmp_path, np.full((8, 8), 6000, np.uint16))
+    (told,) = check_images(walls, DEPTH)
+    assert "12 of 12 images that were looked at are plain white" in told
+    assert "16 bits from 5000 on are white: does --full-scale fit them?" in told
+    (told,) = check_images(walls, GRAY)
+    assert "plain grey (level 23)" in told
+    (told,) = check_images(walls, replace(PLAIN, reading=PixelReading(full_scale=6000)))
+    assert "plain white" in told
+    with pytest.raises(SourceError, match="plain grey"):
+        check_images(walls, PLAIN)
+
+
+def test_a_fourth_channel_does_not_hide_what_the_others_lack(tmp_path: Path) -> None:
+    four = Preprocess((8, 8), mean=(*IMAGENET_MEAN, 0.0), std=(*IMAGENET_STD, 1.0), reading=PixelReading(4))
+    black = np.zeros((8, 8, 4), np.uint8)
+    black[..., 3] = 255
+    with pytest.raises(SourceError, match="plain black"):
+        check_images(written(tmp_path, black), four)
+    black[..., 3] = np.random.default_rng(0).integers(0, 256, (8, 8))
+    assert not [line for line in check_images(written(tmp_path, black), four) if "plain" in line]
+    assert check_normalization(four) == []
+
+
+def test_depth_in_millimetres_or_metres_is_taken_and_other_units_are_named() -> None:
+    in_mm = {"mean": (1200.0,), "std": (800.0,)}
+    assert check_normalization(replace(DEPTH, **in_mm, pixel_scale=5000 / 255)) == []
+    assert check_normalization(replace(DEPTH, mean=(0.0,), std=(1.0,), pixel_scale=5000 / 255)) == []
+    assert check_normalization(replace(DEPTH, mean=(1.2,), std=(0.8,), pixel_scale=5 / 255)) == []
+    with pytest.raises(UsageError, match=r"add --pixel-scale 19\.6078 where mean and std are in units of the files"):
+        check_normalization(replace(DEPTH, **in_mm))
 
 
 # ---- every command ---------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import numpy as np
 from edgeres.data.base import Source, evenly_spread
 from edgeres.data.preprocess import geometry
 from edgeres.errors import InputError, SourceError, UsageError
-from edgeres.records import U8, Preprocess
+from edgeres.records import U8, PixelReading, Preprocess
 
 # Images that are looked at, and the numbers of them from which a warning and a refusal mean something.
 SAMPLE, FEW, ENOUGH = 32, 3, 8
@@ -44,7 +44,7 @@ def check_normalization(p: Preprocess) -> list[str]:
     for mean, std in zip(p.mean, p.std, strict=True):
         black, bright = -mean / std, (white - mean) / std
         told = f"black becomes {black:.3g} and white {bright:.3g} with mean {mean:g}, std {std:g} and {_scale(p)}"
-        if max(-black, bright) > MOST_INPUT:
+        if max(-black, bright) > MOST_INPUT and not _measures(p):  # depth may be in mm
             raise UsageError(f"{told}, far beyond what networks are trained on", where="--std", hint=_other_units(p))
         if bright - black < LEAST_CONTRAST:
             raise UsageError(f"{told}, which leaves no contrast", where="--std", hint=_other_units(p))
@@ -58,9 +58,17 @@ def _scale(p: Preprocess) -> str:
     return f"pixel scale 1/{per:g}" if per > 1 and per == round(per, 6) else f"pixel scale {p.pixel_scale:.4g}"
 
 
+def _measures(p: Preprocess) -> bool:
+    """Whether pixels may be measurements, such as depth, of which many legitimately are the same."""
+    return p.channels == 1 or p.reading.full_scale != PixelReading().full_scale
+
+
 def _other_units(p: Preprocess) -> str:
     """What to give instead."""
     largest = max(*p.mean, *p.std)
+    if _measures(p):
+        scale, full = p.reading.full_scale / 255, p.reading.full_scale
+        return f"add --pixel-scale {scale:.6g} where mean and std are in units of the files, in which white is {full}"
     if largest > 1 and p.pixel_scale < 0.5:
         return "add --pixel-scale 1 where mean and std are in units of 0 to 255, or give them in units of 0 to 1"
     if p.pixel_scale > 0.5:
@@ -78,7 +86,7 @@ def check_images(source: Source, p: Preprocess) -> list[str]:
         Warnings, one line each.
 
     Raises:
-        SourceError: nearly all are the same plain white, black or grey.
+        SourceError: nearly all are the same plain white, black or grey, and not measurements such as depth.
     """
     positions = evenly_spread(len(source), SAMPLE) if len(source) else np.zeros(0, np.int64)
     seen: list[tuple[str, U8]] = []
@@ -92,8 +100,11 @@ def check_images(source: Source, p: Preprocess) -> list[str]:
     count, where = f"{len(levels)} of {len(seen)} images that were looked at", source.description
     if levels and share >= MOST_PLAIN and np.ptp([level for _, level in levels]) <= PLAIN_LEVELS:
         what = f"{count} are plain {_colour(levels[0][1])}, such as {levels[0][0]}"
-        refused = SourceError(what, where=where, hint="look at the files: 16 bits a pixel, a mask, a closed shutter?")
-        if len(seen) >= ENOUGH:
+        hint = "look at the files: 16 bits a pixel, a mask, a closed shutter?"
+        if _measures(p):
+            hint = f"values of 16 bits from {p.reading.full_scale} on are white: does --full-scale fit them?"
+        refused = SourceError(what, where=where, hint=hint)
+        if len(seen) >= ENOUGH and not _measures(p):
             raise refused
         return [str(refused)]
     told = []
@@ -106,10 +117,13 @@ def check_images(source: Source, p: Preprocess) -> list[str]:
 
 
 def _plain_level(pixels: U8) -> float | None:
-    """The level of an image that has one colour, apart from a few pixels; None for any other image."""
+    """The level of an image that has one colour, apart from a few pixels; None for any other image.
+
+    A fourth channel has to be plain, too, but does not change the level: alpha is 255 on black images as on white ones.
+    """
     middle = np.median(pixels.reshape(-1, pixels.shape[-1]), axis=0)
     near = (np.abs(pixels - middle) <= PLAIN_LEVELS).all(axis=-1).mean()
-    return float(middle.mean()) if near >= PLAIN_SHARE else None
+    return float(middle[:3].mean()) if near >= PLAIN_SHARE else None
 
 
 def _colour(level: float) -> str:
