@@ -39,8 +39,8 @@ from edgeres.refine.residual import SkipCost, choose_residual, keep_in_half, ski
 from edgeres.refine.verdict import ImageErrors, ImageJudge, why_refused
 from edgeres.zoo.download import cache_dir
 
-# Most bytes of inputs that refinement holds in memory: 512 images at 32 px, 111 at 224 px.
-_IMAGE_BYTES = 64 << 20
+# Most bytes of inputs that refinement holds in memory: all images at 32 px, 79 at 224 px.
+_IMAGE_BYTES = 48 << 20
 _HELD_BACK = 96
 _JUDGED = 256  # images that judge a step, held back or not
 _LEAST_IMAGES = 32
@@ -135,6 +135,7 @@ def quantize_with_recipe(
     found = {style: refiner.refined(CandidatePlan(refiner.graphs[style], p)) for style, p in quantized.plans.items()}
     if choice.effort == "fast" or choice.residual != "int8":
         return Refined(_with_candidates(quantized, found), tuple(refiner.steps), refiner.skips, calibrated=calibrated)
+    refiner.graphs.clear()  # the equalized graph is not needed any more
     every = _running(quantize(model, styles, loader, ranges, progress), refiner.held[:1])
     plain = _with_corrected_constants(model, Refined(every), loader, progress)
     calibrated = every.plans.get("tensorrt")

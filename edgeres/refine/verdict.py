@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto
 
+from edgeres.device.memory import return_freed
 from edgeres.records import F32, F64
 from edgeres.refine.candidate import CandidatePlan, logits
 
@@ -64,6 +65,7 @@ class ImageJudge:
         self.reference = logits(model, *self._images)
 
     def errors(self, candidate: CandidatePlan) -> ImageErrors:
+        return_freed()  # what the step took
         reference = self.reference.astype(np.float64)
         squares = ((logits(candidate.quantized(), *self._images) - reference) ** 2).sum(axis=1)
         power = (reference**2).sum(axis=1)
