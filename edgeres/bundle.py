@@ -8,6 +8,7 @@
     model.fp16.onnx       float16, for engines          probes.npz            images with FP32's scores for them
     calibration.json      ranges     report.json, report.html   verdict     labels.txt   one class per line
     pixels.json           what the calibration images look like
+    signature.json        the manifest as it was signed, see edgeres.signing; not in the manifest
 
 It is written to a hidden directory beside the target, which takes the target's place when it is complete. So a reader
 always finds a complete bundle, the old or the new one, even if the writer is killed; :func:`steady` begins again where
@@ -55,7 +56,7 @@ from edgeres.files import (
 from edgeres.graph.forms import GRAPH_FILES, forms_in
 from edgeres.records import EngineRecord, FormRecord, Manifest, complete_preprocess
 
-MANIFEST = "manifest.json"
+MANIFEST, SIGNATURE = "manifest.json", "signature.json"
 
 
 def _upgrade(content: Json, schema: int) -> Json:
@@ -173,19 +174,29 @@ class Bundle:
         """Check every file.
 
         Raises:
-            BundleError: a file is missing or was changed; the message names the first one. Where another bundle has
+            BundleError: a file is missing, was changed, or has the name of a bundle's file and is not in the manifest;
+                the message names the first one. Where another bundle has
                 taken the name meanwhile, that one is opened and checked.
         """
         for left in reversed(range(_TRIES)):
             try:
                 for name in self.manifest.files:
                     self.file(name)
+                self._check_unlisted()
             except BundleError:
                 if not left or not self.was_moved():
                     raise
                 self._load()
             else:
                 return
+
+    def _check_unlisted(self) -> None:
+        """Refuse a file that would be read by its name, while no hash says that it belongs to the bundle."""
+        known = {FP32, FP16, CALIBRATION, ANSWERS, REPORT, LABELS, PIXELS, PROBES, *GRAPH_FILES}
+        found = next((name for name in sorted(known) if os.path.lexists(self.path / name) and not self.has(name)), None)
+        if found is not None:
+            what = f"holds {found}, which its manifest does not list"
+            raise BundleError(what, where=self.path, hint="remove this file, or build it again")
 
     def report(self) -> Json:
         """The content of report.json."""
@@ -269,6 +280,19 @@ def _digest(stream: IO[bytes], name: str) -> tuple[str, frozenset[str]]:
 def _value(window: bytes, key: re.Match[bytes]) -> str:
     length = ord(key[1]) if key[1] else 0
     return window[key.end() : key.end() + length].decode(errors="replace")
+
+
+def keep_signature(bundle: Bundle, content: Json) -> None:
+    """Write the signature of a bundle beside its manifest.
+
+    Raises:
+        BundleError: the bundle was changed or replaced since it was opened.
+        OSError: it cannot be written.
+    """
+    with _one_writer(bundle.path):
+        if bundle.was_moved():
+            raise BundleError("was changed meanwhile", where=bundle.path, hint="sign it again")
+        write_below(bundle.path, SIGNATURE, json_bytes(content))
 
 
 def log_of(engine: str) -> str:
@@ -476,13 +500,14 @@ def _foreign(folder: Path, manifest: Manifest) -> Iterator[str]:
         links = [name for name in folders if Path(here, name).is_symlink()]
         for name in (*files, *links):
             path = Path(here, name).relative_to(folder).as_posix()
-            if path not in manifest.files and path != MANIFEST and not _LITTER.fullmatch(name):
+            if path not in {*manifest.files, MANIFEST, SIGNATURE} and not _LITTER.fullmatch(name):
                 yield path
 
 
 def seal(folder: Path, manifest: Manifest) -> None:
     """Write the manifest with the hashes of all other files in ``folder``, and flush all of them to disk."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MANIFEST]
+    not_sealed = {folder / MANIFEST, folder / SIGNATURE}
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path not in not_sealed]
     files = {path.relative_to(folder).as_posix(): sha256(path) for path in paths}
     for path in paths:
         sync_path(path)

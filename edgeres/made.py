@@ -13,6 +13,7 @@ from edgeres.data.record import CalibrationRecord
 from edgeres.files import sha256
 from edgeres.graph.forms import FORMS
 from edgeres.records import EngineRecord, Manifest, ModelSpec, QuantPlan
+from edgeres.signing import BUILT_HERE, NOBODY, Permit
 
 ARTEFACTS = (".onnx", ".engine")
 
@@ -54,6 +55,7 @@ class Made:
         calibration_pixels: mean colours of the calibration images; None where they were not recorded.
         files_when_built: ``files`` at the time of the build; None during the build.
         making: how this run made it; None where an earlier run made it.
+        permit: which of its engines may run.
     """
 
     folder: Path
@@ -64,6 +66,7 @@ class Made:
     calibration_pixels: Pixels | None = None
     files_when_built: Mapping[str, str] | None = None
     making: Making | None = None
+    permit: Permit = BUILT_HERE
 
     @property
     def model(self) -> ModelSpec:
@@ -74,7 +77,7 @@ class Made:
         return self.manifest.engines
 
 
-def read_made(bundle: Bundle) -> Made:
+def read_made(bundle: Bundle, permit: Permit = NOBODY) -> Made:
     """Read a bundle back, after checking every file.
 
     Raises:
@@ -91,6 +94,7 @@ def read_made(bundle: Bundle) -> Made:
         built.get("facts", {}),
         Pixels(**pixels | {"mean": tuple(pixels["mean"])}) if pixels else None,
         built.get("files", {}),
+        permit=permit,
     )
 
 

@@ -608,6 +608,7 @@ class Manifest:
     def __post_init__(self) -> None:
         require(all(map(is_inside, self.files)), "files must be named by paths inside the bundle")
         require("manifest.json" not in self.files, "files must not name the manifest itself")
+        require("signature.json" not in self.files, "files must not name the signature of the manifest")
         plain_names = {unicodedata.normalize("NFC", name).casefold() for name in self.files}
         require(len(plain_names) == len(self.files), "files must not have names that differ in case alone")
         folders = {str(parent) for name in self.files for parent in PurePosixPath(name).parents}

@@ -20,7 +20,7 @@ from edgeres.bundle import Bundle
 from edgeres.errors import BundleError, EngineError, EnvironmentError_, InputError, UsageError
 from edgeres.graph.forms import FORMS
 from edgeres.records import U8, EngineRecord, Portability
-from edgeres.runtime import Classifier, EngineFile, Frame, TensorRTRunner
+from edgeres.runtime import ANYONE, Classifier, EngineFile, Frame, TensorRTRunner
 from edgeres.runtime.compatibility import RunsOn, refusal
 
 MODEL = classifier()
@@ -219,15 +219,18 @@ def test_code_in_an_engine_runs_only_where_a_manifest_vouches_for_it(gpu: Gpu, t
     older = replace(ANY_VERSION, version="10.0.1")
     path = bundle(tmp_path / "said", {older: engine})
     assert Bundle(path).manifest.engines == (older,)
-    with Classifier(path, backend="tensorrt") as classify:
+    with pytest.raises(EngineError, match=r"holds code for the CPU, which runs only if a key that you trust signed"):
+        Classifier(path, backend="tensorrt")
+    assert gpu.code_was_run == 0
+    with Classifier(path, backend="tensorrt", trust=ANYONE) as classify:
         assert classify(noise(9, 9)).logits.shape == (len(CLASSES),)
     assert gpu.code_was_run == 1
     with pytest.raises(EngineError, match="cannot be loaded"):
-        Classifier(bundle(tmp_path / "not said", {RECORD: engine}), backend="tensorrt")
+        Classifier(bundle(tmp_path / "not said", {RECORD: engine}), backend="tensorrt", trust=ANYONE)
     with pytest.raises(EngineError, match=r"code for the CPU, which edgeres runs only from a bundle; load the bundle"):
         TensorRTRunner(EngineFile(engine, record=older))
     with pytest.raises(EngineError, match="was changed after it was written"):
-        TensorRTRunner(EngineFile(engine, record=older, sha256="0" * 64))
+        TensorRTRunner(EngineFile(engine, record=older, sha256="0" * 64, host_code=True))
     with pytest.raises(EngineError, match="cannot be loaded"):
         TensorRTRunner(EngineFile(engine, sha256=hashlib.sha256(engine).hexdigest()))
     assert gpu.code_was_run == 1

@@ -35,6 +35,7 @@ FLOORS = (
     ("device", "data"),
     ("graph",),
     ("bundle",),
+    ("signing",),
     ("made",),
     ("zoo", "calibrate", "runtime"),
     ("quantize",),

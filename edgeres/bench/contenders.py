@@ -15,6 +15,7 @@ from edgeres.graph.forms import INTEGER
 from edgeres.runtime.choose import engines_of, graph_file, open_engine
 from edgeres.runtime.memory import default_device
 from edgeres.runtime.ort import OrtRunner
+from edgeres.signing import Anyone, Permit, permit_for
 
 if TYPE_CHECKING:
     from edgeres.runtime.engine import TensorRTRunner
@@ -38,6 +39,7 @@ class BenchOptions:
         warmup_seconds, min_seconds, min_iterations: for each precision.
         power_seconds: how long each precision runs alone where the board has power sensors.
         seed: of the random input images; trtexec uses random input too.
+        trust: as of :class:`edgeres.runtime.Classifier`.
     """
 
     backend: Backend = "auto"
@@ -49,6 +51,7 @@ class BenchOptions:
     min_iterations: int = 10
     power_seconds: float = 3.0
     seed: int = 0
+    trust: Path | Anyone | None = None
 
 
 def check(options: BenchOptions) -> None:
@@ -82,13 +85,14 @@ class Contender:
 
 def open_contenders(bundle: Bundle, options: BenchOptions, stack: ExitStack) -> tuple[list[Contender], dict[str, str]]:
     """The engines that run here, or the graphs for the CPU; and why a precision is missing."""
+    permit = permit_for(bundle, options.trust)
     reasons: dict[str, str] = {}
     built = {record.runtime for record in bundle.manifest.engines if record.file}
     for runtime in MODULES:
         if options.backend != runtime and (options.backend != "auto" or runtime not in built):
             continue
         try:
-            engines = _engines(bundle, runtime, options, stack)
+            engines = _engines(bundle, runtime, options, permit, stack)
         except EnvironmentError_ as error:
             if options.backend == runtime:
                 raise
@@ -101,7 +105,9 @@ def open_contenders(bundle: Bundle, options: BenchOptions, stack: ExitStack) -> 
     return graphs, {**reasons, **missing}
 
 
-def _engines(bundle: Bundle, runtime: Flavour, options: BenchOptions, stack: ExitStack) -> list[Contender]:
+def _engines(
+    bundle: Bundle, runtime: Flavour, options: BenchOptions, permit: Permit, stack: ExitStack
+) -> list[Contender]:
     """One engine of each precision that was asked for.
 
     Raises:
@@ -118,7 +124,7 @@ def _engines(bundle: Bundle, runtime: Flavour, options: BenchOptions, stack: Exi
         raise EngineError(what, where=bundle.path, hint="edgeres engine BUNDLE --also fp32 --also fp16")
     contenders = []
     for precision in found:
-        record, engine = open_engine(bundle, runtime, precision, default_device())
+        record, engine = open_engine(bundle, runtime, precision, default_device(), permit=permit)
         contenders.append(Contender(precision, str(record.file), stack.enter_context(engine), engine))
     return contenders
 

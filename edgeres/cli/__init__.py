@@ -32,6 +32,8 @@ COMMANDS = {
     "compare": ("compare", "Show what changed between builds, likely causes first."),
     "inspect": ("inspect", "Show what is quantized, what is not, and why."),
     "predict": ("predict", "Classify images with a bundle."),
+    "sign": ("sign", "Sign a bundle with an SSH key."),
+    "verify-signature": ("verify_signature", "Check that a trusted key signed a bundle."),
     "models": ("models", "List architectures and weights."),
     "targets": ("targets", "List devices and runtimes to build for."),
     "doctor": ("doctor", "Check what this machine can do, and what is missing."),

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import click
 
-from edgeres.cli.options import Decorator, UserPath, as_json, choice, whole_number
+from edgeres.cli.options import Decorator, UserPath, as_json, choice, trust_options, trusted, whole_number
 from edgeres.cli.progress import progress
 from edgeres.cli.show import echo, print_json, print_table
 from edgeres.device.targets import Flavour
@@ -31,6 +31,7 @@ def _number(flag: str, text: str, default: float, metavar: str, *, zero: bool = 
 @_number("--warmup", "Warm-up of each precision.", 200, "MS", zero=True)
 @_number("--duration", "Measured time of each precision, at least.", 3, "S")
 @whole_number("--iterations", "Inferences of each precision, at least.", 10)
+@trust_options
 @as_json
 def command(bundle: Path, as_json: bool, **given: Any) -> None:
     """Measure latency and throughput of a bundle on this machine, as trtexec does.
@@ -47,7 +48,8 @@ def command(bundle: Path, as_json: bool, **given: Any) -> None:
 
     seconds, least = given.pop("duration"), given.pop("iterations")
     times = {"warmup_seconds": given.pop("warmup") / 1e3, "min_seconds": seconds, "power_seconds": seconds}
-    options = BenchOptions(**given, **times, min_iterations=least)
+    trust = trusted(given)
+    options = BenchOptions(**given, **times, min_iterations=least, trust=trust)
     found = bench(bundle, options, progress(quiet=as_json))
     if as_json:
         print_json(found)

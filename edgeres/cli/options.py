@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -14,6 +14,9 @@ from edgeres.data.base import FORMS
 from edgeres.errors import UsageError
 from edgeres.records import CODES, INTERPOLATIONS, METHODS, RESIZE_MODES
 from edgeres.refine.choice import EFFORTS, RESIDUALS
+
+if TYPE_CHECKING:
+    from edgeres.signing import Anyone
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -139,6 +142,8 @@ _WORKSPACE = "Scratch memory of one layer.  [default: a quarter of a Jetson's me
 _LEVEL = "Builder optimization level. 0: fast build. 5: fast engine."
 _HARDWARE = "Build engines for other GPUs from Ampere on, too; not on Jetsons."
 _RTX_GPUS = "Build RTX engines for this GPU, e.g. 8.9; repeatable. Default: a portable engine."
+_TRUST = "Public keys; take only a bundle that one of them signed, see `edgeres sign`."
+_CODE = "Let code for the CPU in version-compatible engines run though no trusted key signed it."
 _THUMBNAILS = "Show images that INT8 gets wrong in the report.  [default: yes]"
 
 _TABLE = "Labels of these images where they are in no class folders: CSV or text with image,label in each line."
@@ -152,6 +157,21 @@ _EMA = "Take the averaged weights that training kept in the checkpoint (EMA, SWA
 _HEAD = "What stands between the layers of a checkpoint's classifier, if it has several."
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print only the result, as JSON on stdout.")
+
+trust_option = file_option("--trust", _TRUST)
+trust_options = _all(trust_option, click.option("--host-code", is_flag=True, help=_CODE))
+
+
+def trusted(given: dict[str, Any]) -> Path | Anyone | None:
+    """Take both of these options out of those that were given."""
+    from edgeres.signing import ANYONE
+
+    keys: Path | None = given.pop("trust")
+    anyone: bool = given.pop("host_code")
+    if keys is not None and anyone:
+        raise UsageError("--host-code trusts anyone, and --trust only some", hint="give one of them")
+    return ANYONE if anyone else keys
+
 
 model_options = _all(
     click.option("--weights", metavar="TAG|FILE|URL", help="A tag of `edgeres models`, a file, a URL, or random."),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeres.cli.options import UserPath, as_json, choice, file_option, whole_number
+from edgeres.cli.options import UserPath, as_json, choice, file_option, trust_options, trusted, whole_number
 from edgeres.cli.progress import progress
 from edgeres.cli.show import echo, print_json
 from edgeres.words import escaped
@@ -27,9 +27,16 @@ NAMED = 10
 @whole_number("--top", "Classes to show.  [default: 5; 1 below a directory]")
 @choice("--sort", SORTS, "Order of the images.  [default: path; on the sheet: unsure, least sure first]")
 @file_option("--sheet", "Write a contact sheet, .html or .png.")
+@trust_options
 @as_json
 def command(
-    bundle: Path, images: tuple[Path, ...], top: int | None, sort: str | None, sheet: Path | None, as_json: bool
+    bundle: Path,
+    images: tuple[Path, ...],
+    top: int | None,
+    sort: str | None,
+    sheet: Path | None,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     """Classify images with a bundle's INT8 network: the given files, and all images below the given directories.
 
@@ -47,7 +54,7 @@ def command(
     from edgeres.runtime.predictions import classify_all, find_images
 
     _check_sheet(sheet)
-    with Classifier(bundle) as classify:
+    with Classifier(bundle, trust=trusted(given)) as classify:
         listing = find_images(images, classify.labels)
         found = listing.files
         with progress(quiet=as_json).task("classifying", len(found)) as advance:

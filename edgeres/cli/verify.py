@@ -23,6 +23,7 @@ _CORRUPTIONS = "Also compare on 200 images darkened, blurred, noised, compressed
 @options.output_option("DIR", "Write the report here.", file_okay=False)
 @click.option("--scheduler", metavar="tcp://HOST:8786", help="Run the graphs on the Dask cluster of this scheduler.")
 @click.option("--corruptions", is_flag=True, help=_CORRUPTIONS)
+@options.trust_options
 @options.file_option("--junit", "Write gates and checks as JUnit XML.")
 @options.file_option("--markdown", "Write a summary as Markdown.")
 @options.as_json
@@ -65,6 +66,7 @@ def command(ctx: click.Context, /, bundle: Path, output: Path | None, as_json: b
         thumbnails=gates["thumbnails"],
         corruptions=given["corruptions"],
         command=command_line(),
+        trust=options.trusted(given),
     )
     data = DataChoice(validation=validation, validation_labels=labels, validation_size=size, seed=given["seed"])
     report = verify_bundle(bundle, data, chosen, progress(quiet=as_json))

@@ -122,8 +122,9 @@ class _StartedEngines:
         return True
 
     def _open(self, record: EngineRecord, device: Device) -> Runner:
-        file = str(record.file)
-        return start_engine(self._made.folder / file, record, self._made.files[file], device, cache_folder())
+        file, host_code = str(record.file), self._made.permit.allows_host_code(record)
+        path, digest = self._made.folder / file, self._made.files[file]
+        return start_engine(path, record, digest, device, cache_folder(), host_code=host_code)
 
     def _candidate(self, record: EngineRecord, device: Device) -> tuple[str, Candidate]:
         name = engine_name(record)

@@ -18,6 +18,7 @@ from edgeres.pipeline.input_choice import FitChoice, InputChoice
 from edgeres.pipeline.take import ModelChoice
 from edgeres.records import CODES, METHODS, Codes, Method
 from edgeres.refine.choice import EFFORTS, RESIDUALS, RefineChoice
+from edgeres.signing import Anyone
 from edgeres.words import shown_argument
 
 _WORDS = {
@@ -135,6 +136,8 @@ class VerifyOptions:
         thumbnails: whether the report shows images that INT8 gets wrong.
         command: command line that reproduces the verification, for the report.
         corruptions: whether the graphs also run on darkened, blurred, noised, compressed and rotated images.
+        trust: a file of public keys, one of which must have signed the bundle; None: no signature is asked for;
+            ``ANYONE``: nor for code for the CPU in engines.
     """
 
     gates: GateChoice = GateChoice()
@@ -143,6 +146,7 @@ class VerifyOptions:
     thumbnails: bool = True
     command: str = ""
     corruptions: bool = False
+    trust: Path | Anyone | None = None
 
 
 _PARTS = (DataChoice, RangeOptions, RefineChoice, EngineChoice, GateChoice, Limits, SpeedupLimits, ModelChoice)

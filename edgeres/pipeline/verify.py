@@ -21,6 +21,7 @@ from edgeres.pipeline.candidates import candidates_in
 from edgeres.pipeline.options import VerifyOptions, flat, json_value
 from edgeres.progress import SILENT, Progress
 from edgeres.reports import read_report
+from edgeres.signing import permit_for
 from edgeres.verify.answers import REFERENCE
 from edgeres.verify.candidates import KnownAnswers
 from edgeres.verify.known import write_known
@@ -75,7 +76,7 @@ def verify_bundle(path: Path, data: DataChoice, options: VerifyOptions, progress
 def _verify(
     bundle: Bundle, data: DataChoice, options: VerifyOptions, baseline: Baseline | None, progress: Progress
 ) -> Json:
-    made = read_made(bundle)
+    made = read_made(bundle, permit_for(bundle, options.trust))
     contract = made.model.preprocess
     try:
         told = check_normalization(contract)
@@ -88,7 +89,7 @@ def _verify(
     loader = Loader(source, contract, VALIDATION_BATCH, options.on_unreadable)
     plan = MeasurePlan(options.scheduler, options.thumbnails, corruptions=options.corruptions)
     measured = measure_bundle(made, Validation(loader, data, reasons), plan, progress)
-    given = {name: value for name, value in flat(options).items() if name != "command"}
+    given = {name: value for name, value in flat(options).items() if name not in ("command", "trust")}
     asked = Asked(options.command, json_value({"bundle": bundle.path, **vars(data), **given}), options.gates, baseline)
     report: Json = public(judge(asked, made, measured))
     return report

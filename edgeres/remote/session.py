@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeres._version import __version__
-from edgeres.bundle import ENGINES, MANIFEST, MANIFEST_KIND, REPORT, Bundle, log_of
+from edgeres.bundle import ENGINES, MANIFEST, MANIFEST_KIND, REPORT, SIGNATURE, Bundle, log_of
 from edgeres.documents import DocumentKind, Json, require
 from edgeres.errors import BundleError, EngineError, EnvironmentError_, InputError
 from edgeres.files import FREE_SPACE, open_below, remove_below, write_json
@@ -199,11 +199,15 @@ class _Session:
         self._room(sum((self.bundle.path / name).stat().st_size for name in files))
         self.progress.say(f"{self.host.name}: copying the bundle")
         self.host.run(["sh", "-c", f'rm -rf "$1/{MANIFEST}" "$1/{ENGINES}"; mkdir -p "$1"', "sh", self.there])
-        self.host.send(self.bundle.path, list(files), self.there)
+        self.host.send(self.bundle.path, [*files, *self._signature()], self.there)
         manifest = replace(self.bundle.manifest, engines=(), files=files)
         self._write(f"{self.there}/{MANIFEST}", json.dumps(MANIFEST_KIND.content(manifest), indent=2) + "\n")
         self.state = _StepsDone(validation=self.state.validation)
         self._did("bundle", key)
+
+    def _signature(self) -> list[str]:
+        """The signature covers graphs and ranges, which are copied; engines are built anew there."""
+        return [SIGNATURE] if (self.bundle.path / SIGNATURE).is_file() else []
 
     def copy_validation(self) -> str | None:
         """Copy the validation images, unless they are generated, and return their remote path."""

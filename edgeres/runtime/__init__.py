@@ -11,8 +11,10 @@ from edgeres.runtime.frames import Frame
 from edgeres.runtime.health import Health
 from edgeres.runtime.ort import OrtRunner
 from edgeres.runtime.runner import Backend, Feed, Runner, TensorSpec
+from edgeres.signing import ANYONE, Anyone
 
 __all__ = [
+    "ANYONE",
     "Backend",
     "Classifier",
     "EngineFile",
@@ -28,10 +30,12 @@ __all__ = [
 ]
 
 
-def load(bundle: str | Path, *, health: bool = True) -> Classifier:
+def load(bundle: str | Path, *, health: bool = True, trust: str | Path | Anyone | None = None) -> Classifier:
     """Load a bundle for inference: ``edgeres.load("resnet18.edgeres")(image).label``.
 
     Args:
         health: whether some of the images are looked at for ``classify.health()``.
+        trust: a file of public keys; only a bundle that one of their owners signed is loaded. None: any bundle, without
+            version-compatible engines, which hold code for the CPU. :data:`ANYONE`: any bundle, and that code runs.
     """
-    return Classifier(bundle, health=health)
+    return Classifier(bundle, health=health, trust=trust)

@@ -17,6 +17,7 @@ from edgeres.runtime.engine import EngineFile, TensorRTRunner
 from edgeres.runtime.memory import default_device, is_there
 from edgeres.runtime.ort import OrtRunner
 from edgeres.runtime.runner import Backend
+from edgeres.signing import NOBODY, Permit
 
 if TYPE_CHECKING:
     from edgeres.runtime.memory import Device
@@ -26,8 +27,13 @@ Choice = Literal["auto", Flavour, "cuda", "cpu"]
 BACKENDS: tuple[Choice, ...] = (*get_args(Flavour), "cuda", "cpu")
 
 
-def open_backend(bundle: Bundle, choice: Choice, threads: int, gpu: int) -> tuple[Backend, tuple[str, ...]]:
+def open_backend(
+    bundle: Bundle, choice: Choice, threads: int, gpu: int, permit: Permit = NOBODY
+) -> tuple[Backend, tuple[str, ...]]:
     """The chosen backend, or with ``auto`` the first that runs here.
+
+    Args:
+        permit: which engines may run.
 
     Returns:
         The backend, and one line for each preferred backend that does not run here.
@@ -42,7 +48,7 @@ def open_backend(bundle: Bundle, choice: Choice, threads: int, gpu: int) -> tupl
     passed_over = []
     for name in BACKENDS if choice == "auto" else (choice,):
         try:
-            backend = _open(bundle, name, threads, gpu)
+            backend = _open(bundle, name, threads, gpu, permit)
         except EnvironmentError_ as error:
             if choice != "auto" or name == BACKENDS[-1]:
                 raise
@@ -53,9 +59,9 @@ def open_backend(bundle: Bundle, choice: Choice, threads: int, gpu: int) -> tupl
     raise AssertionError("the last backend returns or raises")
 
 
-def _open(bundle: Bundle, name: Choice, threads: int, gpu: int) -> Backend:
+def _open(bundle: Bundle, name: Choice, threads: int, gpu: int, permit: Permit) -> Backend:
     if name != "cuda" and name != "cpu" and name != "auto":
-        return _open_best_engine(bundle, name, gpu)
+        return _open_best_engine(bundle, name, gpu, permit)
     forms = forms_in(bundle.has)
     if not forms:
         raise BundleError("holds no INT8 graph", where=bundle.path, hint="build it again")
@@ -77,7 +83,7 @@ def graph_file(bundle: Bundle, name: str, hint: str | None = None) -> Path:
     return bundle.file(name)
 
 
-def _open_best_engine(bundle: Bundle, runtime: Flavour, gpu: int) -> Backend:
+def _open_best_engine(bundle: Bundle, runtime: Flavour, gpu: int, permit: Permit) -> Backend:
     """The engine that this GPU's clock chose, else the INT8 engine; the checks that cost least come first."""
     if not engines_of(bundle, runtime, "chosen"):
         hint = f"edgeres engine {bundle.path} builds one on the device"
@@ -86,7 +92,7 @@ def _open_best_engine(bundle: Bundle, runtime: Flavour, gpu: int) -> Backend:
 
     if not is_there(MODULES[runtime]):
         raise EngineError(f"{MODULES[runtime]} is not installed", hint="see: edgeres doctor")
-    return open_engine(bundle, runtime, "chosen", default_device(gpu), cache=cache_folder())[1]
+    return open_engine(bundle, runtime, "chosen", default_device(gpu), cache_folder(), permit)[1]
 
 
 def engines_of(bundle: Bundle, runtime: Flavour, precision: str) -> list[EngineRecord]:
@@ -104,13 +110,19 @@ def engines_of(bundle: Bundle, runtime: Flavour, precision: str) -> list[EngineR
 
 
 def open_engine(
-    bundle: Bundle, runtime: Flavour, precision: str, device: Device, cache: Path | None = None
+    bundle: Bundle,
+    runtime: Flavour,
+    precision: str,
+    device: Device,
+    cache: Path | None = None,
+    permit: Permit = NOBODY,
 ) -> tuple[EngineRecord, TensorRTRunner]:
     """The first engine of a bundle that starts on this GPU. Engines for other GPUs or versions too are tried last.
 
     Args:
         bundle: it holds at least one engine for this runtime and precision, see :func:`engines_of`.
         cache: folder where TensorRT-RTX keeps the kernels that it compiled; None: nowhere.
+        permit: which engines may run.
 
     Raises:
         EngineError: no engine starts; the reason of the first one.
@@ -118,8 +130,9 @@ def open_engine(
 
     def open_one(record: EngineRecord) -> TensorRTRunner:
         assert record.file is not None
+        host_code = permit.allows_host_code(record)
         digest = bundle.manifest.files[record.file]
-        return start_engine(bundle.file(record.file), record, digest, device, cache)
+        return start_engine(bundle.file(record.file), record, digest, device, cache, host_code=host_code)
 
     first = None
     for record in in_order(engines_of(bundle, runtime, precision), device):
@@ -146,20 +159,21 @@ def in_order(records: Iterable[EngineRecord], device: Device) -> list[EngineReco
 
 
 def start_engine(
-    path: Path, record: EngineRecord, digest: str, device: Device, cache: Path | None = None
+    path: Path, record: EngineRecord, digest: str, device: Device, cache: Path | None = None, *, host_code: bool = False
 ) -> TensorRTRunner:
     """An engine's runner.
 
     Args:
         digest: SHA-256 of the file, from a manifest.
         cache: folder where TensorRT-RTX keeps the kernels that it compiled; None: nowhere.
+        host_code: whether code for the CPU in it may run.
 
     Raises:
         EngineError: it does not run on this GPU.
     """
     runtime: Flavour = "rtx" if record.runtime == "rtx" else "tensorrt"
     kept = _cache_file(cache, digest, device) if cache is not None and runtime == "rtx" else None
-    return TensorRTRunner(EngineFile(path, runtime, record, kept, digest), device=device)
+    return TensorRTRunner(EngineFile(path, runtime, record, kept, digest, host_code), device=device)
 
 
 def _cache_file(folder: Path, digest: str, device: Device) -> Path:

@@ -22,6 +22,7 @@ from edgeres.runtime.choose import Choice, open_backend
 from edgeres.runtime.frames import Frame, flat_bytes
 from edgeres.runtime.health import Health, Watch
 from edgeres.runtime.runner import Backend
+from edgeres.signing import Anyone, permit_for
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,6 +47,9 @@ class Classifier:
         threads: per inference on the CPU; 0 takes every core.
         gpu: number of the GPU.
         health: whether some of the images are looked at for :meth:`health`.
+        trust: a file of public keys; only a bundle that one of their owners signed is loaded, and no engine that was
+            added later. None: any bundle, without version-compatible engines, which hold code for the CPU.
+            :data:`~edgeres.runtime.ANYONE`: any bundle, and that code runs.
 
     Attributes:
         backend: name and version of what runs the network.
@@ -53,7 +57,8 @@ class Classifier:
         labels, preprocess: of the bundle.
 
     Raises:
-        BundleError: the bundle is incomplete, was changed, or its network is not what its manifest says.
+        BundleError: the bundle is incomplete, was changed, or its network is not what its manifest says; with
+            ``trust``, it is not signed, by another key, or was changed after it was signed.
         EngineError: the backend that was asked for cannot run here. An engine for another device or version is
             refused before it is loaded.
 
@@ -71,10 +76,12 @@ class Classifier:
         threads: int = 0,
         gpu: int = 0,
         health: bool = True,
+        trust: str | Path | Anyone | None = None,
     ) -> None:
         def open_in(bundle: Bundle) -> tuple[ModelSpec, Seen | None, Backend, tuple[str, ...]]:
+            permit = permit_for(bundle, trust)
             seen = PIXELS_KIND.read(bundle.file(PIXELS)) if health and bundle.has(PIXELS) else None
-            return bundle.manifest.model, seen, *open_backend(bundle, backend, threads, gpu)
+            return bundle.manifest.model, seen, *open_backend(bundle, backend, threads, gpu, permit)
 
         opened = open_in(bundle) if isinstance(bundle, Bundle) else steady(bundle, open_in, lambda old: old[2].close())
         spec, seen, self._runner, self.passed_over = opened

@@ -33,6 +33,7 @@ from edgeres.runtime.compatibility import RunsOn, refusal
 from edgeres.runtime.memory import Buffer, CudaGraph, Device, Event, default_device
 from edgeres.runtime.runner import Feed, TensorSpec, any_batch, check_feed, closed, parts
 
+_HOST_CODE = "--trust KEYS, or --host-code if you trust whoever built it (trust=KEYS or ANYONE)"
 _BUILD_AGAIN = "build it here: edgeres engine BUNDLE"
 
 
@@ -46,8 +47,9 @@ class EngineFile:
         record: its entry in a bundle's manifest; None for an engine without a bundle.
         cache: file where TensorRT-RTX keeps the kernels that it compiled for this GPU, so that the next start is
             faster; None: they are not kept.
-        sha256: of the content, from a manifest that is trusted. A version-compatible engine of TensorRT holds code for
-            the CPU; that code runs only where this digest is given and matches.
+        sha256: of the content, from a manifest. A version-compatible engine of TensorRT holds code for the CPU; that
+            code runs only where this digest is given and matches, and ``host_code`` is set.
+        host_code: whether that code may run: a trusted key signed it, or the user said so.
     """
 
     content: Path | bytes
@@ -55,6 +57,7 @@ class EngineFile:
     record: EngineRecord | None = None
     cache: Path | None = None
     sha256: str | None = None
+    host_code: bool = False
 
     def read(self) -> bytes:
         if isinstance(self.content, bytes):
@@ -72,13 +75,16 @@ class EngineFile:
         """Whether the engine ``data`` holds code for the CPU, and that code may run.
 
         Raises:
-            EngineError: it holds such code, but there is no digest or ``data`` does not match it.
+            EngineError: it holds such code, but it may not run, or there is no digest or ``data`` does not match it.
         """
         if self.flavour != "tensorrt" or self.record is None or not self.record.portability.version_compatible:
             return False
         if self.sha256 is None:
             what = "this engine holds code for the CPU, which edgeres runs only from a bundle"
             raise EngineError(what, where=self.where, hint="load the bundle that it is in")
+        if not self.host_code:
+            what = "this engine holds code for the CPU, which runs only if a key that you trust signed the bundle"
+            raise EngineError(what, where=self.where, hint=_HOST_CODE)
         if hashlib.sha256(data).hexdigest() != self.sha256:
             raise EngineError("was changed after it was written", where=self.where, hint=_BUILD_AGAIN)
         return True
