@@ -9,8 +9,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from PIL import Image
 
 from edgeres.bundle import Bundle
+from edgeres.data.base import subset
+from edgeres.data.choose import Sources
 from edgeres.data.files import read_image
 from edgeres.data.loader import Loader
 from edgeres.data.sources import open_source
@@ -130,3 +133,24 @@ def test_a_bundle_that_was_not_fetched_is_told(tmp_path):
     (tmp_path / "manifest.json").write_bytes(POINTER)
     with pytest.raises(BundleError, match=r"manifest\.json: is a Git LFS pointer.*; run git lfs pull"):
         Bundle(tmp_path)
+
+
+def test_calibration_images_that_validate_too_are_counted(tmp_path: Path) -> None:
+    for name in ("a/1.png", "a/2.png", "b/1.png", "b/2.png"):
+        (tmp_path / "all" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "all" / name)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "link.png").symlink_to(tmp_path / "all" / "a" / "2.png")
+    (tmp_path / "other" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "other" / "own.png")
+    whole = open_source(str(tmp_path / "all"), role="validation", px=8)
+    outputs = whole.at(np.arange(4)[::-1])
+    for calibration, told in (
+        (subset(whole, 3, 0), "3 of 3 "),
+        (open_source(str(tmp_path / "other"), role="calibration", px=8), "1 of 3 "),
+    ):
+        (warning,) = Sources(calibration, outputs).warnings
+        assert warning.startswith(f"{told}calibration images are validation images too")
+    Image.new("RGB", (8, 8)).save(tmp_path / "own.png")
+    (tmp_path / "other" / "link.png").unlink()
+    assert Sources(open_source(str(tmp_path / "other"), role="calibration", px=8), outputs).warnings == []

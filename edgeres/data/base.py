@@ -61,6 +61,11 @@ class Source(ABC):
         """The digest that documents of earlier versions hold, which depends on class names; to compare with these."""
         return self.digest()
 
+    def origins(self) -> list[tuple[str | int, ...]]:
+        """Where each image comes from, whatever its label and place: equal for the same image of two sources."""
+        digest = self.digest()
+        return [(digest, index) for index in range(len(self))]
+
     def at(self, positions: I64, description: str = "") -> Source:
         """The images at these positions, in this order; described as the source where ``description`` is empty."""
         return View(self, positions, self.labels[positions], self.classes, description or self.description)
@@ -90,6 +95,10 @@ class View(Source):
 
     def image_as(self, index: int, reading: PixelReading) -> U8:
         return self._source.image_as(int(self._indices[index]), reading)
+
+    def origins(self) -> list[tuple[str | int, ...]]:
+        origins = self._source.origins()
+        return [origins[index] for index in self._indices.tolist()]
 
     def digest(self) -> str:
         parts = (self._source.digest(), self._indices.tolist(), self.labels.tolist())

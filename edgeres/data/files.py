@@ -172,10 +172,22 @@ class _Files(Source):
     def _fingerprint(self, index: int) -> int: ...
 
 
+def _file_itself(path: Path) -> tuple[str | int, ...]:
+    try:
+        at = path.stat()
+    except OSError:
+        return (str(path),)
+    return at.st_dev, at.st_ino
+
+
 class _Folder(_Files):
     def __init__(self, root: Path, tree: Tree) -> None:
         super().__init__(root.resolve().name, tree)
         self._root = root
+
+    def origins(self) -> list[tuple[str | int, ...]]:
+        """The file itself, which links and other paths to it share; its path where a link leads nowhere."""
+        return [_file_itself(self._root / name) for name in self._names]
 
     def image_as(self, index: int, reading: PixelReading) -> U8:
         return read_image(self._root / self._names[index], self._names[index], reading)
