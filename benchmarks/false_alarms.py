@@ -71,7 +71,7 @@ def setups(folder: Path, weights: Sequence[Path], images: Path | None) -> Iterat
     ]
     if images is not None:
         data = dict.fromkeys(("calibration", "validation"), str(images))
-        networks += [(path.name.split("-")[0], {"weights": path}, [data]) for path in weights]
+        networks += [(path.name.split("-")[0], {"weights": str(path)}, [data]) for path in weights]
     for name, given, sources in networks:
         size = {} if name == "resnet18" else {"validation_size": 320}
         exported = folder / f"{name}-{len(given)}.onnx"
