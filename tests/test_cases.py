@@ -241,7 +241,7 @@ def test_no_check_fails_on_a_network_without_that_fault(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measure, "LatencyPlan", partial(measure.LatencyPlan, warmup_seconds=0.0, min_seconds=0.01))
-    images = {"calibration": CALIBRATION, "calibration_size": 48, "validation": VALIDATION, "validation_size": 48}
+    images = {"calibration": CALIBRATION, "calibration_size": 48, "validation": VALIDATION, "validation_size": 200}
     report = build(
         graph(name), **images, effort="fast", targets=("cpu", "tensorrt"), output=tmp_path / "b.edgeres"
     ).report
