@@ -21,8 +21,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from edgeres.errors import EdgeresError, InputError
-from edgeres.files import LFS_POINTER, PULL, is_lfs_pointer
+from edgeres.errors import EdgeresError, InputError, reading
+from edgeres.files import LFS_POINTER, PULL, is_lfs_pointer, read_file
 
 Json = dict[str, Any]
 Keys = tuple[str | int, ...]
@@ -92,11 +92,8 @@ class DocumentKind(Generic[R]):
 
     def read(self, path: str | Path) -> R:
         """Read a file; see :meth:`decode`."""
-        try:
-            with Path(path).open("rb") as stream:
-                content = stream.read(self.max_bytes + 1)
-        except OSError as error:
-            raise self.error(f"cannot be read ({error.strerror})", where=path, hint="check the path") from error
+        with reading(path, error=self.error, hint="check the path"):
+            content = read_file(path, self.max_bytes + 1)
         return self.decode(content, path)
 
     def decode(self, content: bytes | Json, where: object) -> R:

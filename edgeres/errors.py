@@ -16,6 +16,10 @@ no other errors, except for bugs.
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from edgeres.words import escaped, public, shown_url, without_secrets
 
 __all__ = [
@@ -101,3 +105,47 @@ def why_left_out(error: Exception) -> str:
         raise error
     why = str(error) if isinstance(error, EdgeresError) else f"{type(error).__name__}: {error}"
     return escaped(" ".join(public(why).split()))
+
+
+# Causes of a failed read that lie in the machine: another file would fail, too.
+_MACHINE = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EROFS: "set TMPDIR to a directory that can be written",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "close other programs",
+    errno.EIO: "check the disk",
+}
+NO_MEMORY = "there is not enough memory to read it"
+
+
+@contextmanager
+def reading(
+    where: object, what: str = "cannot be read", *, error: type[EdgeresError] = InputError, hint: str | None = None
+) -> Iterator[None]:
+    """The boundary of a reader: what a library raises for a damaged or hostile file becomes one error that names it.
+
+    Libraries raise any kind for such files. The machine's own limits keep their name: memory, disk space, open files.
+
+    Args:
+        where: the file.
+        what: what cannot be done with it; the cause stands behind it in parentheses.
+        error: what is raised where the file is the cause.
+
+    Raises:
+        EdgeresError: of class ``error``, or EnvironmentError_ where the machine is the cause.
+    """
+    try:
+        yield
+    except EdgeresError:
+        raise
+    except MemoryError:
+        raise EnvironmentError_(NO_MEMORY, where=where, hint="give this process more of it") from None
+    except RecursionError:
+        raise error(f"{what} (it is nested too deeply)", where=where, hint=hint) from None
+    except Exception as failed:
+        number = failed.errno if isinstance(failed, OSError) else None
+        reason = str(getattr(failed, "strerror", None) or failed).partition("\n")[0]
+        if number in _MACHINE:
+            raise EnvironmentError_(f"{what} ({reason})", where=where, hint=_MACHINE[number]) from failed
+        raise error(f"{what} ({reason[:200] or type(failed).__name__})", where=where, hint=hint) from failed

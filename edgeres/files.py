@@ -11,7 +11,7 @@ import re
 import shutil
 import stat
 import sys
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -28,10 +28,42 @@ def is_lfs_pointer(head: bytes) -> bool:
     return head.startswith(b"version https://git-lfs")
 
 
+def refuse_special(path: str | Path) -> None:
+    """Raise an OSError where a path names a pipe, a socket or a device, which may block or never end; opens nothing."""
+    mode = Path(path).stat().st_mode
+    special = next((words for words, is_kind in _SPECIAL if is_kind(mode)), None)
+    if special is not None:
+        raise OSError(errno.EINVAL, f"is a {special}, not a file", str(path))
+
+
+_SPECIAL: tuple[tuple[str, Callable[[int], bool]], ...] = (
+    ("named pipe", stat.S_ISFIFO),
+    ("socket", stat.S_ISSOCK),
+    ("device", stat.S_ISCHR),
+    ("device", stat.S_ISBLK),
+)
+
+
+def open_file(path: str | Path) -> IO[bytes]:
+    """Open a file for reading; pipes, sockets and devices are refused before they are opened.
+
+    Raises:
+        OSError: there is no such file, or it is none.
+    """
+    refuse_special(path)
+    return Path(path).open("rb")
+
+
+def read_file(path: str | Path, most: int = -1) -> bytes:
+    """The content of a file, or its first ``most`` bytes; see :func:`open_file`."""
+    with open_file(path) as stream:
+        return stream.read(most)
+
+
 def is_lfs_pointer_at(path: Path) -> bool:
     """:func:`is_lfs_pointer` of a file; False where it cannot be read."""
     try:
-        with path.open("rb") as stream:
+        with open_file(path) as stream:
             return is_lfs_pointer(stream.read(64))
     except OSError:
         return False
@@ -39,7 +71,7 @@ def is_lfs_pointer_at(path: Path) -> bool:
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file in hex."""
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
         return sha256_of(stream)
 
 

@@ -30,8 +30,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from edgeres.errors import UsageError, WeightsError
+from edgeres.inert import DamagedPickle, Inert, read_pickle
 from edgeres.zoo.checkpoint import Loaded, WeightsChoice, load_model
-from edgeres.zoo.inert import DamagedPickle, Inert, read_pickle
 from edgeres.zoo.resnet import create
 from edgeres.zoo.state_dict import load_checkpoint
 

@@ -263,7 +263,7 @@ def test_transparency_is_dropped_orientation_applied_and_16_bits_scaled():
         (encoded(pixels(0, 64, 64), "JPEG")[:-400], "truncated"),
         (b"<html>not found</html>", "a web page, not an image"),
         (b"", "empty, 0 bytes"),
-        (b"P6 20000 20000 255\n", "more than 178 million pixels"),
+        (b"P6 20000 20000 255\n", "more than 100 million pixels"),
     ],
 )
 def test_unreadable_images_say_why(tmp_path, data, cause):
@@ -292,7 +292,7 @@ def test_damage_inside_an_archive_is_named(tmp_path, monkeypatch):
     damaged = bytearray(path.read_bytes())
     damaged[60] ^= 0xFF
     path.write_bytes(damaged)
-    with pytest.raises(SourceError, match=r"cat/1\.png: damaged in the archive: Bad CRC-32"):
+    with pytest.raises(SourceError, match=r"cat/1\.png: damaged in the archive \(Bad CRC-32"):
         opened(path).image(0)
     monkeypatch.setattr(files, "_LARGEST_FILE", len(PNG) - 1)
     with pytest.raises(SourceError, match=r"cat/1\.png: expands to 0 MB"):
@@ -334,7 +334,7 @@ def test_npz(tmp_path):
         ({"images": IMAGES.transpose(0, 3, 1, 2)}, ["found uint8 (6, 3, 8, 8)", "transpose(0, 2, 3, 1)"]),
         ({"images": IMAGES[..., 0]}, ["found uint8 (6, 8, 8)", "repeat grayscale"]),
         ({"images": IMAGES[:0], "labels": LABELS[:0]}, ["found uint8 (0, 8, 8, 3)", "no images"]),
-        ({"images": np.array([{}], object)}, ["cannot be read as .npz", "allow_pickle=False"]),
+        ({"images": np.array([{}], object)}, ["cannot be read as .npz", "holds Python objects"]),
         ({"labels": LABELS[:5]}, ["6 images but 5 labels"]),
         ({"labels": LABELS / 2}, ["expected labels of integers (N,), found float64 (6,)"]),
         ({"labels": np.eye(6, dtype=int)}, ["found int64 (6, 6)", "argmax(1)"]),
@@ -398,7 +398,7 @@ class Hostile:
 def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path):
     marker = tmp_path / "owned"
     path = directory(tmp_path, {"test_batch": pickle.dumps({"data": Hostile(marker)}, protocol=2)})
-    assert ".mkdir, refused" in refusal(lambda: opened(path))
+    assert ".mkdir, which is not done" in refusal(lambda: opened(path))
     assert not marker.exists()
 
 

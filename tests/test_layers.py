@@ -27,7 +27,7 @@ README = ROOT.parent / "README.md"
 
 # From the ground up: folders and the files beside them. Those of one line never import each other.
 FLOORS = (
-    ("_version", "words"),
+    ("_version", "words", "inert"),
     ("errors", "files"),
     ("documents",),
     ("progress", "records"),

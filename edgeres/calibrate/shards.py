@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,8 +27,10 @@ from edgeres.calibrate.record import Calibration, Wanted
 from edgeres.calibrate.sketch import Sketch
 from edgeres.data.base import some
 from edgeres.data.loader import OnUnreadable
+from edgeres.data.npz import check_sizes, read_array
 from edgeres.documents import MAX_BYTES, DocumentKind, require
-from edgeres.errors import InputError, SourceError
+from edgeres.errors import InputError, SourceError, reading
+from edgeres.files import read_file
 from edgeres.records import I64, Method, Preprocess
 
 MAX_SHARDS = 1_000_000
@@ -222,10 +225,14 @@ def _arrays(content: bytes) -> dict[str, npt.NDArray[Any]]:
         ValueError: it is damaged, or an array is too large.
     """
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            large = [info.filename for info in file.zip.infolist() if info.file_size > MAX_BYTES]
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            members = archive.infolist()
+            large = [info.filename for info in members if info.file_size > MAX_BYTES]
             require(not large, f"{large[:1]} is too large")
-            return dict(file)
+            check_sizes(members)
+            return {info.filename.removesuffix(".npy"): read_array(archive, info) for info in members}
+    except MemoryError:
+        raise
     except Exception as error:  # zipfile, zlib and NumPy's parser of headers raise many kinds for damaged files
         raise ValueError(str(error)) from error
 
@@ -280,10 +287,8 @@ def read_state(path: Path) -> State:
     Raises:
         InputError: missing, damaged, or something else.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=path, hint="check the path") from error
+    with reading(path, hint="check the path"):
+        content = read_file(path)
     return State.unpack(content, path)
 
 

@@ -21,7 +21,8 @@ from typing import Any
 
 from edgeres.cli.show import echo
 from edgeres.documents import OPTIONAL, DocumentKind, named, require
-from edgeres.errors import UsageError
+from edgeres.errors import UsageError, reading
+from edgeres.files import read_file
 from edgeres.judge.asked import ConfigFile, GateChoice, OnUnsure, Weaker
 from edgeres.judge.gates import LIMITS, METRICS, Limits
 
@@ -31,6 +32,7 @@ else:
     import tomli as tomllib
 
 FILE = "pyproject.toml"
+_MOST_BYTES = 1 << 20
 # Keys are the names of the options.
 _TYPES: dict[str, Any] = {
     **dict.fromkeys(LIMITS, float | bool),
@@ -132,10 +134,11 @@ def tell_config(gates: GateChoice) -> None:
 
 
 def _table(path: Path) -> dict[str, Any] | None:
-    try:
-        tool = tomllib.loads(path.read_text(encoding="utf-8")).get("tool")
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"cannot be read ({error})", where=path, hint="correct it") from error
+    with reading(path, error=UsageError, hint="correct it"):
+        content = read_file(path, _MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise ValueError(f"it is larger than {_MOST_BYTES:,} bytes")
+        tool = tomllib.loads(content.decode()).get("tool")
     table = tool.get("edgeres") if isinstance(tool, dict) else None
     if table is not None and not isinstance(table, dict):
         raise UsageError("tool.edgeres is not a table", where=path, hint="write [tool.edgeres] and keys under it")

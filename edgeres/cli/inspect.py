@@ -15,6 +15,7 @@ from edgeres.cli.options import UserPath, as_json
 from edgeres.cli.show import echo, print_json, print_table
 from edgeres.engine.kernels import is_engine, read_program
 from edgeres.errors import EngineError, needs
+from edgeres.files import open_file, read_file
 from edgeres.report.figures import megabytes
 from edgeres.words import escaped
 
@@ -49,9 +50,9 @@ def command(path: Path, as_json: bool) -> None:
 
 
 def _is_engine(path: Path) -> bool:
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         return False
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
         return path.suffix == ".engine" or is_engine(stream.read(16))
 
 
@@ -74,7 +75,7 @@ def _graphs(path: Path) -> list[Json]:
 
 
 def _engine(path: Path) -> Json:
-    data = path.read_bytes()
+    data = read_file(path)
     return {"kind": "engine", "file": str(path), "bytes": len(data), **read_program(data, where=path).to_dict()}
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import codecs
 import hashlib
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeres.data.base import Role, Source, check_labels_below, some
-from edgeres.errors import SourceError
-from edgeres.files import LFS_POINTER, PULL, is_lfs_pointer_at
+from edgeres.data.npz import check_sizes, read_array
+from edgeres.errors import SourceError, reading
+from edgeres.files import LFS_POINTER, PULL, is_lfs_pointer_at, open_file, refuse_special
+from edgeres.inert import Inert, Make, read_pickle
 from edgeres.records import I64, U8
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _CIFAR10_BATCHES = {"calibration": tuple(f"data_batch_{n}" for n in range(1, 6)), "validation": ("test_batch",)}
 _HOW = "write it with np.savez(path, images=..., labels=...): uint8 (N, H, W, 3) RGB and integers (N,)"
+_NO_BATCH, _UNPACK = "is not a CIFAR-10 batch", "unpack CIFAR-10 again"
 
 Array = npt.NDArray[Any]
 
@@ -64,7 +65,10 @@ def open_npz(path: Path, role: Role) -> Source:
         if key not in arrays:
             raise SourceError(f"has no {key!r}, only {', '.join(arrays) or 'nothing'}", where=path, hint=_HOW)
     images = _check_images(arrays["images"], path)
-    classes = tuple(map(str, arrays.get("classes", ())))
+    named = arrays.get("classes", np.empty(0))
+    if named.ndim != 1:
+        raise SourceError(f"expected classes of text (C,), found {named.dtype} {named.shape}", where=path, hint=_HOW)
+    classes = tuple(map(str, named))
     if "labels" not in arrays:
         return Arrays(images, np.full(len(images), -1, np.int64), classes, path.name)
     return Arrays(images, _check_labels(arrays["labels"], len(images), len(classes), path), classes, path.name)
@@ -90,22 +94,22 @@ def open_cifar10(path: Path, role: Role) -> Source:
 
 
 def _read_npz(path: Path) -> dict[str, Array]:
-    if is_lfs_pointer_at(path):
-        raise SourceError(f"is {LFS_POINTER}", where=path, hint=PULL)
-    try:
+    with reading(path, "cannot be read as .npz", error=SourceError, hint=_HOW):
+        refuse_special(path)
+        if is_lfs_pointer_at(path):
+            raise SourceError(f"is {LFS_POINTER}", where=path, hint=PULL)
         if not zipfile.is_zipfile(path):
-            raise ValueError("it is no zip archive, or was cut off")
-        archive = np.load(path, allow_pickle=False)  # a pickled object could run code
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("it is a single array")
-        with archive:
-            wanted = ("images", "labels", "classes")
-            return {key: np.asarray(archive[key]) if key in wanted else np.empty(0) for key in archive.files}
-    except Exception as error:  # zipfile, zlib and NumPy's parser of headers raise many kinds for damaged files
-        if "encrypted" in str(error):
-            raise SourceError("is encrypted", where=path, hint="unpack it, and pack it without a password") from None
-        cause = str(error) or type(error).__name__
-        raise SourceError(f"cannot be read as .npz ({cause})", where=path, hint=_HOW) from None
+            with open_file(path) as stream:
+                single = stream.read(6) == b"\x93NUMPY"
+            raise ValueError("it is a single array" if single else "it is no zip archive, or was cut off")
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            wanted = {key: info for key, info in members.items() if key in ("images", "labels", "classes")}
+            if any(info.flag_bits & 1 for info in wanted.values()):
+                raise SourceError("is encrypted", where=path, hint="unpack it, and pack it without a password")
+            check_sizes(wanted.values())
+            empty = np.empty(0)
+            return {key: read_array(archive, wanted[key]) if key in wanted else empty for key in members}
 
 
 def _batches(path: Path, role: Role) -> list[Path]:
@@ -118,44 +122,61 @@ def _batches(path: Path, role: Role) -> list[Path]:
 
 def _read_bin(path: Path) -> tuple[Array, Array]:
     """Records of 1 + 3,072 bytes: the label, then red, green and blue planes of 32x32."""
-    try:
+    with reading(path, _NO_BATCH, error=SourceError, hint=_UNPACK):
+        refuse_special(path)
         records = np.fromfile(path, np.uint8).reshape(-1, 3073)
-    except (OSError, ValueError) as error:
-        raise SourceError(f"is not a CIFAR-10 batch: {error}", where=path, hint="unpack CIFAR-10 again") from None
     return records[:, 1:], records[:, 0]
 
 
 def _read_pickle(path: Path) -> tuple[Array, Array]:
     """``data`` (N, 3072) uint8, planes as in the binary form, and ``labels``, a list of N integers."""
-    try:
-        with path.open("rb") as file:
-            batch = _PlainUnpickler(file, encoding="bytes").load()
+    with reading(path, _NO_BATCH, error=SourceError, hint=_UNPACK):
+        with open_file(path) as file:
+            batch = read_pickle(file, _MAKERS, _refuse_persistent)
+        if not isinstance(batch, dict):
+            raise ValueError(f"it holds {batch.path if isinstance(batch, Inert) else type(batch).__name__}")
         content = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
-        planes, labels = np.asarray(content["data"]), np.asarray(content["labels"])
-        if planes.dtype != np.uint8 or planes.ndim != 2 or planes.shape[1] != 3072:
-            raise ValueError(f"data is {planes.dtype} {planes.shape}, expected uint8 (N, 3072)")
-    except Exception as error:  # a damaged or hostile pickle raises anything
-        cause = f"{type(error).__name__}: {error}"
-        raise SourceError(f"is not a CIFAR-10 batch: {cause}", where=path, hint="unpack CIFAR-10 again") from None
-    return planes, labels
+        planes, labels = content.get("data"), content.get("labels")
+        planes = planes.values if isinstance(planes, _Planes) else planes
+        if not isinstance(planes, np.ndarray) or not isinstance(labels, list):
+            asked = planes if isinstance(planes, Inert) else labels
+            what = (
+                f"it asks to run {asked.path}, which is not done" if isinstance(asked, Inert) else "no data or labels"
+            )
+            raise ValueError(what)
+        if not all(type(label) is int and abs(label) < 2**31 for label in labels):
+            raise ValueError("labels are no integers")
+    return planes, np.array(labels, np.int64)
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Builds containers and NumPy arrays, and refuses any other call that a pickle asks for."""
+class _Planes:
+    """The array of a batch: its pickle makes it first, and then gives shape, type and bytes."""
 
-    _reconstruct = np.empty(0).__reduce__()[0]
-    _allowed = {  # noqa: RUF012
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,  # NumPy 1
-        ("numpy._core.multiarray", "_reconstruct"): _reconstruct,  # NumPy 2
-        ("_codecs", "encode"): codecs.encode,  # how Python 3 writes bytes for Python 2
-    }
+    values: Array | None = None
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._allowed:
-            raise pickle.UnpicklingError(f"it asks to run {module}.{name}, refused")
-        return self._allowed[module, name]
+    def take_state(self, state: Any) -> None:
+        _, shape, dtype, fortran, data = state
+        data = data.encode("latin-1") if isinstance(data, str) else data
+        kind = dtype.args[0] if isinstance(dtype, Inert) and dtype.args else None
+        if kind not in ("u1", "|u1") or fortran or not (isinstance(shape, tuple) and shape[1:] == (3072,)):
+            raise ValueError(f"data is {kind} {shape!r:.60}, expected uint8 (N, 3072)")
+        if not isinstance(data, bytes | bytearray) or len(data) != shape[0] * 3072:
+            raise ValueError(f"data has {len(data):,} bytes, and claims to be {shape!r:.60}")
+        self.values = np.frombuffer(data, np.uint8).reshape(-1, 3072)
+
+
+def _encode(text: Any, *_: Any) -> Any:
+    return text.encode("latin-1") if isinstance(text, str) else text  # how Python 3 writes bytes for Python 2
+
+
+def _refuse_persistent(identifier: Any) -> Any:
+    raise ValueError("it refers to something outside of the file")
+
+
+_MAKERS: dict[str, Make] = {
+    "_codecs.encode": _encode,
+    **{f"numpy.{core}.multiarray._reconstruct": lambda *_: _Planes() for core in ("core", "_core")},
+}
 
 
 def _check_images(images: Array, path: Path) -> U8:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from edgeres.records import U8, PixelReading
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_LARGE_PIXELS, _STRIP_PIXELS = 16_000_000, 4_000_000
+_LARGE_IMAGES = threading.Lock()
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -36,10 +39,25 @@ def decode(image: Image, reading: PixelReading) -> U8:
         what = "floating-point pixels, whose scale is not known"
         raise SourceError(what, hint="write them as 16-bit PNG, and give the value of full scale")
     if image.mode != "I" and not image.mode.startswith("I;16"):
-        pixels = np.asarray(image.convert(_MODES[reading.channels]))
+        pixels = _converted(image, _MODES[reading.channels])
         return pixels if pixels.ndim == 3 else pixels[..., None]
     values = np.asarray(image)
     if image.mode == "I" and not 0 <= values.min() <= values.max() <= 65535:
         what = f"values from {values.min():,} to {values.max():,}, and 16 bits hold 0 to 65,535"
         raise SourceError(what, hint="write it as 16-bit PNG")
     return with_channels(to_bytes(values, reading.full_scale)[..., None], reading)
+
+
+def _converted(image: Image, mode: str) -> U8:
+    """(H, W, C) or (H, W). Of large images one at a time, and in strips: several copies of each would not fit."""
+    if image.width * image.height <= _LARGE_PIXELS:
+        return np.asarray(image.convert(mode))
+    with _LARGE_IMAGES:
+        image.load()
+        channels = len(mode)
+        pixels = np.empty((image.height, image.width, channels)[: 2 if channels == 1 else 3], np.uint8)
+        rows = max(1, _STRIP_PIXELS // image.width)
+        for top in range(0, image.height, rows):
+            strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+            pixels[top : top + rows] = np.asarray(strip.convert(mode))
+        return pixels

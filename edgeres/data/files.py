@@ -20,10 +20,12 @@ import numpy as np
 from edgeres.data.base import Source
 from edgeres.data.decode import decode
 from edgeres.data.forms import READ_FORMS, why_no_image
+from edgeres.data.headers import MOST_PIXELS, check_header
 from edgeres.data.listing import Listing, Parts, list_folder, list_names, split
 from edgeres.data.tree import Tree
-from edgeres.errors import SourceError
-from edgeres.files import LFS_POINTER, PULL, is_lfs_pointer_at
+from edgeres.errors import NO_MEMORY, EnvironmentError_, SourceError
+from edgeres.errors import reading as boundary
+from edgeres.files import LFS_POINTER, PULL, is_lfs_pointer_at, open_file, refuse_special
 from edgeres.records import AS_RGB, U8, PixelReading
 
 if TYPE_CHECKING:
@@ -31,8 +33,11 @@ if TYPE_CHECKING:
 
 Arrange = Callable[[Listing], Tree]
 _UNPACK, _REPACK = "unpack it and give the directory", "fetch or pack it again"
+_WRITE_AGAIN = "write it again with an image editor, smaller"
+_TOO_MANY = f"more than {MOST_PIXELS // 1_000_000} million pixels"
 _SMALL = 1 << 24
 _LARGEST_FILE = 1 << 29  # bytes; a member of an archive that expands to more is not read
+_LARGE_FILE, _USUAL_RATIO = 1 << 26, 20  # bytes; a larger member must not expand to more times its packed size
 
 
 def read_image(file: str | Path | IO[bytes], name: str | None = None, reading: PixelReading = AS_RGB) -> U8:
@@ -45,14 +50,20 @@ def read_image(file: str | Path | IO[bytes], name: str | None = None, reading: P
 
     hint = READ_FORMS
     try:
+        if (claim := check_header(file)) is not None:
+            raise SourceError(f"{claim}, which is not decoded", hint=_WRITE_AGAIN)
         with Image.open(file, formats=_formats()) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise SourceError(_TOO_MANY, hint=_WRITE_AGAIN)
             return decode(image, reading)
+    except MemoryError:
+        raise EnvironmentError_(NO_MEMORY, where=name or file, hint="give this process more of it") from None
     except SourceError as error:
         cause, hint = error.what, error.hint or hint
     except UnidentifiedImageError:
         cause, hint = why_no_image(_head(file))
     except Image.DecompressionBombError:
-        cause = f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000} million pixels"
+        cause, hint = _TOO_MANY, _WRITE_AGAIN
     except FileNotFoundError as error:
         link = Path(error.filename or "").is_symlink()
         cause, hint = "a link to a file that is not there" if link else str(error.strerror), "check the path"
@@ -87,7 +98,7 @@ def read_pil(image: Image, reading: PixelReading = AS_RGB) -> U8:
 def _head(file: str | Path | IO[bytes]) -> bytes:
     """The first bytes of a file."""
     if isinstance(file, str | Path):
-        with Path(file).open("rb") as stream:
+        with open_file(file) as stream:
             return stream.read(64)
     file.seek(0)
     return file.read(64)
@@ -103,14 +114,13 @@ def open_archive(path: Path, arranged: Arrange) -> Source:
     if is_lfs_pointer_at(path):
         raise SourceError(f"is {LFS_POINTER}", where=path, hint=PULL)
     packed = _Zip if path.suffix.lower() == ".zip" else _Tar
-    try:
-        archive = packed(path)
-    except UnicodeDecodeError:
-        what = "a name in it is no valid UTF-8, so the archive cannot be opened"
-        raise SourceError(what, where=path, hint=_UNPACK) from None
-    except Exception as error:  # zipfile and tarfile raise many kinds for damaged archives
-        what = f"cannot be opened as {path.suffix.lower()} ({str(error) or type(error).__name__})"
-        raise SourceError(what, where=path, hint=_REPACK) from None
+    with boundary(path, f"cannot be opened as {path.suffix.lower()}", error=SourceError, hint=_REPACK):
+        refuse_special(path)
+        try:
+            archive = packed(path)
+        except UnicodeDecodeError:
+            what = "a name in it is no valid UTF-8, so the archive cannot be opened"
+            raise SourceError(what, where=path, hint=_UNPACK) from None
     found = list_names(archive.members, str(path), archive.peek)
     tree = arranged(found)
     if any(archive.is_encrypted(name) for name in tree.names):
@@ -206,16 +216,14 @@ class _Archived(_Files):
 
     def image_as(self, index: int, reading: PixelReading) -> U8:
         name = self._names[index]
-        size = self._archive.size(name)
-        if size > _LARGEST_FILE:
+        size, packed = self._archive.size(name), self._archive.packed_size(name)
+        if size > _LARGEST_FILE or size > max(_LARGE_FILE, _USUAL_RATIO * packed):
             raise SourceError(f"expands to {size / 1e6:,.0f} MB", where=name)
-        try:
-            data = self._archive.read(name)
-        except NotImplementedError as error:
-            raise SourceError(f"cannot be unpacked: {error}", where=name, hint=_UNPACK) from None
-        except Exception as error:  # zipfile, tarfile and the decompressors raise many kinds for damaged members
-            cause = str(error) or type(error).__name__
-            raise SourceError(f"damaged in the archive: {cause}", where=name, hint=_REPACK) from None
+        with boundary(name, "damaged in the archive", error=SourceError, hint=_REPACK):
+            try:
+                data = self._archive.read(name)
+            except NotImplementedError as error:
+                raise SourceError(f"cannot be unpacked: {error}", where=name, hint=_UNPACK) from None
         return read_image(io.BytesIO(data), name, reading)
 
     def _fingerprint(self, index: int) -> int:
@@ -233,6 +241,9 @@ class _Members(ABC):
 
     @abstractmethod
     def size(self, name: str) -> int: ...
+
+    @abstractmethod
+    def packed_size(self, name: str) -> int: ...
 
     @abstractmethod
     def fingerprint(self, name: str) -> int: ...
@@ -260,6 +271,9 @@ class _Zip(_Members):
     def size(self, name: str) -> int:
         return self._of[name].file_size
 
+    def packed_size(self, name: str) -> int:
+        return self._of[name].compress_size
+
     def fingerprint(self, name: str) -> int:
         return self._of[name].CRC
 
@@ -282,6 +296,9 @@ class _Tar(_Members):
 
     def size(self, name: str) -> int:
         return self._of[name].size
+
+    def packed_size(self, name: str) -> int:
+        return 0 if self._of[name].issparse() else self._of[name].size
 
     def fingerprint(self, name: str) -> int:
         return self._of[name].size

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeres.data.base import some
-from edgeres.errors import InputError
-from edgeres.files import LFS_POINTER, PULL, is_lfs_pointer
+from edgeres.errors import InputError, reading
+from edgeres.files import LFS_POINTER, PULL, is_lfs_pointer, read_file
 
 _MOST_BYTES = 1 << 28
 _NUMBERED = re.compile(r"(\d{1,7})\s*[\s,;:]\s*(\S.*)")
@@ -34,11 +34,8 @@ def read_lines(path: str | Path, what: str, hint: str) -> list[str]:
     Raises:
         InputError: it cannot be read, or is no text.
     """
-    try:
-        with Path(path).open("rb") as stream:
-            content = stream.read(_MOST_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"{what} cannot be read ({error.strerror})", where=path, hint=hint) from error
+    with reading(path, f"{what} cannot be read", hint=hint):
+        content = read_file(path, _MOST_BYTES + 1)
     if is_lfs_pointer(content):
         raise InputError(f"is {LFS_POINTER}", where=path, hint=PULL)
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))

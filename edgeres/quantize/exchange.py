@@ -23,8 +23,9 @@ import numpy.typing as npt
 
 from edgeres.calibrate.ranges_file import RangesFile
 from edgeres.calibrate.record import IMPORTED, Ranges, Wanted
-from edgeres.documents import DocumentKind
-from edgeres.errors import InputError, UsageError
+from edgeres.documents import MAX_BYTES, DocumentKind
+from edgeres.errors import InputError, UsageError, reading
+from edgeres.files import read_file
 from edgeres.quantize.affine import symmetric_int8, typical_amax
 from edgeres.records import TensorRange
 
@@ -57,10 +58,10 @@ def read_foreign(path: str | Path) -> Foreign:
         InputError: it cannot be read, is of an unknown kind, or is damaged.
     """
     path = Path(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=path, hint="check the path") from error
+    with reading(path, hint="check the path"):
+        content = read_file(path, MAX_BYTES + 1)
+    if len(content) > MAX_BYTES and path.suffix.lower() != ".onnx":
+        raise InputError(f"is larger than {MAX_BYTES:,} bytes", where=path, hint=f"give {_FORMS}")
     form, limits = _read(path, content)
     if not limits:
         raise InputError(f"is {form} without a single range", where=path)

@@ -116,11 +116,30 @@ class Classifier:
             return []
         feed = self._buffer.of(len(images))
         for image, row in zip(images, feed, strict=True):
-            pixels = geometry(_pixels(image, self.preprocess.reading), self.preprocess)
-            normalize(pixels, self.preprocess, row)
-            if self._watch is not None and self._watch.wants():
-                self._watch.look(pixels, str(image.format) if isinstance(image, Frame) else "")
+            self._fill(row, self.prepare(image), str(image.format) if isinstance(image, Frame) else "")
         return self._predict(feed)
+
+    def prepare(self, image: Picture) -> U8:
+        """The pixels that the network takes of an image, (h, w, 3) uint8: to read images in other threads.
+
+        Raises:
+            InputError: it is no image; SourceError: a file or its bytes cannot be decoded.
+        """
+        return geometry(_pixels(image, self.preprocess.reading), self.preprocess)
+
+    def batch_of_prepared(self, images: Sequence[U8]) -> list[Prediction]:
+        """Classify what :meth:`prepare` gave."""
+        if not images:
+            return []
+        feed = self._buffer.of(len(images))
+        for pixels, row in zip(images, feed, strict=True):
+            self._fill(row, pixels, "")
+        return self._predict(feed)
+
+    def _fill(self, row: F32, pixels: U8, form: str) -> None:
+        normalize(pixels, self.preprocess, row)
+        if self._watch is not None and self._watch.wants():
+            self._watch.look(pixels, form)
 
     def warm_up(self, batch: int = 1, threads: int = 1) -> None:
         """Run until later calls take their usual time.

@@ -28,6 +28,7 @@ import numpy as np
 
 from edgeres.device.targets import RUNTIME_TITLES, Flavour
 from edgeres.errors import EngineError
+from edgeres.files import read_file
 from edgeres.records import EngineRecord
 from edgeres.runtime.compatibility import RunsOn, refusal
 from edgeres.runtime.memory import Buffer, CudaGraph, Device, Event, default_device
@@ -63,7 +64,7 @@ class EngineFile:
         if isinstance(self.content, bytes):
             return self.content
         try:
-            return self.content.read_bytes()
+            return read_file(self.content)
         except OSError as error:
             raise EngineError(error.strerror or str(error), where=self.content) from error
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,10 +19,10 @@ from edgeres.data.matching import match_labels
 from edgeres.data.thumbnails import thumbnail
 from edgeres.data.tree import arrange
 from edgeres.errors import SourceError
-from edgeres.records import U8, ImageFile, ImagePrediction, PixelReading, UnreadableImage
+from edgeres.records import U8, ImageFile, ImagePrediction, UnreadableImage
 from edgeres.runtime.classifier import Classifier
 
-_AT_ONCE = 16  # full-size images in memory at a time
+_AT_ONCE = 16  # images of one batch
 
 
 @dataclass(frozen=True)
@@ -102,20 +102,30 @@ def classify_all(
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         for start in range(0, len(images), _AT_ONCE):
             some = images[start : start + _AT_ONCE]
-            read = list(pool.map(partial(_read, classify.preprocess.reading), some))
-            pixels = [image for image in read if isinstance(image, np.ndarray)]
-            small = pool.map(thumbnail, pixels) if pictures else iter([b""] * len(pixels))
-            answers = zip(classify.batch(pixels), small, strict=True)
-            for file, image in zip(some, read, strict=True):
-                yield UnreadableImage(file, image) if isinstance(image, str) else ImagePrediction(file, *next(answers))
+            read = list(pool.map(lambda file: _read(classify, file, pictures=pictures), some))
+            pixels = [one.pixels for one in read if isinstance(one, _Prepared)]
+            predictions = iter(classify.batch_of_prepared(pixels))
+            for file, one in zip(some, read, strict=True):
+                if isinstance(one, _Prepared):
+                    yield ImagePrediction(file, next(predictions), one.picture)
+                else:
+                    yield UnreadableImage(file, one)
             advance(len(some))
 
 
-def _read(reading: PixelReading, found: ImageFile) -> U8 | str:
-    """The image, or the reason why it cannot be read."""
+class _Prepared(NamedTuple):
+    """What is kept of an image: the pixels that the network takes, and a small picture."""
+
+    pixels: U8
+    picture: bytes
+
+
+def _read(classify: Classifier, found: ImageFile, *, pictures: bool) -> _Prepared | str:
+    """The image, or the reason why it cannot be read. No more than one image a thread is in memory at full size."""
     try:
-        return read_image(found.path, None, reading)
+        pixels = read_image(found.path, None, classify.preprocess.reading)
     except SourceError as error:
         if found.named:
             raise
         return error.what
+    return _Prepared(classify.prepare(pixels), thumbnail(pixels) if pictures else b"")

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from edgeres.errors import WeightsError
-from edgeres.zoo.inert import Inert
+from edgeres.inert import Inert
 from edgeres.zoo.state_dict import Stored
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {

@@ -18,15 +18,16 @@ import torch
 
 from edgeres.data.base import some
 from edgeres.errors import WeightsError
+from edgeres.inert import Inert
 from edgeres.zoo.architectures import ARCHITECTURES, Architecture
 from edgeres.zoo.heads import PRETRAINING, Layer, NoClassifier, Surroundings, find_head
-from edgeres.zoo.inert import Inert
 from edgeres.zoo.others import other_architecture
 from edgeres.zoo.resnet import create
 from edgeres.zoo.state_dict import Checkpoint, Stored
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+_MOST_NUMBERED = 100  # networks in one file whose children have numbers for names
 _NAMED = 3  # a message names this many tensors and counts the others
 # Where several networks fit, the one under the first of these names is what training scripts call the network.
 _NETWORK = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module")
@@ -144,6 +145,7 @@ class _Named:
     def __init__(self, wanted: Requirement, checkpoint: Checkpoint) -> None:
         self.wanted, self.checkpoint = wanted, checkpoint
         self.need = wanted.need
+        self.tops = {key.partition(".")[0] for key in self.need}
         renamed = [(name, name) for name in checkpoint.tensors]
         if wanted.arch:
             renamed = list(_as_torchvision(wanted.arch, checkpoint.tensors))
@@ -176,8 +178,7 @@ class _Named:
         """Whether a name belongs to one of the backbone's own modules."""
         if name.startswith(f"{prefix}{self.wanted.head}."):
             return False
-        top = name.removeprefix(prefix).partition(".")[0]
-        return name.startswith(prefix) and top in {key.partition(".")[0] for key in self.need}
+        return name.startswith(prefix) and name.removeprefix(prefix).partition(".")[0] in self.tops
 
     def around(self, tensors: Mapping[str, Stored]) -> Surroundings:
         return Surroundings(tensors, self.checkpoint.modules, self.wanted.features, self.checkpoint.path)
@@ -247,7 +248,7 @@ def _as_torchvision(arch: Architecture, names: Iterable[str]) -> Iterator[tuple[
     numbered: dict[str, dict[str, str]] = {}
     for name in names:
         found = re.fullmatch(r"(.*?\.|)\d+\.0\.conv1\.weight", name)
-        if found and found[1] not in numbered:
+        if found and found[1] not in numbered and len(numbered) < _MOST_NUMBERED:
             inside = (n.removeprefix(found[1]).partition(".")[0] for n in names if n.startswith(found[1]))
             children = sorted({int(child) for child in inside if child.isdigit()})
             if len(children) - len(top) in (0, 1):

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from edgeres.errors import WeightsError
-from edgeres.zoo.inert import Inert
+from edgeres.inert import Inert
 
 _SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Conv2d: ("stride", "padding", "dilation", "groups"),

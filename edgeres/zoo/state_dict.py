@@ -2,7 +2,7 @@
 
     file -> tree of plain values, tensors and inert objects -> the tensors by their path in it
 
-Nothing is imported or called that a file names: :mod:`~edgeres.zoo.inert` reads pickles. Tensors are read when they are
+Nothing is imported or called that a file names: :mod:`~edgeres.inert` reads pickles. Tensors are read when they are
 asked for, so the optimizer's state takes no memory.
 """
 
@@ -22,12 +22,12 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from edgeres.errors import WeightsError
-from edgeres.files import LFS_POINTER, PULL, is_lfs_pointer
-from edgeres.zoo.inert import DamagedPickle, Inert, Make, read_pickle
+from edgeres.errors import WeightsError, reading
+from edgeres.files import LFS_POINTER, PULL, is_lfs_pointer, open_file, read_file, refuse_special
+from edgeres.inert import DamagedPickle, Inert, Make, read_pickle
 
 _SAVE_STATE = "load it in the program that wrote it and save model.state_dict() alone"
 _AS_MODULE = "export the network as ONNX and give that as the model, or give the module to edgeres.build in Python"
@@ -50,6 +50,12 @@ _WITHOUT_VALUES = ("sparse", "qtensor", "nested", "meta", "wrapper_subclass")
 _INSERTED = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _TRAINING_ONLY = ("num_batches_tracked", "n_averaged")
 _DEEPEST = 64
+_LONGEST_NAME = 1000  # of a tensor, with all keys that lead to it
+_MOST_TENSORS = 20_000
+_LARGEST_PICKLE = 1 << 28  # bytes without the values of tensors
+_MOST_ELEMENTS = 1 << 40
+_DAMAGED = "is damaged or no checkpoint"
+_FETCH = "fetch it again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,10 +84,8 @@ class Stored:
             hint = "give the checkpoint from before it was quantized or pruned"
             what = f"{name} is not a dense floating-point tensor, but {self.dtype}"
             raise WeightsError(what, where=path, hint=hint)
-        try:
+        with reading(path, _DAMAGED, error=WeightsError, hint=_FETCH):
             tensor = self.load().detach().to(torch.float32).contiguous()
-        except (ValueError, RuntimeError, OSError, SafetensorError, zipfile.BadZipFile) as error:
-            raise _damaged(path, error) from error
         if bad := int((~tensor.isfinite()).sum()):
             raise WeightsError(f"{bad:,} of {tensor.numel():,} values of {name} are not finite", where=path)
         return tensor
@@ -114,23 +118,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         WeightsError: the file is missing, damaged or no checkpoint, or it holds no tensors.
     """
-    reason, hint = _misfit(path)
-    if reason:
-        raise WeightsError(reason, where=path, hint=hint)
-    if path.name.endswith(".index.json"):
-        return _sharded(path)
-    try:
+    with reading(path, _DAMAGED, error=WeightsError, hint=_FETCH):
+        reason, hint = _misfit(path)
+        if reason:
+            raise WeightsError(reason, where=path, hint=hint)
+        if path.name.endswith(".index.json"):
+            return _sharded(path)
         if is_safetensors(path):
             tree: Any = _safetensors(path)
         elif _starts(path, b"PK"):
             tree = _Archive(path).tree()
         else:
             tree = _old_file(path)
-    except WeightsError:
-        raise
-    except (ValueError, OSError, SafetensorError, zipfile.BadZipFile, RuntimeError) as error:
-        raise _damaged(path, error) from error
-    checkpoint = _collect(tree, path)
+        checkpoint = _collect(tree, path)
     if not checkpoint.tensors:
         among = f" among {', '.join(checkpoint.keys)}" if checkpoint.keys else f", but {_kind(tree)}"
         made = f"; reading it would run {checkpoint.objects[0]}, which is not done" if checkpoint.objects else ""
@@ -140,13 +140,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def is_safetensors(path: Path) -> bool:
     """Whether the file is safetensors: by its suffix, or 8 bytes of length followed by JSON."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
-
-
-def _damaged(path: Path, error: Exception) -> WeightsError:
-    reason = str(error).partition("\n")[0] or type(error).__name__
-    return WeightsError(f"is damaged or no checkpoint: {reason:.200}", where=path, hint="fetch it again")
 
 
 def _starts(path: Path, head: bytes) -> bool:
@@ -160,10 +155,12 @@ def _kind(tree: object) -> str:
 
 def _misfit(path: Path) -> tuple[str, str | None]:
     """The reason why a file is certainly no checkpoint, and the next step; ("", None) where it may be one."""
-    if not path.is_file():
+    if not path.exists():
         return "no such file", None
-    with path.open("rb") as file:
-        head = file.read(512)
+    refuse_special(path)
+    if path.is_dir():
+        return "is a directory", "give the file of the checkpoint"
+    head = read_file(path, 512)
     if not head:
         return "is empty", "fetch it again"
     if re.match(rb"\s*<(!doctype|html|\?xml)", head, re.IGNORECASE):
@@ -204,7 +201,9 @@ def _safetensors(path: Path) -> dict[str, Stored]:
 def _sharded(path: Path) -> Checkpoint:
     """All parts that an index names, as transformers writes it."""
     try:
-        content = json.loads(path.read_bytes())
+        if path.stat().st_size > _LARGEST_PICKLE:
+            raise ValueError("it is too large")
+        content = json.loads(read_file(path))
         parts = {str(part) for part in content["weight_map"].values()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError("is no index of a sharded checkpoint", where=path, hint="fetch it again") from error
@@ -218,11 +217,9 @@ def _sharded(path: Path) -> Checkpoint:
         reason, hint = _misfit(file) if not re.search(r"-\d{5}-of-", part) else ("", None)
         if reason:
             raise WeightsError(reason, where=file, hint=hint)
-        try:
+        with reading(file, _DAMAGED, error=WeightsError, hint=_FETCH):
             tree = _safetensors(file) if is_safetensors(file) else _Archive(file).tree()
-        except (ValueError, OSError, SafetensorError, zipfile.BadZipFile, RuntimeError) as error:
-            raise _damaged(file, error) from error
-        found = _collect(tree, path)
+            found = _collect(tree, path)
         whole.tensors.update(found.tensors)
         whole.holders.update(found.holders)
     return whole
@@ -269,8 +266,8 @@ def _array(data: Any, dtype: Any, shape: Any, order: str = "C") -> _Array:
 
 def _sizes(given: Any) -> tuple[int, ...]:
     sizes: tuple[int, ...] = tuple(given) if isinstance(given, list | tuple) else (given,)
-    if not all(type(size) is int and size >= 0 for size in sizes):
-        raise DamagedPickle("sizes that are no numbers")
+    if len(sizes) > _DEEPEST or not all(type(size) is int and 0 <= size <= _MOST_ELEMENTS for size in sizes):
+        raise DamagedPickle("sizes that are no sizes of a tensor")
     return sizes
 
 
@@ -409,12 +406,16 @@ class _Archive:
         info = self.members.get(name)
         if info is None:
             raise ValueError(f"{name} is missing in it")
+        if name.endswith(".pkl") and info.file_size > _LARGEST_PICKLE:
+            raise ValueError(f"{name} has {info.file_size:,} bytes")
         if info.compress_type != zipfile.ZIP_STORED:
             raise ValueError(f"{name} is compressed, and torch.save compresses nothing")
         with self.path.open("rb") as file:
             file.seek(info.header_offset)
             header = file.read(30)
             file.seek(int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little"), io.SEEK_CUR)
+            if info.file_size > self.path.stat().st_size:
+                raise ValueError(f"{name} is larger than the file")
             data = file.read(info.file_size)
         if len(data) != info.file_size or (info.CRC and zlib.crc32(data) != info.CRC):
             raise ValueError(f"{name} has another checksum than the archive says")
@@ -438,6 +439,9 @@ def _stream(file: IO[bytes], again: Callable[[], IO[bytes]]) -> Any:
     def load(key: str) -> bytes:
         start, size = places[key]
         with again() as opened:
+            end = opened.seek(0, io.SEEK_END)
+            if start + size > end:
+                raise ValueError(f"{size:,} values are expected behind byte {start:,}, and the file has {end:,} bytes")
             opened.seek(start)
             return opened.read(size)
 
@@ -487,6 +491,8 @@ def _collect(tree: Any, path: Path) -> Checkpoint:
 
 
 def _enter(found: Checkpoint, tensor: Stored, parts: tuple[str, ...], module: str | None) -> None:
+    if sum(map(len, parts)) > _LONGEST_NAME:
+        raise WeightsError(f"the name of a tensor is longer than {_LONGEST_NAME:,} characters", where=found.path)
     full = ".".join(parts)
     name = _INSERTED.sub("", full)
     counts = tensor.shape == () and re.fullmatch(r"u?int\d+|bool", tensor.dtype)
@@ -494,6 +500,8 @@ def _enter(found: Checkpoint, tensor: Stored, parts: tuple[str, ...], module: st
         return
     if name in found.tensors and found.tensors[name].place != tensor.place:
         raise WeightsError(f"two tensors are named {name}", where=found.path, hint=_SAVE_STATE)
+    if len(found.tensors) >= _MOST_TENSORS:
+        raise WeightsError(f"holds more than {_MOST_TENSORS:,} tensors", where=found.path, hint=_SAVE_STATE)
     found.tensors[name] = tensor
     holder = ".".join((*parts[:-1], "")) if module is None else module
     found.holders[name] = _INSERTED.sub("", holder)

@@ -5,6 +5,9 @@
 A pickle is a program for a stack machine. Python's own unpickler imports what the program names and calls it. This one
 only records which class or function the program names, and with which values. A caller may give functions of its own
 for some names, such as the one that makes a tensor of a storage.
+
+What a program may do is limited: its opcodes, and the values that it copies, since a few bytes can ask for copies of
+everything before them.
 """
 
 from __future__ import annotations
@@ -28,6 +31,11 @@ _EMPTY: dict[str, Callable[[], Any]] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, 
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _PLAIN_DICTS = {"collections.OrderedDict", "collections.defaultdict", "collections.Counter", "builtins.dict"}
 _RECONSTRUCTORS = {"copy_reg._reconstructor", "copyreg._reconstructor", "copyreg.__newobj__", "copyreg.__newobj_ex__"}
+
+
+MOST_STEPS = 4_000_000  # opcodes, and values that they move; a checkpoint with an optimizer's state has some 100,000
+_LONGEST_NUMBER = 64  # bytes of an integer
+_CHUNK = 1 << 20
 
 
 class DamagedPickle(ValueError):
@@ -70,13 +78,36 @@ def read_pickle(stream: IO[bytes], makers: Mapping[str, Make], persistent: Persi
     """
     machine = _Stack(makers, persistent)
     try:
-        for opcode, argument, _ in pickletools.genops(stream):
+        for opcode, argument, _ in pickletools.genops(_Bounded(stream)):  # type: ignore[arg-type]
             if opcode.name == "STOP":
                 return machine.stack.pop()
+            machine.spend(1)
             machine.step(opcode.name, argument)
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
+    except DamagedPickle:
+        raise
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever an opcode meets that its arguments do not fit
         raise DamagedPickle(str(error) or type(error).__name__) from error
     raise DamagedPickle("it ends in the middle")
+
+
+class _Bounded:
+    """A stream whose reads take no memory for bytes that are not there; a pickle states lengths of its own."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.readline = stream.readline
+        self.tell = stream.tell
+
+    def read(self, size: int) -> bytes:
+        if size <= _CHUNK:
+            return self._stream.read(size)
+        parts = []
+        while size > 0 and (part := self._stream.read(min(size, _CHUNK))):
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
 
 
 class _Stack:
@@ -87,10 +118,23 @@ class _Stack:
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.left = MOST_STEPS
+
+    def spend(self, steps: int) -> None:
+        """Count work before it is done.
+
+        Raises:
+            DamagedPickle: it would be more than any checkpoint needs.
+        """
+        self.left -= steps
+        if self.left < 0:
+            raise DamagedPickle(f"it asks for more than {MOST_STEPS:,} steps")
 
     def step(self, name: str, argument: Any) -> None:
         """Carry out one opcode."""
         if name in _LITERALS:
+            if isinstance(argument, int) and argument.bit_length() > 8 * _LONGEST_NUMBER:
+                raise DamagedPickle("an integer is too large")
             self.stack.append(argument)
         elif name in _CONSTANTS:
             self.stack.append(_CONSTANTS[name])
@@ -162,9 +206,11 @@ class _Stack:
         if path in _PLAIN_DICTS:
             given = args[0] if args else ()
             pairs = given.items() if isinstance(given, dict) else given if isinstance(given, list | tuple) else ()
+            self.spend(len(pairs))
             return _fill({}, [part for key, value in pairs for part in (key, value)])
         if path in _RECONSTRUCTORS and args and isinstance(args[0], Inert):
             return Inert(args[0].path, args[1:])
+        self.spend(sum(len(arg) for arg in args if isinstance(arg, list | tuple | dict)))
         make = self.makers.get(path)
         return make(*args) if make else Inert(path, args)
 
@@ -178,12 +224,15 @@ class _Stack:
 
     def _pop_marked(self) -> list[Any]:
         popped, self.stack = self.stack, self.marked.pop()
+        self.spend(len(popped))
         return popped
 
 
 def _named(module: Any, name: Any) -> Inert:
     if not (isinstance(module, str) and isinstance(name, str)):
         raise DamagedPickle("the name of a class is no text")
+    if len(module) + len(name) > 1000:
+        raise DamagedPickle("the name of a class is too long")
     # Python 2 called this module differently.
     return Inert(f"{'builtins' if module == '__builtin__' else module}.{name}")
 
