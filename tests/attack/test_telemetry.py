@@ -54,7 +54,7 @@ ssize_t sendto(int fd, const void *data, size_t size, int flags, const struct so
 
 @pytest.fixture(scope="module")
 def spy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("cc") or shutil.which("gcc")
+    compiler = shutil.which("cc")
     if compiler is None or not sys.platform.startswith("linux"):
         pytest.skip("needs a C compiler and LD_PRELOAD")
     folder = tmp_path_factory.mktemp("spy")
