@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from PIL import Image
+from test_data import PETS, PNG, archive, directory
 
 from edgeres.bundle import Bundle
 from edgeres.data.base import subset
@@ -20,7 +21,6 @@ from edgeres.data.sources import open_source
 from edgeres.errors import BundleError, EdgeresError, ModelError, SourceError
 from edgeres.graph.normalize import load_onnx
 from edgeres.records import Preprocess
-from tests.test_data import PETS, PNG, archive, directory
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123456\n"
 

@@ -57,7 +57,7 @@ def test_bytes_give_what_the_normalized_image_gives(
     graph, before = one_conv(kernel, stride, pads), Preprocess((PX, PX), mean=mean, std=std)
     found = exact_input(graph, before)
     assert isinstance(found, ExactInput)
-    assert found.preprocess.to_dict() == before.to_dict() | {"mean": (128,) * 3, "std": (1,) * 3, "pixel_scale": 1}
+    assert found.preprocess.to_dict() == before.to_dict() | {"mean": [128.0] * 3, "std": [1.0] * 3, "pixel_scale": 1}
     x = preprocess_pixels(pixels(), found.preprocess)
     assert np.array_equal(x, pixels().astype(np.float32).transpose(0, 3, 1, 2) - 128)
     expected = run(graph, preprocess_pixels(pixels(), before))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_data import IMAGENET_NAMES, PETS, PNG, archive, check_pets, directory, generic
 
 from edgeres.data.arrays import Arrays
 from edgeres.data.choose import DataChoice, choose_calibration, choose_validation
@@ -18,7 +19,6 @@ from edgeres.data.sources import open_source
 from edgeres.errors import SourceError
 from edgeres.progress import Silent
 from edgeres.records import ModelSpec, Preprocess
-from tests.test_data import IMAGENET_NAMES, PETS, PNG, archive, check_pets, directory, generic
 
 
 def tarred(root: Path, content: dict[str, bytes]) -> Path:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from test_data import IMAGENET_NAMES, PNG, archive, directory, generic
+from test_folders import Heard, spec, tarred
 
 from edgeres.data.arrays import Arrays
 from edgeres.data.choose import DataChoice, choose_validation
 from edgeres.data.image_labels import label_images
 from edgeres.errors import EdgeresError, SourceError, UsageError
-from tests.test_data import IMAGENET_NAMES, PNG, archive, directory, generic
-from tests.test_folders import Heard, spec, tarred
 
 LABELS = ("keep left", "stop", "yield")
 IMAGES = {"day 1/a.png": PNG, "day 1/b.PNG": PNG, "c.png": PNG}

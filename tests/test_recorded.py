@@ -41,7 +41,7 @@ def test_calibrating_anew_finds_the_recorded_ranges(tmp_path: Path) -> None:
     options = CalibrateOptions(file.method, file.batch)
     calibrate_file(ModelChoice("resnet20"), data, options, tmp_path / "c.json")
     again = read_calibration(tmp_path / "c.json").content
-    assert replace(again, tensors={}, model=file.model) == replace(file, tensors={})
+    assert replace(again, tensors={}, model=file.model, preprocess=file.preprocess) == replace(file, tensors={})
     assert again.tensors.keys() == file.tensors.keys()
     for tensor, entry in file.tensors.items():
         assert again.tensors[tensor].ranges.keys() == entry.ranges.keys()
