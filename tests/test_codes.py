@@ -134,8 +134,8 @@ def control() -> dict[str, float]:
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_dead_adds_no_noise_in_any_form(name: str, control: dict[str, float]) -> None:
     found = noise(changed(CASES[name]))
-    # The rounding error of a constant is the same on every image, so it does not average out: hence up to 4.8 dB.
-    assert {key: value for key, value in found.items() if value > 10 * control[key]} == {}
+    # The rounding error of a constant is the same on every image, so it does not average out: hence up to 5.1 dB.
+    assert {key: value for key, value in found.items() if value > 3.5 * control[key]} == {}
 
 
 def test_a_channel_of_zeros_has_the_scale_of_the_smallest_live_one() -> None:
