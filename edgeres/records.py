@@ -10,6 +10,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
@@ -39,6 +40,15 @@ Style = Literal["tensorrt", "cpu"]
 # all 256.
 Codes = Literal["half", "free", "full"]
 CODES: tuple[Codes, ...] = get_args(Codes)
+# How YUV is meant: the standard's matrix, and whether its levels are those of video or all of a byte's.
+Colour = Literal["bt601", "bt601-full", "bt709", "bt709-full"]
+COLOURS: tuple[Colour, ...] = get_args(Colour)
+# Frames of one byte per sample that need no demosaicing.
+ByteFormat = Literal["rgb8", "bgr8", "rgba8", "bgra8", "mono8", "yuyv", "yvyu", "uyvy", "nv12", "nv21", "i420", "yv12"]
+BYTE_FORMATS: tuple[ByteFormat, ...] = get_args(ByteFormat)
+# Bytes per pixel of a row, where it is not one.
+_PIXEL_BYTES = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "yuyv": 2, "yvyu": 2, "uyvy": 2}
+PLANAR = ("nv12", "nv21", "i420", "yv12")
 Outcome = Literal["passed", "failed", "unsure"]
 Method = Literal["mse", "entropy", "percentile", "minmax"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -147,6 +157,65 @@ class Preprocess:
         """Plain JSON types, as in documents."""
         found: dict[str, Any] = plain(self)
         return found
+
+
+@dataclass(frozen=True)
+class FrameSpec:
+    """A camera's frame as an engine takes it: its bytes, as the camera lays them.
+
+    Attributes:
+        step_bytes: distance between rows, of the first plane; the rows of i420's and yv12's chroma have half of it.
+        rows: of the first plane, of which ``height_px`` are the picture; chroma follows them.
+        colour: how YUV is meant.
+    """
+
+    format: ByteFormat
+    height_px: int
+    width_px: int
+    step_bytes: int
+    rows: int
+    colour: Colour = "bt601"
+
+    def __post_init__(self) -> None:
+        height, width = self.height_px, self.width_px
+        require(1 <= height <= MAX_SIDE_PX and 1 <= width <= MAX_SIDE_PX, f"a frame's sides must be 1 to {MAX_SIDE_PX}")
+        pairs = self.format in PLANAR or _PIXEL_BYTES.get(self.format) == 2
+        require(not (pairs and width % 2), f"the width of {self.format} must be even")
+        require(self.step_bytes >= self.row_bytes, f"step must be {self.row_bytes} or more: a row has that many bytes")
+        require(pairs or self.colour == "bt601", f"{self.colour} is for YUV, not for {self.format}")
+        require(height <= self.rows <= MAX_SIDE_PX, f"rows must be {height} to {MAX_SIDE_PX}")
+        if self.format in PLANAR:
+            require(not height % 2 and not self.rows % 2, f"height and rows of {self.format} must be even")
+            require(not self.step_bytes % 2, f"step of {self.format} must be even")
+        else:
+            require(self.rows == height, f"rows are for formats with planes, not for {self.format}")
+        require(prod(self.shape) < 1 << 31, "a frame must have fewer than 2^31 bytes")
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of a pixel in the first plane."""
+        return _PIXEL_BYTES.get(self.format, 1)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row without the gap behind it."""
+        return self.width_px * self.pixel_bytes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the engine's input for one frame, uint8: (H, W, bytes), (H, W) or (1.5 H, W); (rows, step) with gaps."""
+        if self.format in PLANAR:
+            return self.rows * 3 // 2, self.step_bytes
+        if self.step_bytes != self.row_bytes:
+            return self.height_px, self.step_bytes
+        return (self.height_px, self.width_px, *((self.pixel_bytes,) if self.pixel_bytes > 1 else ()))
+
+    def __str__(self) -> str:
+        """As the user writes it: ``1280x720:bgr8``, ``1920x1080:nv12:step=2048:rows=1088:bt709``."""
+        more = f":step={self.step_bytes}" if self.step_bytes != self.row_bytes else ""
+        more += f":rows={self.rows}" if self.rows != self.height_px else ""
+        more += f":{self.colour}" if self.colour != "bt601" else ""
+        return f"{self.width_px}x{self.height_px}:{self.format}{more}"
 
 
 def complete_preprocess(holder: Mapping[str, Any], schema: int) -> dict[str, Any]:

@@ -11,11 +11,10 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 
+from edgeres.data.taps import I32, Taps
 from edgeres.records import I64, U8
 
-I32 = npt.NDArray[np.int32]
 _ONE = 1 << 11
 
 
@@ -30,19 +29,30 @@ def cv2_bilinear(image: U8, size: tuple[int, int], keep: tuple[tuple[int, int], 
     if (height, width) == (2 * size[0], 2 * size[1]):
         part = image[2 * top : 2 * bottom, 2 * left : 2 * right].astype(np.int32)
         return (part[::2, ::2] + part[1::2, ::2] + part[::2, 1::2] + part[1::2, 1::2] + 2 >> 2).astype(np.uint8)
-    rows, upper, lower = _taps(height, size[0], top, bottom)
-    columns, before, behind = _taps(width, size[1], left, right)
-    # At a border, the outer row is taken twice with both weights, and the outer column once with the whole weight.
-    outside = (columns < 0) | (columns >= width - 1)
-    before, behind = np.where(outside, _ONE, before)[:, None], np.where(outside, 0, behind)[:, None]
-    here, beside = np.clip(columns, 0, width - 1), np.clip(columns + 1, 0, width - 1)
+    rows, columns = cv2_rows(height, size[0], (top, bottom)), cv2_columns(width, size[1], (left, right))
+    (here, beside), (before, behind) = columns.index.T, columns.weights.T[..., None]
 
     def line(which: I64, weights: I32) -> I32:
-        picked = image[np.clip(which, 0, height - 1)]
+        picked = image[which]
         sums: I32 = picked[:, here].astype(np.int32) * before + picked[:, beside].astype(np.int32) * behind
         return (sums >> 4) * weights[:, None, None] >> 16
 
-    return (line(rows, upper) + line(rows + 1, lower) + 2 >> 2).astype(np.uint8)
+    (upper, lower), (over, under) = rows.index.T, rows.weights.T
+    return (line(upper, over) + line(lower, under) + 2 >> 2).astype(np.uint8)
+
+
+def cv2_rows(have: int, want: int, outputs: tuple[int, int]) -> Taps:
+    """The two rows of each output row, weights in units of 2^-11; beyond a border, the outer row takes both weights."""
+    first, above, below = _taps(have, want, *outputs)
+    return Taps(np.clip(np.stack([first, first + 1], axis=1), 0, have - 1), np.stack([above, below], axis=1))
+
+
+def cv2_columns(have: int, want: int, outputs: tuple[int, int]) -> Taps:
+    """The same for columns; beyond a border, the outer column takes the whole weight."""
+    first, before, behind = _taps(have, want, *outputs)
+    outside = (first < 0) | (first >= have - 1)
+    weights = np.stack([np.where(outside, _ONE, before), np.where(outside, 0, behind)], axis=1)
+    return Taps(np.clip(np.stack([first, first + 1], axis=1), 0, have - 1), weights.astype(np.int32))
 
 
 @lru_cache(maxsize=256)

@@ -13,7 +13,7 @@ Pixels that the crop removes are not computed where that changes no other pixel;
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -64,12 +64,36 @@ def geometry(image: Pixels, p: Preprocess) -> U8:
         kind = {1: "a gray or RGB", 3: "an RGB", 4: "an RGB or RGBA"}[p.channels]
         shape = f"(H, W, {p.channels})"
         raise InputError(f"expected {kind} image, uint8 {shape}, found {given.dtype} {given.shape}")
-    size = _resized_size(image.shape[:2], p)
-    if size != image.shape[:2] or size != p.crop_px:
-        image = _resize_and_crop(image, size, p)
+    where = placed_image(image.shape[:2], p)
+    if where.size_px != image.shape[:2] or where.size_px != p.crop_px:
+        image = _resize_and_crop(image, where, p)
     if p.channel_order == "BGR":
         image = image[..., [2, 1, 0, *range(3, p.channels)]] if p.channels > 3 else image[..., ::-1]
     return np.ascontiguousarray(image)
+
+
+@dataclass(frozen=True)
+class PlacedImage:
+    """Where an image comes to lie in the network's input; rows first, then columns.
+
+    Attributes:
+        size_px: of the resized image.
+        keep: the rows and columns of the resized image inside the input, half open.
+        before: rows and columns of the input before them, which are black or filled.
+    """
+
+    size_px: tuple[int, int]
+    keep: tuple[tuple[int, int], tuple[int, int]]
+    before: tuple[int, int]
+
+
+def placed_image(image_px: tuple[int, ...], p: Preprocess) -> PlacedImage:
+    """Where an image of this height and width comes to lie; see :func:`geometry`."""
+    size = _resized_size(image_px, p)
+    top, left = (_offset(side, crop) for side, crop in zip(size, p.crop_px, strict=True))
+    (height, width), (h, w) = size, p.crop_px
+    rows, columns = (max(top, 0), min(top + h, height)), (max(left, 0), min(left + w, width))
+    return PlacedImage(size, (rows, columns), (max(-top, 0), max(-left, 0)))
 
 
 def normalize(pixels: U8, p: Preprocess, out: F32 | None = None) -> F32:
@@ -150,19 +174,17 @@ def _resized_size(shape: tuple[int, ...], p: Preprocess) -> tuple[int, int]:
     return round(height / ratio), round(width / ratio)
 
 
-def _resize_and_crop(image: U8, size: tuple[int, int], p: Preprocess) -> U8:
-    """The image resized to ``size``, of which the part inside ``p.crop_px`` is computed; black or ``fill`` around."""
-    fill = p.fit.fill
-    corner = [_offset(side, crop) for side, crop in zip(size, p.crop_px, strict=True)]
-    keep = [(max(at, 0), min(at + crop, side)) for at, crop, side in zip(corner, p.crop_px, size, strict=True)]
+def _resize_and_crop(image: U8, where: PlacedImage, p: Preprocess) -> U8:
+    """The resized image, of which the part inside ``p.crop_px`` is computed; black or ``fill`` around."""
+    fill, size, keep = p.fit.fill, where.size_px, where.keep
     if p.interpolation == "cv2-bilinear":
         part = (slice(*keep[0]), slice(*keep[1]))
-        found = image[part] if size == image.shape[:2] else cv2_bilinear(image, size, (keep[0], keep[1]))
+        found = image[part] if size == image.shape[:2] else cv2_bilinear(image, size, keep)
     else:
-        found = _resize_with_pillow(image, size, (keep[0], keep[1]), p.interpolation)
+        found = _resize_with_pillow(image, size, keep, p.interpolation)
     if found.shape[:2] == p.crop_px:
         return found
-    top, left = (max(-at, 0) for at in corner)
+    top, left = where.before
     padded = np.empty((*p.crop_px, p.channels), np.uint8)
     padded[:] = 0 if fill is None else fill
     padded[top : top + found.shape[0], left : left + found.shape[1]] = found

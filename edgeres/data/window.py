@@ -15,16 +15,17 @@ is 91 outputs or 256 inputs, and three periods, outputs 91 to 364, are computed 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, floor, gcd
 
 import numpy as np
 
-from edgeres.records import F64, Interpolation
+from edgeres.data.taps import FILTERS, WEIGHT_BITS
+from edgeres.records import Interpolation
 
-_WEIGHT_BITS = 22
+# Others are computed whole: at the abrupt end of a box, the centre's rounding could move a weight in or out.
+_SMOOTH = ("bilinear", "bicubic", "lanczos")
 # In units of a weight's last place: 100 times the largest error of float64 for sides up to _LONGEST.
 _CLEAR_OF_TIE = 1e-4
 _LONGEST = 16_384
@@ -54,14 +55,14 @@ def window(have: int, want: int, keep: tuple[int, int], interpolation: Interpola
     if have == want:
         return Window((low, high), (0, high - low), high - low, (0, high - low))
     whole = Window((0, have), (0, have), want, (low, high))
-    if (low, high) == (0, want) or have > _LONGEST or interpolation not in _FILTERS:
+    if (low, high) == (0, want) or have > _LONGEST or interpolation not in _SMOOTH:
         return whole
     common = gcd(have, want)
     inputs, outputs = have // common, want // common
     first, last = low // outputs, ceil(high / outputs)
     if (first, last) == (0, common) or not _clear_of_ties(have, want, (low, high), interpolation):
         return whole
-    reach = _FILTERS[interpolation][0] * max(have / want, 1) + 1
+    reach = FILTERS[interpolation][0] * max(have / want, 1) + 1
     start = min(max(floor((low + 0.5) * have / want - reach), 0), first * inputs)
     stop = max(min(ceil((high - 0.5) * have / want + reach), have), last * inputs)
     box = (first * inputs - start, last * inputs - start)
@@ -70,24 +71,11 @@ def window(have: int, want: int, keep: tuple[int, int], interpolation: Interpola
 
 def _clear_of_ties(have: int, want: int, outputs: tuple[int, int], interpolation: Interpolation) -> bool:
     """Whether every weight of these outputs rounds to one value, despite the error of the centre."""
-    support, kernel = _FILTERS[interpolation]
+    support, kernel = FILTERS[interpolation]
     stretch = max(have / want, 1)
     centres = (np.arange(*outputs) + 0.5)[:, None] * have / want
     inputs = np.floor(centres - support * stretch) + np.arange(ceil(2 * support * stretch) + 2)
     distance = np.abs(inputs + 0.5 - centres) / stretch
     weights = np.where((inputs >= 0) & (inputs < have) & (distance < support), kernel(distance), 0)
-    units = np.abs(weights / weights.sum(axis=1, keepdims=True)) * 2**_WEIGHT_BITS
+    units = np.abs(weights / weights.sum(axis=1, keepdims=True)) * 2**WEIGHT_BITS
     return bool((np.abs(units % 1 - 0.5) > _CLEAR_OF_TIE).all())
-
-
-def _bicubic(x: F64) -> F64:
-    inner, outer = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return np.where(x < 1, inner, outer)
-
-
-# Support and weight by distance, both in output pixels, as in Pillow.
-_FILTERS: dict[str, tuple[int, Callable[[F64], F64]]] = {
-    "bilinear": (1, lambda x: 1 - x),
-    "bicubic": (2, _bicubic),
-    "lanczos": (3, lambda x: np.sinc(x) * np.sinc(x / 3)),
-}

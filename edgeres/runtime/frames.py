@@ -1,7 +1,7 @@
 """Camera frames as RGB: ROS's ``sensor_msgs/Image``, GStreamer's ``video/x-raw``, V4L2 buffers.
 
 Formats with one byte per channel become views: nothing is copied, and the resize reads the frame in place. The others
-are converted by :mod:`edgeres.runtime.colour`.
+are converted by :mod:`edgeres.data.colour`.
 
 Nothing about the layout of bytes is guessed. Without offsets, the length must be exactly that of the planes one behind
 the other (drivers may omit the gap behind the last row); any other length is refused, because the chroma would be read
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,9 @@ from typing import Any, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
+from edgeres.data.colour import demosaic, from_yuv, to_bytes
 from edgeres.errors import InputError, UsageError
-from edgeres.records import U8
-from edgeres.runtime.colour import demosaic, from_yuv, to_bytes
+from edgeres.records import BYTE_FORMATS, COLOURS, U8, Colour, FrameSpec
 
 Plane = npt.NDArray[Any]
 
@@ -89,6 +90,7 @@ class Frame:
         scale: of formats with 16 bits: byte = sample * scale, rounded and limited to 255; None: 255/65535. 16UC1, which
             is depth in mm, has no default: 255/5000 reaches to 5 m.
         big_endian: order of the bytes of 16-bit samples where ``data`` is not an array; ROS's ``is_bigendian``.
+        colour: how YUV is meant: ``bt601`` or ``bt709``, with the levels of video, or of all bytes with ``-full``.
     """
 
     data: Any
@@ -99,6 +101,7 @@ class Frame:
     offsets_bytes: Sequence[SupportsIndex] | None = None
     scale: float | None = None
     big_endian: bool = False
+    colour: Colour = "bt601"
 
     def rgb(self) -> U8:
         """(H, W, 3) uint8 RGB, a view where the format allows it.
@@ -111,6 +114,8 @@ class Frame:
         name = _ALIASES.get(name, name)
         if name not in FORMATS:
             raise UsageError(f"frame format {self.format!r} is not known", hint=f"give one of {', '.join(FORMATS)}")
+        if self.colour not in COLOURS:
+            raise UsageError(f"no colour of YUV is {self.colour!r:.80}", hint=f"give one of {', '.join(COLOURS)}")
         scale = self._scale(name)
         first, *others = _Reader(self, name).planes()
         if name in _BAYER:
@@ -121,7 +126,7 @@ class Frame:
             return first[..., _PACKED[name][1]]
         if name in _GRAY:
             return np.broadcast_to(first[..., None], (*first.shape, 3))
-        return from_yuv(*_luma_and_chroma(name, first, others)) if name not in _BAYER else first
+        return from_yuv(*_luma_and_chroma(name, first, others), self.colour) if name not in _BAYER else first
 
     def _scale(self, name: str) -> float | None:
         """What samples are multiplied with; None: they are bytes already."""
@@ -374,3 +379,40 @@ def _is_several(value: object) -> bool:
 
 def _and(values: Sequence[int]) -> str:
     return ", ".join(f"{value:,}" for value in values)
+
+
+def frame_spec(text: str) -> FrameSpec:
+    """A frame as the user writes it: ``WIDTHxHEIGHT:FORMAT``, then ``:step=BYTES``, ``:rows=ROWS`` and ``:bt709``.
+
+    Raises:
+        UsageError: it is written otherwise, or has values that the format does not have.
+
+    >>> frame_spec("1920x1080:NV12:step=2048:rows=1088").shape
+    (1632, 2048)
+    """
+    size, _, rest = text.partition(":")
+    name, *more = rest.split(":")
+    name = _ALIASES.get(name.lower(), name.lower())
+    sides = re.fullmatch(r"(\d{1,6})x(\d{1,6})", size)
+    if sides is None:
+        raise UsageError(f"a frame is WIDTHxHEIGHT:FORMAT, found {text!r:.80}", hint="1280x720:bgr8")
+    if name not in BYTE_FORMATS:
+        known = "has no place in a graph" if name in FORMATS else "is not known"
+        hint = f"give one of {', '.join(BYTE_FORMATS)}"
+        raise UsageError(f"frame format {rest.partition(':')[0]!r:.80} {known}", hint=hint)
+    found: dict[str, Any] = {}
+    for part in more:
+        key, given, value = part.lower().partition("=")
+        key, value = (key, value) if given else ("colour", key)
+        allowed = value in COLOURS if key == "colour" else key in ("step", "rows") and re.fullmatch(r"\d{1,7}", value)
+        if not allowed or key in found:
+            hint = f"step=BYTES, rows=ROWS, or one of {', '.join(COLOURS)}, each once"
+            raise UsageError(f"{part!r:.80} says nothing of a frame", hint=hint)
+        found[key] = value if key == "colour" else int(value)
+    width, height = int(sides[1]), int(sides[2])
+    tight = width * _FORMS[name][0].samples
+    try:
+        step, rows = found.get("step", tight), found.get("rows", height)
+        return FrameSpec(name, height, width, step, rows, found.get("colour", "bt601"))
+    except ValueError as error:
+        raise UsageError(str(error), where=f"frame {text}") from None

@@ -1,7 +1,8 @@
 """Colours from what sensors and encoders give: YUV with shared chroma, Bayer mosaics, samples of 16 bits.
 
 Each function gives the bits of OpenCV's ``cvtColor``, which ROS's ``cv_bridge`` calls. YUV is ITU-R BT.601 with its
-limited range, in fixed point with 20 bits. All pixels that share a chroma sample use it unchanged:
+limited range, in fixed point with 20 bits; :data:`RULES` has the others. All pixels that share a chroma sample use it
+unchanged:
 
     y' = 1.164 max(y - 16, 0),   r = y' + 1.596 v,   g = y' - 0.813 v - 0.391 u,   b = y' + 2.018 u   (u, v less 128)
 
@@ -13,31 +14,67 @@ rounded up. The outermost rows and columns repeat their inner neighbours.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgeres.records import U8
+from edgeres.records import U8, Colour
 
-_BITS = 20
-_CY, _CUB, _CUG, _CVG, _CVR = 1_220_542, 2_116_026, -409_993, -852_492, 1_673_527
+YUV_BITS = 20
 _ROWS = 32  # rows converted at a time; more would not keep the int32 planes in the cache
 
 
-def from_yuv(y: U8, u: U8, v: U8) -> U8:
+@dataclass(frozen=True)
+class YuvRule:
+    """``luma (y - black)`` and the chroma terms of R, G and B, in units of 2^-20.
+
+    Attributes:
+        luma: factor of y, which is black at ``black`` and below.
+        red, green, blue: factors of u and v, less 128 each.
+    """
+
+    black: int
+    luma: int
+    red: tuple[int, int]
+    green: tuple[int, int]
+    blue: tuple[int, int]
+
+
+def _rule(kr: float, kb: float, *, full: bool) -> YuvRule:
+    """From the weights of red and blue in luma; luma has 219 levels and chroma 224, or 255 each."""
+    luma, chroma = (1.0, 1.0) if full else (255 / 219, 255 / 224)
+    kg, blue, red = 1 - kr - kb, 2 * (1 - kb), 2 * (1 - kr)
+    factors = luma, chroma * red, -chroma * blue * kb / kg, -chroma * red * kr / kg, chroma * blue
+    y, rv, gu, gv, bu = (round(factor * (1 << YUV_BITS)) for factor in factors)
+    return YuvRule(0 if full else 16, y, (0, rv), (gu, gv), (bu, 0))
+
+
+RULES: Mapping[Colour, YuvRule] = {
+    # OpenCV's factors, which have three digits.
+    "bt601": YuvRule(16, 1_220_542, (0, 1_673_527), (-409_993, -852_492), (2_116_026, 0)),
+    "bt601-full": _rule(0.299, 0.114, full=True),
+    "bt709": _rule(0.2126, 0.0722, full=False),
+    "bt709-full": _rule(0.2126, 0.0722, full=True),
+}
+
+
+def from_yuv(y: U8, u: U8, v: U8, colour: Colour = "bt601") -> U8:
     """(H, W, 3) RGB from luma (H, W) and chroma planes (H or H/2, W/2)."""
-    shared = len(y) // len(u)
+    rule, shared = RULES[colour], len(y) // len(u)
     rgb = np.empty((*y.shape, 3), np.uint8)
     for top in range(0, len(y), _ROWS):
         some = slice(top, top + _ROWS)
         half = slice(top // shared, (top + _ROWS) // shared)
-        luma = np.maximum(y[some].astype(np.int32) - 16, 0) * _CY + (1 << (_BITS - 1))
+        luma = np.maximum(y[some].astype(np.int32) - rule.black, 0) * rule.luma + (1 << (YUV_BITS - 1))
         cu, cv = u[half].astype(np.int32) - 128, v[half].astype(np.int32) - 128
-        for channel, chroma in enumerate((_CVR * cv, _CVG * cv + _CUG * cu, _CUB * cu)):
+        for channel, (of_u, of_v) in enumerate((rule.red, rule.green, rule.blue)):
+            chroma = of_v * cv + of_u * cu if of_u and of_v else of_u * cu if of_u else of_v * cv
             both = luma.reshape(len(chroma), shared, -1, 2) + chroma[:, None, :, None]
-            np.clip(both >> _BITS, 0, 255, out=both)
+            np.clip(both >> YUV_BITS, 0, 255, out=both)
             rgb[some, :, channel] = both.reshape(luma.shape)
     return rgb
 
