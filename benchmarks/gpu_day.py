@@ -69,7 +69,7 @@ def memory(say: Say) -> None:
     """Try the contract of :mod:`edgeres.runtime.memory` through every library that is there."""
     from edgeres.errors import EdgeresError
 
-    for module in ("cuda_python", "pycuda"):
+    for module in ("libcuda", "cuda_python", "pycuda"):
         found: Json = {}
         try:
             library = __import__(f"edgeres.runtime.memory.{module}", fromlist=[module])

@@ -19,11 +19,11 @@ from edgeres.device.cpu import Cpu, this_cpu
 from edgeres.device.gpu import Gpu, this_gpu
 from edgeres.device.libraries import Availability, available
 from edgeres.device.targets import Flavour, target_of_board
+from edgeres.runtime.memory import LIBRARY
 from edgeres.zoo.download import cache_dir
 
 _JETPACK_OF_L4T = {"32": "4", "34": "5", "35": "5", "36": "6", "38": "7", "39": "7"}
 _GIB = 1 << 30
-_BINDINGS = "pip install 'edgeres[cuda]'"
 _FOR_EXPORT = ("torch", "onnx", "safetensors")
 _EXPORT = "pip install 'edgeres[export]'"
 _ENOUGH_MEMORY = 2 * _GIB
@@ -119,7 +119,7 @@ def diagnose(machine: Machine | None = None) -> list[Diagnosis]:
         _vendor("tensorrt", tensorrt),
         bindings,
         _ssh(m),
-        *_abilities({one.name for one in (*packages, bindings) if one.ok}, rtx, tensorrt),
+        *_abilities({one.name for one in packages if one.ok}, bindings, rtx, tensorrt),
     ]
 
 
@@ -209,12 +209,28 @@ def _vendor(name: str, here: Availability) -> Diagnosis:
 
 
 def _cuda_bindings(m: Machine, gpu: Gpu | None) -> Diagnosis:
-    """The packages for GPU memory, which engines need besides the vendor's package."""
+    """How the driver is called to run engines: through ctypes, or through the package that EDGERES_CUDA names."""
     found = {"cuda-python": m.package("cuda-python", "cuda-bindings"), "pycuda": m.package("pycuda")}
-    there = ", ".join(f"{name} {release}" for name, release in found.items() if release)
-    if there:
-        return Diagnosis("cuda bindings", True, there)
-    return Diagnosis("cuda bindings", None, "neither cuda-python nor pycuda", "" if gpu is None else _BINDINGS)
+    chosen = m.setting(LIBRARY) or "driver"
+    if chosen == "driver":
+        others = ", ".join(f"{name} {release}" for name, release in found.items() if release)
+        words = f"ctypes, no package needed{f' (also installed: {others})' if others else ''}"
+        return Diagnosis("cuda bindings", None if gpu is None else True, words)
+    version, step = found.get(chosen), f"unset {LIBRARY}"
+    if version is None:
+        what = "is not installed" if chosen in found else "is no library that edgeres knows"
+        return Diagnosis("cuda bindings", False, f"{chosen} {what}, and {LIBRARY} asks for it", step)
+    words = f"{chosen} {version}, as {LIBRARY} asks"
+    if chosen == "cuda-python" and gpu is not None and _major(version) > _major(gpu.cuda):
+        words += f"; it is made for a newer driver than this one for CUDA {gpu.cuda}, and fails where it times an event"
+        return Diagnosis("cuda bindings", False, words, f"{step}, or pip install 'cuda-python=={gpu.cuda}.*'")
+    return Diagnosis("cuda bindings", True, words)
+
+
+def _major(version: str) -> int:
+    """The first number of a version."""
+    found = re.match(r"\d+", version)
+    return int(found[0]) if found else 0
 
 
 def _ssh(m: Machine) -> Diagnosis:
@@ -227,14 +243,15 @@ def _ssh(m: Machine) -> Diagnosis:
     return Diagnosis("ssh", True, "with rsync")
 
 
-def _abilities(packages: set[str], rtx: Availability, tensorrt: Availability) -> list[Diagnosis]:
+def _abilities(packages: set[str], bindings: Diagnosis, rtx: Availability, tensorrt: Availability) -> list[Diagnosis]:
     """What can be done here, in the order of a build."""
     export = "" if packages.issuperset(_FOR_EXPORT) else _EXPORT
     quantize = "" if {"onnx", "onnxruntime"} <= packages else _EXPORT
     cpu = "" if "onnxruntime" in packages else "pip install onnxruntime"
-    bound = "cuda bindings" in packages
+    bound = bindings.ok is not False
     run_rtx, run_tensorrt = (
-        "; ".join(step for step in (here.next_step, "" if bound else _BINDINGS) if step) for here in (rtx, tensorrt)
+        "; ".join(step for step in (here.next_step, "" if bound else bindings.next_step) if step)
+        for here in (rtx, tensorrt)
     )
     return [
         _ability("export a checkpoint", not export, export),

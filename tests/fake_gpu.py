@@ -1,4 +1,4 @@
-"""A simulated GPU for tests that detects misuse, with CUDA's driver API, pycuda and TensorRT on top.
+"""A simulated GPU for tests that detects misuse, with CUDA's driver API in C and Python, pycuda and TensorRT.
 
 It enforces these rules, each from the vendor's documents or pycuda's source:
 
@@ -16,11 +16,13 @@ All violations are kept in ``Gpu.faults``, even where the exception is caught.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from ctypes import c_int, c_void_p
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -32,6 +34,7 @@ from fake_builder import KERNELS_MS, VERSIONS, Planted, Plants, builder_names, i
 from edgeres.device import libraries
 from edgeres.device.gpu import Gpu as FoundGpu
 from edgeres.engine import preflight
+from edgeres.runtime.memory import LIBRARY, cuda_python, libcuda, pycuda
 from edgeres.verify import latency
 
 __all__ = ["KERNELS_MS", "VERSIONS", "Fault", "Gpu", "Planted", "installed", "machine", "plan"]
@@ -251,6 +254,7 @@ class CudaModule:
     CU_MEMHOSTALLOC_DEVICEMAP = 2
     CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
     CUevent_flags = SimpleNamespace(CU_EVENT_DEFAULT=0)
+    CUctx_flags = SimpleNamespace(CU_CTX_SCHED_SPIN=1, CU_CTX_SCHED_BLOCKING_SYNC=4)
     CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
     CUdevice_attribute = SimpleNamespace(
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=75,
@@ -264,6 +268,7 @@ class CudaModule:
         self.hosts: dict[int, Any] = {}
         self.mapped: dict[int, int] = {}
         self.instances: dict[int, list[Op]] = {}
+        self.context_flags: list[int] = []
 
     def cuInit(self, flags: int) -> tuple[int]:
         return (0,)
@@ -276,6 +281,10 @@ class CudaModule:
 
     def cuDeviceGetAttribute(self, kind: int, device: int) -> tuple[int, int]:
         return 0, {75: self.gpu.sm[0], 76: self.gpu.sm[1], 18: int(self.gpu.integrated), 19: 1}[kind]
+
+    def cuDevicePrimaryCtxSetFlags(self, device: int, flags: int) -> tuple[int]:
+        self.context_flags.append(flags)
+        return (0,)
 
     def cuDevicePrimaryCtxRetain(self, device: int) -> tuple[int, Context]:
         return 0, self.gpu.primary
@@ -303,7 +312,10 @@ class CudaModule:
     def cuMemHostAlloc(self, count: int, flags: int) -> tuple[int, Any]:
         if self.gpu.integrated != bool(flags & 2):
             self.gpu.fault("memory is mapped on a Jetson, and there alone")
-        handle = self.gpu.allocate(count, "host memory")
+        try:
+            handle = self.gpu.allocate(count, "host memory")
+        except MemoryError:
+            return _OUT_OF_MEMORY, None
         host = self.gpu.blocks[handle].bytes
         pointer = host.ctypes.data
         self.hosts[pointer] = (handle, host)
@@ -389,6 +401,74 @@ class CudaModule:
         for op in self.gpu.graphs[graph][1]:
             self.gpu.enqueue(stream, op)
         return (0,)
+
+
+# The same as libcuda.so.1 has it: C functions, which ctypes calls.
+
+
+class CudaLibrary:
+    """What ``ctypes.CDLL("libcuda.so.1")`` gives. Arguments cross the border to C and back, as with the real one."""
+
+    def __init__(self, cuda: CudaModule) -> None:
+        self.cuda = cuda
+        self.symbols = {name: (symbol, parameters) for name, (symbol, parameters) in libcuda.PROTOTYPES.items()}
+        self.functions = {symbol: self._in_c(name, parameters) for name, (symbol, parameters) in self.symbols.items()}
+        name, *_ = libcuda.NAME_PROTOTYPE
+        # Text of a length of the caller's comes as an address.
+        self.functions[name] = ctypes.CFUNCTYPE(c_int, c_void_p, c_int, c_int)(self._name)
+        self.contexts: list[Context] = [cuda.gpu.primary]
+        self.words: list[bytes] = []
+
+    def __getitem__(self, symbol: str) -> Any:
+        if symbol not in self.functions:
+            raise AttributeError(symbol)
+        # A pointer of its own: a caller that declares other parameters must not change those of the function.
+        address = ctypes.cast(self.functions[symbol], c_void_p).value
+        assert address is not None
+        function = _foreign(address)
+        function.library = self  # C keeps nothing alive
+        return function
+
+    def cuDriverGetVersion(self) -> tuple[int, int]:
+        return 0, 12060
+
+    def _name(self, text: int, length: int, device: int) -> int:
+        status, name = self.cuda.cuDeviceGetName(length, device)
+        ctypes.memmove(text, name, length)
+        return status
+
+    def _in_c(self, name: str, parameters: tuple[Any, ...]) -> Any:
+        pointers = [index for index, kind in enumerate(parameters) if hasattr(kind, "contents")]
+
+        def call(*given: Any) -> int:
+            try:
+                arguments = [value or 0 for index, value in enumerate(given) if index not in pointers]
+                status, *results = self._python(name, arguments)
+                for index, result in zip(pointers, results, strict=True):
+                    if result is not None:
+                        given[index][0] = result
+                return int(status)
+            except Exception as error:  # an exception cannot cross C
+                if not isinstance(error, Fault):
+                    self.cuda.gpu.faults.append(f"{name}: {type(error).__name__}: {error}")
+                return _INVALID_CONTEXT
+
+        return ctypes.CFUNCTYPE(c_int, *parameters)(call)
+
+    def _python(self, name: str, arguments: list[Any]) -> tuple[Any, ...]:
+        """A context is a number in C."""
+        if name == "cuDriverGetVersion":
+            return self.cuDriverGetVersion()
+        if name == "cuCtxPushCurrent":
+            arguments = [self.contexts[arguments[0] - 1]]
+        status, *results = getattr(self.cuda, name)(*arguments)
+        return status, *(self.contexts.index(r) + 1 if isinstance(r, Context) else r for r in results)
+
+
+def _foreign(address: int) -> Any:
+    """A function at an address, without declared parameters, as ``CDLL`` gives one."""
+    kind = type("Function", (ctypes._CFuncPtr,), {"_flags_": 1, "_restype_": c_int})  # type: ignore[attr-defined]
+    return kind(address)
 
 
 # pycuda 2026.1, as wrap_cudadrv.cpp and cuda.hpp define it.
@@ -735,18 +815,23 @@ def tensorrt_module(gpu: Gpu, flavour: str = "tensorrt") -> ModuleType:  # noqa:
 
 @contextmanager
 def installed(monkeypatch: Any, gpu: Gpu, library: str, flavour: str) -> Iterator[Any]:
-    """Install a simulated memory library and the vendor's package for this GPU; yields the library."""
-    from edgeres.runtime.memory import cuda_python, pycuda
+    """Install a simulated memory library and the vendor's package for this GPU; yields the library.
 
-    caches = (cuda_python.device, pycuda._primary_context, libraries.vendor_log)
+    Args:
+        library: ``driver`` (libcuda.so.1 through ctypes), ``cuda-python`` or ``pycuda``; asked for by EDGERES_CUDA.
+    """
+    caches = (libcuda.device, cuda_python.device, pycuda._primary_context, libraries.vendor_log)
     with monkeypatch.context() as patch:
-        module: Any = CudaModule(gpu) if library == "cuda-python" else pycuda_module(gpu)
-        parents = ("cuda", "cuda.bindings") if library == "cuda-python" else ("pycuda",)
+        module: Any = pycuda_module(gpu) if library == "pycuda" else CudaModule(gpu)
+        patch.setenv(LIBRARY, library)
         for name in ("cuda.bindings.driver", "cuda.cuda", "pycuda.driver"):  # the real ones, where they are installed
             patch.setitem(sys.modules, name, None)
-        for name in parents:
-            patch.setitem(sys.modules, name, ModuleType(name))
-        patch.setitem(sys.modules, module.__name__, module)
+        if library == "driver":
+            patch.setattr(libcuda, "_library", lambda: CudaLibrary(module))
+        else:
+            for name in ("pycuda",) if library == "pycuda" else ("cuda", "cuda.bindings"):
+                patch.setitem(sys.modules, name, ModuleType(name))
+            patch.setitem(sys.modules, module.__name__, module)
         trt = tensorrt_module(gpu, flavour)
         patch.setitem(sys.modules, trt.__name__, trt)
         for cache in caches:
@@ -757,7 +842,7 @@ def installed(monkeypatch: Any, gpu: Gpu, library: str, flavour: str) -> Iterato
 
 
 @contextmanager
-def machine(monkeypatch: Any, gpu: Gpu, library: str = "cuda-python", flavours: Any = ("tensorrt",)) -> Iterator[None]:
+def machine(monkeypatch: Any, gpu: Gpu, library: str = "driver", flavours: Any = ("tensorrt",)) -> Iterator[None]:
     """A machine with this GPU, as all of edgeres sees it: its packages, and latencies by the GPU's own clock."""
     major, minor = gpu.sm
     found = FoundGpu("Fake GPU", f"{major}.{minor}", gpu.memory, "12.6")

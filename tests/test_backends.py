@@ -44,7 +44,7 @@ def bundle(folder: Path, engines: dict[EngineRecord, bytes] | None = None, **cha
     return path
 
 
-@pytest.fixture(params=["cuda-python", "pycuda"])
+@pytest.fixture(params=["driver", "cuda-python", "pycuda"])
 def gpu(request: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Gpu]:
     """A machine with a GPU and both vendor packages; RTX's cache is kept in a folder of the test."""
     found = Gpu()

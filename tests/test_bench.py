@@ -272,7 +272,7 @@ def with_engines(path: Path, **contents: bytes) -> Path:
     return path
 
 
-@pytest.fixture(params=[("cuda-python", False), ("cuda-python", True), ("pycuda", False)], ids=str)
+@pytest.fixture(params=[("driver", False), ("driver", True), ("pycuda", False)], ids=str)
 def fake(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
     """A machine with TensorRT and a simulated GPU with a known clock; one is a Jetson."""
     library, integrated = request.param
@@ -320,7 +320,7 @@ def test_engines_are_measured_where_they_run(fake: FakeGpu, tmp_path: Path) -> N
     assert not any("GPU Compute Time" in line for line in found["warnings"])  # this GPU is steady
 
 
-@pytest.mark.parametrize("fake", [("cuda-python", False)], indirect=True)
+@pytest.mark.parametrize("fake", [("driver", False)], indirect=True)
 def test_what_trtexec_warns_of(fake: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter(range(10**6))
 
@@ -334,7 +334,7 @@ def test_what_trtexec_warns_of(fake: FakeGpu, tmp_path: Path, monkeypatch: pytes
     assert any(line.startswith("int8: the CPU takes about as long to start the kernels") for line in found)
 
 
-@pytest.mark.parametrize("fake", [("cuda-python", False)], indirect=True)
+@pytest.mark.parametrize("fake", [("driver", False)], indirect=True)
 def test_the_engine_that_fits_is_measured(fake: FakeGpu, tmp_path: Path) -> None:
     """An engine for another GPU is skipped, and missing precisions have a reason."""
     path = with_engines(tmp_path / "x.edgeres", int8=plan(classifier()))
@@ -346,7 +346,7 @@ def test_the_engine_that_fits_is_measured(fake: FakeGpu, tmp_path: Path) -> None
         bench(path, BenchOptions(backend="tensorrt", precisions=("fp16",), **QUICK))
 
 
-@pytest.mark.parametrize("fake", [("cuda-python", False)], indirect=True)
+@pytest.mark.parametrize("fake", [("driver", False)], indirect=True)
 def test_the_command_shows_the_times_of_the_gpu(fake: FakeGpu, tmp_path: Path) -> None:
     path = with_engines(tmp_path / "x.edgeres", int8=plan(classifier()))
     done = CliRunner().invoke(command, [str(path), "--duration", "0.02", "--warmup", "1"])

@@ -19,7 +19,7 @@ from edgeres.errors import EdgeresError, EnvironmentError_, InputError
 from edgeres.runtime import EngineFile, OrtRunner, TensorRTRunner
 from edgeres.runtime.conformance import CHECKS, Subject, conform
 from edgeres.runtime.engine import _Context, _ContextPool
-from edgeres.runtime.memory import cuda_python
+from edgeres.runtime.memory import driver
 from edgeres.runtime.runner import Feed
 
 MODEL = classifier()
@@ -52,6 +52,9 @@ def test_onnx_runtime(kind: str, check: str) -> None:
 
 
 SETUPS = [
+    ("driver", "tensorrt", False),
+    ("driver", "tensorrt", True),
+    ("driver", "rtx", False),
     ("cuda-python", "tensorrt", False),
     ("cuda-python", "tensorrt", True),
     ("cuda-python", "rtx", False),
@@ -198,14 +201,14 @@ def recorded_at_once(context: Any, feed: Feed) -> Feed:
 
 run_context = _Context.run
 MISUSE: dict[str, tuple[Any, str, Any]] = {
-    "no wait": (cuda_python._Stream, "synchronize", nothing),
-    "no copy there": (cuda_python._Buffer, "upload", nothing),
-    "no copy back": (cuda_python._Buffer, "download", nothing),
+    "no wait": (driver._Stream, "synchronize", nothing),
+    "no copy there": (driver._Buffer, "upload", nothing),
+    "no copy back": (driver._Buffer, "download", nothing),
     "one context for all threads": (_ContextPool, "_borrow", lambda pool, owner: pool._idle[0] if pool._idle else None),
     "recorded before it ran": (_Context, "run", recorded_at_once),
     "a stale graph": (_Context, "_drop_graph", nothing),
-    "stream not freed": (cuda_python._Stream, "close", nothing),
-    "memory not freed": (cuda_python._Buffer, "close", nothing),
+    "stream not freed": (driver._Stream, "close", nothing),
+    "memory not freed": (driver._Buffer, "close", nothing),
     "context not popped": (CudaModule, "cuCtxPopCurrent", lambda module: (0, None)),
 }
 
@@ -215,13 +218,13 @@ def test_the_fake_gpu_catches_misuse(monkeypatch: pytest.MonkeyPatch, misuse: st
     """With each rule of the runner broken, a check fails or the GPU reports misuse."""
     gpu = Gpu()
     failed = False
-    with installed(monkeypatch, gpu, "cuda-python", "tensorrt"):
+    with installed(monkeypatch, gpu, "driver", "tensorrt"):
         subject = Subject(lambda: TensorRTRunner(EngineFile(plan(MODEL))), reference)
         monkeypatch.setattr(*MISUSE[misuse])
         for check in ("every_batch_is_right", "threads_get_what_one_gets"):
             try:
                 CHECKS[check](subject)
-            except (AssertionError, Fault, EdgeresError):
+            except (AssertionError, Fault, EdgeresError, ValueError):
                 failed = True
     gc.collect()
     assert failed or gpu.faults or gpu.live() or gpu.stack

@@ -119,7 +119,9 @@ def test_a_desktop_with_everything() -> None:
     assert all(abilities(found).values())
     assert found["gpu"].found == "NVIDIA GeForce RTX 4090, SM 8.9, 24.0 GiB, driver for CUDA 12.8"
     assert found["onnxruntime"].found == "1.20.1, providers CPU, CUDA, TensorRT"
-    assert found["cuda bindings"].found == "cuda-python 12.6.0, pycuda 2024.1"
+    assert (
+        found["cuda bindings"].found == "ctypes, no package needed (also installed: cuda-python 12.6.0, pycuda 2024.1)"
+    )
     assert not any(check.next_step for check in found.values())
 
 
@@ -140,14 +142,33 @@ def test_a_jetson_with_jetpack_6() -> None:
         "NVIDIA Jetson Orin NX Engineering Reference Developer Kit, L4T 36.4.3 (JetPack 6), target jetson-orin-nx"
     )
     assert found["cpu"].found == "aarch64, 6 cores, asimddp"
-    built = ["run on the CPU", "build TensorRT engines"]
-    assert [name for name, can in abilities(found).items() if can] == built
-    for name in ("cuda bindings", "run TensorRT engines"):  # an engine that is built cannot be run yet
-        assert found[name].next_step == "pip install 'edgeres[cuda]'"
-    machine.packages = {**BASE, "pycuda": "2026.1"}
-    found = checks(machine)
-    assert [name for name, can in abilities(found).items() if can] == [*built, "run TensorRT engines"]
-    assert (found["cuda bindings"].found, found["cuda bindings"].next_step) == ("pycuda 2026.1", "")
+    assert [name for name, can in abilities(found).items() if can] == [
+        "run on the CPU",
+        "build TensorRT engines",
+        "run TensorRT engines",
+    ]
+    assert found["cuda bindings"] == Diagnosis("cuda bindings", True, "ctypes, no package needed")
+
+
+@pytest.mark.parametrize(
+    ("asked", "packages", "found", "step"),
+    [
+        ("driver", {}, "ctypes", ""),
+        ("pycuda", {"pycuda": "2026.1"}, "pycuda 2026.1, as EDGERES_CUDA asks", ""),
+        ("pycuda", {}, "pycuda is not installed", "unset EDGERES_CUDA"),
+        ("cupy", {}, "cupy is no library that edgeres knows", "unset EDGERES_CUDA"),
+        ("cuda-python", {"cuda-python": "12.9.4"}, "cuda-python 12.9.4", ""),
+        ("cuda-python", {"cuda-python": "13.4.4"}, "made for a newer driver", "pip install 'cuda-python==12.6.*'"),
+    ],
+)
+def test_the_library_that_was_asked_for(asked: str, packages: dict[str, str], found: str, step: str) -> None:
+    """Also cuda-python 13 on JetPack 6's driver, which has no cuEventElapsedTime_v2."""
+    gpu = Gpu("Orin", "8.7", 16 * GIB, "12.6")
+    machine = Recorded({**BASE, **packages}, gpu=gpu, vendors={"tensorrt": "10.3.0"})
+    machine.settings["EDGERES_CUDA"] = asked
+    said = checks(machine)
+    assert found in said["cuda bindings"].found and step in said["cuda bindings"].next_step
+    assert bool(step) is (said["cuda bindings"].ok is False) is (said["run TensorRT engines"].found == "no")
 
 
 @pytest.mark.parametrize(

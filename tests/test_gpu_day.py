@@ -38,7 +38,7 @@ def test_parts_without_a_gpu_are_skipped_with_a_word(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("integrated", [False, True])
-@pytest.mark.parametrize("library", ["cuda-python", "pycuda"])
+@pytest.mark.parametrize("library", ["driver", "cuda-python", "pycuda"])
 def test_the_checks_of_memory_pass_on_a_simulated_gpu_and_see_a_fault(
     day: Any, library: str, integrated: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""GPU memory by cuda-python and pycuda: both restore a thread's contexts and free all memory."""
+"""GPU memory by the driver, cuda-python and pycuda: all restore a thread's contexts and free all memory."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import classifier
-from fake_gpu import GARBAGE, CudaModule, Gpu, installed, plan
+from fake_gpu import GARBAGE, CudaLibrary, CudaModule, Gpu, installed, plan
 
-from edgeres.errors import EngineError, EnvironmentError_
+from edgeres.errors import EngineError, EnvironmentError_, UsageError
 from edgeres.runtime import EngineFile, TensorRTRunner
-from edgeres.runtime.memory import Device, cuda_python, default_device
+from edgeres.runtime.memory import LIBRARY, Device, default_device, driver, libcuda
+from edgeres.runtime.memory.driver import WAIT
 
 PLAN = plan(classifier())
 FEED = {"pixels": np.ones((2, 3, 8, 8), np.float32)}
-LIBRARIES = ["cuda-python", "pycuda"]
+LIBRARIES = ["driver", "cuda-python", "pycuda"]
 
 
 @pytest.fixture(params=[(library, integrated) for library in LIBRARIES for integrated in (False, True)], ids=str)
@@ -46,7 +47,7 @@ def in_thread(work: Callable[[], Any]) -> Any:
 def test_the_device_says_what_it_is(device: tuple[Gpu, Device]) -> None:
     gpu, ours = device
     assert (ours.gpu, ours.sm, ours.integrated) == ("Fake GPU", "8.7", gpu.integrated)
-    assert ours.name.split()[0] in LIBRARIES
+    assert ours.name.split()[0] in ("CUDA", "cuda-python", "pycuda")
 
 
 def test_bytes_travel_there_and_back(device: tuple[Gpu, Device]) -> None:
@@ -117,7 +118,7 @@ def test_graphs_are_recorded_where_the_library_can(device: tuple[Gpu, Device]) -
     with TensorRTRunner(EngineFile(PLAN), device=ours) as runner:
         for _ in range(5):
             runner.infer(FEED)
-        assert gpu.launches == (4 if "cuda-python" in ours.name else 0)
+        assert gpu.launches == (0 if "pycuda" in ours.name else 4)
         runner.infer({"pixels": FEED["pixels"][:1]})
         assert gpu.executions == 6
     with TensorRTRunner(EngineFile(PLAN), device=ours, graphs=False) as runner:
@@ -199,10 +200,11 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch, library: str) 
     assert "\n" not in str(caught.value)
 
 
-def test_memory_that_does_not_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("library", ["driver", "cuda-python"])
+def test_memory_that_does_not_suffice(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
     """Out of memory is one line, frees everything, and later inferences work."""
     gpu = Gpu()
-    with installed(monkeypatch, gpu, "cuda-python", "tensorrt"), TensorRTRunner(EngineFile(PLAN)) as runner:
+    with installed(monkeypatch, gpu, library, "tensorrt"), TensorRTRunner(EngineFile(PLAN)) as runner:
         gpu.memory = 10_000
         with pytest.raises(EngineError, match=r"CUDA: out of memory \(cuMem\w+\); close other programs"):
             runner.infer(FEED)
@@ -224,15 +226,83 @@ def test_a_driver_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
             default_device()
 
 
-def test_without_either_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("cuda", "cuda.bindings.driver", "cuda.cuda", "pycuda", "pycuda.driver"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(EnvironmentError_, match=r"needs cuda-python or pycuda.*pip install 'edgeres\[cuda\]'"):
+def test_nothing_is_installed_and_the_driver_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No package is needed besides the vendor's; pycuda is used where a context of it is current."""
+    with installed(monkeypatch, Gpu(), "driver", "tensorrt"):
+        monkeypatch.delenv(LIBRARY)
+        assert default_device().name == "CUDA driver 12.6"
+    with installed(monkeypatch, Gpu(), "pycuda", "tensorrt") as cuda:
+        monkeypatch.delenv(LIBRARY)
+        monkeypatch.setattr(libcuda, "_library", no_library)
+        cuda.Device(0).make_context()
+        assert default_device().name.startswith("pycuda")
+        cuda.Context.pop()
+        with pytest.raises(EngineError, match=r"no NVIDIA driver \(libcuda.so.1: cannot open"):
+            default_device()
+
+
+def no_library() -> Any:
+    raise EngineError("no NVIDIA driver (libcuda.so.1: cannot open shared object file)", hint="see: edgeres doctor")
+
+
+@pytest.mark.parametrize(("said", "words"), [("cuda", "give driver, cuda-python, pycuda"), ("Driver", "'Driver'")])
+def test_a_library_that_is_none(monkeypatch: pytest.MonkeyPatch, said: str, words: str) -> None:
+    monkeypatch.setenv(LIBRARY, said)
+    with pytest.raises(UsageError, match=words):
         default_device()
 
 
+@pytest.mark.parametrize("library", ["cuda-python", "pycuda"])
+def test_a_library_that_was_asked_for_and_is_not_installed(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
+    monkeypatch.setenv(LIBRARY, library)
+    for name in ("cuda", "cuda.bindings.driver", "cuda.cuda", "pycuda", "pycuda.driver"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(EnvironmentError_, match=rf"needs {library}, .*pip install 'edgeres\[\w+\]'"):
+        default_device()
+
+
+@pytest.mark.parametrize("library", ["driver", "cuda-python"])
+@pytest.mark.parametrize(("said", "flags"), [("block", [4]), ("spin", [1]), ("", [])])
+def test_how_a_thread_waits(monkeypatch: pytest.MonkeyPatch, library: str, said: str, flags: list[int]) -> None:
+    with installed(monkeypatch, Gpu(), library, "tensorrt") as cuda:
+        monkeypatch.setenv(WAIT, said)
+        default_device()
+        assert cuda.context_flags == flags
+
+
+def test_a_way_to_wait_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    with installed(monkeypatch, Gpu(), "driver", "tensorrt"):
+        monkeypatch.setenv(WAIT, "sleep")
+        with pytest.raises(UsageError, match=r"EDGERES_GPU_WAIT is 'sleep'; give block or spin"):
+            default_device()
+
+
+def test_a_driver_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with installed(monkeypatch, Gpu(), "driver", "tensorrt") as cuda:
+        library = CudaLibrary(cuda)
+        del library.functions["cuGraphInstantiateWithFlags"]
+        monkeypatch.setattr(libcuda, "_library", lambda: library)
+        with pytest.raises(EngineError, match=r"has no cuGraphInstantiateWithFlags, so it is older than CUDA 11\.4"):
+            default_device()
+
+
+def test_a_call_takes_what_it_declares(monkeypatch: pytest.MonkeyPatch) -> None:
+    with installed(monkeypatch, Gpu(), "driver", "tensorrt"):
+        cuda = libcuda.device().cuda
+        with pytest.raises(TypeError, match="cuMemAlloc takes 1 arguments, found 2"):
+            cuda.cuMemAlloc(1, 2)
+        with pytest.raises(AttributeError, match="cuMemcpy3D"):
+            _ = cuda.cuMemcpy3D
+
+
 # Every function and constant of cuda-python that is used.
-USED = set(re.findall(r"cuda\.((?:cu[A-Z]|CU)\w+)", Path(cuda_python.__file__).read_text(encoding="utf-8")))
+USED = set(re.findall(r"cuda\.((?:cu[A-Z]|CU)\w+)", Path(driver.__file__).read_text(encoding="utf-8")))
+
+
+def test_every_call_is_in_the_driver_and_in_the_fake() -> None:
+    assert len(USED) > 20
+    for there in (set(dir(CudaModule)), {*libcuda.PROTOTYPES, *dir(libcuda.LibCuda)}):
+        assert there >= USED
 
 
 def test_the_fake_has_the_functions_of_the_real_one() -> None:
@@ -240,9 +310,7 @@ def test_the_fake_has_the_functions_of_the_real_one() -> None:
         real: Any = importlib.import_module("cuda.bindings.driver")
     except ImportError:
         pytest.skip("cuda-python is not installed")
-    assert len(USED) > 20
     assert [name for name in USED if not hasattr(real, name)] == []
-    assert [name for name in USED if not hasattr(CudaModule, name)] == []
     assert int(real.CUstream_flags.CU_STREAM_NON_BLOCKING) == 1
     assert int(real.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_INTEGRATED) == 18
 

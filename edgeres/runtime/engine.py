@@ -121,7 +121,7 @@ class TensorRTRunner:
     Raises:
         EngineError: the engine is for another GPU or version (refused before it is loaded where its record or header
             say so), is damaged, or has tensors that a classifier does not have.
-        EnvironmentError_: the vendor's package, cuda-python or pycuda is missing.
+        EnvironmentError_: the vendor's package is missing.
     """
 
     def __init__(self, plan: EngineFile | Path | str, *, device: Device | None = None, graphs: bool = True) -> None:
