@@ -30,7 +30,7 @@ from edgeres.files import write_file
 from edgeres.graph.graph import Graph
 from edgeres.graph.rtx import rtx_form
 from edgeres.pipeline.take import Fp32Model, ModelChoice, take, with_exact_input
-from edgeres.quantize.alternatives import Material, alternatives
+from edgeres.quantize.alternatives import Material, alternatives, largest_pooled
 from edgeres.quantize.cost import Cost, cost_of
 from edgeres.quantize.graphs import RangeChoice
 from edgeres.records import CODES, F32, Codes
@@ -129,7 +129,8 @@ def form_rows(network: Network) -> Iterator[str]:
     view = Graph(network.fp32.graph)
     yield _row("tensorrt (default)", graph, cost_of(view, plan, 4, "tensorrt"), network)
     yield _row("rtx (default)", rtx_form(graph), cost_of(view, plan, 2, "rtx"), network)
-    for form in alternatives(Material(network.fp32.graph, refined.floats["tensorrt"], plan)):
+    pooled = largest_pooled(refined.floats["tensorrt"], plan, next(iter(network.calibration)).inputs)
+    for form in alternatives(Material(network.fp32.graph, refined.floats["tensorrt"], plan, pooled=pooled)):
         yield _row(form.record.name, form.write(), next(iter(form.costs.values())), network)
 
 

@@ -27,11 +27,11 @@ from edgeres.graph.half_scales import half_with_scales
 from edgeres.graph.lint import lint
 from edgeres.graph.normalize import normalize
 from edgeres.graph.shared_weights import share_weights, whole_graph
-from edgeres.quantize.alternatives import Alternative, Material, alternatives, worthwhile
+from edgeres.quantize.alternatives import Alternative, Material, alternatives, largest_pooled, worthwhile
 from edgeres.quantize.cost import Cost, cost_of, stages
 from edgeres.quantize.placement import place
 from edgeres.quantize.plan import make_plan
-from edgeres.quantize.replan import only, with_codes, with_half_scales
+from edgeres.quantize.replan import only, with_codes, with_half_scales, with_pools
 from edgeres.quantize.rewrite import rewrite
 from edgeres.records import CODES, Codes, FormRecord, QuantParams, QuantPlan, TensorRange, WeightEdge
 
@@ -344,9 +344,51 @@ def test_a_target_without_float16_scales_gets_no_form_with_them(
     fp32: onnx.ModelProto, ranges: dict[str, TensorRange]
 ) -> None:
     plan = plan_with(fp32, ranges, "free")
-    forms = {
-        opset: {one.record.name for one in alternatives(Material(fp32, fp32, plan, max_opset=opset))}
-        for opset in (17, 20)
-    }
-    assert forms[20] == {"fp16", "half", "float16", "head", "mixed", "rtx-mixed", "full"}
-    assert forms[17] == forms[20] - {"float16", "head", "mixed"}
+
+    def forms(newest: int, oldest: int) -> dict[str, str]:
+        material = Material(fp32, fp32, plan, max_opset=newest, min_opset=oldest)
+        return {one.record.name: one.record.between for one in alternatives(material)}
+
+    both, orin, xavier = forms(20, 17), forms(20, 20), forms(17, 17)
+    assert orin.keys() == {"fp16", "half", "float16", "head", "mixed", "rtx-mixed", "full"} == both.keys()
+    assert xavier.keys() == orin.keys() - {"float16", "head", "mixed"}
+    # A form that each target could take must not be written so that one of them cannot.
+    assert (orin["half"], both["half"], xavier["half"]) == ("float16", "float32", "float32")
+
+
+def test_no_form_is_written_twice(fp32: onnx.ModelProto, ranges: dict[str, TensorRange]) -> None:
+    for codes in CODES:
+        plan = plan_with(fp32, ranges, codes)
+        written = [one.write() for one in alternatives(Material(fp32, fp32, plan, codes))]
+        for graph in written:
+            del graph.metadata_props[:]
+        assert len({graph.SerializeToString(deterministic=True) for graph in written}) == len(written)
+
+
+def test_an_average_pool_in_int8_has_codes_on_both_sides(
+    fp32: onnx.ModelProto, ranges: dict[str, TensorRange], x: np.ndarray
+) -> None:
+    plan = plan_with(fp32, ranges, "free")
+    (pool,) = Graph(fp32).of("GlobalAveragePool")
+    largest = largest_pooled(fp32, plan, x)
+    assert largest == {pool.input[0]: pytest.approx(max(ranges[pool.input[0]].high, -ranges[pool.input[0]].low))}
+    found = {one.record.name: one for one in alternatives(Material(fp32, fp32, plan, pooled=largest))}
+    graph = found["pool"].write()
+    view = Graph(graph)
+    (pool,) = view.of("GlobalAveragePool")
+    assert view.writer(pool.input[0]).op_type == "DequantizeLinear"
+    after = pool.output[0]
+    while (reader := view.consumers(after)[0]).op_type in {"Flatten", "Reshape"}:
+        after = reader.output[0]
+    assert reader.op_type == "QuantizeLinear"
+    assert sqnr_db(infer(fp32, x), infer(graph, x)) > 20
+    pooled, plain = found["pool"].costs["tensorrt"], found["float16"].costs["tensorrt"]
+    assert pooled.moved_bytes < plain.moved_bytes and pooled.kernels == plain.kernels
+    assert pooled.unsure < plain.unsure  # the last Add's sum is read as codes
+
+
+def test_no_pool_in_int8_where_its_result_is_float(fp32: onnx.ModelProto, ranges: dict[str, TensorRange]) -> None:
+    plan = plan_with(fp32, ranges, "free")
+    headless = only(plan, lambda name: Graph(fp32).node(name).op_type != "Gemm")
+    assert with_pools(Graph(fp32), headless, {Graph(fp32).of("GlobalAveragePool")[0].input[0]: 1.0}) is None
+    assert with_pools(Graph(fp32), plan, {}) is None

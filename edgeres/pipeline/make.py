@@ -78,7 +78,7 @@ def make(
         records = {name: FORMS[name].record(o.ranges.codes, tried.figure(name)) for name in tried.graphs}
         forms = tuple(replace(record, weights=weights[name]) for name, record in records.items())
         if _engines_of(targets):
-            material = _material(fp32, refined, o.ranges.codes, targets)
+            material = _material(fp32, refined, o.ranges.codes, targets, probes)
             forms += write_alternatives(folder, material, tried, probes, progress)
             write_file(folder / PROBES, ProbeSet(probes.images, probes.exact).to_npz(fp32.spec.preprocess))
     with watch.stage("engines"):
@@ -185,17 +185,18 @@ def _engines_of(targets: Sequence[Target]) -> bool:
     return any(target.runtime != "onnxruntime" for target in targets)
 
 
-def _material(fp32: Fp32Model, refined: Refined, codes: Codes, targets: Sequence[Target]) -> Material:
+def _material(fp32: Fp32Model, refined: Refined, codes: Codes, targets: Sequence[Target], probes: Probes) -> Material:
     """What further forms are written from."""
-    from edgeres.quantize.alternatives import Material
+    from edgeres.quantize.alternatives import Material, largest_pooled
 
     done = refined.quantized
     entries = done.calibration.get("tensors", {}).items()
     seen = ((name, entry.get("observed") or {}) for name, entry in entries)
     zeros = frozenset(name for name, found in seen if found.get("low") == found.get("high") == 0)
     graph, plan = done.floats.get("tensorrt"), done.plans.get("tensorrt")
-    newest = max(target.max_opset for target in targets if target.runtime != "onnxruntime")
-    return Material(fp32.graph, graph, plan, codes, refined.calibrated, zeros, newest)
+    opsets = [target.max_opset for target in targets if target.runtime != "onnxruntime"]
+    pooled = {} if graph is None or plan is None else largest_pooled(graph, plan, probes.images)
+    return Material(fp32.graph, graph, plan, codes, refined.calibrated, zeros, pooled, max(opsets), min(opsets))
 
 
 def _with_graphs_of(quantized: Quantized, tried: Tried) -> Quantized:

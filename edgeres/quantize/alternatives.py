@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 from onnx import ModelProto
 
 from edgeres.bundle import FP16
+from edgeres.calibrate.activations import ActivationRunner
 from edgeres.device.targets import Runtime
 from edgeres.errors import why_left_out
 from edgeres.graph.graph import Graph
@@ -21,12 +23,13 @@ from edgeres.graph.half_scales import OPSET, half_with_scales
 from edgeres.graph.rtx import rtx_form
 from edgeres.progress import SILENT, Progress
 from edgeres.quantize.cost import Cost, cost_of, stages
-from edgeres.quantize.replan import only, with_codes, with_half_scales
+from edgeres.quantize.replan import only, pools_between_codes, with_codes, with_half_scales, with_pools
 from edgeres.quantize.rewrite import rewrite
 from edgeres.quantize.trial import Probes, Tried, compared
-from edgeres.records import CODES, Codes, FormRecord, QuantPlan
+from edgeres.records import CODES, F32, Codes, FormRecord, QuantPlan
 
 MOST_FORMS = 8  # for engines, in one bundle
+_POOL_IMAGES = 16  # that the range of what a pool reads is taken from
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class Material:
         plain: the plan of the calibration alone, for ``fp32``: where a layer stays in float, what refinement changed to
             make good for its codes would be wrong.
         zeros: tensors that are zero on every calibration image.
-        max_opset: the newest ONNX opset that a target takes.
+        pooled: the largest magnitude of each tensor of ``graph`` that an average pool reads, where it is known.
+        max_opset, min_opset: the newest ONNX opset that a target takes, and that every target takes.
     """
 
     fp32: ModelProto
@@ -49,7 +53,9 @@ class Material:
     codes: Codes = "free"
     plain: QuantPlan | None = None
     zeros: frozenset[str] = frozenset()
+    pooled: Mapping[str, float] = field(default_factory=dict)
     max_opset: int = 20
+    min_opset: int = 20
 
 
 @dataclass(frozen=True)
@@ -128,15 +134,19 @@ def _in_int8(writer: _Writer) -> Iterator[Alternative]:
     # No Pads in float16: ONNX Runtime 1.32 takes their fill for 0, so nothing could judge such a form.
     lean = replace(writer, plan=others["free"], codes="free") if material.codes == "full" else writer
     accurate = others.pop("full", None)
+    half = material.min_opset >= OPSET
     for codes, plan in others.items():
-        yield writer.form(codes, _TOLD[codes], plan, codes=codes, half=False)
-    yield lean.form("float16", "float16 in place of float32 between the codes", lean.plan)
+        yield writer.form(codes, _TOLD[codes], plan, codes=codes, half=half)
+    if lean is writer or not half:  # else it is among the above
+        yield lean.form("float16", "float16 in place of float32 between the codes", lean.plan)
     gemms = {node.name for node in view.of("Gemm", "MatMul")}
     headless = only(lean.plan, lambda name: name not in gemms)
     if headless.weights and headless.weights != lean.plan.weights:
         told = "float16 in place of float32 between the codes, and the classifier in float16"
         yield lean.form("head", told, headless)
     yield from _mixed(lean)
+    if pooled := with_pools(view, lean.plan, material.pooled):
+        yield lean.form("pool", "float16 in place of float32 between the codes, and average pools in INT8", pooled)
     if accurate is not None:
         yield writer.form("full", _TOLD["full"], accurate, codes="full", half=False)
 
@@ -204,3 +214,16 @@ def try_alternatives(found: Sequence[Alternative], probes: Probes, progress: Pro
             left_out[name] = why_left_out(error)
             progress.say(f"{form.record.file} is left out: {left_out[name]}")
     return Tried(graphs, figures, left_out)
+
+
+def largest_pooled(graph: ModelProto, plan: QuantPlan, images: F32) -> dict[str, float]:
+    """The largest magnitude of each tensor that an average pool could read as codes, over a few images."""
+    tensors = list(pools_between_codes(Graph(graph), plan))
+    if not tensors:
+        return {}
+    found = dict.fromkeys(tensors, 0.0)
+    with ActivationRunner(graph, tensors) as runner:
+        for image in images[:_POOL_IMAGES]:
+            for name, values in runner.infer(image[None]).items():
+                found[name] = max(found[name], float(np.abs(values).max()))
+    return found

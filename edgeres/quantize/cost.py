@@ -8,8 +8,8 @@ Nothing here is measured: it decides which forms are worth a device's time, not 
   float, both are written.
 * TensorRT's convolutions write codes. TensorRT-RTX 1.7's write float, which a further kernel reads to write codes.
 * Patterns that may not fuse, or for which no vendor's page and no sample shows that they do: a Pad with other than
-  zeros before a convolution, an Add without ReLU before its quantize, a Gemm in INT8, and the first convolution in
-  INT8, which reads three channels.
+  zeros before a convolution, an Add without ReLU before its quantize, an Add in INT8 whose sum is read as float, as
+  by a float average pool, a Gemm in INT8, and the first convolution in INT8, which reads three channels.
 """
 
 from __future__ import annotations
@@ -123,10 +123,10 @@ class _Counter:
         outputs = self._values(node.output[0])
         per_output = prod(weights[1:]) if node.op_type == "Conv" else prod(weights) // max(outputs, 1)
         self.products[coded] += outputs * per_output
-        lowered = any(add.op_type == "Add" for add in chain) and last.output[0] in self.full
+        adds = any(add.op_type == "Add" for add in chain)
         if coded and (first or node.op_type != "Conv"):
             self.unsure.add(node.name)
-        if lowered:
+        if adds and (last.output[0] in self.full or (coded and last.output[0] not in self.readers)):
             self.unsure.add(last.output[0])
 
     def _kernel(self, reads: list[tuple[str, NodeProto]], writes: str) -> None:
