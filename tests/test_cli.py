@@ -271,7 +271,8 @@ def test_skipped_images_are_named(edge: Any, work: Path) -> None:
 @pytest.mark.skipif(not available("rtx").importable, reason="TensorRT-RTX is not installed")
 def test_engine_adds_to_the_bundle(edge: Any, work: Path) -> None:
     done = edge("engine robot.edgeres --target rtx --max-batch 2 --json")
-    assert (done.code, done.err) == (0, "")
+    assert done.code == 0
+    assert done.line.startswith("rtx: forms are not measured here") or not done.err  # the latter on a GPU
     file = next(record["file"] for record in json.loads(done.out) if record["precision"] == "int8")
     bundle = Bundle(work / "robot.edgeres")
     bundle.check()

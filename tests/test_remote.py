@@ -314,11 +314,13 @@ def test_options_travel(sshd: Server, bundle: Path, tmp_path: Path) -> None:
     fake = " ".join(script(tmp_path, body))
     arguments = ["robot", str(bundle), "--ssh", sshd.ssh, "--edgeres", fake, "--to", str(tmp_path / "there")]
     options = ["--also", "fp16", "--also", "fp32", "--builder-level", "5", "--version-compatible"]
+    options += ["--form", "half", "--no-tune", "--time-budget", "90", "--min-sqnr", "12"]
     done = CliRunner().invoke(command, [*arguments, *options, "--validation", "signs:4", "--", "--max-drop", "0.5"])
     assert str(done.exception) == "robot: enough"
     there = f"{tmp_path}/there/{NAME}"
     assert asked.read_text().splitlines() == [
-        f"engine {there} --also fp16 --also fp32 --builder-level 5 --version-compatible --json",
+        f"engine {there} --also fp16 --also fp32 --builder-level 5 --version-compatible --form half --no-tune "
+        "--time-budget 90.0 --min-sqnr 12.0 --json",
         f"verify {there} --validation signs:4 --max-drop 0.5 --json",
     ]
 

@@ -27,9 +27,12 @@ from edgeres.errors import EngineError, UsageError
 from edgeres.files import write_file
 from edgeres.pipeline.engines import add_engines
 from edgeres.pipeline.options import VerifyOptions
+from edgeres.pipeline.trials import Budget, Kept
 from edgeres.pipeline.tune import TuneChoice
 from edgeres.pipeline.verify import verify_bundle
+from edgeres.progress import SILENT
 from edgeres.records import EngineRecord, FormRecord, FormTrial, Manifest
+from edgeres.verify.latency import Turns, _TimedRunner
 
 FLOAT = classifier()
 STEPS = {"half": 0.1, "free": 0.035, "full": 0.035}  # of the codes; a smaller one is more accurate
@@ -178,19 +181,117 @@ def test_an_interrupted_run_goes_on_where_it_stopped(shop: Shop, monkeypatch: py
     assert shop.gpu.builds == 10  # nothing is kept once the choice is made
 
 
-def test_the_budget_stops_further_builds(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgeres.pipeline.tune.monotonic", lambda: 100.0 * shop.gpu.builds)
-    found = shop.tune(budget_seconds=150)
-    assert [trial.why.startswith("not built: the time budget of 150 s") for _, trial in found.values()] == [
-        False, False, True, True
-    ]  # fmt: skip
+def test_latencies_that_were_measured_are_kept(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of two sessions records half of the turns; their sum is what one session records."""
+    run = _TimedRunner.take_turn
+    turns: list[str] = []
+
+    def until(most: int) -> Any:
+        def take_turn(self: _TimedRunner) -> None:
+            if len(turns) == most:
+                raise KeyboardInterrupt
+            turns.append(self.runner.name)
+            run(self)
+
+        return take_turn
+
+    whole = shop.tune()["half"][1].p50_ms
+    with monkeypatch.context() as patch:
+        patch.setattr(_TimedRunner, "take_turn", until(10**6))
+        shop.tune()
+        needed = len(turns)
+        assert needed % 4 == 0 and needed > 32
+        turns.clear()
+        patch.setattr(_TimedRunner, "take_turn", until(needed // 2 + 1))  # in the midst of a round
+        with pytest.raises(KeyboardInterrupt):
+            shop.tune()
+        turns.clear()
+        patch.setattr(_TimedRunner, "take_turn", until(10**6))
+        found = shop.tune()
+    assert len(turns) == needed - needed // 8 * 4
+    assert found["half"][1].p50_ms == pytest.approx(whole, rel=0.02)
+    assert not list((shop.bundle.parent / "cache" / "trials").iterdir())
+
+
+def test_latencies_of_other_engines_are_not_taken(shop: Shop, tmp_path: Path) -> None:
+    kept = Kept({"half": tmp_path / "half.engine"})
+    path = tmp_path / "cache" / "trials"
+    with kept.turns({"half": b"engine"}) as turns:
+        turns.block, turns.seconds = {"half": 2}, {"half": [1.0, 2.0]}
+    with kept.turns({"half": b"engine"}) as turns:
+        assert turns.seconds == {"half": [1.0, 2.0]}
+    with kept.turns({"half": b"other"}) as turns:
+        assert turns.seconds == {}
+    (file,) = path.glob("*.json")
+    for damaged in ("{", "[]", '{"engines": {}, "block": {"half": 0}, "seconds": {"half": [1]}}'):
+        file.write_text(damaged)
+        with kept.turns({"half": b"engine"}) as turns:
+            assert not turns.fits(["half"])
+    assert Turns({"a": 2, "b": 1}, {"a": [1.0] * 4, "b": [1.0] * 2}).fits("ab")
+    assert not Turns({"a": 2, "b": 1}, {"a": [1.0] * 4, "b": [1.0] * 3}).fits("ab")
+    assert not Turns({"a": 2}, {"a": [1.0] * 3}).fits("a")
+
+
+def test_the_budget_leaves_time_to_measure(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each build takes 100 s: after two of them a third one would end at 300 s, and FP32 as well."""
+    monkeypatch.setattr("edgeres.pipeline.trials.monotonic", lambda: 100.0 * shop.gpu.builds)
+    found = shop.tune(budget_seconds=250)
+    spent = "not built: the time budget of 250 s is spent"
+    assert [trial.why == spent for _, trial in found.values()] == [False, False, True, True]
     assert next(iter(found)) == "half"  # the default is built in any case
+    assert found["free"][1].p50_ms
+    assert shop.gpu.builds == 2
+    assert shop.tune(budget_seconds=1)["half"][1].chosen and shop.gpu.builds == 3
+
+
+def test_a_build_is_given_up_where_the_budget_ends(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second build takes so long that nothing is left; it ends at the builder's next step."""
+    built: list[str] = []
+
+    def plants(model: onnx.ModelProto) -> Planted:
+        built.append(model.graph.name)
+        return shop.planted[model.graph.name]
+
+    shop.gpu.plants = plants
+    monkeypatch.setattr("edgeres.pipeline.trials.monotonic", lambda: 1000.0 if "free" in built else 0.0)
+    found = shop.tune(budget_seconds=500)
+    assert built == ["half", "free"]
+    assert found["half"][1].chosen and found["free"][1].why == "not built: the time budget of 500 s is spent"
+
+
+@pytest.mark.parametrize(
+    ("left", "engines", "seconds"), [(1000.0, 8, 3.0), (24.0, 8, 2.0), (0.0, 8, 0.8), (-9.0, 1, 0.8)]
+)
+def test_engines_are_timed_for_what_is_left(
+    monkeypatch: pytest.MonkeyPatch, left: float, engines: int, seconds: float
+) -> None:
+    monkeypatch.setattr("edgeres.pipeline.trials.monotonic", lambda: 0.0)
+    plan = Budget(100.0, SILENT, started=left - 100.0).plan("", engines)
+    assert plan.min_seconds == pytest.approx(seconds)
+
+
+def test_a_cache_that_cannot_be_written_does_not_end_the_search(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    for name in ("write_file", "write_json"):
+        monkeypatch.setattr(f"edgeres.pipeline.trials.{name}", full)
+    shop.planted["free"] = Planted(10.0)
+    assert shop.chosen() == "free"
 
 
 def test_one_form_is_built_alone_if_it_is_asked_for(shop: Shop) -> None:
     assert shop.tune(form="full").keys() == {"full"}
     with pytest.raises(UsageError, match="no form 'fulll' for tensorrt"):
         shop.tune(form="fulll")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"budget_seconds": float("nan")}, {"budget_seconds": 0}, {"min_sqnr_db": float("inf")}]
+)
+def test_what_is_no_limit_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match=r"is a number of (seconds|decibels)"):
+        TuneChoice(**wrong)  # type: ignore[arg-type]
 
 
 def test_without_tuning_the_default_is_built(shop: Shop) -> None:

@@ -7,22 +7,16 @@ from typing import Any
 
 import click
 
-from edgeres.cli.options import UserPath, as_json, engine_options
+from edgeres.cli.options import UserPath, as_json, engine_options, tune_options
 from edgeres.cli.progress import progress
 from edgeres.cli.show import print_engines, print_json
-
-_BUDGET = "Build no further form after so many seconds."
-_SQNR = "Pass over a form whose logits on the probes are below this SQNR."
 
 
 @click.command("engine")
 @click.argument("bundle", type=UserPath())
 @click.option("--target", metavar="rtx|tensorrt", help="[default: what this machine can build]")
 @engine_options
-@click.option("--form", metavar="NAME", help="Build this form of the graph alone; the manifest lists them.")
-@click.option("--no-tune", is_flag=True, help="Take the default form, and measure nothing.")
-@click.option("--time-budget", type=click.FloatRange(1), default=1200.0, show_default=True, metavar="S", help=_BUDGET)
-@click.option("--min-sqnr", type=float, default=15.0, show_default=True, metavar="DB", help=_SQNR)
+@tune_options
 @as_json
 def command(bundle: Path, target: str | None, as_json: bool, form: str | None, no_tune: bool, **given: Any) -> None:
     """Build a bundle's engine on the machine that will run it, and add it to the bundle.
@@ -42,7 +36,7 @@ def command(bundle: Path, target: str | None, as_json: bool, form: str | None, n
     from edgeres.pipeline.tune import TuneChoice
 
     tune = TuneChoice(form, not no_tune, given.pop("time_budget"), given.pop("min_sqnr"))
-    records = add_engines(bundle, target, EngineChoice(**given), progress(quiet=as_json), tune)
+    records = add_engines(bundle, target, EngineChoice(**given), progress(), tune)
     if as_json:
         print_json([record.to_dict() for record in records])
     else:

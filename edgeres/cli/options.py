@@ -229,6 +229,8 @@ refine_options = _all(
     choice("--codes", CODES, _CODES, "free"),
 )
 
+_BUDGET = "Seconds for building and timing forms; those that do not fit are passed over."
+_SQNR = "Pass over a form whose logits on the probes are below this SQNR."
 engine_options = _all(
     click.option(
         "--also", multiple=True, type=click.Choice(["fp32", "fp16"]), help="Also keep engines in this precision."
@@ -240,6 +242,15 @@ engine_options = _all(
     click.option("--version-compatible", is_flag=True, help="Build engines for later versions of TensorRT, too."),
     click.option("--hardware-compatible", is_flag=True, help=_HARDWARE),
     click.option("--compute-capability", "compute_capabilities", multiple=True, metavar="SM", help=_RTX_GPUS),
+)
+
+tune_options = _all(
+    click.option("--form", metavar="NAME", help="Build this form of the graph alone; the manifest lists them."),
+    click.option("--no-tune", is_flag=True, help="Take the default form, and measure nothing."),
+    click.option(
+        "--time-budget", type=click.FloatRange(1), default=1200.0, show_default=True, metavar="S", help=_BUDGET
+    ),
+    click.option("--min-sqnr", type=float, default=15.0, show_default=True, metavar="DB", help=_SQNR),
 )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from edgeres.cli.options import SRC, UserPath, as_json, engine_options, output_option, text_option
+from edgeres.cli.options import SRC, UserPath, as_json, engine_options, output_option, text_option, tune_options
 from edgeres.cli.progress import progress
 from edgeres.cli.show import echo, print_engines, print_json, print_report
 from edgeres.errors import UsageError
@@ -23,6 +23,7 @@ from edgeres.errors import UsageError
 @click.option("--validation", metavar="SRC", help=f"Images to verify on; they are copied to the machine. {SRC}.")
 @click.option("--target", metavar="NAME", help="cpu: no engine, only verify.  [default: what that machine can build]")
 @engine_options
+@tune_options
 @text_option("--to", "directory", default="edgeres", metavar="DIR", text="Folder on that machine.")
 @text_option("--edgeres", default="edgeres", metavar="PATH", text="Command of edgeres on that machine.")
 @click.option("--python", metavar="PATH", help="Python on that machine that has edgeres, instead of --edgeres.")
@@ -88,7 +89,8 @@ def _engine_arguments(ctx: click.Context) -> list[str]:
     """The engine options on the command line, as arguments for the other machine."""
     from edgeres.engine.engines import EngineChoice
 
-    names, words = {field.name for field in fields(EngineChoice)}, []
+    names = {*(field.name for field in fields(EngineChoice)), "form", "no_tune", "time_budget", "min_sqnr"}
+    words: list[str] = []
     for parameter in ctx.command.params:
         name, flag = str(parameter.name), parameter.opts[0]
         if name in names and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:

@@ -1,7 +1,7 @@
 """Builds an engine of every form of a bundle on its device, measures them, and keeps the best.
 
-A form that is not built, is wrong on the device or too inaccurate is passed over with its reason. Engines are kept in
-the user's cache until the choice is made, so an interrupted run continues where it stopped.
+A form that is not built, is wrong on the device or too inaccurate is passed over with its reason. Engines and recorded
+latencies are kept in the user's cache until the choice is made, so an interrupted run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import math
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from time import monotonic
 
 import numpy as np
 
@@ -23,16 +22,15 @@ from edgeres.engine.builder import BuildRequest, BuiltEngine, Precision, build_e
 from edgeres.engine.engines import EngineChoice, graph_of
 from edgeres.engine.inspector import count_kernels
 from edgeres.errors import EdgeresError, EngineError, UsageError, why_left_out
-from edgeres.files import write_file
 from edgeres.pipeline.select import MIN_SQNR_DB, MeasuredForm, choose, on_probes, why_wrong
+from edgeres.pipeline.trials import Budget, Kept, folder
 from edgeres.progress import SILENT, Progress
 from edgeres.records import F32, EngineRecord, FormTrial, KernelCounts
 from edgeres.runtime.engine import EngineFile, TensorRTRunner
 from edgeres.runtime.memory import default_device
 from edgeres.runtime.ort import OrtRunner
 from edgeres.runtime.probes import read_probes
-from edgeres.verify.latency import LatencyPlan, measure_latency, percentile_ms
-from edgeres.zoo.download import cache_dir
+from edgeres.verify.latency import measure_latency, percentile_ms
 
 RANDOM_PROBES = 64
 SCOPE = "host to host, batch 1"
@@ -46,7 +44,7 @@ class TuneChoice:
     Attributes:
         form: name of the only form to build; None: every form, and the device decides.
         tune: whether forms are measured; False takes the bundle's default form.
-        budget_seconds: after so long no further form is built; the first one is always built.
+        budget_seconds: for building and timing. Forms that do not fit are passed over; the first one is always built.
         min_sqnr_db: of the logits on the probes; a form below is passed over.
     """
 
@@ -56,8 +54,10 @@ class TuneChoice:
     min_sqnr_db: float = MIN_SQNR_DB
 
     def __post_init__(self) -> None:
-        if not (0 < self.budget_seconds < math.inf and math.isfinite(self.min_sqnr_db)):
+        if not 0 < self.budget_seconds < math.inf:
             raise UsageError(f"a time budget is a number of seconds above 0, not {self.budget_seconds:g}")
+        if not math.isfinite(self.min_sqnr_db):
+            raise UsageError(f"the least SQNR is a number of decibels, not {self.min_sqnr_db:g}")
 
 
 EVERY_FORM = TuneChoice()
@@ -79,10 +79,11 @@ class _Tuning:
 
     target: Target
     runtime: Flavour
-    network: str  # SHA-256 of its FP32 graph
     choice: EngineChoice
     tune: TuneChoice
     progress: Progress
+    budget: Budget
+    kept: Kept
     built: dict[str, BuiltEngine] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     kernels: dict[str, KernelCounts | None] = field(default_factory=dict)
@@ -112,10 +113,12 @@ def tune_engines(
         BundleError: the bundle is incomplete.
     """
     assert target.runtime != "onnxruntime"
-    run = _Tuning(target, target.runtime, bundle.manifest.files[FP32], choice, tune, progress)
-    forms = [form for form in forms_to_try(bundle, run.runtime) if tune.form in (None, form.name)]
+    forms = [form for form in forms_to_try(bundle, target.runtime) if tune.form in (None, form.name)]
     if tune.form is None and not any(form.precision == "fp16" for form in forms):
-        forms += _fp16_form(run, bundle)
+        forms += _fp16_form(target.runtime, bundle, progress)
+    reference = FormFile("fp32", "fp32", bundle.file(FP32))
+    files = _kept(target, choice, [*forms, reference], bundle.manifest.files[FP32])
+    run = _Tuning(target, target.runtime, choice, tune, progress, Budget(tune.budget_seconds, progress), files)
     _build_all(run, forms)
     tried, clocks = _measure(run, forms, _probes(bundle))
     if not tried:
@@ -136,45 +139,44 @@ def tune_engines(
         records[record] = data
         if record.file:
             logs[log_of(record.file)] = run.built[form.name].log_text.encode()
-    _add_fp32(run, bundle, records, logs)
+    _add_fp32(run, reference, records, logs)
     bundle.add_engines(records, logs)
-    _forget(run, forms)
+    run.kept.forget()
     progress.say(f"{taken} is taken: {why[taken]}")
     return tuple(records)
 
 
-def _fp16_form(run: _Tuning, bundle: Bundle) -> list[FormFile]:
+def _fp16_form(runtime: Flavour, bundle: Bundle, progress: Progress) -> list[FormFile]:
     """FP16 of a bundle without such a graph; it needs onnx, which a device may not have."""
     try:
-        graph = graph_of(bundle.path, "fp16", run.runtime, bundle.manifest.model.preprocess)
+        graph = graph_of(bundle.path, "fp16", runtime, bundle.manifest.model.preprocess)
     except Exception as error:  # FP16 is one form of several
-        run.progress.say(f"fp16: passed over: {why_left_out(error)}")
+        progress.say(f"fp16: passed over: {why_left_out(error)}")
         return []
     return [FormFile("fp16", "fp16", graph)]
 
 
-def _request(run: _Tuning, precision: Precision) -> BuildRequest:
-    gpu = available(run.runtime).gpu
-    workspace = None if gpu is None else run.target.workspace_bytes(gpu.memory_bytes)
-    return run.choice.request(precision, run.runtime, workspace)
+def _request(target: Target, choice: EngineChoice, precision: Precision) -> BuildRequest:
+    assert target.runtime != "onnxruntime"
+    gpu = available(target.runtime).gpu
+    workspace = None if gpu is None else target.workspace_bytes(gpu.memory_bytes)
+    return choice.request(precision, target.runtime, workspace)
 
 
 def _build_all(run: _Tuning, forms: list[FormFile]) -> None:
-    start = monotonic()
     for index, form in enumerate(forms):
-        spent = monotonic() - start
-        if index and spent > run.tune.budget_seconds:
-            run.reasons[form.name] = f"not built: the time budget of {run.tune.budget_seconds:g} s was spent"
-        else:
-            run.progress.say(f"form {index + 1} of {len(forms)}: {form.name}")
-            _build(run, form)
+        run.progress.say(f"form {index + 1} of {len(forms)}: {form.name}")
+        _build(run, form, others=len(run.built))
         if form.name in run.reasons:
             run.progress.say(f"{form.name}: passed over: {run.reasons[form.name]}")
 
 
-def _build(run: _Tuning, form: FormFile) -> None:
-    """Build a form's engine, or take the one that an interrupted run has built."""
-    request, path = _request(run, form.precision), _kept_at(run, form)
+def _build(run: _Tuning, form: FormFile, others: int) -> None:
+    """Build a form's engine, or take the one that an interrupted run has built, if it fits in beside ``others``."""
+    request, path = _request(run.target, run.choice, form.precision), run.kept.engines[form.name]
+    if why := run.budget.why_not(others, is_built=path.is_file()):
+        run.reasons[form.name] = f"not built: {why}"
+        return
     version, gpu = available(run.runtime).version or "", available(run.runtime).gpu
     if path.is_file():
         run.progress.say(f"{form.name}: built by an earlier run")
@@ -182,13 +184,14 @@ def _build(run: _Tuning, form: FormFile) -> None:
         run.built[form.name] = BuiltEngine(path.read_bytes(), request, run.runtime, version, request.batch, sm, 0.0, ())
         return
     try:
-        run.built[form.name] = build_engine(form.graph, request, run.runtime, run.progress)
+        with run.budget.building(others) as progress:
+            run.built[form.name] = build_engine(form.graph, request, run.runtime, progress)
     except UsageError:
         raise
     except Exception as error:  # bindings of vendors raise anything; the other forms must not suffer
         run.reasons[form.name] = f"not built: {_why(error)}"
     else:
-        write_file(path, run.built[form.name].data)
+        run.kept.keep_engine(form.name, run.built[form.name].data)
 
 
 def _why(error: Exception) -> str:
@@ -196,18 +199,22 @@ def _why(error: Exception) -> str:
     return error.what if isinstance(error, EdgeresError) else why_left_out(error)
 
 
-def _kept_at(run: _Tuning, form: FormFile) -> Path:
-    """Where a form's engine is kept until the choice is made: one file for each graph, request, version and GPU."""
-    here = available(run.runtime)
-    graph = form.graph if isinstance(form.graph, bytes) else form.graph.read_bytes()
-    # The network's digest stands for weights that are in a file beside the graph.
-    words = (hashlib.sha256(graph).hexdigest(), run.network, _request(run, form.precision), here.version, here.gpu)
-    return cache_dir() / "trials" / f"{hashlib.sha256(repr(words).encode()).hexdigest()[:24]}.engine"
+def _kept(target: Target, choice: EngineChoice, forms: list[FormFile], network: str) -> Kept:
+    """Where engines are kept until the choice is made: one file for each graph, request, version and GPU.
 
+    Args:
+        network: SHA-256 of the FP32 graph; it stands for weights that are in a file beside a form's graph.
+    """
+    assert target.runtime != "onnxruntime"
+    here = available(target.runtime)
 
-def _forget(run: _Tuning, forms: list[FormFile]) -> None:
-    for form in forms:
-        _kept_at(run, form).unlink(missing_ok=True)
+    def path(form: FormFile) -> Path:
+        graph = form.graph if isinstance(form.graph, bytes) else form.graph.read_bytes()
+        request = _request(target, choice, form.precision)
+        words = (hashlib.sha256(graph).hexdigest(), network, request, here.version, here.gpu)
+        return folder() / f"{hashlib.sha256(repr(words).encode()).hexdigest()[:24]}.engine"
+
+    return Kept({form.name: path(form) for form in forms})
 
 
 def _probes(bundle: Bundle) -> tuple[F32, F32]:
@@ -249,9 +256,9 @@ def _measure(run: _Tuning, forms: list[FormFile], probes: tuple[F32, F32]) -> tu
         if not runners:
             return {}, ""
         before = board.look()
-        times = measure_latency(
-            runners, lambda runner: {runner.input_name: inputs[:1]}, LatencyPlan(SCOPE), run.progress
-        )
+        with run.kept.turns({name: run.built[name].data for name in runners}) as turns:
+            plan = run.budget.plan(SCOPE, len(runners))
+            times = measure_latency(runners, lambda runner: {runner.input_name: inputs[:1]}, plan, run.progress, turns)
         clocks = _clocks(before, board.look())
     precisions = {form.name: form.precision for form in forms}
     return {name: MeasuredForm(precisions[name], *found[name], time) for name, time in times.items()}, clocks
@@ -294,15 +301,13 @@ def _measured(trial: FormTrial, tried: MeasuredForm) -> FormTrial:
     return replace(trial, p50_ms=median.value, p50_ms_ci95=limits, sqnr_db=sqnr, agreement=tried.agreement)
 
 
-def _add_fp32(run: _Tuning, bundle: Bundle, records: dict[EngineRecord, bytes | None], logs: dict[str, bytes]) -> None:
+def _add_fp32(run: _Tuning, form: FormFile, records: dict[EngineRecord, bytes | None], logs: dict[str, bytes]) -> None:
     """Keep an engine in FP32, which verification takes as the reference of accuracy and latency on the device."""
-    form = FormFile("fp32", "fp32", bundle.file(FP32))
-    _build(run, form)
+    _build(run, form, others=1)
     if form.name in run.built:
         built = run.built[form.name]
         record = built.record(run.target.name, f"{ENGINES}/{built.file_name}")
         records[record] = built.data
         logs[log_of(str(record.file))] = built.log_text.encode()
-        _kept_at(run, form).unlink(missing_ok=True)
     else:
         run.progress.say(f"fp32: {run.reasons[form.name]}")

@@ -8,9 +8,9 @@ the clock frequency and the load of other processes affect all of them alike.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter, process_time
 
 import numpy as np
@@ -46,6 +46,26 @@ class LatencyPlan:
     min_turns: int = 8
     block_seconds: float = 0.1
     on_cpu: bool = False
+
+
+@dataclass
+class Turns:
+    """What a measurement has recorded so far, so that it can go on after an interrupt; without processor time.
+
+    Attributes:
+        block: inferences of a turn, by runner.
+        seconds: of each inference, by runner; whole turns alone, as many of each runner.
+    """
+
+    block: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    def fits(self, names: Iterable[str]) -> bool:
+        """Whether these are turns of the named runners, as many of each."""
+        if not self.block.keys() == self.seconds.keys() == set(names) or any(size < 1 for size in self.block.values()):
+            return False
+        turns = {divmod(len(taken), self.block[name]) for name, taken in self.seconds.items()}
+        return len(turns) == 1 and all(rest == 0 for _, rest in turns)
 
 
 class _TimedRunner:
@@ -97,12 +117,17 @@ class _TimedRunner:
 
 
 def measure_latency(
-    runners: Mapping[str, Runner], feed_for: Callable[[Runner], Feed], plan: LatencyPlan, progress: Progress = SILENT
+    runners: Mapping[str, Runner],
+    feed_for: Callable[[Runner], Feed],
+    plan: LatencyPlan,
+    progress: Progress = SILENT,
+    turns: Turns | None = None,
 ) -> dict[str, Measurement]:
     """Measure all runners in one run, in alternating blocks, in this thread, with the garbage collector off.
 
     Args:
         feed_for: makes a runner's input arrays, called once per runner; their first axis is the batch.
+        turns: of an earlier run of the same runners, where it goes on; every whole round of turns is added to it.
 
     Returns:
         One measurement per runner, all with the same number of blocks; block ``i`` of all of them is from one turn.
@@ -112,11 +137,17 @@ def measure_latency(
     with progress.task("measuring latency", total=round(1e3 * plan.min_seconds)) as advance, _no_collection():
         for runner in order:
             runner.warm_up(plan)
+        if turns is not None and turns.fits(timed):
+            for name, runner in timed.items():
+                runner.block, runner.seconds = turns.block[name], list(turns.seconds[name])
         shown = 0
         while not all(runner.is_done(plan) for runner in order):
             for runner in order:
                 runner.take_turn()
             order.reverse()
+            if turns is not None:
+                turns.block = {name: runner.block for name, runner in timed.items()}
+                turns.seconds = {name: list(runner.seconds) for name, runner in timed.items()}
             reached = round(1e3 * min(plan.min_seconds, *(runner.total for runner in order)))
             advance(reached - shown)
             shown = reached
