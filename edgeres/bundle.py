@@ -301,7 +301,7 @@ def log_of(engine: str) -> str:
 
 
 def _manifest_at(folder: Path) -> Manifest:
-    if not folder.is_dir() and not _reappeared(folder):
+    if not folder.is_dir() and not reappeared(folder):
         raise BundleError("no such bundle", where=folder, hint="edgeres build -o DIR writes one")
     if not (folder / MANIFEST).is_file():
         what = "not a bundle: it has no manifest.json"
@@ -341,7 +341,7 @@ def steady(path: str | Path, use: Callable[[Bundle], R], drop: Callable[[R], obj
     raise AssertionError("the last round returns or raises")
 
 
-def _reappeared(folder: Path) -> bool:
+def reappeared(folder: Path) -> bool:
     """Whether a bundle is back at its name, which is free for a moment where a system cannot exchange directories.
 
     If its writer does not put a new one there soon, it was killed, and the old bundle gets its name back.

@@ -17,7 +17,8 @@ no other errors, except for bugs.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from edgeres.words import escaped, public, shown_url, without_secrets
@@ -116,12 +117,19 @@ _MACHINE = {
     errno.ENFILE: "close other programs",
     errno.EIO: "check the disk",
 }
-NO_MEMORY = "there is not enough memory to read it"
+# What C++ says where it has no memory left; its exceptions share no class.
+_NO_ROOM = re.compile("bad_alloc|bad allocation|[Ff]ailed to allocate memory|[Oo]ut of memory|Cannot allocate memory")
+NO_MEMORY = "there is not enough memory for it"
 
 
 @contextmanager
 def reading(
-    where: object, what: str = "cannot be read", *, error: type[EdgeresError] = InputError, hint: str | None = None
+    where: object,
+    what: str = "cannot be read",
+    *,
+    error: type[EdgeresError] = InputError,
+    hint: str | None = None,
+    short: Callable[[Exception], str] = lambda failed: str(failed).partition("\n")[0],
 ) -> Iterator[None]:
     """The boundary of a reader: what a library raises for a damaged or hostile file becomes one error that names it.
 
@@ -131,6 +139,7 @@ def reading(
         where: the file.
         what: what cannot be done with it; the cause stands behind it in parentheses.
         error: what is raised where the file is the cause.
+        short: what a library said, in one line.
 
     Raises:
         EdgeresError: of class ``error``, or EnvironmentError_ where the machine is the cause.
@@ -144,8 +153,12 @@ def reading(
     except RecursionError:
         raise error(f"{what} (it is nested too deeply)", where=where, hint=hint) from None
     except Exception as failed:
+        if _NO_ROOM.search(str(failed)):
+            raise EnvironmentError_(NO_MEMORY, where=where, hint="give this process more of it") from failed
         number = failed.errno if isinstance(failed, OSError) else None
-        reason = str(getattr(failed, "strerror", None) or failed).partition("\n")[0]
+        reason = getattr(failed, "strerror", None) or short(failed)
+        if (other := getattr(failed, "filename", None)) is not None and str(other) != str(where):
+            reason = f"{other}: {reason}"
         if number in _MACHINE:
             raise EnvironmentError_(f"{what} ({reason})", where=where, hint=_MACHINE[number]) from failed
         raise error(f"{what} ({reason[:200] or type(failed).__name__})", where=where, hint=hint) from failed

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeres.errors import ModelError
+from edgeres.errors import ModelError, reading
 from edgeres.records import F32
 
 if TYPE_CHECKING:
@@ -95,10 +95,8 @@ def _session(model: bytes | str, threads: int, *, save: Path | None = None, opti
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
+    with reading(None, "ONNX Runtime cannot load this graph", error=ModelError):
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
-        raise ModelError(f"ONNX Runtime cannot load this graph ({error})") from error
 
 
 def _blocked(file: Path, tensors: Sequence[str]) -> Mapping[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from edgeres.bundle import Bundle, steady
+from edgeres.bundle import Bundle, reappeared, steady
 from edgeres.cli.options import UserPath, as_json
 from edgeres.cli.show import echo, print_json, print_table
 from edgeres.engine.kernels import is_engine, read_program
@@ -38,7 +38,7 @@ def command(path: Path, as_json: bool) -> None:
     edgeres inspect my.int8.onnx --json
     edgeres inspect resnet18.edgeres/engines/rtx-1.7.1.116-portable.engine
     """
-    if path.is_dir():
+    if path.is_dir() or reappeared(path):
         found = steady(path, lambda bundle: _graphs(path) + _engines(bundle))
     else:
         found = [_engine(path)] if _is_engine(path) else _graphs(path)

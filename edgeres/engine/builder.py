@@ -19,6 +19,7 @@ from edgeres.device.targets import JETSON_SM, RTX_COMPUTE_CAPABILITIES, RTX_PORT
 from edgeres.engine.meter import Meter
 from edgeres.engine.timing import TimingCache, timing_cache
 from edgeres.errors import EngineError, ModelError, UsageError
+from edgeres.graph.trial import read_graph
 from edgeres.progress import SILENT, Progress
 from edgeres.records import EngineRecord, Portability
 from edgeres.words import escaped
@@ -214,7 +215,7 @@ def _build(
     parser = trt.OnnxParser(network, log.logger)
     # The path lets the parser find weights that the graph keeps in files beside it.
     path = None if where is None else str(where)
-    if not parser.parse(model if isinstance(model, bytes) else model.read_bytes(), path):
+    if not parser.parse(model if isinstance(model, bytes) else read_graph(model), path):
         raise _parser_error(parser, where)
     config = _configure(trt, builder, request)
     batch = _add_profile(builder, network, config, request.batch)

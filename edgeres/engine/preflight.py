@@ -15,6 +15,7 @@ from edgeres.bundle import FP32
 from edgeres.device.gpu import this_gpu
 from edgeres.device.targets import Target, this_board
 from edgeres.graph.forms import form_for
+from edgeres.graph.trial import read_graph
 
 if TYPE_CHECKING:
     import onnx
@@ -91,7 +92,7 @@ def _opsets(folder: Path, target: Target) -> Iterator[str]:
         path = folder / name
         if not path.is_file():
             continue
-        opset = opset_of(onnx.load(str(path), load_external_data=False))
+        opset = opset_of(onnx.load_from_string(read_graph(path)))
         if opset > target.max_opset:
             documented = f"TensorRT {target.tensorrt[0]} documents up to {target.max_opset}"
             yield f"{name} has opset {opset}, and {documented}: export the model with opset {min(target.max_opset, 17)}"
@@ -103,7 +104,7 @@ def memory_need(graph: Path, max_batch: int, workspace: int) -> MemoryNeed:
         import onnx
     except ImportError:
         return MemoryNeed(graph.stat().st_size, None, workspace)
-    model = onnx.load(str(graph), load_external_data=False)
+    model = onnx.load_from_string(read_graph(graph))
     weights = sum(prod(tensor.dims) * 4 for tensor in model.graph.initializer)
     return MemoryNeed(weights, peak_activations(model, max_batch), workspace)
 

@@ -10,21 +10,22 @@ the same arithmetic.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain, count
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import onnx
 import onnx.inliner
 from onnx import ModelProto, TensorProto, defs, helper, shape_inference, version_converter
 
-from edgeres.errors import ModelError
-from edgeres.files import LFS_POINTER, PULL, is_inside, is_lfs_pointer_at, open_below
+from edgeres.errors import ModelError, reading
+from edgeres.files import LFS_POINTER, PULL, is_inside, is_lfs_pointer, is_lfs_pointer_at, open_below
+from edgeres.graph.budget import FREE_PX, admit, check_external, read_bounded
+from edgeres.graph.confined import confined
 from edgeres.graph.fold_affine import fold_affine
 from edgeres.graph.fold_sizes import fold_sizes
 from edgeres.graph.fold_transposes import fold_transposes
@@ -42,6 +43,7 @@ from edgeres.graph.plain import (
     single_precision,
 )
 from edgeres.graph.probe import InputValues, compare, in_words, input_values
+from edgeres.graph.trial import try_graph
 from edgeres.records import Layout, PixelReading, Preprocess
 
 # 17 is read by every TensorRT from 8.6 on; 20 is the newest that TensorRT 10.3's parser takes.
@@ -94,48 +96,54 @@ class Canonical:
         return Preprocess(self.size_px, mean=mean, std=std, pixel_scale=scale, layout=self.layout, reading=reading)
 
 
-def load_onnx(path: Path) -> ModelProto:
+def load_onnx(path: Path, *, tried: bool = True) -> ModelProto:
     """Read an ONNX file with its external data, checked.
 
+    Args:
+        tried: whether a graph of unknown cost is tried with limits; :func:`normalize_foreign` does that itself.
+
     Raises:
-        ModelError: missing, not an ONNX file, or not valid.
+        ModelError: missing, not an ONNX file, not valid, or of more memory or work than edgeres allows.
     """
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         raise ModelError("no such file", where=path, hint="edgeres export writes one from a checkpoint")
-    if not path.stat().st_size:
+    with reading(path, error=ModelError):
+        content = read_bounded(path)
+    if not content:
         raise ModelError("the file is empty", where=path, hint="export or copy it again")
-    if is_lfs_pointer_at(path):
+    if is_lfs_pointer(content[:64]):
         raise ModelError(f"is {LFS_POINTER}", where=path, hint=PULL)
+    doubt = admit(content, path)
     try:
-        model = onnx.load(str(path), load_external_data=False)
-        _load_external(model, path.parent)
-        onnx.checker.check_model(model)
-    except Exception as error:  # protobuf and onnx raise half a dozen unrelated types here
+        with reading(path, "not a valid ONNX file", error=ModelError, hint="export or copy it again", short=in_words):
+            model = onnx.load_from_string(content)
+            _load_external(model, path.parent, content)
+            onnx.checker.check_model(model)
+    except ModelError:
         if (pointer := _pointer_beside(path)) is not None:
             raise ModelError(f"its weights in {pointer} are {LFS_POINTER}", where=path, hint=PULL) from None
-        what = f"not a valid ONNX file ({in_words(error)})"
-        raise ModelError(what, where=path, hint="export or copy it again") from error
+        raise
+    if doubt and tried:
+        try_graph(model.SerializeToString(), path)
     return model
 
 
-def _load_external(model: ModelProto, folder: Path) -> None:
+def _load_external(model: ModelProto, folder: Path, content: bytes) -> None:
     """Read the weights that lie in files beside a graph; their names are the file's own, so they are confined.
 
     Raises:
         OSError, ValueError: a name leads elsewhere or through a link, or a file is missing or too short.
     """
-    for tensor in all_tensors(model):
-        if tensor.data_location != TensorProto.EXTERNAL:
-            continue
+    outside = [tensor for tensor in all_tensors(model) if tensor.data_location == TensorProto.EXTERNAL]
+    if outside:
+        check_external(content, folder)
+    for tensor in outside:
         entries = {entry.key: entry.value for entry in tensor.external_data}
         name = entries.get("location", "").removeprefix("./")
         offset, length = int(entries.get("offset", 0)), int(entries.get("length", -1))
         with open_below(folder, name) as stream:
-            size = os.fstat(stream.fileno()).st_size
-            if offset < 0 or offset + max(length, 0) > size:
-                raise ValueError(f"{name} has {size} bytes, and {tensor.name} lies at {offset} with length {length}")
             stream.seek(offset)
-            tensor.raw_data = stream.read(length if length >= 0 else size - offset)
+            tensor.raw_data = stream.read(length)
         tensor.data_location = TensorProto.DEFAULT
         del tensor.external_data[:]
 
@@ -143,12 +151,36 @@ def _load_external(model: ModelProto, folder: Path) -> None:
 def _pointer_beside(path: Path) -> str | None:
     """The file with external data of a graph that is a Git LFS pointer."""
     try:
-        graph = onnx.load(str(path), load_external_data=False).graph
+        graph = onnx.load_from_string(read_bounded(path)).graph
     except Exception:  # protobuf's kinds: the caller tells of a file that is no graph
         return None
     names = {entry.value for tensor in graph.initializer for entry in tensor.external_data if entry.key == "location"}
     inside = sorted(name for name in names if is_inside(name))
     return next((name for name in inside if is_lfs_pointer_at(path.parent / name)), None)
+
+
+def normalize_foreign(model: ModelProto, *, where: object, size_px: tuple[int, int] | None = None) -> Canonical:
+    """:func:`normalize` of a graph from elsewhere: in a process with limits, where arithmetic does not tell its cost.
+
+    Raises:
+        ModelError: as normalize does, or it takes more memory or time than edgeres allows.
+        UsageError: the graph has another size.
+    """
+    content = model.SerializeToString()
+    if not admit(content, where, free_px=max(size_px or (FREE_PX,)), often=True):
+        return normalize(model, where=where, size_px=size_px)
+    asked = {"size_px": size_px}
+    found, data = confined(f"{__name__}:_normalized", asked, content, where)
+    found |= {"size_px": tuple(found["size_px"]), "notes": tuple(found["notes"])}
+    return Canonical(model=onnx.load_from_string(data), **found)
+
+
+def _normalized(asked: dict[str, Any], content: bytes) -> tuple[dict[str, Any], bytes]:
+    """In the other process: the canonical graph, and what was found about it."""
+    size = asked["size_px"] and tuple(asked["size_px"])
+    canonical = normalize(onnx.load_from_string(content), size_px=size)
+    found = {field.name: getattr(canonical, field.name) for field in fields(Canonical) if field.name != "model"}
+    return found, canonical.model.SerializeToString()
 
 
 def normalize(model: ModelProto, *, where: object = None, size_px: tuple[int, int] | None = None) -> Canonical:
@@ -344,10 +376,8 @@ def _fold(model: ModelProto, where: object) -> ModelProto:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(target)
         options.log_severity_level = 4
-        try:
+        with reading(where, "ONNX Runtime cannot load this graph", error=ModelError, short=in_words):
             ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
-            raise ModelError(f"ONNX Runtime cannot load this graph ({in_words(error)})", where=where) from error
         folded = onnx.load(str(target))
     foreign = {f"{node.op_type} of {node.domain}" for node in folded.graph.node if node.domain not in {"", "ai.onnx"}}
     if foreign:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx
 from onnx import ModelProto, TensorProto, helper
 
-from edgeres.errors import ModelError
+from edgeres.errors import ModelError, reading
 from edgeres.graph.graph import Graph, opset_of
 from edgeres.graph.interface import HALF, Interface
 from edgeres.graph.plain import float_types
@@ -169,16 +169,12 @@ def opened(model: ModelProto, where: object) -> Callable[[npt.NDArray[Any], Sequ
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
+    with reading(where, "ONNX Runtime cannot run this graph", error=ModelError, short=in_words):
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
-        raise ModelError(f"ONNX Runtime cannot run this graph ({in_words(error)})", where=where) from error
 
     def run(images: npt.NDArray[Any], outputs: Sequence[str]) -> list[npt.NDArray[Any]]:
-        try:
+        with reading(where, "ONNX Runtime cannot run this graph", error=ModelError, short=in_words):
             result: list[npt.NDArray[Any]] = session.run(outputs, {session.get_inputs()[0].name: images})
-        except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
-            raise ModelError(f"ONNX Runtime cannot run this graph ({in_words(error)})", where=where) from error
         return result
 
     return run

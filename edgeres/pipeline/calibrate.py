@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeres.bundle import CALIBRATION, FP32, Bundle, steady
+from edgeres.bundle import CALIBRATION, FP32, Bundle, reappeared, steady
 from edgeres.calibrate.distributed import Recipe, cluster, connect
 from edgeres.calibrate.identity import identify
 from edgeres.calibrate.ranges_file import RangesFile, read_calibration
@@ -119,7 +119,7 @@ def recorded_at(path: Path) -> RangesFile:
         BundleError: the bundle is incomplete.
         InputError: the file is no calibration.json, or its ranges are of an equalized network.
     """
-    if not path.is_dir():
+    if not path.is_dir() and not reappeared(path):
         return read_calibration(path)
     return steady(path, _recorded_in)
 

@@ -185,16 +185,16 @@ def _take_module(choice: ModelChoice, progress: Progress) -> Fp32Model:
 
 def _take_onnx(path: Path, choice: ModelChoice) -> Fp32Model:
     from edgeres.files import sha256
-    from edgeres.graph.normalize import load_onnx, normalize
+    from edgeres.graph.normalize import load_onnx, normalize_foreign
     from edgeres.graph.stated import stated
 
     if choice.weights is not None or choice.num_classes is not None or choice.ema or choice.head_activation:
         what = "an ONNX file brings its own weights and classes"
         raise UsageError(what, hint="drop --weights, --num-classes, --ema and --head-activation")
-    model = load_onnx(path)
+    model = load_onnx(path, tried=False)
     said = stated(model, path)
     size = choice.input_px or (said.preprocess.crop_px if said.preprocess else None)
-    canonical = normalize(model, where=path, size_px=size)
+    canonical = normalize_foreign(model, where=path, size_px=size)
     known, notes = _known_input(canonical, said, choice.input, path)
     spec = ModelSpec(path.stem, known, (), weights=path.name, weights_sha256=sha256(path))
     spec = _described_by_graph(spec, canonical, replace(choice, labels=choice.labels or _fitting(said, canonical)))

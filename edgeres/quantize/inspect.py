@@ -10,7 +10,7 @@ from pathlib import Path
 
 from onnx import ModelProto, helper, numpy_helper
 
-from edgeres.bundle import FP32, steady
+from edgeres.bundle import FP32, reappeared, steady
 from edgeres.graph.forms import GRAPH_FILES
 from edgeres.graph.graph import Graph, input_at, opset_of
 from edgeres.graph.lint import lint
@@ -54,7 +54,7 @@ class Inspected:
 
 def inspect(path: Path) -> list[Inspected]:
     """Read an ONNX file (ModelError if it is none), or every graph of a bundle (BundleError if it is damaged)."""
-    if not path.is_dir():
+    if not path.is_dir() and not reappeared(path):
         return [_inspect(path)]
     return steady(path, lambda of: [_inspect(of.file(name)) for name in (FP32, *GRAPH_FILES) if of.has(name)])
 

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from edgeres.errors import EngineError, ModelError
+from edgeres.errors import EngineError, ModelError, reading
+from edgeres.graph.trial import read_graph
 from edgeres.runtime.runner import Feed, TensorSpec, any_batch, check_feed, closed, parts
 
 _DTYPES = {"float": "float32", "double": "float64"}  # ONNX's names that differ from NumPy's
@@ -43,7 +44,7 @@ class OrtRunner:
         import onnxruntime as ort
 
         where = None if isinstance(model, bytes) else model
-        if where is not None and not where.is_file():
+        if where is not None and (not where.exists() or where.is_dir()):
             raise ModelError("no such file", where=where)
         self.name = f"ONNX Runtime {ort.__version__} {device.upper()}"
         self._session: Any = _session(ort, model, _options(ort, threads, integer), _providers(ort, device, gpu))
@@ -95,12 +96,11 @@ def _providers(ort: Any, device: str, gpu: int) -> list[Any]:
 
 
 def _session(ort: Any, model: Path | bytes, options: Any, providers: list[Any]) -> Any:
-    try:
-        data = model if isinstance(model, bytes) else str(model)
-        session = ort.InferenceSession(data, options, providers=providers)
-    except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
-        where = None if isinstance(model, bytes) else model
-        raise ModelError(f"ONNX Runtime cannot load this graph ({error})", where=where) from error
+    where = None if isinstance(model, bytes) else model
+    if where is not None:
+        read_graph(where)
+    with reading(where, "ONNX Runtime cannot load this graph", error=ModelError):
+        session = ort.InferenceSession(model if where is None else str(where), options, providers=providers)
     if len(session.get_providers()) < len(providers):  # ONNX Runtime leaves out a provider that does not start
         raise EngineError(f"ONNX Runtime cannot start its {_PROVIDERS['cuda']} here", hint="see: edgeres doctor")
     return session
