@@ -14,7 +14,7 @@ from pathlib import Path
 from edgeres.errors import NO_MEMORY, EnvironmentError_, ModelError
 from edgeres.files import is_inside, open_below, open_file
 from edgeres.graph.sizes import Sizes, sizes_of
-from edgeres.graph.skeleton import Damaged, Skeleton, Declared
+from edgeres.graph.skeleton import Damaged, Declared, Skeleton
 
 _NODES, _PLAIN_NODES = 20_000, 6_000  # a ResNet-1202 has 4,000
 # Values alive at once for one image, float32: 2 GB and 0.5 GB. A ResNet-50 has 2.4 million (1024 px: 50).

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeres.graph.skeleton import Operation, Skeleton, Declared
+from edgeres.graph.skeleton import Declared, Operation, Skeleton
 
 _FEW = 1024  # values that are followed: they are sizes
 
