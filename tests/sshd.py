@@ -40,8 +40,12 @@ class Server:
 
 
 @contextmanager
-def server(folder: Path) -> Iterator[Server]:
-    """Start sshd; skips with a word where there is none."""
+def server(folder: Path, force: str = "") -> Iterator[Server]:
+    """Start sshd; skips with a word where there is none.
+
+    Args:
+        force: a shell command that runs instead of each command of a client, which it finds in SSH_ORIGINAL_COMMAND.
+    """
     sshd = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if sshd is None or not shutil.which("ssh-keygen"):
         pytest.skip("no ssh server is installed (openssh-server)")
@@ -56,7 +60,7 @@ def server(folder: Path) -> Iterator[Server]:
     (folder / "sshd_config").write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized\n"
         "PasswordAuthentication no\nKbdInteractiveAuthentication no\nUsePAM no\nStrictModes no\nPidFile none\n"
-        "PermitRootLogin prohibit-password\nMaxStartups 100\n"
+        "PermitRootLogin prohibit-password\nMaxStartups 100\n" + (f"ForceCommand {force}\n" if force else "")
     )
     (folder / "known").write_text(f"[127.0.0.1]:{port} {(folder / 'host.pub').read_text()}")
     config = folder / "config"

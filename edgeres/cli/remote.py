@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -14,6 +14,10 @@ from edgeres.cli.options import SRC, UserPath, as_json, engine_options, output_o
 from edgeres.cli.progress import progress
 from edgeres.cli.show import echo, print_engines, print_json, print_report
 from edgeres.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgeres.progress import Progress
+    from edgeres.remote.ssh import Host
 
 
 @click.command("remote")
@@ -28,6 +32,7 @@ from edgeres.errors import UsageError
 @text_option("--edgeres", default="edgeres", metavar="PATH", text="Command of edgeres on that machine.")
 @click.option("--python", metavar="PATH", help="Python on that machine that has edgeres, instead of --edgeres.")
 @text_option("--ssh", default="ssh", metavar="COMMAND", text='Command of ssh, e.g. "ssh -p 2222" or "ssh -F FILE".')
+@click.option("--install", is_flag=True, help="First install edgeres there, from wheels that are fetched here.")
 @click.option("--any-version", is_flag=True, help="Continue where that machine has another version of edgeres.")
 @output_option("DIR", "Folder of the report.  [default: BUNDLE.HOST]")
 @as_json
@@ -37,11 +42,13 @@ def command(ctx: click.Context, /, host: str, bundle: Path, output: Path | None,
 
     \b
     edgeres remote robot resnet50.edgeres
+    edgeres remote robot resnet50.edgeres --install
     edgeres remote me@10.0.0.7 resnet50.edgeres --validation data/val -- --max-drop 0.5
 
-    HOST is a host as ssh takes it; keys, ports and names come from your ssh configuration. The machine needs edgeres.
-    The engine is copied back into the bundle, the report into BUNDLE.HOST. After an interruption the same command
-    continues where it stopped.
+    HOST is a host as ssh takes it; keys, ports and names come from your ssh configuration. The machine needs edgeres:
+    --install puts it into a virtual environment in the folder --to there, made with --python's Python, and uses it.
+    That machine needs no internet connection. The engine is copied back into the bundle, the report into BUNDLE.HOST.
+    After an interruption the same command continues where it stopped.
 
     Options behind -- are passed to edgeres verify on that machine. Exit codes are those of edgeres verify.
     """
@@ -55,17 +62,17 @@ def command(ctx: click.Context, /, host: str, bundle: Path, output: Path | None,
     if given["verify_options"] and given["validation"] is None:
         what = "are for edgeres verify, which needs images"
         raise UsageError(what, where="options behind --", hint="--validation SRC")
-    python = given["python"]
+    machine = Host(host, _words("--ssh", given["ssh"]))
+    directory = given["directory"].rstrip("/") or "/"
     choice = RemoteChoice(
-        directory=given["directory"].rstrip("/") or "/",
-        edgeres=(python, "-m", "edgeres") if python else _words("--edgeres", given["edgeres"]),
+        directory=directory,
+        edgeres=_edgeres(ctx, machine, directory, progress(quiet=as_json)),
         target=given["target"],
         engine=tuple(_engine_arguments(ctx)),
         verify=given["verify_options"],
         validation=given["validation"],
         any_version=given["any_version"],
     )
-    machine = Host(host, _words("--ssh", given["ssh"]))
     where = output or bundle.resolve().with_name(f"{bundle.resolve().name}.{host.rpartition('@')[2]}")
     result = build_there(machine, bundle, where, choice, progress(quiet=as_json))
     if as_json:
@@ -76,6 +83,19 @@ def command(ctx: click.Context, /, host: str, bundle: Path, output: Path | None,
             print_report(result.report, as_json=False)
             echo(f"report: {where / 'report.html'}")
     ctx.exit(0 if result.passed else 1)
+
+
+def _edgeres(ctx: click.Context, machine: Host, directory: str, progress: Progress) -> tuple[str, ...]:
+    """The command of edgeres on that machine, which is installed first where the user wants it."""
+    python, given = ctx.params["python"], ctx.get_parameter_source("edgeres") is ParameterSource.COMMANDLINE
+    if ctx.params["install"]:
+        from edgeres.remote.install import install
+
+        if given:
+            what = "is installed, so there is no other command of it"
+            raise UsageError(what, where="--edgeres", hint="leave out --edgeres or --install")
+        return install(machine, directory, python, progress).edgeres
+    return (python, "-m", "edgeres") if python else _words("--edgeres", ctx.params["edgeres"])
 
 
 def _words(option: str, text: str) -> tuple[str, ...]:
