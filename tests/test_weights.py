@@ -34,7 +34,7 @@ from edgeres.data.signs import CLASSES
 from edgeres.errors import EnvironmentError_, UsageError, WeightsError
 from edgeres.files import sha256 as file_sha256
 from edgeres.records import Preprocess
-from edgeres.zoo import download
+from edgeres.zoo import transfer
 from edgeres.zoo.architectures import ARCHITECTURES
 from edgeres.zoo.checkpoint import WeightsChoice, load_model
 from edgeres.zoo.download import cache_dir, fetch
@@ -225,9 +225,9 @@ def closed_port() -> int:
 
 
 def test_offline_says_the_three_ways_on_in_one_line() -> None:
-    url = f"http://127.0.0.1:{closed_port()}/resnet18-f37072fd.pth"
+    url, digest = f"http://127.0.0.1:{closed_port()}/resnet18-f37072fd.pth", f"f37072fd{0:056}"
     with pytest.raises(WeightsError) as caught:
-        fetch(url, "f37072fd")
+        fetch(url, digest)
     line = str(caught.value)
     assert line.startswith(f"{url}: cannot be fetched: Connection refused")
     for way in (f"put it at {cache_dir() / 'resnet18-f37072fd.pth'}", "--weights FILE", "--weights signs", "random"):
@@ -235,25 +235,27 @@ def test_offline_says_the_three_ways_on_in_one_line() -> None:
     assert "\n" not in line
     (cache_dir() / "resnet18-f37072fd.pth").write_bytes(b"not it")
     with pytest.raises(WeightsError, match="which has another SHA-256"):
-        fetch(url, "f37072fd")
+        fetch(url, digest)
 
 
 def test_a_file_put_where_the_message_says_is_taken() -> None:
     url, name = f"http://127.0.0.1:{closed_port()}/net-{SHA256[:8]}.pth", f"net-{SHA256[:8]}.pth"
     cache_dir().mkdir(parents=True)
     (cache_dir() / name).write_bytes(CONTENT)
-    assert fetch(url, SHA256[:8]) == cache_dir() / name
+    assert fetch(url, SHA256) == cache_dir() / name
 
 
-def test_torch_hubs_copy_is_taken_after_its_check(cache: Path) -> None:
+def test_torch_hubs_copy_is_taken_by_its_whole_digest(cache: Path) -> None:
     url = f"http://127.0.0.1:{closed_port()}/net-{SHA256[:8]}.pth"
     copy = cache / "torch" / "hub" / "checkpoints" / f"net-{SHA256[:8]}.pth"
     copy.parent.mkdir(parents=True)
     copy.write_bytes(CONTENT)
-    assert fetch(url, SHA256[:8]) == copy
+    assert fetch(url, SHA256) == copy
+    with pytest.raises(WeightsError, match=f"; {copy} has its name"):
+        fetch(url, SHA256[:8])
     copy.write_bytes(CONTENT[1:])
     with pytest.raises(WeightsError, match="cannot be fetched"):
-        fetch(url, SHA256[:8])
+        fetch(url, SHA256)
 
 
 def test_addresses_of_equal_names_do_not_share_a_file(site: Site) -> None:
@@ -306,7 +308,7 @@ def test_a_full_disk_is_named(site: Site, monkeypatch: pytest.MonkeyPatch) -> No
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(download, "_write_tag", full)
+    monkeypatch.setattr(transfer, "_write_tag", full)
     with pytest.raises(EnvironmentError_, match="No space left on device; free some space"):
         fetch(site.url, SHA256)
 

@@ -25,7 +25,7 @@ from edgeres.progress import SILENT, Progress
 from edgeres.records import ModelSpec, Preprocess, Weights, complete_preprocess
 from edgeres.words import escaped
 from edgeres.zoo.architectures import Architecture
-from edgeres.zoo.download import fetch
+from edgeres.zoo.download import fetch, limits_for
 from edgeres.zoo.heads import build_head, head_tensors, missing_biases
 from edgeres.zoo.match import Match, Requirement, match, wanted_of
 from edgeres.zoo.modules import check_modules
@@ -166,8 +166,9 @@ _METADATA = DocumentKind(_Metadata, "metadata", "write it as JSON", error=Weight
 
 def _locate(model: ZooModel, weights: str, progress: Progress) -> _Origin:
     words = weights
+    limits = limits_for(model.architecture.size.params)
     if "://" in weights:
-        path = fetch(weights, None, progress)
+        path = fetch(weights, None, progress, limits)
         words = escaped(PurePosixPath(urlsplit(weights).path).name) or "a URL"
     elif Path(weights).is_file():
         path = Path(weights)
@@ -176,7 +177,8 @@ def _locate(model: ZooModel, weights: str, progress: Progress) -> _Origin:
         raise WeightsError("is a directory", where=weights, hint="give the checkpoint's file")
     elif re.fullmatch(r"[a-z]+(:\w+)?", weights):
         tagged = find_weights(model.architecture.name, weights)
-        path = model.bundled if tagged.tag == "signs" and model.bundled else fetch(tagged.url, tagged.sha256, progress)
+        bundled = model.bundled if tagged.tag == "signs" else None
+        path = bundled or fetch(tagged.url, tagged.sha256, progress, limits)
     else:
         raise WeightsError("no such file", where=weights, hint=f"or name one of {', '.join(model.tags)}, or a URL")
     digest = file_sha256(path)

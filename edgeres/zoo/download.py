@@ -1,34 +1,33 @@
-"""Download a file once: resume after a cut, check the digest, share the cache among all processes of a user.
+"""Download a file once, by its digest: resume after a cut, share the cache among all processes of a user.
 
-For a file NAME the cache holds ``NAME``, complete and checked. During a download it holds ``NAME.part`` with the bytes
-so far, ``NAME.part.tag`` with the server's validator for them, and ``NAME.lock``, which the downloading process holds.
+For a file NAME the cache holds ``NAME``, complete and checked, and ``NAME.sha256`` with its digest where nobody had
+stated all of it: that of the first download, which every later one has to have. During a download it holds
+``NAME.part`` and ``NAME.part.tag`` (see :mod:`edgeres.zoo.transfer`), and ``NAME.lock``, which the downloading process
+holds.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import http.client
 import os
 import re
 import sys
-import urllib.error
 import urllib.parse
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
-from edgeres._version import __version__
 from edgeres.errors import EnvironmentError_, WeightsError
+from edgeres.files import read_file, write_file
 from edgeres.files import sha256 as file_sha256
 from edgeres.progress import SILENT, Progress
 from edgeres.words import without
+from edgeres.zoo.transfer import Limits, TransferError, download, remove_part
 
-TIMEOUT_S = 30.0  # for a connection, and for each read
-ATTEMPTS = 5
-_CHUNK_BYTES = 1 << 18
+_WHOLE = 64  # hex digits of a SHA-256
+_NAME_CHARACTERS = 120
+_LEAST_LIMIT_BYTES, _COPIES = 128 << 20, 16
 
 
 def cache_dir() -> Path:
@@ -37,82 +36,151 @@ def cache_dir() -> Path:
     return Path(own).expanduser() if own else _user_cache() / "edgeres"
 
 
-def fetch(url: str, sha256: str | None = None, progress: Progress = SILENT) -> Path:
+def limits_for(params: int) -> Limits:
+    """Limits for a checkpoint of a network: room for 16 copies in float32, such as averages; 128 MB at least."""
+    return Limits(size_bytes=max(_LEAST_LIMIT_BYTES, 4 * params * _COPIES))
+
+
+def fetch(
+    url: str,
+    sha256: str | None = None,
+    progress: Progress = SILENT,
+    limits: Limits | None = None,
+    copies: Sequence[Path] = (),
+) -> Path:
     """The local copy of a file on the web, downloaded where it is not in the cache.
 
     Args:
         url: http or https; a fragment ``#sha256=...`` replaces the next argument where that is None.
-        sha256: the first 8 to 64 hex digits of the file's SHA-256, as far as its publisher states them; None: unknown,
-            then the digest that was found is shown.
+        sha256: the first 8 to 64 hex digits of the file's SHA-256, as far as its publisher states them. Where that is
+            not all of it, the digest of the first download is shown and kept, and later downloads need to have it.
+        copies: where the file may lie already. Such a copy, as one in torch hub's folder, is taken only by its whole
+            digest: a known one, or the one that it is named by, as in the cache of the Hugging Face hub.
 
     Returns:
-        A complete and checked file in :func:`cache_dir`, or in torch hub's folder where it is there already.
+        A complete and checked file, in :func:`cache_dir` or one of the copies.
 
     Raises:
-        WeightsError: there is no connection, no such file, or another digest; the message lists alternatives.
+        WeightsError: there is no connection, no such file, another digest, or a limit was met; the message lists
+            alternatives.
         EnvironmentError_: the cache cannot be written.
     """
+    url, want = _parse(url, sha256)
+    path = _cache_path(url, want)
+    try:
+        expected = _expected(path, want)
+        if _good(path, expected):
+            return _pinned(path, expected, progress)
+        hub = _torch_hub_copy(url)
+        for copy in (hub, *copies):
+            digest = _stated(copy, expected)
+            if digest and _good(copy, digest):
+                return _pinned(path, expected, progress, copy)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path.with_name(path.name + ".lock"), progress):
+            expected = _expected(path, want)
+            if not _good(path, expected):  # another process may have fetched it meanwhile
+                _download(url, path, expected, limits or Limits(), progress)
+            return _pinned(path, expected, progress)
+    except OSError as error:  # of the disk; errors of the network are TransferErrors
+        hint = "free some space" if error.errno == errno.ENOSPC else "set EDGERES_CACHE to a directory you can write"
+        what = f"cannot be written: {error.strerror or error}"
+        raise EnvironmentError_(what, where=path.parent, hint=hint) from error
+    except TransferError as error:
+        raise WeightsError(
+            f"cannot be fetched: {without(str(error), url)}", where=url, hint=_otherwise(path, hub)
+        ) from error
+
+
+def _parse(url: str, sha256: str | None) -> tuple[str, str]:
+    """A URL without its fragment, and the digits of the digest that are stated."""
     try:
         parts = urllib.parse.urlsplit(url)
     except ValueError as error:
         raise WeightsError(f"is not a URL: {without(str(error), url)}", where=url) from error
     if parts.scheme not in ("http", "https"):
         raise WeightsError("only http and https URLs can be fetched", where=url)
-    want = (sha256 or parts.fragment.removeprefix("sha256=")).lower() or None
+    want = (sha256 or parts.fragment.removeprefix("sha256=")).lower()
     if want and not re.fullmatch("[0-9a-f]{8,64}", want):
         raise WeightsError(
             "what stands behind # is not a SHA-256", where=url, hint="end the URL with #sha256= and hex digits"
         )
-    url = urllib.parse.urldefrag(url).url
-    path = _cache_path(url, want)
-    known = (path, _user_torch_hub() / path.name) if want else (path,)
-    copy = next((copy for copy in known if _good(copy, want)), None) or _fetch_into(path, url, want, progress)
-    if want is None:
-        progress.say(f"{copy} has SHA-256 {file_sha256(copy)}; add #sha256=... to the URL to have it checked")
-    return copy
+    return urllib.parse.urldefrag(url).url, want
+
+
+def _otherwise(path: Path, hub: Path) -> str:
+    other = " in place of the file there, which has another SHA-256" if path.is_file() else ""
+    hint = f"fetch it on another machine and put it at {path}{other}; or give a file with --weights FILE; or use "
+    hint += "--weights signs where it is bundled (see edgeres models), else --weights random"
+    if hub.is_file():
+        hint += f"; {hub} has its name, but its whole digest is not stated: give it with --weights if you trust it"
+    return hint
 
 
 def _user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
 
 
-def _user_torch_hub() -> Path:
-    """The folder in which ``torch.hub`` keeps checkpoints."""
+def _torch_hub_copy(url: str) -> Path:
+    """Where ``torch.hub`` would keep the file."""
     home = os.environ.get("TORCH_HOME")
-    return (Path(home).expanduser() if home else _user_cache() / "torch") / "hub" / "checkpoints"
+    folder = (Path(home).expanduser() if home else _user_cache() / "torch") / "hub" / "checkpoints"
+    return folder / _file_name(url)
 
 
-def _cache_path(url: str, want: str | None) -> Path:
-    """Path in the cache: the publisher's file name where it holds the digest, else a name made from the URL."""
-    name = re.sub(r"[^\w.-]", "_", Path(urllib.parse.urlsplit(url).path).name) or "file"
-    unique = want is not None and want[:8] in name
-    return cache_dir() / (name if unique else f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}")
+def _file_name(url: str) -> str:
+    """The last part of a URL's path as a file's name on any system."""
+    name = urllib.parse.urlsplit(url).path.rpartition("/")[2]
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)[-_NAME_CHARACTERS:].lstrip(".") or "file"
 
 
-def _good(path: Path, want: str | None) -> bool:
-    return path.is_file() and (want is None or file_sha256(path).startswith(want))
+def _cache_path(url: str, want: str) -> Path:
+    """Path in the cache: the publisher's file name where it holds the known digest, else a name made from the URL."""
+    name = _file_name(url)
+    unique = len(want) == _WHOLE and want[:8] in name
+    return cache_dir() / (name if unique else f"{hashlib.sha256(url.encode(errors='replace')).hexdigest()[:12]}-{name}")
 
 
-def _fetch_into(path: Path, url: str, want: str | None, progress: Progress) -> Path:
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_name(path.name + ".lock"), progress):
-            if not _good(path, want):  # another process may have fetched it meanwhile
-                _download(url, part, progress)
-                _check(part, want, url)
-                part.replace(path)
-                _tag_of(part).unlink(missing_ok=True)
-    except OSError as error:  # of the disk; errors of the network are _NetworkError
-        hint = "free some space" if error.errno == errno.ENOSPC else "set EDGERES_CACHE to a directory you can write"
-        what = f"cannot be written: {error.strerror or error}"
-        raise EnvironmentError_(what, where=path.parent, hint=hint) from error
-    except _NetworkError as error:
-        other = " in place of the file there, which has another SHA-256" if path.is_file() else ""
-        hint = f"fetch it on another machine and put it at {path}{other}; or give a file with --weights FILE; or use "
-        hint += "--weights signs where it is bundled (see edgeres models), else --weights random"
-        raise WeightsError(f"cannot be fetched: {without(str(error), url)}", where=url, hint=hint) from error
-    return path
+def _pin_of(path: Path) -> Path:
+    """The file with the digest of the first download, as ``sha256sum --check`` reads it."""
+    return path.with_name(path.name + ".sha256")
+
+
+def _expected(path: Path, want: str) -> str:
+    """The digest that a file needs to have, as far as it is known: as the caller states it, else that of the first."""
+    pin = _pin_of(path)
+    if len(want) == _WHOLE or not pin.is_file():
+        return want
+    digest = read_file(pin, _WHOLE).decode("ascii", "replace")
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        raise WeightsError("holds no SHA-256", where=pin, hint=f"remove it, and {path.name}, to fetch the file again")
+    return digest if digest.startswith(want) else want
+
+
+def _good(path: Path, expected: str) -> bool:
+    return path.is_file() and (not expected or file_sha256(path).startswith(expected))
+
+
+def _stated(copy: Path, expected: str) -> str:
+    """The whole digest that a file in another cache needs to have; empty where nobody states it."""
+    if len(expected) == _WHOLE:
+        return expected
+    name = copy.resolve().name
+    return name if re.fullmatch("[0-9a-f]{64}", name) and name.startswith(expected) else ""
+
+
+def _pinned(path: Path, expected: str, progress: Progress, copy: Path | None = None) -> Path:
+    """Keep the digest of a file, or of its copy, where nobody had stated all of it, or other than what was kept."""
+    file, pin = copy or path, _pin_of(path)
+    known = len(expected) == _WHOLE
+    if known and (not pin.is_file() or read_file(pin, _WHOLE) == expected.encode()):
+        return file
+    digest = expected if known else file_sha256(file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(pin, f"{digest}  {path.name}\n".encode())
+    if not known:
+        progress.say(f"{file} has SHA-256 {digest}, which is kept: this URL has to give the same from now on")
+    return file
 
 
 @contextmanager
@@ -130,97 +198,25 @@ def _locked(path: Path, progress: Progress) -> Iterator[None]:
         yield
 
 
-def _check(part: Path, want: str | None, url: str) -> None:
-    if want and not (found := file_sha256(part)).startswith(want):
-        part.unlink()
-        hint = "try again; if this repeats, the file was replaced, or a proxy changes it"
-        raise WeightsError(
-            f"SHA-256 is {found} where {want} is expected; the download was deleted", where=url, hint=hint
-        )
-
-
-class _NetworkError(Exception):
-    """Why a download failed, with the server's status where it answered."""
-
-    def __init__(self, reason: str, status: int | None = None) -> None:
-        super().__init__(reason)
-        self.status = status
-
-
-def _download(url: str, part: Path, progress: Progress) -> None:
-    """Complete ``part``; try again after a cut connection as long as each attempt brings more bytes."""
-    for attempt in range(1, ATTEMPTS + 1):
-        before = _size(part)
-        try:
-            _transfer(url, part, progress)
-            return
-        except _NetworkError as error:
-            if error.status == 416 and attempt < ATTEMPTS and before:
-                part.unlink()  # the file is not longer than this, but it was never checked: start again
-            elif attempt == ATTEMPTS or _size(part) <= before:
-                raise
-
-
-def _transfer(url: str, part: Path, progress: Progress) -> None:
-    """Request the rest of ``part`` where the server still has the same file, else the whole file."""
-    have = _size(part) if _tag_of(part).is_file() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": f"edgeres/{__version__}"})
-    if have:
-        request.add_header("Range", f"bytes={have}-")
-        request.add_header("If-Range", _tag_of(part).read_text(encoding="latin-1"))
-    with _network_errors():
-        response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
-    with response:
-        if response.headers.get_content_type() == "text/html":
-            hint = "give the URL of the file itself; a network that asks for a login also sends a web page"
-            raise WeightsError("the server sent a web page, not a file", where=url, hint=hint)
-        resumes = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        have = have if resumes else 0
-        with part.open("ab" if resumes else "wb") as file:  # emptied before its tag changes, so that both always match
-            _write_tag(part, response.headers)
-            _receive(response, file, have, progress)
-
-
-def _receive(response: http.client.HTTPResponse, file: BinaryIO, have: int, progress: Progress) -> None:
-    total = None if response.length is None else have + response.length
-    name = Path(file.name).name.removesuffix(".part")
-    with progress.task(f"downloading {name}", total) as advance:
-        advance(have)
-        while True:
-            with _network_errors():
-                chunk = response.read1(_CHUNK_BYTES)
-            if not chunk:
-                break
-            file.write(chunk)
-            have += len(chunk)
-            advance(len(chunk))
-    if total is not None and have < total:
-        raise _NetworkError(f"the connection was cut after {have:,} of {total:,} bytes")
-
-
-@contextmanager
-def _network_errors() -> Iterator[None]:
-    try:
-        yield
-    except urllib.error.HTTPError as error:
-        raise _NetworkError(f"the server answered {error.code} {error.reason}", error.code) from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise _NetworkError(str(getattr(reason, "strerror", None) or reason or type(reason).__name__)) from error
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
-
-
-def _tag_of(part: Path) -> Path:
-    return part.with_name(part.name + ".tag")
-
-
-def _write_tag(part: Path, headers: http.client.HTTPMessage) -> None:
-    """Keep the validator for ``If-Range`` (RFC 9110, 13.1.5): a strong ETag, else the date, else none."""
-    etag = headers.get("ETag", "")
-    if validator := etag if etag.startswith('"') else headers.get("Last-Modified"):
-        _tag_of(part).write_text(validator, encoding="latin-1")
+def _download(url: str, path: Path, expected: str, limits: Limits, progress: Progress) -> None:
+    """Fetch a file to its place. What was left of an earlier download is thrown away where it does not fit."""
+    part = path.with_name(path.name + ".part")
+    for _ in range(2 if part.is_file() else 1):
+        download(url, part, bool(expected), limits, progress)
+        found = file_sha256(part)
+        if found.startswith(expected):
+            break
+        remove_part(part)
     else:
-        _tag_of(part).unlink(missing_ok=True)
+        raise _another_digest(url, path, found, expected)
+    part.replace(path)
+    remove_part(part)
+
+
+def _another_digest(url: str, path: Path, found: str, expected: str) -> WeightsError:
+    what = f"SHA-256 is {found} where {expected} is expected"
+    hint = "try again; if this repeats, the file was replaced, or a proxy changes it"
+    if _pin_of(path).is_file() and _expected(path, "") == expected:
+        what += ", as this URL gave it first"
+        hint = f"find out why it changed; to take the new file, give #sha256={found} or remove {_pin_of(path)}"
+    return WeightsError(f"{what}; the download was deleted", where=url, hint=hint)

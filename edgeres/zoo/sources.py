@@ -26,9 +26,10 @@ from edgeres.files import sha256 as file_sha256
 from edgeres.progress import SILENT, Progress
 from edgeres.records import Interpolation, ModelSpec, Preprocess
 from edgeres.zoo.checkpoint import SEED, Loaded, WeightsChoice, find_network, normalized_as, settle
-from edgeres.zoo.download import fetch
+from edgeres.zoo.download import fetch, limits_for
 from edgeres.zoo.heads import head_tensors
 from edgeres.zoo.match import Match, Requirement
+from edgeres.zoo.transfer import Limits
 
 PACKAGES = ("timm", "torchvision")
 _HUB = "https://huggingface.co/{repository}/resolve/main/{file}"
@@ -111,6 +112,7 @@ class _Timm:
             hint = f"there are {', '.join(tagged)}" if tagged else "leave out what follows the dot"
             raise UsageError(f"timm has no weights {tag!r} of it", where=f"timm:{name}", hint=hint)
         model = self.build(None)
+        self.limits = limits_for(sum(p.numel() for p in model.parameters()))
         self.config: Mapping[str, Any] = model.pretrained_cfg
         self.head = str(self.config.get("classifier") or "fc")
         known = self.timm.data.resolve_data_config({}, model=model)
@@ -128,16 +130,15 @@ class _Timm:
 
     def file(self, progress: Progress) -> tuple[Path, str]:
         if self.choice.weights:
-            return _given(self.choice.weights, progress)
+            return _given(self.choice.weights, progress, self.limits)
         repository, url = self.config.get("hf_hub_id"), self.config.get("url")
         words = str(self.config.get("tag") or "pretrained")
         if repository:
             file = self.config.get("hf_hub_filename") or "model.safetensors"
-            return _cached(repository, file) or fetch(
-                _HUB.format(repository=repository, file=file), None, progress
-            ), words
+            known = _HUB.format(repository=repository, file=file)
+            return fetch(known, None, progress, self.limits, _cached(repository, file)), words
         if url:
-            return fetch(url, _digest(url), progress), words
+            return fetch(url, _digest(url), progress, self.limits), words
         raise WeightsError(
             "timm publishes no weights for it", where=f"timm:{self.name}", hint="give --weights FILE or random"
         )
@@ -179,19 +180,23 @@ class _Torchvision:
 
     def file(self, progress: Progress) -> tuple[Path, str]:
         if self.entry is not None and self.published:
-            return fetch(self.entry.url, _digest(self.entry.url), progress), self.entry.name
+            return fetch(self.entry.url, _digest(self.entry.url), progress, self._limits()), self.entry.name
         weights = str(self.choice.weights)
         if not ("://" in weights or Path(weights).exists()) and weights.replace("_", "").isalnum():
             hint = f"there are {', '.join((*self.names, 'random'))}, or a file or URL"
             raise UsageError(
                 f"torchvision has no weights {weights!r} of it", where=f"torchvision:{self.name}", hint=hint
             )
-        return _given(weights, progress)
+        return _given(weights, progress, self._limits())
+
+    def _limits(self) -> Limits:
+        with torch.device("meta"):
+            return limits_for(sum(p.numel() for p in self.build(None).parameters()))
 
 
-def _given(weights: str, progress: Progress) -> tuple[Path, str]:
+def _given(weights: str, progress: Progress, limits: Limits) -> tuple[Path, str]:
     """The user's own file, or what a URL gives, and its name."""
-    path = fetch(weights, None, progress) if "://" in weights else Path(weights)
+    path = fetch(weights, None, progress, limits) if "://" in weights else Path(weights)
     if path.is_dir():
         raise WeightsError("is a directory", where=weights, hint="give the checkpoint's file")
     if not path.is_file():
@@ -207,14 +212,14 @@ def _digest(url: str) -> str | None:
     return digits if len(digits) == 8 and all(c in "0123456789abcdef" for c in digits) else None
 
 
-def _cached(repository: str, file: str) -> Path | None:
-    """The file in the cache of the Hugging Face hub, where it is."""
+def _cached(repository: str, file: str) -> tuple[Path, ...]:
+    """The file in the cache of the Hugging Face hub, where it is; large files lie there under their SHA-256."""
     try:
         hub = importlib.import_module("huggingface_hub")
         found = hub.try_to_load_from_cache(repository, file)
     except Exception:  # without the cache, the file is fetched
-        return None
-    return Path(found) if isinstance(found, str) else None
+        return ()
+    return (Path(found),) if isinstance(found, str) else ()
 
 
 def _timm_preprocess(config: Mapping[str, Any]) -> tuple[Preprocess, tuple[str, ...]]:
