@@ -15,7 +15,7 @@ _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]"
 )
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^\s/?#'\"<>]*@)?([^\s?#'\"<>]*)(\?[^\s#'\"<>]*)?(#[^\s'\"<>]*)?")
-_DIGEST = re.compile(r"#sha256=[0-9a-fA-F]{1,64}")
+_DIGEST = re.compile(r"#sha256=[0-9a-fA-F]{1,64}[:;,.)]*")
 
 
 def escaped(text: str, *, keep: str = "", form: Literal["words", "json"] = "words") -> str:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from edgeres.errors import WeightsError
+from edgeres.words import without_secrets
 from edgeres.zoo.download import cache_dir, fetch, limits_for
 from edgeres.zoo.registry import list_models
 from edgeres.zoo.transfer import Limits
@@ -316,6 +317,11 @@ def test_the_query_is_in_no_name_and_no_line(server: Server) -> None:
     with pytest.raises(WeightsError) as caught:
         fetch(f"{server.url}/good?other", limits=QUICK)
     assert "SECRET" not in str(caught.value)
+
+
+def test_an_error_keeps_the_digest_that_was_stated() -> None:
+    assert without_secrets("http://h/a.th?k=v#sha256=12fc: is short") == "http://h/a.th?...#sha256=12fc: is short"
+    assert "SECRET" not in without_secrets("http://h/a.th#sha256=SECRET: is short")
 
 
 @pytest.fixture
