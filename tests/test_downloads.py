@@ -21,11 +21,11 @@ from edgeres.errors import WeightsError
 from edgeres.words import without_secrets
 from edgeres.zoo.download import cache_dir, fetch, limits_for
 from edgeres.zoo.registry import list_models
-from edgeres.zoo.transfer import Limits
+from edgeres.zoo.transfer import DownloadLimits
 
 CONTENT = np.random.default_rng(1).bytes(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-QUICK = Limits(size_bytes=1_000_000, seconds=5.0, patience_s=0.4, rate=1000.0)
+QUICK = DownloadLimits(size_bytes=1_000_000, seconds=5.0, patience_s=0.4, rate=1000.0)
 Send = Callable[[bytes], None]
 
 
@@ -195,7 +195,7 @@ def test_a_known_digest_stands_for_a_length_and_the_limit_still_holds(server: Se
 def test_the_time_for_all_of_it_is_limited(server: Server) -> None:
     server.scripts["/x.pth"] = dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n", bytes(500))
     with pytest.raises(WeightsError, match=r"it took longer than 0\.0167 minutes"):
-        fetch(f"{server.url}/x.pth", limits=Limits(seconds=1.0, patience_s=0.4, rate=1000.0))
+        fetch(f"{server.url}/x.pth", limits=DownloadLimits(seconds=1.0, patience_s=0.4, rate=1000.0))
 
 
 def test_the_body_of_a_redirect_is_not_read(server: Server) -> None:

@@ -23,7 +23,7 @@ from edgeres.files import read_file, write_file
 from edgeres.files import sha256 as file_sha256
 from edgeres.progress import SILENT, Progress
 from edgeres.words import without
-from edgeres.zoo.transfer import Limits, TransferError, download, remove_part
+from edgeres.zoo.transfer import DownloadLimits, TransferError, download, remove_part
 
 _WHOLE = 64  # hex digits of a SHA-256
 _NAME_CHARACTERS = 120
@@ -36,16 +36,16 @@ def cache_dir() -> Path:
     return Path(own).expanduser() if own else _user_cache() / "edgeres"
 
 
-def limits_for(params: int) -> Limits:
+def limits_for(params: int) -> DownloadLimits:
     """Limits for a checkpoint of a network: room for 16 copies in float32, such as averages; 128 MB at least."""
-    return Limits(size_bytes=max(_LEAST_LIMIT_BYTES, 4 * params * _COPIES))
+    return DownloadLimits(size_bytes=max(_LEAST_LIMIT_BYTES, 4 * params * _COPIES))
 
 
 def fetch(
     url: str,
     sha256: str | None = None,
     progress: Progress = SILENT,
-    limits: Limits | None = None,
+    limits: DownloadLimits | None = None,
     copies: Sequence[Path] = (),
 ) -> Path:
     """The local copy of a file on the web, downloaded where it is not in the cache.
@@ -80,7 +80,7 @@ def fetch(
         with _locked(path.with_name(path.name + ".lock"), progress):
             expected = _expected(path, want)
             if not _good(path, expected):  # another process may have fetched it meanwhile
-                _download(url, path, expected, limits or Limits(), progress)
+                _download(url, path, expected, limits or DownloadLimits(), progress)
             return _pinned(path, expected, progress)
     except OSError as error:  # of the disk; errors of the network are TransferErrors
         hint = "free some space" if error.errno == errno.ENOSPC else "set EDGERES_CACHE to a directory you can write"
@@ -198,7 +198,7 @@ def _locked(path: Path, progress: Progress) -> Iterator[None]:
         yield
 
 
-def _download(url: str, path: Path, expected: str, limits: Limits, progress: Progress) -> None:
+def _download(url: str, path: Path, expected: str, limits: DownloadLimits, progress: Progress) -> None:
     """Fetch a file to its place. What was left of an earlier download is thrown away where it does not fit."""
     part = path.with_name(path.name + ".part")
     for _ in range(2 if part.is_file() else 1):

@@ -29,7 +29,7 @@ from edgeres.zoo.checkpoint import SEED, Loaded, WeightsChoice, find_network, no
 from edgeres.zoo.download import fetch, limits_for
 from edgeres.zoo.heads import head_tensors
 from edgeres.zoo.match import Match, Requirement
-from edgeres.zoo.transfer import Limits
+from edgeres.zoo.transfer import DownloadLimits
 
 PACKAGES = ("timm", "torchvision")
 _HUB = "https://huggingface.co/{repository}/resolve/main/{file}"
@@ -189,12 +189,12 @@ class _Torchvision:
             )
         return _given(weights, progress, self._limits())
 
-    def _limits(self) -> Limits:
+    def _limits(self) -> DownloadLimits:
         with torch.device("meta"):
             return limits_for(sum(p.numel() for p in self.build(None).parameters()))
 
 
-def _given(weights: str, progress: Progress, limits: Limits) -> tuple[Path, str]:
+def _given(weights: str, progress: Progress, limits: DownloadLimits) -> tuple[Path, str]:
     """The user's own file, or what a URL gives, and its name."""
     path = fetch(weights, None, progress, limits) if "://" in weights else Path(weights)
     if path.is_dir():

@@ -37,7 +37,7 @@ _MOVED = (301, 302, 303, 307, 308)
 
 
 @dataclass(frozen=True)
-class Limits:
+class DownloadLimits:
     """What a download may take.
 
     Attributes:
@@ -62,7 +62,7 @@ class TransferError(Exception):
         self.final = final
 
 
-def download(url: str, part: Path, checked: bool, limits: Limits, progress: Progress) -> None:
+def download(url: str, part: Path, checked: bool, limits: DownloadLimits, progress: Progress) -> None:
     """Complete ``part``; try again after a cut connection as long as each attempt brings more bytes.
 
     Args:
@@ -103,7 +103,7 @@ class _Watch:
     Timeouts of sockets are not enough: they count from the last byte, and one byte now and then resets them.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: DownloadLimits) -> None:
         self.limits = limits
         self.reason: str | None = None
         self.received = 0
@@ -200,7 +200,7 @@ def _refuse(response: http.client.HTTPResponse, have: int, url: str) -> None:
             raise TransferError("the server sent another part of the file than was asked for", final=True)
 
 
-def _refuse_size(part: Path, have: int, total: int | None, limits: Limits) -> None:
+def _refuse_size(part: Path, have: int, total: int | None, limits: DownloadLimits) -> None:
     """Refuse a file that is too large, or larger than the disk has room for, before it is read."""
     if total is None:
         return
@@ -210,7 +210,7 @@ def _refuse_size(part: Path, have: int, total: int | None, limits: Limits) -> No
         raise OSError(errno.ENOSPC, f"no space for the {_mb(total)} of the file")
 
 
-def _too_large(what: str, limits: Limits) -> str:
+def _too_large(what: str, limits: DownloadLimits) -> str:
     most = f"where {_mb(limits.size_bytes)} are expected at most"
     return f"the file {what} {most}; fetch it by other means and give --weights FILE if that is right"
 
