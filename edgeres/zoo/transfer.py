@@ -73,7 +73,7 @@ def download(url: str, part: Path, checked: bool, limits: DownloadLimits, progre
         WeightsError: the server sent a web page.
         OSError: of the disk.
     """
-    with _Watch(limits) as watch:
+    with _Clock(limits) as watch:
         for attempt in range(1, ATTEMPTS + 1):
             before = _size(part)
             try:
@@ -97,7 +97,7 @@ def tag_of(part: Path) -> Path:
     return part.with_name(part.name + ".tag")
 
 
-class _Watch:
+class _Clock:
     """Cuts connections that are too slow or take too long, from a thread of its own.
 
     Timeouts of sockets are not enough: they count from the last byte, and one byte now and then resets them.
@@ -114,7 +114,7 @@ class _Watch:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="edgeres-download", daemon=True)
 
-    def __enter__(self) -> _Watch:
+    def __enter__(self) -> _Clock:
         self._thread.start()
         return self
 
@@ -163,7 +163,7 @@ class _Watch:
                             sock.shutdown(socket.SHUT_RDWR)
 
 
-def _transfer(url: str, part: Path, checked: bool, watch: _Watch, progress: Progress) -> None:
+def _transfer(url: str, part: Path, checked: bool, watch: _Clock, progress: Progress) -> None:
     """Request the rest of ``part`` where the server still has the same file, else the whole file."""
     have = _size(part) if tag_of(part).is_file() else 0
     headers = {"User-Agent": f"edgeres/{__version__}", "Accept-Encoding": "identity"}
@@ -220,7 +220,7 @@ def _mb(count: int) -> str:
 
 
 def _receive(
-    response: http.client.HTTPResponse, file: BinaryIO, size: tuple[int, int | None], watch: _Watch, progress: Progress
+    response: http.client.HTTPResponse, file: BinaryIO, size: tuple[int, int | None], watch: _Clock, progress: Progress
 ) -> None:
     """Write a response to a file; ``size`` is how much of it there is already, and how much there will be."""
     have, total = size
@@ -248,7 +248,7 @@ def _receive(
 
 
 @contextmanager
-def _open(url: str, headers: dict[str, str], watch: _Watch) -> Iterator[http.client.HTTPResponse]:
+def _open(url: str, headers: dict[str, str], watch: _Clock) -> Iterator[http.client.HTTPResponse]:
     """The answer at the end of the redirects. Bodies of redirects and of errors are not read."""
     opener = urllib.request.OpenerDirector()  # it neither follows redirects nor raises for a status
     for handler in (urllib.request.ProxyHandler(), _Http(watch), _Https(watch)):
@@ -285,14 +285,14 @@ def _next(url: str, location: str | None) -> str:
     return there
 
 
-def _watched(kind: Any, watch: _Watch, host: str, **options: Any) -> Any:
+def _watched(kind: Any, watch: _Clock, host: str, **options: Any) -> Any:
     connection = kind(host, **options)
     connection._create_connection = watch.connect
     return connection
 
 
 class _Http(urllib.request.HTTPHandler):
-    def __init__(self, watch: _Watch) -> None:
+    def __init__(self, watch: _Clock) -> None:
         super().__init__()
         self._watch = watch
 
@@ -301,7 +301,7 @@ class _Http(urllib.request.HTTPHandler):
 
 
 class _Https(urllib.request.HTTPSHandler):
-    def __init__(self, watch: _Watch) -> None:
+    def __init__(self, watch: _Clock) -> None:
         super().__init__()
         self._watch = watch
 
@@ -310,7 +310,7 @@ class _Https(urllib.request.HTTPSHandler):
 
 
 @contextmanager
-def _network_errors(watch: _Watch, url: str | None = None) -> Iterator[None]:
+def _network_errors(watch: _Clock, url: str | None = None) -> Iterator[None]:
     """Errors of sockets and of HTTP as one; ``url``: their text may hold parts of it."""
     try:
         yield
