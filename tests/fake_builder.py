@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -109,8 +110,10 @@ def builder_names(gpu: Any, flavour: str) -> dict[str, Any]:  # noqa: C901
             self.network = network
 
         def parse(self, model: bytes, path: str | None = None) -> bool:
-            """The path is where weights in files beside the graph are found."""
+            """The path is where weights in files beside the graph are found; the graph then says which file it was."""
             self.network.model = onnx.load_from_string(model) if path is None else onnx.load(path)
+            if path is not None:
+                self.network.model.graph.doc_string = Path(path).name
             return True
 
         @property

@@ -81,11 +81,13 @@ def _tiles(report: Report) -> Html:
     p50 = f"{significant(latency['fp32']['p50_ms'])} to {significant(latency['int8']['p50_ms'])} ms"
     before = significant((latency.get("fp16") or latency["fp32"])["p50_ms"])
     fp16 = f"{before} to {significant(latency['int8']['p50_ms'])} ms"
-    over_fp16 = ("Speedup over FP16", "latency.speedup_fp16", times(latency.get("speedup_fp16")), fp16)
+    speedup = "not measurable" if not_measurable(latency) else times(latency["speedup"])
+    of_int8 = "" if precision_of(report) == "INT8" else " of INT8"
+    over_fp16 = (f"Speedup{of_int8} over FP16", "latency.speedup_fp16", times(latency.get("speedup_fp16")), fp16)
     tiles = (
         ("Top-1 drop", "accuracy.drop_pp", points(a["drop_pp"]), f"95 %: {interval(a['drop_pp_ci95'])}"),
         ("Agreement", "accuracy.agreement", percent(a["agreement"]), f"95 %: {interval(a['agreement_ci95'])}"),
-        ("Speedup", "latency.speedup", "not measurable" if not_measurable(latency) else times(latency["speedup"]), p50),
+        (f"Speedup{of_int8}", "latency.speedup", speedup, p50),
         *([over_fp16] if latency.get("fp16") else []),
         ("Size", "sizes", times(int8 / fp32 if int8 and fp32 else None), f"{megabytes(fp32)} to {megabytes(int8)}"),
     )

@@ -173,15 +173,16 @@ def findings(report: Report) -> list[tuple[str, str]]:
     agreement = f"{percent(a['agreement'])}, 95 % interval {interval(a['agreement_ci95'])}"
     speedup = f"{times(m['speedup'])}, 95 % interval {interval(m['speedup_ci95'])}, on {m['backend']}, {m['scope']}"
     speedup = not_measurable(m) or speedup
+    of_int8 = "" if precision_of(report) == "INT8" else " of INT8"
     figures = [
         ("top-1 drop", "accuracy.drop_pp", _drop(a)),
         ("agreement", "accuracy.agreement", agreement),
         ("logit SQNR", "accuracy.logit_sqnr_db", decibels(a["logit_sqnr_db"])),
-        ("speedup", "latency.speedup", speedup),
+        (f"speedup{of_int8}", "latency.speedup", speedup),
     ]
     if m.get("speedup_fp16") is not None:
         over = f"{times(m['speedup_fp16'])}, 95 % interval {interval(m['speedup_fp16_ci95'])}"
-        figures.append(("speedup over FP16", "latency.speedup_fp16", over))
+        figures.append((f"speedup{of_int8} over FP16", "latency.speedup_fp16", over))
     told = [
         (name, words if look_up(path, report) is not None else f"not measured: {why_missing(path, report)}")
         for name, path, words in figures
