@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from edgeres import reports
 from edgeres._version import __version__
+from edgeres.device.environment import recorded_time
 from edgeres.errors import InputError
 from edgeres.judge.build_figures import BuildFigures, figures_of
 from edgeres.judge.document import Json
@@ -54,7 +54,7 @@ def accept(report: Mapping[str, Any], where: str | Path) -> Json:
     content = {
         "schema": reports.BASELINE_FORMAT,
         "kind": "edgeres baseline",
-        "accepted": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "accepted": recorded_time(),
         "edgeres": __version__,
         "measured": report["created"],
         "outcome": report["outcome"],

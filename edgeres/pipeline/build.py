@@ -12,6 +12,7 @@ from typing import Any
 from edgeres.bundle import check_target, new_bundle, seal
 from edgeres.data.loader import Loader
 from edgeres.data.plausible import check_images
+from edgeres.device.environment import recorded_time
 from edgeres.judge.asked import Asked
 from edgeres.judge.document import Json
 from edgeres.judge.judge import judge
@@ -56,7 +57,8 @@ def build(model: Any, *, progress: Progress = SILENT, command: str = "", **optio
         (True, 0.0)
     """
     o, watch = BuildOptions.of(model, options), Stopwatch()
-    choose_targets(o.targets)  # refuse a misspelt target before the work begins
+    choose_targets(o.targets)  # refuse a misspelt target, or time, before the work begins
+    recorded_time()
     baseline = o.gates.read_baseline()
     if o.output is not None:
         _check_output(o.output, o.force, progress)

@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
 from time import perf_counter
 
 import numpy as np
@@ -17,7 +16,7 @@ from edgeres.data.corruptions import CORRUPTIONS, Corrupted
 from edgeres.data.loader import Loader
 from edgeres.data.record import DataRecord
 from edgeres.data.thumbnails import encode, thumbnail
-from edgeres.device.environment import environment
+from edgeres.device.environment import environment, recorded_time
 from edgeres.errors import SourceError, why_left_out
 from edgeres.progress import SILENT, Progress
 from edgeres.records import Measurement, ModelSpec
@@ -110,7 +109,7 @@ def measure(
         SourceError: images cannot be read, or labels do not fit.
         ModelError: a graph cannot be loaded, or gives outputs that are not finite.
     """
-    start, loader = perf_counter(), images.loader
+    start, created, loader = perf_counter(), recorded_time(), images.loader
     if candidates.engines and plan.scheduler is None:
         comparison = _on_device(candidates, spec, loader, progress)
     else:
@@ -144,7 +143,7 @@ def measure(
         thumbnails=_thumbnails(loader.source, comparison, candidates.headline) if plan.thumbnails else {},
         seconds=perf_counter() - start,
         reasons=reasons,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created=created,
         environment=environment(),
     )
 
