@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
+import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import CLASSES, SIDE, classifier, spec, write_bundle
-from fake_gpu import Gpu, installed, plan
+from fake_gpu import FoundGpu, Gpu, installed, plan
 from PIL import Image
 
-from edgeres.bundle import Bundle
+from edgeres.bundle import FP32, Bundle
+from edgeres.device import gpu as device_gpu
 from edgeres.errors import BundleError, EngineError, EnvironmentError_, InputError, UsageError
 from edgeres.graph.forms import FORMS
 from edgeres.records import U8, EngineRecord, Portability
-from edgeres.runtime import ANYONE, Classifier, EngineFile, Frame, TensorRTRunner
+from edgeres.runtime import ANYONE, Classifier, EngineFile, Frame, OrtRunner, TensorRTRunner, choose
 from edgeres.runtime.compatibility import RunsOn, refusal
 
 MODEL = classifier()
@@ -74,6 +78,45 @@ def test_the_best_backend_is_taken(gpu: Gpu, tmp_path: Path) -> None:
             for one, other in zip(found, expected, strict=True):
                 np.testing.assert_allclose(one.logits, other.logits, rtol=1e-5, atol=1e-5)
         assert len(classify.passed_over) == (0 if RECORD in kept else 1)
+
+
+def test_an_engine_for_this_gpu_that_does_not_run_is_said_aloud(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without TensorRT's package; a machine without a GPU, and an engine for another GPU, say nothing."""
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, None)
+    path = bundle(tmp_path, {RECORD: plan(MODEL)})
+    for found, said in ((FoundGpu("Orin", "8.6", 8 << 30, "12.6"), True), (None, False)):
+        monkeypatch.setattr(device_gpu, "this_gpu", lambda found=found: (found, ""))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            Classifier(path).close()
+        words = [str(one.message) for one in caught if one.category is RuntimeWarning]
+        assert len(words) == said
+        if said:
+            assert re.fullmatch(
+                r"the bundle has an engine for this GPU \(Orin\), but ONNX Runtime \S+ CPU runs instead: "
+                r"tensorrt is not installed; see: edgeres doctor",
+                words[0],
+            )
+    monkeypatch.setattr(device_gpu, "this_gpu", lambda: (FoundGpu("Orin", "8.7", 8 << 30, "12.6"), ""))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Classifier(path).close()
+
+
+def test_the_cuda_backend_runs_the_float_graph(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    def opened(path: Path, **how: Any) -> OrtRunner:
+        asked.append((path.name, how))
+        return OrtRunner(path, threads=1)
+
+    path = write_bundle(tmp_path / "b.edgeres", spec(), {FP32: MODEL, FORMS["tensorrt"].file: b"not read"})
+    monkeypatch.setattr(choose, "OrtRunner", opened)
+    Classifier(path, backend="cuda", gpu=1).close()
+    assert asked == [(FP32, {"device": "cuda", "gpu": 1})]
 
 
 def test_an_engine_for_another_gpu_is_passed_over_and_said(gpu: Gpu, tmp_path: Path) -> None:
@@ -191,8 +234,6 @@ def test_refusals(header: bytes, record: EngineRecord | None, here: RunsOn, word
     if words is None:
         assert found is None
     else:
-        import re
-
         assert found is not None and re.search(words, found) and "\n" not in found
 
 

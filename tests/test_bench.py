@@ -110,6 +110,20 @@ def test_a_jetson_is_read(jetson: Path) -> None:
     assert state.clocks_locked is False
 
 
+def test_the_input_of_thor_has_no_name(jetson: Path) -> None:
+    """An INA238 beside the INA3221: one channel in microwatts, which is all of the module's power."""
+    chip = jetson / "sys/class/hwmon/hwmon5"
+    chip.mkdir()
+    for file, value in (("name", "ina238"), ("power1_input", 27_500_000), ("in1_input", 12), ("curr1_input", 2291)):
+        (chip / file).write_text(f"{value}\n")
+    change(jetson, "sys/class/hwmon/hwmon3/in1_label", "VDD_GPU\n")
+    state = Board(jetson).look()
+    assert state.watts == {"VIN": 27.5, "VDD_GPU": 7.0, "VDD_CPU_GPU_CV": 3.0}
+    assert state.total_watts == 27.5
+    (chip / "power1_input").unlink()
+    assert Board(jetson).look().total_watts == 10.0
+
+
 def test_rails_of_an_agx_orin_add_up(jetson: Path) -> None:
     for channel, (name, volts, amperes) in enumerate(
         [("VDD_GPU_SOC", 12000, 500), ("VDD_CPU_CV", 12000, 250), ("VIN_SYS_5V0", 5000, 800)], start=1

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from edgeres.device.cpu import Cpu, describe
+from edgeres.device.cpu import Cpu, describe, usable_cores
 from edgeres.device.gpu import Gpu
 from edgeres.device.libraries import Availability, Flavour
 from edgeres.doctor import Diagnosis, Machine, diagnose
@@ -244,3 +245,15 @@ def test_the_real_machine_answers_every_question(tmp_path: Path, monkeypatch: py
     assert not (tmp_path / "new").exists()  # a diagnosis changes nothing
     assert found["numpy"].ok and found["onnxruntime"].ok
     assert Machine().read("/no/such/file") is None
+
+
+def test_hyperthreads_of_a_core_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two cores with two threads each, this process may use three threads; a core without a file counts, too."""
+    for number, siblings in enumerate(("0,2", "1,3", "0,2", "1,3")):
+        folder = tmp_path / f"cpu{number}/topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(f"{siblings}\n")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 2, 3})
+    assert usable_cores(tmp_path) == 2
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3, 4})
+    assert usable_cores(tmp_path) == 3

@@ -67,18 +67,32 @@ def test_a_build_says_first_what_will_not_fit(bundle: Path) -> None:
     preprocess = Bundle(bundle).manifest.model.preprocess
     choice = EngineChoice(workspace_mb=5000)
     build_engines(bundle, [TARGETS["jetson-orin-nano"]], choice, preprocess, Listener())  # type: ignore[arg-type]
-    assert said[0].startswith("jetson-orin-nano: batch 8 is not likely to fit 4.0 GB of memory")
+    assert said[0].startswith("jetson-orin-nano: batch 1 is not likely to fit 4.0 GB of memory")
     assert said[-1].startswith("jetson-orin-nano: not built here")
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"opt_batch": 9}, {"workspace_mb": 0}, {"builder_level": 6}, {"max_batch": 0}],
+    [{"opt_batch": 9, "max_batch": 8}, {"workspace_mb": 0}, {"builder_level": 6}, {"max_batch": 0}],
     ids=lambda w: next(iter(w)),
 )
 def test_a_choice_that_makes_no_sense_is_refused_at_once(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         EngineChoice(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("target", "choice", "largest"),
+    [
+        ("jetson-orin-nx", EngineChoice(), 1),
+        ("jetson-thor", EngineChoice(opt_batch=4), 4),
+        ("jetson-agx-orin", EngineChoice(max_batch=16), 16),
+        ("rtx", EngineChoice(), 8),
+        ("tensorrt", EngineChoice(opt_batch=9), 9),
+    ],
+)
+def test_the_largest_batch_is_that_of_the_device(target: str, choice: EngineChoice, largest: int) -> None:
+    assert choice.request("int8", TARGETS[target]).max_batch == largest
 
 
 def test_a_jetson_builds_for_itself(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """State of a Jetson board: power mode, clocks, temperatures, power rails, throttling.
 
 It is read from the kernel's files, without root and without NVIDIA's tools. Sources: the kernel's documentation of
-ina3221 and of the thermal framework; "Platform Power and Performance" in NVIDIA's Jetson Linux developer guide,
+ina3221, ina238 and of the thermal framework; "Platform Power and Performance" in NVIDIA's Jetson Linux developer guide,
 releases 35 and 36.
 """
 
@@ -78,9 +78,15 @@ class Board:
         return BoardState(mode, hz, low, high, cpus, zones, self.watts(), self._throttles())
 
     def watts(self) -> dict[str, float]:
-        """Power by rail: bus voltage (mV) times current (mA) of every INA3221 channel that has a name."""
-        found = {}
-        for chip in self._hwmon("ina"):
+        """Power by rail: bus voltage (mV) times current (mA) of every INA3221 channel that has a name.
+
+        Thor has an INA238 too, without names: its one channel is the input of the module, in microwatts.
+        """
+        found: dict[str, float] = {}
+        for chip in self._hwmon("ina238"):
+            if (microwatts := _number(chip / "power1_input")) is not None:
+                found["VIN"] = microwatts / 1e6
+        for chip in self._hwmon("ina3221"):
             for channel in range(1, _MAX_CHANNELS + 1):
                 label = _text(chip / f"in{channel}_label")
                 volts, amperes = _number(chip / f"in{channel}_input"), _number(chip / f"curr{channel}_input")

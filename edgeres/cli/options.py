@@ -235,7 +235,7 @@ engine_options = _all(
     click.option(
         "--also", multiple=True, type=click.Choice(["fp32", "fp16"]), help="Also keep engines in this precision."
     ),
-    whole_number("--max-batch", "Largest batch of the engines.", 8),
+    whole_number("--max-batch", "Largest batch of the engines.  [default: 1 on a Jetson, 8 elsewhere]"),
     whole_number("--opt-batch", "Batch that kernels are chosen for.", 1),
     whole_number("--workspace-mb", _WORKSPACE, metavar="MB"),
     click.option("--builder-level", type=click.IntRange(0, 5), default=3, show_default=True, help=_LEVEL),

@@ -46,6 +46,18 @@ def describe(cpuinfo: str, machine: str, cores: int) -> Cpu:
     return Cpu(fields.get("model name", machine), cores, features, saturates)
 
 
+def usable_cores(root: Path = Path("/sys/devices/system/cpu")) -> int:
+    """Physical cores that this process may use; hyperthreads of one core count once."""
+    numbers = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    siblings = set()
+    for number in numbers:
+        try:
+            siblings.add((root / f"cpu{number}/topology/thread_siblings_list").read_text())
+        except OSError:
+            siblings.add(str(number))
+    return len(siblings)
+
+
 def this_cpu() -> Cpu:
     """The CPU that this process runs on."""
     path = Path("/proc/cpuinfo")

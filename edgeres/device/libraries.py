@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from edgeres.device.gpu import Gpu, this_gpu
+from edgeres.device.jetpack import Interpreter, why_missing
 from edgeres.device.targets import RTX_COMPUTE_CAPABILITIES, Flavour
 from edgeres.errors import EngineError
 
@@ -69,14 +70,24 @@ def load(flavour: Flavour) -> ModuleType:
     except ModuleNotFoundError as error:
         other = error.name and error.name.split(".")[0] != name
         found = f"is incomplete: it needs {error.name}" if other else "is not installed"
-        raise EngineError(f"{name} {found}", hint=_INSTALL[flavour]) from error
+        raise _not_loaded(flavour, f"{name} {found}") from error
     except (ImportError, OSError, RuntimeError) as error:  # what a missing or mismatched shared library raises
-        raise EngineError(f"{name} is installed but does not load ({error})", hint=_INSTALL[flavour]) from error
-    version = getattr(module, "__version__", "0.0")  # an empty folder has none
+        raise _not_loaded(flavour, f"{name} is installed but does not load ({error})") from error
+    version = getattr(module, "__version__", None)
+    if version is None:  # an empty folder, and what is left of a stub
+        raise _not_loaded(flavour, f"{name} is installed but empty")
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST[flavour]:
         wanted = ".".join(map(str, OLDEST[flavour]))
         raise EngineError(f"{name} {version} is older than {wanted}, which edgeres needs", hint=_INSTALL[flavour])
     return module
+
+
+def _not_loaded(flavour: Flavour, what: str) -> EngineError:
+    """The error for a package that does not load, with what is known of the system's TensorRT."""
+    case = why_missing(Interpreter.this()) if flavour == "tensorrt" else None
+    if case is None:
+        return EngineError(what, hint=_INSTALL[flavour])
+    return EngineError(f"{what}: {case[0]}", hint=case[1])
 
 
 def available(flavour: Flavour) -> Availability:

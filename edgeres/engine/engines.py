@@ -8,13 +8,15 @@ from pathlib import Path
 
 from edgeres.bundle import ENGINES, FP16, FP32, log_of
 from edgeres.device.libraries import available
-from edgeres.device.targets import Flavour, Runtime, Target
+from edgeres.device.targets import TARGETS, Runtime, Target
 from edgeres.engine.builder import BuildRequest, Precision, build_engine
 from edgeres.engine.preflight import warnings
 from edgeres.errors import EngineError, UsageError, why_left_out
 from edgeres.graph.forms import form_for, lineage, rewritten
 from edgeres.progress import SILENT, Progress
 from edgeres.records import EngineRecord, Preprocess
+
+_MAX_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,14 @@ class EngineChoice:
 
     Attributes:
         also: precisions of further engines to keep, for comparison on the device.
+        max_batch: the largest batch; None: 1 on a Jetson, whose camera gives one image at a time and whose memory every
+            further one takes, 8 elsewhere, and never less than ``opt_batch``.
         workspace_mb: MiB of scratch memory for one layer; None: a quarter of a Jetson's memory, all of another GPU's.
         builder_level: the optimization level, 0 (fast build) to 5 (fast engine).
     """
 
     also: tuple[Precision, ...] = ()
-    max_batch: int = 8
+    max_batch: int | None = None
     compute_capabilities: tuple[str, ...] = ()
     opt_batch: int = 1
     workspace_mb: int | None = None
@@ -38,16 +42,20 @@ class EngineChoice:
 
     def __post_init__(self) -> None:
         """Raise for values that no build accepts, before the first build begins."""
-        self.request("int8", "rtx")
+        self.request("int8", TARGETS["rtx"])
 
-    def request(self, precision: Precision, flavour: Flavour, workspace_bytes: int | None = None) -> BuildRequest:
+    def largest_batch(self, target: Target) -> int:
+        """The largest batch of the engines for this target."""
+        return self.max_batch or max(self.opt_batch, 1 if target.shared_memory else _MAX_BATCH)
+
+    def request(self, precision: Precision, target: Target, workspace_bytes: int | None = None) -> BuildRequest:
         """The request for one build; ``workspace_bytes`` is used if the user gave no ``workspace_mb``."""
         return BuildRequest(
             precision,
             opt_batch=self.opt_batch,
-            max_batch=self.max_batch,
+            max_batch=self.largest_batch(target) if self.max_batch is None else self.max_batch,
             workspace_bytes=workspace_bytes if self.workspace_mb is None else self.workspace_mb << 20,
-            compute_capabilities=self.compute_capabilities if flavour == "rtx" else (),
+            compute_capabilities=self.compute_capabilities if target.runtime == "rtx" else (),
             optimization_level=self.builder_level,
             version_compatible=self.version_compatible,
             hardware_compatible=self.hardware_compatible,
@@ -86,7 +94,7 @@ def build_engines(
     """
     engines = Engines()
     for target in targets:
-        for line in warnings(folder, target, choice.max_batch, choice.workspace_mb):
+        for line in warnings(folder, target, choice.largest_batch(target), choice.workspace_mb):
             progress.say(f"{target.name}: {line}")
         if target.runtime == "onnxruntime":
             continue
@@ -119,7 +127,7 @@ def _build_for(
     gpu = available(target.runtime).gpu
     workspace = None if gpu is None else target.workspace_bytes(gpu.memory_bytes)
     for precision in dict.fromkeys(("int8", *choice.also)):
-        request = choice.request(precision, target.runtime, workspace)
+        request = choice.request(precision, target, workspace)
         try:
             graph = graph_of(folder, precision, target.runtime, preprocess)
             built = build_engine(graph, request, target.runtime, progress)

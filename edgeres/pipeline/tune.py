@@ -160,7 +160,7 @@ def _request(target: Target, choice: EngineChoice, precision: Precision) -> Buil
     assert target.runtime != "onnxruntime"
     gpu = available(target.runtime).gpu
     workspace = None if gpu is None else target.workspace_bytes(gpu.memory_bytes)
-    return choice.request(precision, target.runtime, workspace)
+    return choice.request(precision, target, workspace)
 
 
 def _build_all(run: _Tuning, forms: list[FormFile]) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from edgeres.bundle import Bundle
+from edgeres.bundle import FP32, Bundle
 from edgeres.device.targets import Flavour
 from edgeres.errors import BundleError, EngineError, EnvironmentError_, UsageError
-from edgeres.graph.forms import FLOAT, best_on_cpu, forms_in
+from edgeres.graph.forms import best_on_cpu, forms_in
 from edgeres.records import EngineRecord, ModelSpec
 from edgeres.runtime.engine import EngineFile, TensorRTRunner
 from edgeres.runtime.memory import default_device, is_there
@@ -55,6 +56,7 @@ def open_backend(
             passed_over.append(f"{name}: {error}")
         else:
             _check(backend, bundle.manifest.model, bundle)
+            _warn(bundle, backend, passed_over)
             return backend, tuple(passed_over)
     raise AssertionError("the last backend returns or raises")
 
@@ -62,13 +64,34 @@ def open_backend(
 def _open(bundle: Bundle, name: Choice, threads: int, gpu: int, permit: Permit) -> Backend:
     if name != "cuda" and name != "cpu" and name != "auto":
         return _open_best_engine(bundle, name, gpu, permit)
+    if name == "cuda":  # it has no INT8 kernels: codes would cost both time and accuracy
+        return OrtRunner(graph_file(bundle, FP32), device="cuda", gpu=gpu)
     forms = forms_in(bundle.has)
     if not forms:
         raise BundleError("holds no INT8 graph", where=bundle.path, hint="build it again")
-    if name == "cuda":
-        return OrtRunner(graph_file(bundle, FLOAT.file), integer=FLOAT.integer, device="cuda", gpu=gpu)
     form = best_on_cpu(forms)
     return OrtRunner(graph_file(bundle, form.file), threads=threads, integer=form.integer)
+
+
+def _warn(bundle: Bundle, backend: Backend, passed_over: list[str]) -> None:
+    """Warn where an engine of the bundle is for this machine's GPU, and something slower runs."""
+    for line in passed_over:
+        flavour = next((one for one in get_args(Flavour) if line.startswith(f"{one}: ")), None)
+        if flavour is None or not (records := engines_of(bundle, flavour, "chosen")):
+            continue
+        from edgeres.device.gpu import this_gpu
+
+        gpu, _ = this_gpu()
+        if gpu is not None and any(_is_for(record, gpu.sm) for record in records):
+            why = line.removeprefix(f"{flavour}: ")
+            what = f"the bundle has an engine for this GPU ({gpu.name}), but {backend.name} runs instead: {why}"
+            warnings.warn(what, RuntimeWarning, stacklevel=2)
+            return
+
+
+def _is_for(record: EngineRecord, sm: str) -> bool:
+    made_for = record.portability
+    return sm in made_for.compute_capabilities or made_for.hardware_compatible or not made_for.compute_capabilities
 
 
 def graph_file(bundle: Bundle, name: str, hint: str | None = None) -> Path:

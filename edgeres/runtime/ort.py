@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from edgeres.device.cpu import usable_cores
 from edgeres.errors import EngineError, ModelError, reading
 from edgeres.graph.trial import read_graph
 from edgeres.runtime.runner import Feed, TensorSpec, any_batch, check_feed, closed, parts
@@ -21,7 +22,7 @@ class OrtRunner:
 
     Args:
         model: a file, or the serialized graph itself.
-        threads: per operator on the CPU; 0 takes every core.
+        threads: per operator on the CPU; 0 takes every core that this process may use.
         integer: whether ONNX Runtime may fuse Q/DQ pairs into its integer kernels. False computes in float32 between
             the Q/DQ pairs, as a stand-in for TensorRT, because the integer kernels round in other places.
         device: ``cuda`` needs onnxruntime-gpu and an NVIDIA GPU.
@@ -81,7 +82,8 @@ class OrtRunner:
 
 def _options(ort: Any, threads: int, integer: bool) -> Any:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    # Left at 0, ONNX Runtime pins threads to cores that a container or a Jetson's power mode may have taken away.
+    options.intra_op_num_threads = threads or usable_cores()
     options.log_severity_level = 3
     if not integer:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
