@@ -301,6 +301,8 @@ def log_of(engine: str) -> str:
 
 
 def _manifest_at(folder: Path) -> Manifest:
+    if folder.is_file() and (folder.parent / MANIFEST).is_file():
+        raise BundleError("is a file inside a bundle", where=folder, hint=f"give {folder.parent}")
     if not folder.is_dir() and not reappeared(folder):
         raise BundleError("no such bundle", where=folder, hint="edgeres build -o DIR writes one")
     if not (folder / MANIFEST).is_file():

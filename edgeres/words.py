@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -43,6 +44,16 @@ def _escape_json(character: str) -> str:
 def _escape(character: str) -> str:
     code = ord(character)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``did you mean X?`` for a word that is none of these, with up to three; "" where none is similar.
+
+    >>> did_you_mean("restnet18", ("resnet18", "vgg16"))
+    'did you mean resnet18?'
+    """
+    near = get_close_matches(word.lower(), list(known), 3, 0.6)
+    return f"did you mean {' or '.join(near)}?" if near else ""
 
 
 def without_secrets(text: str) -> str:

@@ -290,7 +290,7 @@ def test_limits_have_to_be_finite(options: dict[str, Any], words: str) -> None:
     ("options", "words"),
     [
         ({"on_unsure": "panic"}, "no such on_unsure: 'panic'; one of warn, fail"),
-        ({"allow": ("wieghts",)}, "no check 'wieghts' to allow; choose one of labels"),
+        ({"allow": ("wieghts",)}, "no check 'wieghts' to allow; did you mean weights"),
     ],
 )
 def test_a_choice_of_gates_refuses_words_that_do_not_exist(options: dict[str, Any], words: str) -> None:

@@ -256,7 +256,7 @@ def test_the_base_install_says_what_a_step_needs(command: list[str], extra: str)
     )
     lines = in_new_python(code, " ".join(BLOCKED), *command).splitlines()
     wanted = f"edgeres: this step needs {extra}, which is not installed; pip install 'edgeres[export]'"
-    assert lines == [wanted, "3"]
+    assert [line for line in lines if not line.startswith("1/")] == [wanted, "3"]
 
 
 def test_the_runtime_brings_numpy_alone() -> None:

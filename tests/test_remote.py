@@ -21,6 +21,7 @@ from edgeres.bundle import FP32, Bundle, log_of
 from edgeres.cli.remote import command
 from edgeres.errors import EdgeresError, EngineError, EnvironmentError_, UsageError
 from edgeres.graph.forms import FORMS, GRAPH_FILES
+from edgeres.progress import Silent
 from edgeres.remote.session import RemoteChoice, RemoteResult, build_there
 from edgeres.remote.ssh import Host
 
@@ -28,7 +29,7 @@ NAME = "my robot's.edgeres"
 HERE = (sys.executable, "-m", "edgeres")
 
 
-class Heard:
+class Heard(Silent):
     """Progress that keeps what was said, and may press Ctrl-C at a line."""
 
     def __init__(self, stop_at: str = "\0") -> None:

@@ -25,6 +25,7 @@ from edgeres.data.base import Source
 from edgeres.data.loader import Batch, Loader
 from edgeres.data.matching import match_labels
 from edgeres.errors import ModelError, SourceError
+from edgeres.progress import Silent
 from edgeres.records import Measurement, ModelSpec, Preprocess
 from edgeres.runtime.ort import OrtRunner
 from edgeres.verify import latency as latency_module
@@ -534,7 +535,7 @@ def test_the_first_inference_of_a_turn_is_not_recorded(monkeypatch: pytest.Monke
 
 
 def test_progress_is_complete_and_the_garbage_collector_is_on_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Meter:
+    class Meter(Silent):
         steps: list[int] = []  # noqa: RUF012
 
         def task(self, name: str, total: int | None) -> Any:

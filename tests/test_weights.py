@@ -33,6 +33,7 @@ from edgeres.data.labels import imagenet_classes
 from edgeres.data.signs import CLASSES
 from edgeres.errors import EnvironmentError_, UsageError, WeightsError
 from edgeres.files import sha256 as file_sha256
+from edgeres.progress import Silent
 from edgeres.records import Preprocess
 from edgeres.zoo import transfer
 from edgeres.zoo.architectures import ARCHITECTURES
@@ -107,7 +108,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     return folder
 
 
-class Recorder:
+class Recorder(Silent):
     """A Progress that records tasks as (task, total, steps), and lines."""
 
     def __init__(self) -> None:

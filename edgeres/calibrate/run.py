@@ -131,6 +131,10 @@ class _Inside:
         self._advance = advance
 
     @contextmanager
+    def stage(self, name: str, what: str) -> Iterator[None]:
+        yield
+
+    @contextmanager
     def task(self, name: str, total: int | None) -> Iterator[Advance]:
         yield self._advance
 

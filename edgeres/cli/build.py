@@ -12,15 +12,21 @@ from edgeres.cli.show import command_line, echo, print_report
 
 
 @click.command("build", cls=options.ManyValues)
-@click.option("--model", required=True, metavar="NAME|FILE.onnx", help=options.MODEL)
-@click.option("--int8", is_flag=True, default=True, help="Quantize to INT8 after training; always on.")
+@options.section(
+    "Model",
+    click.option("--model", required=True, metavar="NAME|FILE.onnx", help=options.MODEL),
+    click.option("--int8", is_flag=True, default=True, help="Quantize to INT8 after training; always on."),
+)
 @options.model_options
 @options.input_options
 @options.calibration_options
 @options.calibration_file_option
 @options.refine_options
 @options.validation_options
-@click.option("--target", "targets", multiple=True, metavar="NAME", help="Target from `edgeres targets`; repeatable.")
+@options.section(
+    "Engines",
+    click.option("--target", "targets", multiple=True, metavar="NAME", help="Of `edgeres targets`; repeatable."),
+)
 @options.engine_options
 @options.gate_options
 @options.output_option("DIR", "Bundle to write.  [default: MODEL.edgeres]")
@@ -36,8 +42,10 @@ def command(ctx: click.Context, /, **given: Any) -> None:
 
     \b
     edgeres build --model resnet18 --int8
-    edgeres build --model resnet50 --weights my.pth --calibration train/ --validation val/
-    edgeres build --model my.onnx --calibration train/ --validation val/ --target jetson-orin-nx
+    edgeres build --model resnet50 --weights my.pth \\
+        --calibration train --validation val
+    edgeres build --model my.onnx --calibration train --validation val \\
+        --target jetson-orin-nx
     """
     from edgeres.pipeline.build import build
 

@@ -52,12 +52,13 @@ def command(paths: tuple[str, ...], output: Path, as_json: bool, **given: Any) -
     edgeres calibrate resnet18 -o calibration.json
     edgeres build --model resnet18 --calibration-file calibration.json
     \b
-    edgeres calibrate my.onnx --calibration train/ --shard 2/8 -o part2.npz     on each of eight machines
-    edgeres calibrate --merge part*.npz -o calibration.json                     the same as from one run
-    edgeres calibrate my.onnx --calibration /nfs/train --scheduler tcp://head:8786 -o calibration.json
+    edgeres calibrate my.onnx --calibration train --shard 2/8 -o part2.npz
+    edgeres calibrate --merge part*.npz -o calibration.json
+    edgeres calibrate my.onnx --calibration /nfs/train \\
+        --scheduler tcp://head:8786 -o calibration.json
     \b
     edgeres calibrate my.onnx --import my.cache -o calibration.json
-    edgeres calibrate --export trt-cache my.edgeres -o my.cache                 a bundle, or a calibration.json
+    edgeres calibrate --export trt-cache my.edgeres -o my.cache
     """
     mode = _mode(given)
     shown = progress(quiet=as_json)

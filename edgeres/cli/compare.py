@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from edgeres.cli.options import UserPath, as_json, file_option
+from edgeres.cli.options import UserPath, as_json, written_file
 from edgeres.cli.show import echo, new_console, print_json
 
 
 @click.command("compare")
 @click.argument("builds", type=UserPath(), nargs=-1, required=True, metavar="BUNDLE|REPORT.json...")
-@file_option("--html", "Write a page, too.")
+@written_file("--html", "Write a page, too.")
 @click.option("--any-machine", is_flag=True, help="Compare latency also between different machines.")
 @as_json
 def command(builds: tuple[Path, ...], html: Path | None, any_machine: bool, as_json: bool) -> None:

@@ -34,10 +34,13 @@ def command(model: str, output: Path, as_json: bool, **given: Any) -> None:
     \b
     edgeres export --model resnet50 --weights my.pth -o resnet50.onnx
     """
+    from edgeres.errors import UsageError
     from edgeres.files import write_file
     from edgeres.pipeline.input_choice import InputChoice
     from edgeres.pipeline.take import ModelChoice, take
 
+    if output.suffix.lower() != ".onnx":
+        raise UsageError("is not named .onnx", where=output, hint=f"-o {output.with_suffix('.onnx')}")
     choice = InputChoice.of(input_choice(given))
     taken = take(ModelChoice(model, **given, input=choice), progress(quiet=as_json))
     from edgeres.graph.stated import state  # behind take, which says where onnx is missing

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import click
 
 from edgeres.cli.options import as_json
 from edgeres.cli.show import echo, print_json, print_table
+
+if TYPE_CHECKING:
+    from edgeres.zoo.registry import ZooModel
 
 
 @click.command("models")
@@ -29,7 +35,16 @@ def command(as_json: bool) -> None:
         tags = ", ".join(top1.get(tag, tag) for tag in model.tags)
         rows.append((a.name, f"{a.size.params / 1e6:.2f} M", f"{a.size.gmacs:.2f} G", f"{a.input_px}", tags))
     print_table(("model", "params", "MACs", "px", "weights (published top-1)"), rows, right=("params", "MACs", "px"))
-    licenses = sorted({w.license for model in models for w in model.weights.values()})
     echo("", "The first tag is the default. signs comes with the package; imagenet is downloaded when asked for.")
-    for license in licenses:
-        echo(f"imagenet weights: {license}")
+    for license, names in _licences(models).items():
+        echo(f"licence of {', '.join(names)}: {license}")
+
+
+def _licences(models: Sequence[ZooModel]) -> dict[str, list[str]]:
+    """Names of weights by their licence; all versions of ``imagenet`` have one."""
+    found: dict[str, list[str]] = {}
+    for weights in (w for model in models for w in model.weights.values()):
+        names = found.setdefault(weights.license, [])
+        if (name := weights.tag.partition(":")[0]) not in names:
+            names.append(name)
+    return found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -14,6 +16,7 @@ from edgeres.data.base import FORMS
 from edgeres.errors import UsageError
 from edgeres.records import CODES, INTERPOLATIONS, METHODS, RESIZE_MODES
 from edgeres.refine.choice import EFFORTS, RESIDUALS
+from edgeres.words import did_you_mean
 
 if TYPE_CHECKING:
     from edgeres.signing import Anyone
@@ -36,6 +39,23 @@ def _all(*options: Decorator) -> Decorator:
     def add(function: Command) -> Command:
         for option in reversed(options):
             function = option(function)
+        return function
+
+    return add
+
+
+# Headings of --help, in their order; what belongs to none of them stands under the last one.
+_SECTIONS = ("Model", "Input", "Images", "Quantization", "Engines", "Gates", "Options")
+
+
+def section(title: str, *options: Decorator) -> Decorator:
+    """Add options that stand together under a heading of ``--help``."""
+
+    def add(function: Command) -> Command:
+        before = len(getattr(function, "__click_params__", ()))
+        function = _all(*options)(function)
+        for option in getattr(function, "__click_params__", ())[before:]:
+            vars(option).setdefault("section", title)
         return function
 
     return add
@@ -84,7 +104,21 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click 
 
 
 class ManyValues(click.Command):
-    """A command whose options may take one value or several: the numbers that follow each of them are one text."""
+    """A command with many options.
+
+    ``--help`` shows them in sections. Options may take one value or several: the numbers that follow each of them are
+    one text.
+    """
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        found: dict[str, list[tuple[str, str]]] = {title: [] for title in _SECTIONS}
+        for option in self.get_params(ctx):
+            if (record := option.get_help_record(ctx)) is not None:
+                found[vars(option).get("section", _SECTIONS[-1])].append(record)
+        for title, records in found.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         many = {flag for option in self.params if isinstance(option.type, Numbers | ImageSize) for flag in option.opts}
@@ -107,6 +141,15 @@ def _is_number(text: str) -> bool:
         return False
 
 
+class Word(click.Choice):  # type: ignore[type-arg]  # generic from click 8.2 on
+    """One of a few words; a misspelt one is told the nearest."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value not in self.choices and (near := did_you_mean(str(value), self.choices)):
+            self.fail(f"{value!r} is none of {', '.join(self.choices)}; {near}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def whole_number(flag: str, text: str, default: int | None = None, least: int = 1, metavar: str = "N") -> Decorator:
     """An option that takes an integer from ``least`` on."""
     kind, shown = click.IntRange(least), default is not None
@@ -115,7 +158,7 @@ def whole_number(flag: str, text: str, default: int | None = None, least: int = 
 
 def choice(flag: str, names: Sequence[str], text: str, default: str | None = None) -> Decorator:
     """An option that takes one of these names."""
-    return click.option(flag, type=click.Choice(names), default=default, show_default=default is not None, help=text)
+    return click.option(flag, type=Word(names), default=default, show_default=default is not None, help=text)
 
 
 def file_option(flag: str, text: str) -> Decorator:
@@ -130,7 +173,26 @@ def text_option(*names: str, default: str, metavar: str, text: str) -> Decorator
 
 def output_option(metavar: str, text: str, *, required: bool = False, **rules: bool) -> Decorator:
     """``-o``, the path that a command writes; ``rules`` are those of :class:`UserPath`."""
-    return click.option("-o", "--output", required=required, type=UserPath(**rules), metavar=metavar, help=text)
+    path = UserPath(**rules)
+    return click.option(
+        "-o", "--output", required=required, type=path, metavar=metavar, help=text, callback=_check_writable
+    )
+
+
+def written_file(flag: str, text: str) -> Decorator:
+    """An option that takes the path of a file to be written."""
+    return click.option(flag, type=UserPath(dir_okay=False), metavar="FILE", help=text, callback=_check_writable)
+
+
+def _check_writable(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
+    """Refuse at once, before anything is computed, a path below a file or below a directory without write access."""
+    if path is not None:
+        above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+        if not above.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(above))
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, f"no permission to write {path.name} here", str(above))
+    return path
 
 
 # Help texts that are too long for the line of their option.
@@ -173,7 +235,8 @@ def trusted(given: dict[str, Any]) -> Path | Anyone | None:
     return ANYONE if anyone else keys
 
 
-model_options = _all(
+model_options = section(
+    "Model",
     click.option("--weights", metavar="TAG|FILE|URL", help="A tag of `edgeres models`, a file, a URL, or random."),
     whole_number("--num-classes", "Number of classes, for random weights; a checkpoint has its own."),
     click.option("--ema", is_flag=True, help=_EMA),
@@ -182,7 +245,8 @@ model_options = _all(
 
 size_option = click.option("--input-px", type=ImageSize(), metavar="PX|HxW|H W", help=_SIZE)
 
-input_options = _all(
+input_options = section(
+    "Input",
     size_option,
     file_option("--labels", "Class names, one per line, in the order of the outputs."),
     click.option("--mean", type=Numbers(), metavar="R G B", help="Input = (pixel * S - mean) / std; one per channel."),
@@ -212,18 +276,23 @@ unreadable_option = click.option(
     help="Leave out images that cannot be read, and list them.",
 )
 
-calibration_options = _all(
+calibration_options = section(
+    "Images",
     click.option("--calibration", metavar="SRC", help=f"Images for calibration. {SRC}."),
     whole_number("--calibration-size", "Number of images taken from it.", 512),
-    choice("--method", METHODS, "How ranges are chosen.", "mse"),
-    whole_number("--batch", "Images per calibration step.", 8),
     whole_number("--seed", "Seed of the choice of images.", 0, least=0),
     unreadable_option,
+    section(
+        "Quantization",
+        choice("--method", METHODS, "How ranges are chosen.", "mse"),
+        whole_number("--batch", "Images per calibration step.", 8),
+    ),
 )
 
-calibration_file_option = file_option("--calibration-file", _RANGES)
+calibration_file_option = section("Quantization", file_option("--calibration-file", _RANGES))
 
-refine_options = _all(
+refine_options = section(
+    "Quantization",
     choice("--effort", EFFORTS, _EFFORT, "balanced"),
     choice("--residual", RESIDUALS, _RESIDUAL, "int8"),
     choice("--codes", CODES, _CODES, "free"),
@@ -231,10 +300,9 @@ refine_options = _all(
 
 _BUDGET = "Seconds for building and timing forms; those that do not fit are passed over."
 _SQNR = "Pass over a form whose logits on the probes are below this SQNR."
-engine_options = _all(
-    click.option(
-        "--also", multiple=True, type=click.Choice(["fp32", "fp16"]), help="Also keep engines in this precision."
-    ),
+engine_options = section(
+    "Engines",
+    click.option("--also", multiple=True, type=Word(["fp32", "fp16"]), help="Also keep engines in this precision."),
     whole_number("--max-batch", "Largest batch of the engines.  [default: 1 on a Jetson, 8 elsewhere]"),
     whole_number("--opt-batch", "Batch that kernels are chosen for.", 1),
     whole_number("--workspace-mb", _WORKSPACE, metavar="MB"),
@@ -276,13 +344,15 @@ def _limit(flag: str, metavar: str, text: str) -> Decorator:
     return click.option(flag, type=Limit(), metavar=metavar, help=text)
 
 
-validation_options = _all(
+validation_options = section(
+    "Images",
     click.option("--validation", metavar="SRC", help=f"Images to verify on. {SRC}."),
     click.option("--validation-labels", metavar="FILE", help=_TABLE),
     whole_number("--validation-size", "Number of images taken from it; all by default."),
 )
 
-gate_options = _all(
+gate_options = section(
+    "Gates",
     _limit("--max-drop", "PP", "Gate: top-1 lost against FP32, in points.  [default: 1]"),
     _limit("--max-class-drop", "PP", "Gate: top-1 lost by any class, where it is significant.  [default: 10]"),
     _limit("--min-agreement", "%", "Gate: images that FP32 and INT8 put into the same class."),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeres.cli.options import UserPath, as_json, choice, file_option, trust_options, trusted, whole_number
+from edgeres.cli.options import UserPath, as_json, choice, trust_options, trusted, whole_number, written_file
 from edgeres.cli.progress import progress
 from edgeres.cli.show import echo, print_json
 from edgeres.words import escaped
@@ -26,7 +26,7 @@ NAMED = 10
 @click.argument("images", type=UserPath(), nargs=-1, required=True, metavar="IMAGE|DIR...")
 @whole_number("--top", "Classes to show.  [default: 5; 1 below a directory]")
 @choice("--sort", SORTS, "Order of the images.  [default: path; on the sheet: unsure, least sure first]")
-@file_option("--sheet", "Write a contact sheet, .html or .png.")
+@written_file("--sheet", "Write a contact sheet, .html or .png.")
 @trust_options
 @as_json
 def command(

@@ -25,7 +25,8 @@ def command(model: Path, output: Path, target: str, as_json: bool, **given: Any)
     """Quantize any ResNet-like FP32 ONNX file to INT8 with Q/DQ. A checkpoint is not needed.
 
     \b
-    edgeres quantize my.onnx --calibration images/ --target jetson-orin-nx -o my.int8.onnx
+    edgeres quantize my.onnx --calibration images \\
+        --target jetson-orin-nx -o my.int8.onnx
     """
     from edgeres.data.choose import DataChoice
     from edgeres.errors import UsageError

@@ -43,7 +43,8 @@ def command(ctx: click.Context, /, host: str, bundle: Path, output: Path | None,
     \b
     edgeres remote robot resnet50.edgeres
     edgeres remote robot resnet50.edgeres --install
-    edgeres remote me@10.0.0.7 resnet50.edgeres --validation data/val -- --max-drop 0.5
+    edgeres remote me@10.0.0.7 resnet50.edgeres --validation data/val \\
+        -- --max-drop 0.5
 
     HOST is a host as ssh takes it; keys, ports and names come from your ssh configuration. The machine needs edgeres:
     --install puts it into a virtual environment in the folder --to there, made with --python's Python, and uses it.

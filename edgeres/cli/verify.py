@@ -24,8 +24,8 @@ _CORRUPTIONS = "Also compare on 200 images darkened, blurred, noised, compressed
 @click.option("--scheduler", metavar="tcp://HOST:8786", help="Run the graphs on the Dask cluster of this scheduler.")
 @click.option("--corruptions", is_flag=True, help=_CORRUPTIONS)
 @options.trust_options
-@options.file_option("--junit", "Write gates and checks as JUnit XML.")
-@options.file_option("--markdown", "Write a summary as Markdown.")
+@options.written_file("--junit", "Write gates and checks as JUnit XML.")
+@options.written_file("--markdown", "Write a summary as Markdown.")
 @options.as_json
 @click.pass_context
 def command(ctx: click.Context, /, bundle: Path, output: Path | None, as_json: bool, **given: Any) -> None:

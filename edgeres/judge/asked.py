@@ -11,6 +11,7 @@ from edgeres.errors import UsageError
 from edgeres.judge.baseline import Baseline, read_baseline
 from edgeres.judge.checks import CHECKS
 from edgeres.judge.gates import Limits
+from edgeres.words import did_you_mean
 
 OnUnsure = Literal["warn", "fail"]
 
@@ -69,7 +70,8 @@ class GateChoice:
             raise UsageError(f"no such on_unsure: {self.on_unsure!r}", hint=f"one of {', '.join(get_args(OnUnsure))}")
         for name in self.allow:
             if name not in CHECKS:
-                raise UsageError(f"there is no check {name!r} to allow", hint=f"choose one of {', '.join(CHECKS)}")
+                hint = did_you_mean(name, CHECKS) or f"choose one of {', '.join(CHECKS)}"
+                raise UsageError(f"there is no check {name!r} to allow", hint=hint)
 
     def read_baseline(self) -> Baseline | None:
         """The baseline, None where none was given; InputError where it cannot be read."""

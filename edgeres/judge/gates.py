@@ -132,11 +132,16 @@ class Limits:
     max_slowdown: float | None = 15.0
 
     def __post_init__(self) -> None:
-        """Raise UsageError where a limit is not finite."""
+        """Raise UsageError where a limit is not finite, is below zero, or asks for more than all images."""
         for metric in METRICS.values():
             limit = self.limit(metric.option)
-            if limit is not None:
-                gate(metric.name, limit)
+            if limit is None:
+                continue
+            gate(metric.name, limit)
+            if limit < 0:
+                raise UsageError(f"{limit:g} is below zero", where=metric.option, hint="write 1 for a loss of 1 pp")
+            if metric.name == "agreement" and limit > 100:
+                raise UsageError(f"{limit:g} % is more than all images", where=metric.option, hint="write at most 100")
 
     def gates(self, *, baseline: bool = False, labels: bool = True) -> tuple[Gate, ...]:
         """The gates that are set.

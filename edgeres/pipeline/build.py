@@ -21,7 +21,7 @@ from edgeres.pipeline.network import take_network, with_class_names
 from edgeres.pipeline.options import BuildOptions
 from edgeres.pipeline.render import write_report
 from edgeres.pipeline.verify import VALIDATION_BATCH, keep_answers, measure_bundle
-from edgeres.progress import SILENT, Progress
+from edgeres.progress import SILENT, Numbered, Progress
 from edgeres.verify.measure import MeasurePlan, Validation
 from edgeres.words import public
 
@@ -62,7 +62,8 @@ def build(model: Any, *, progress: Progress = SILENT, command: str = "", **optio
     baseline = o.gates.read_baseline()
     if o.output is not None:
         _check_output(o.output, o.force, progress)
-    with watch.stage("export"):
+    progress = Numbered(progress, stages_of(o))
+    with watch.stage("export"), progress.stage("model", f"reading {o.model.shown()}"):
         network = take_network(o.model, o.data, o.ranges, o.refine, progress=progress)
     o = replace(o, ranges=network.ranges, refine=network.refine)
     images = choose_images(network, o.data, progress)
@@ -86,6 +87,14 @@ def build(model: Any, *, progress: Progress = SILENT, command: str = "", **optio
         write_report(folder, report)
         seal(folder, made.manifest)
     return BuildResult(output, report)
+
+
+def stages_of(o: BuildOptions) -> tuple[str, ...]:
+    """The stages of a build, in their order, for their numbers."""
+    refines = o.refine.effort != "fast" or o.refine.residual == "auto"
+    builds = any(t.runtime != "onnxruntime" for t in choose_targets(o.targets))
+    refine, engines = ("refine",) if refines else (), ("engines",) if builds else ()
+    return ("model", "calibrate", *refine, "graphs", *engines, "compare", "time")
 
 
 def _check_output(output: Path, force: bool, progress: Progress) -> None:

@@ -20,7 +20,7 @@ from edgeres.data.loader import OnUnreadable
 from edgeres.data.plausible import check_images
 from edgeres.files import write_file
 from edgeres.pipeline.take import Fp32Model, ModelChoice, take
-from edgeres.progress import SILENT, Progress
+from edgeres.progress import SILENT, Numbered, Progress
 from edgeres.quantize.exchange import fit, read_foreign
 from edgeres.records import Method
 
@@ -54,7 +54,9 @@ def calibrate_file(
     check_paths(data)
     with ExitStack() as stack:
         client = None if options.scheduler is None else stack.enter_context(connect(options.scheduler))
-        fp32 = take(model, progress)
+        progress = Numbered(progress, ("model", "calibrate"))
+        with progress.stage("model", f"reading {model.shown()}"):
+            fp32 = take(model, progress)
         source = choose_calibration(data, fp32.spec, progress)
         for line in check_images(source, fp32.spec.preprocess):
             progress.say(line)
@@ -64,7 +66,9 @@ def calibrate_file(
             backend = here(job, fp32.graph, source)
         else:
             backend = cluster(client, job, fp32.graph.SerializeToString(), Recipe(data, fp32.spec, job.source_digest))
-        state = collect(job, backend, keep, options.shard or (1, 1), progress=progress)
+        part = f", part {options.shard[0]} of {options.shard[1]}" if options.shard else ""
+        with progress.stage("calibrate", f"calibrating {len(source):,} images{part}"):
+            state = collect(job, backend, keep, options.shard or (1, 1), progress=progress)
     write_file(output, state.pack() if options.shard else to_json(state.document(options.method)).encode())
     keep.unlink(missing_ok=True)
     return state

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +43,7 @@ PROBE_IMAGES = 64  # that a device tries its engines on
 
 @dataclass
 class Stopwatch:
-    """Wall seconds by stage."""
+    """Wall seconds by stage; a stage that is entered again goes on."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -51,7 +51,7 @@ class Stopwatch:
     def stage(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.seconds[name] = time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def make(
@@ -69,6 +69,7 @@ def make(
     with watch.stage("quantize"):
         styles: list[Style] = list(dict.fromkeys(target.style for target in targets))
         refined = quantize_network(network, styles, loader, progress)
+    with watch.stage("quantize"), progress.stage("graphs", "writing and trying the graphs"):
         pixels = sample_pixels(source, fp32.spec.preprocess) if len(source) else None
         probes, tried = _try_forms(fp32, refined.quantized, targets, loader, progress)
         quantized = _with_graphs_of(refined.quantized, tried)
@@ -83,7 +84,9 @@ def make(
             write_file(folder / PROBES, ProbeSet(probes.images, probes.exact).to_npz(fp32.spec.preprocess))
     with watch.stage("engines"):
         able = [target for target in targets if form_for(target.runtime).name in tried.graphs]
-        engines = build_engines(folder, able, o.engines, fp32.spec.preprocess, progress)
+        names = ", ".join(target.name for target in able if target.runtime != "onnxruntime")
+        with progress.stage("engines", f"building engines: {names}") if names else nullcontext():
+            engines = build_engines(folder, able, o.engines, fp32.spec.preprocess, progress)
         _write_engines(folder, engines)
     images = DataRecord.of(loader, quantized.images, pixels)
     calibration = CalibrationRecord(images, network.ranges.method, network.ranges.batch) if images.images else None

@@ -15,7 +15,7 @@ from edgeres.graph.forms import form_for
 from edgeres.pipeline.network import quantize_network, take_network
 from edgeres.pipeline.options import RangeOptions
 from edgeres.pipeline.take import ModelChoice
-from edgeres.progress import SILENT, Progress
+from edgeres.progress import SILENT, Numbered, Progress
 from edgeres.refine.choice import RefineChoice
 
 # dB; a tenth of the scores' power is lost then. INT8 networks that are of use have 20 and more.
@@ -48,7 +48,10 @@ def quantize_file(
         raise UsageError(
             "calibration images are needed", hint="--calibration SRC; edgeres quantize --help lists the forms of SRC"
         )
-    network = take_network(model, data, ranges, refine, "normalized", progress)
+    steps = ("refine",) if refine.effort != "fast" or refine.residual == "auto" else ()
+    progress = Numbered(progress, ("model", "calibrate", *steps, "graphs"))
+    with progress.stage("model", f"reading {model.shown()}"):
+        network = take_network(model, data, ranges, refine, "normalized", progress)
     from edgeres.quantize.trial import Probes, probe_images, try_forms  # take_network has told of onnx if it is missing
 
     fp32, ranges, recorded = network.fp32, network.ranges, network.recorded
@@ -59,7 +62,8 @@ def quantize_file(
     loader = Loader(source, fp32.spec.preprocess, ranges.batch, ranges.on_unreadable)
     refined = quantize_network(network, [chosen.style], loader, progress)
     quantized, form = refined.quantized, form_for(chosen.runtime)
-    tried = try_forms(quantized, [chosen.runtime], Probes.of(fp32.graph, probe_images(loader)))
+    with progress.stage("graphs", "trying the graph"):
+        tried = try_forms(quantized, [chosen.runtime], Probes.of(fp32.graph, probe_images(loader)))
     if form.name not in tried.graphs:
         raise ModelError(f"no graph for {chosen.name} can be written: {tried.left_out[form.name]}", where=model.model)
     plan, sqnr_db = quantized.plans[chosen.style], tried.sqnr_db[form.name]

@@ -60,6 +60,10 @@ class ModelChoice:
     ema: bool = False
     head_activation: str | None = None
 
+    def shown(self) -> str:
+        """The model in the user's words."""
+        return str(self.model) if isinstance(self.model, str | Path) else self.name or type(self.model).__name__
+
 
 @dataclass(frozen=True)
 class Fp32Model:

@@ -19,7 +19,7 @@ from edgeres.judge.judge import judge
 from edgeres.made import Made, read_made
 from edgeres.pipeline.candidates import candidates_in
 from edgeres.pipeline.options import VerifyOptions, flat, json_value
-from edgeres.progress import SILENT, Progress
+from edgeres.progress import SILENT, Numbered, Progress
 from edgeres.reports import read_report
 from edgeres.signing import permit_for
 from edgeres.verify.answers import REFERENCE
@@ -88,6 +88,7 @@ def _verify(
         progress.say(line)
     loader = Loader(source, contract, VALIDATION_BATCH, options.on_unreadable)
     plan = MeasurePlan(options.scheduler, options.thumbnails, corruptions=options.corruptions)
+    progress = Numbered(progress, ("compare", "time"))
     measured = measure_bundle(made, Validation(loader, data, reasons), plan, progress)
     given = {name: value for name, value in flat(options).items() if name not in ("command", "trust")}
     asked = Asked(options.command, json_value({"bundle": bundle.path, **vars(data), **given}), options.gates, baseline)

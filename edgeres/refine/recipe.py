@@ -50,6 +50,8 @@ _LEAST_HELD_TO_EQUALIZE = 32
 # Most bytes of inputs for statistics per channel: large images have more positions, so fewer of them are enough.
 _STATISTICS_BYTES = 16 << 20
 _EQUALIZE_IMAGES, _BIAS_IMAGES, _TRIAL_IMAGES = 128, 128, 64
+# Duration of ``balanced`` in calibration passes, for the user's orientation.
+_REFINE_PASSES = 20
 _LEARNING_PASSES = 8  # forward passes over the calibration images that learning may cost in ``balanced``
 # With images above 128 px, a learning step takes seconds per image, so it uses fewer of them.
 _LARGE_INPUT = 3 * 128 * 128
@@ -111,37 +113,75 @@ def quantize_with_recipe(
     count = len(loader.source)
     if not refines or count < _LEAST_IMAGES:
         note = f"{count} calibration images are too few to hold any back" if refines else ""
-        every = quantize(model, styles, loader, ranges, progress)
+        with progress.stage("calibrate", _calibrating(count, ranges)):
+            every = quantize(model, styles, loader, ranges, progress)
         plain = replace(_unrefined(model, every, choice), note=note, calibrated=every.plans.get("tensorrt"))
         return plain if count < _LEAST_IMAGES else _with_corrected_constants(model, plain, loader, progress)
     # Sources are sorted by class: both parts, and the first images of each, must hold every class.
     order = np.random.RandomState(0).permutation(count).astype(np.int64)
     held_count = min(max(count // 4, 16), _HELD_BACK)
     fit, held = _part(loader, order[held_count:]), _part(loader, order[:held_count])
-    quantized = quantize(model, styles, fit, ranges, progress)
-    refiner = _Refiner(model, _inputs(replace(fit), _IMAGE_BYTES), _inputs(held, _IMAGE_BYTES), choice, progress)
-    quantized = _running(quantized, refiner.held[:1])
-    calibrated = quantized.plans.get("tensorrt")
-    loader.unreadable[:] = fit.unreadable + held.unreadable
-    if choice.effort != "fast":
-        few = _part(loader, order[held_count:][:_TRIAL_IMAGES])
-        quantized = refiner.equalize(
-            quantized,
-            ranges.codes,
-            lambda equal, trial: quantize(
-                equal, tuple(quantized.plans), few if trial else fit, ranges, SILENT if trial else progress
-            ),
-        )
-    found = {style: refiner.refined(CandidatePlan(refiner.graphs[style], p)) for style, p in quantized.plans.items()}
-    if choice.effort == "fast" or choice.residual != "int8":
-        return Refined(_with_candidates(quantized, found), tuple(refiner.steps), refiner.skips, calibrated=calibrated)
-    refiner.graphs.clear()  # the equalized graph is not needed any more
-    every = _running(quantize(model, styles, loader, ranges, progress), refiner.held[:1])
-    plain = _with_corrected_constants(model, Refined(every), loader, progress)
-    calibrated = every.plans.get("tensorrt")
+    start = time.perf_counter()
+    with progress.stage("calibrate", _calibrating(count, ranges, held_count)):
+        quantized = quantize(model, styles, fit, ranges, progress)
+    with progress.stage("refine", _refining(choice, time.perf_counter() - start)):
+        refiner = _Refiner(model, _inputs(replace(fit), _IMAGE_BYTES), _inputs(held, _IMAGE_BYTES), choice, progress)
+        quantized = _running(quantized, refiner.held[:1])
+        calibrated = quantized.plans.get("tensorrt")
+        loader.unreadable[:] = fit.unreadable + held.unreadable
+        if choice.effort != "fast":
+            parts = _part(loader, order[held_count:][:_TRIAL_IMAGES]), fit
+            quantized = _equalized(refiner, quantized, parts, ranges)
+        found = {
+            style: refiner.refined(CandidatePlan(refiner.graphs[style], p)) for style, p in quantized.plans.items()
+        }
+        if choice.effort == "fast" or choice.residual != "int8":
+            return Refined(
+                _with_candidates(quantized, found), tuple(refiner.steps), refiner.skips, calibrated=calibrated
+            )
+        refiner.graphs.clear()  # the equalized graph is not needed any more
+        every = _running(quantize(model, styles, loader, ranges, progress), refiner.held[:1])
+        plain = _with_corrected_constants(model, Refined(every), loader, progress)
+        plain = replace(plain, calibrated=every.plans.get("tensorrt"))
+        return _better(refiner, quantized, found, plain)
+
+
+def _equalized(refiner: _Refiner, quantized: Quantized, parts: tuple[Loader, Loader], ranges: RangeChoice) -> Quantized:
+    """Equalize, calibrated on the first part to see whether it is worth a pass over the second."""
+    few, fit = parts
+
+    def again(graph: ModelProto, trial: bool) -> Quantized:
+        shown = SILENT if trial else refiner.progress
+        return quantize(graph, tuple(quantized.plans), few if trial else fit, ranges, shown)
+
+    return refiner.equalize(quantized, ranges.codes, again)
+
+
+def _better(refiner: _Refiner, quantized: Quantized, found: dict[Style, CandidatePlan], plain: Refined) -> Refined:
+    """Each style's refined candidate, or its calibration with all images where that is better."""
     better = {style: candidate for style, candidate in found.items() if refiner.gains(plain.quantized, style)}
     base, steps = (quantized, ()) if len(better) == len(found) else (plain.quantized, plain.steps)
-    return Refined(_with_candidates(base, better), (*refiner.steps, *steps), refiner.skips, calibrated=calibrated)
+    made = _with_candidates(base, better)
+    return Refined(made, (*refiner.steps, *steps), refiner.skips, calibrated=plain.calibrated)
+
+
+def _calibrating(images: int, ranges: RangeChoice, held: int = 0) -> str:
+    """What the calibration's stage shows."""
+    if ranges.recorded is not None:
+        return "taking recorded ranges"
+    parts = f": {images - held:,} to calibrate, {held:,} held back to judge refinements" if held else ""
+    return f"calibrating {images:,} images{parts}"
+
+
+def _refining(choice: RefineChoice, calibration_seconds: float) -> str:
+    """What the refinement's stage shows, with its rough duration."""
+    if choice.effort == "fast":
+        return f"choosing the residual stream's precision, --residual {choice.residual}"
+    if choice.effort == "best":
+        return "refining with --effort best, some minutes"
+    minutes = calibration_seconds * _REFINE_PASSES / 60
+    about = f"up to {math.ceil(minutes)} min" if minutes > 1 else "up to a minute"
+    return f"refining with --effort {choice.effort}, {about}; --effort fast leaves it out"
 
 
 def _running(quantized: Quantized, images: F32) -> Quantized:

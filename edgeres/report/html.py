@@ -247,7 +247,7 @@ def _latency(report: Report) -> Html:
         "Latency",
         el("p", f"{latency['backend']}, {latency['scope']}; measured in alternating blocks of one run."),
         el("p", f"The speedup is {doubt}.", class_="remark") if doubt else "",
-        *(el("p", f"Noisy: {what}.", class_="remark") for what in latency["noise"]),
+        el("p", f"Noisy: {'; '.join(latency['noise'])}.", class_="remark") if latency["noise"] else "",
         latency_chart(latency) if latency["histogram"] else "",
         table("Latency", head, rows, range(1, 7)),
         el("p", f"Ratio of the medians: {ratio}. Spread is the coefficient of variation.", class_="soft small"),

@@ -45,7 +45,7 @@ def render_terminal(report: Report, console: Console) -> None:
             console.print(words_of(unreadable(validation), style="yellow"))
     for block in (
         _figures(report),
-        pairs(findings(report)),
+        pairs(findings(report, brief=True)),
         _corruptions(report),
         _gates(report),
         _checks(report),

@@ -167,8 +167,12 @@ def _share(correct: int, row: dict[str, Any]) -> str:
     return f"{100 * correct / row['labelled']:.1f} %"
 
 
-def findings(report: Report) -> list[tuple[str, str]]:
-    """Comparisons of INT8 with FP32: name, and figure with interval or the reason why it is missing."""
+def findings(report: Report, *, brief: bool = False) -> list[tuple[str, str]]:
+    """Comparisons of INT8 with FP32: name, and figure with interval or the reason why it is missing.
+
+    Args:
+        brief: put the refinement's steps into one line.
+    """
     a, m = report["accuracy"], report["latency"]
     agreement = f"{percent(a['agreement'])}, 95 % interval {interval(a['agreement_ci95'])}"
     speedup = f"{times(m['speedup'])}, 95 % interval {interval(m['speedup_ci95'])}, on {m['backend']}, {m['scope']}"
@@ -187,8 +191,9 @@ def findings(report: Report) -> list[tuple[str, str]]:
         (name, words if look_up(path, report) is not None else f"not measured: {why_missing(path, report)}")
         for name, path, words in figures
     ]
-    told += [(step["name"], _step(step)) for step in report["refinement"]]
-    told += [("noise", what) for what in m["noise"]]
+    steps = report["refinement"]
+    told += _steps_in_brief(steps) if brief else [(step["name"], _step(step)) for step in steps]
+    told += [("noisy times", "; ".join(m["noise"]))] if m["noise"] else []
     told += [("limits from", config["file"])] if (config := report.get("config")) else []
     if a.get("reference"):
         told.append(("FP32 answers", a["reference"]))
@@ -217,6 +222,25 @@ def _step(step: dict[str, Any]) -> str:
         return f"left out: {step['note']} ({step['style']} graph)"
     change = f"{decibels(step['before_db'])} to {decibels(step['after_db'])} on held-back images, {step['style']} graph"
     return change if step["kept"] else f"left out: {step['note']} ({change})"
+
+
+def _steps_in_brief(steps: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """What refinement brought to each graph, in one line; and the steps that could not be tried, with the reason."""
+    if not steps:
+        return []
+    words, tried = [], [step for step in steps if step["after_db"] is not None]
+    for style in dict.fromkeys(step["style"] for step in tried):
+        kept = [step for step in tried if step["kept"] and step["style"] == style]
+        if kept and kept[-1]["note"]:  # the steps before it are not used
+            words.append(f"{style} graph {decibels(kept[-1]['after_db'])}: {kept[-1]['name']}")
+        elif kept:
+            change = f"{decibels(kept[0]['before_db'])} to {decibels(kept[-1]['after_db'])}"
+            words.append(f"{style} graph {change} on held-back images ({', '.join(step['name'] for step in kept)})")
+    dropped = sum(not step["kept"] for step in tried)
+    if dropped:
+        words.append(f"{dropped} {'step' if dropped == 1 else 'steps'} left out, since no gain was certain")
+    failed = {f"{step['name']} left out: {step['note']}" for step in steps if step["after_db"] is None}
+    return [("refinement", "; ".join([*words, *sorted(failed)]))]
 
 
 def _drop(a: dict[str, Any]) -> str:

@@ -110,30 +110,12 @@ def measure(
         ModelError: a graph cannot be loaded, or gives outputs that are not finite.
     """
     start, created, loader = perf_counter(), recorded_time(), images.loader
-    if candidates.engines and plan.scheduler is None:
-        comparison = _on_device(candidates, spec, loader, progress)
-    else:
-        comparison = _compare_where(plan, candidates, spec, images, progress)
-    if plan.corruptions:
-        corrupted = _compare_corrupted(plan, candidates, spec, images, progress)
-        comparison = replace(comparison, corrupted=corrupted)
-    searched = search(candidates, spec, loader, comparison, progress)
-    device = replace(comparison.device, not_run=candidates.not_run)
-    comparison = replace(comparison, better_input=searched.better, tried=searched.tried, device=device)
-    reasons = dict(images.reasons)
-    noise = None
-    if why := why_unavailable():
-        reasons["anatomy"] = why
-    else:
-        try:
-            noise = layer_noise(candidates, loader, progress, plan.zeros)
-        except SourceError:
-            raise
-        except Exception as error:  # it explains other figures; without it they are all there
-            reasons["anatomy"] = f"noise was not measured layer by layer: {why_left_out(error)}"
-            progress.say(reasons["anatomy"])
-    latency = _latency(candidates, loader, progress)
-    reasons |= _no_latency(candidates, latency)
+    with progress.stage("compare", f"comparing INT8 with FP32 on {len(loader.source):,} images"):
+        comparison = _compared(candidates, spec, images, plan, progress)
+    with progress.stage("time", "measuring noise layer by layer, and latency"):
+        noise, why_none = _noise(candidates, loader, plan, progress)
+        latency = _latency(candidates, loader, progress)
+    reasons = {**images.reasons, **why_none, **_no_latency(candidates, latency)}
     return Measured(
         images=DataRecord.of(loader, comparison.images, comparison.pixels),
         headline=candidates.headline,
@@ -146,6 +128,39 @@ def measure(
         created=created,
         environment=environment(),
     )
+
+
+def _compared(
+    candidates: Candidates, spec: ModelSpec, images: Validation, plan: MeasurePlan, progress: Progress
+) -> Comparison:
+    """The answers of all candidates, on corrupted images too where asked, and a better preprocessing."""
+    loader = images.loader
+    if candidates.engines and plan.scheduler is None:
+        comparison = _on_device(candidates, spec, loader, progress)
+    else:
+        comparison = _compare_where(plan, candidates, spec, images, progress)
+    if plan.corruptions:
+        corrupted = _compare_corrupted(plan, candidates, spec, images, progress)
+        comparison = replace(comparison, corrupted=corrupted)
+    searched = search(candidates, spec, loader, comparison, progress)
+    device = replace(comparison.device, not_run=candidates.not_run)
+    return replace(comparison, better_input=searched.better, tried=searched.tried, device=device)
+
+
+def _noise(
+    candidates: Candidates, loader: Loader, plan: MeasurePlan, progress: Progress
+) -> tuple[Mapping[str, LayerNoise] | None, dict[str, str]]:
+    """Noise layer by layer, or why there is none: it explains other figures, which are all there without it."""
+    if why := why_unavailable():
+        return None, {"anatomy": why}
+    try:
+        return layer_noise(candidates, loader, progress, plan.zeros), {}
+    except SourceError:
+        raise
+    except Exception as error:
+        why = f"noise was not measured layer by layer: {why_left_out(error)}"
+        progress.say(why)
+        return None, {"anatomy": why}
 
 
 def _compare_where(

@@ -16,6 +16,7 @@ from edgeres.documents import DocumentKind, require
 from edgeres.errors import UsageError, WeightsError
 from edgeres.files import sha256
 from edgeres.records import Preprocess, Weights
+from edgeres.words import did_you_mean
 from edgeres.zoo.architectures import ARCHITECTURES, Architecture
 
 BUNDLED = Path(__file__).with_name("weights")
@@ -109,10 +110,11 @@ def find_model(name: str) -> ZooModel:
     """An architecture of the zoo with its weights.
 
     Raises:
-        UsageError: there is no such architecture; the message lists all.
+        UsageError: there is no such architecture; the message has a similar one, or lists all.
     """
     if name not in ARCHITECTURES:
-        raise UsageError("no such architecture", where=name, hint=f"one of {', '.join(ARCHITECTURES)}")
+        hint = did_you_mean(name, ARCHITECTURES) or f"one of {', '.join(ARCHITECTURES)}"
+        raise UsageError("no such architecture", where=name, hint=hint)
     weights = (*_bundled(ARCHITECTURES[name]), *_published(name))
     return ZooModel(ARCHITECTURES[name], {w.tag: w for w in weights})
 
@@ -132,7 +134,8 @@ def find_weights(name: str, tag: str) -> Weights:
     model = find_model(name)
     weights = model.weights.get(tag.removesuffix(":v1"))
     if weights is None:
-        hint = f"there are {', '.join(model.tags)}, or a file or URL"
+        near = did_you_mean(tag, model.tags)
+        hint = f"{near} or give a file or URL" if near else f"there are {', '.join(model.tags)}, or a file or URL"
         raise WeightsError(f"no weights {tag!r}", where=name, hint=hint)
     return weights
 
