@@ -36,7 +36,8 @@ def test_a_long_task_gives_a_sign_of_life(monkeypatch: pytest.MonkeyPatch, capsy
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"), [(0.04, "0.0 s"), (9.94, "9.9 s"), (59.4, "59 s"), (200.0, "3 min 20 s"), (119.8, "2 min 0 s")]
+    ("seconds", "words"),
+    [(0.04, "0.0 s"), (9.94, "9.9 s"), (59.4, "59 s"), (200.0, "3 min 20 s"), (119.8, "2 min 0 s")],
 )
 def test_a_finished_stage_stays_with_its_seconds(monkeypatch: pytest.MonkeyPatch, seconds: float, words: str) -> None:
     now = [0.0]

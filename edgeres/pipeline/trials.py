@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -119,6 +119,9 @@ class _Ending:
 
     budget: Budget
     others: int
+
+    def stage(self, name: str, what: str) -> AbstractContextManager[None]:
+        return self.budget.progress.stage(name, what)
 
     @contextmanager
     def task(self, name: str, total: int | None) -> Iterator[Advance]:
