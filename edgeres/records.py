@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -209,6 +210,11 @@ class FrameSpec:
         if self.step_bytes != self.row_bytes:
             return self.height_px, self.step_bytes
         return (self.height_px, self.width_px, *((self.pixel_bytes,) if self.pixel_bytes > 1 else ()))
+
+    @property
+    def slug(self) -> str:
+        """As it stands in a file's name: ``1280x720-bgr8``."""
+        return re.sub("[^0-9a-z]+", "-", str(self))
 
     def __str__(self) -> str:
         """As the user writes it: ``1280x720:bgr8``, ``1920x1080:nv12:step=2048:rows=1088:bt709``."""
@@ -466,6 +472,24 @@ class FormTrial:
 
 
 @dataclass(frozen=True)
+class EngineOrigin:
+    """How an engine was built, beside its graph.
+
+    Attributes:
+        build_seconds: None where it was not built, or not timed.
+        form: name of the graph's form, where an engine takes frames; "": see :class:`FormTrial`, or the default form.
+        frame: the camera's frame that it takes as its input; None: it takes prepared images.
+    """
+
+    build_seconds: float | None = None
+    form: str = field(default="", metadata=OPTIONAL)
+    frame: FrameSpec | None = field(default=None, metadata=OPTIONAL)
+
+    def __post_init__(self) -> None:
+        require(self.build_seconds is None or self.build_seconds >= 0, "build_seconds must not be negative")
+
+
+@dataclass(frozen=True)
 class EngineRecord:
     """A built engine, or the reason why there is none.
 
@@ -485,19 +509,24 @@ class EngineRecord:
     file: str | None = None
     size_bytes: int = 0
     portability: Portability = field(default=Portability(), metadata=GROUPED)
-    build_seconds: float | None = None
+    origin: EngineOrigin = field(default=EngineOrigin(), metadata=GROUPED)
     trial: FormTrial | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         require(self.file is None or is_engine_name(self.file), "file must be an engine in engines/ of the bundle")
         require(self.size_bytes >= 0, "size_bytes must not be negative")
-        require(self.build_seconds is None or self.build_seconds >= 0, "build_seconds must not be negative")
 
     @property
     def key(self) -> tuple[str, ...]:
         """A newer engine with the same key replaces this one."""
         form = self.trial.form if self.trial and self.file is None else ""
-        return (self.target, self.precision, form, *self.portability.compute_capabilities)
+        frame = str(self.frame) if self.frame else ""
+        return (self.target, self.precision, form, frame, *self.portability.compute_capabilities)
+
+    @property
+    def frame(self) -> FrameSpec | None:
+        """The camera's frame that it takes; None: it takes prepared images."""
+        return self.origin.frame
 
     @property
     def is_chosen(self) -> bool:

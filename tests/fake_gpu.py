@@ -793,7 +793,12 @@ def tensorrt_module(gpu: Gpu, flavour: str = "tensorrt") -> ModuleType:  # noqa:
             return ICudaEngine(data) if b"\n" in data[28:] else None
 
     def nptype(kind: str) -> Any:
-        return {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}[kind]
+        return {
+            "tensor(float)": np.float32,
+            "tensor(float16)": np.float16,
+            "tensor(int8)": np.int8,
+            "tensor(uint8)": np.uint8,
+        }[kind]
 
     module = ModuleType("tensorrt" if flavour == "tensorrt" else "tensorrt_rtx")
     module.__dict__.update(

@@ -122,7 +122,10 @@ def run(classify: Classifier, images: Iterator[Any] | Newest, *, headless: bool)
     """Classify until the images end; returns their number."""
     count, started = 0, time.monotonic()
     for image in images:
-        prediction = classify(frame_of(image))
+        frame = frame_of(image)
+        if not count:
+            sys.stderr.write(f"frames: {classify.way(frame)}\n")
+        prediction = classify(frame)
         count += 1
         line = line_of(prediction, count / (time.monotonic() - started))
         sys.stdout.write(line + "\n")

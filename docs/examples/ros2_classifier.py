@@ -54,6 +54,7 @@ class ClassifierNode(Node):
         self.classify = Classifier(value["bundle"], backend=value["backend"], threads=value["threads"])
         self.classify.warm_up()
         self.answered = 0
+        self.told = False
         self.get_logger().info(f"{value['bundle']} on {self.classify.backend}")
         for line in self.classify.passed_over:
             self.get_logger().info(f"not on {line}")
@@ -63,10 +64,14 @@ class ClassifierNode(Node):
         )
 
     def on_image(self, image: Any) -> None:
-        # the Frame uses the message's encoding, step and padding: nothing is copied before the resize
+        # the Frame uses the message's encoding, step and padding; an engine for such frames takes it as it is, and
+        # otherwise nothing is copied before the resize
         frame = Frame(image.data, image.encoding, image.height, image.width, image.step, big_endian=image.is_bigendian)
         try:
             prediction = self.classify(frame)
+            if not self.told:
+                self.get_logger().info(f"frames: {self.classify.way(frame)}")
+                self.told = True
         except EdgeresError as error:  # a bad image or an unknown encoding does not end the node
             self.get_logger().error(str(error), throttle_duration_sec=SECONDS_BETWEEN_COMPLAINTS)
             return

@@ -21,7 +21,7 @@ from edgeres.engine.timing import TimingCache, timing_cache
 from edgeres.errors import EngineError, ModelError, UsageError
 from edgeres.graph.trial import read_graph
 from edgeres.progress import SILENT, Progress
-from edgeres.records import EngineRecord, Portability
+from edgeres.records import EngineOrigin, EngineRecord, FrameSpec, Portability
 from edgeres.words import escaped
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -46,6 +46,7 @@ class BuildRequest:
         version_compatible: TensorRT only: later versions load the engine too; it is somewhat slower.
         hardware_compatible: TensorRT only, not on a Jetson: other GPUs from Ampere on load the engine too; it is
             somewhat slower.
+        frame: the camera's frame that the graph takes. It is a label, too.
 
     Raises:
         UsageError: the values contradict each other.
@@ -60,6 +61,7 @@ class BuildRequest:
     optimization_level: int = 3
     version_compatible: bool = False
     hardware_compatible: bool = False
+    frame: FrameSpec | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_batch <= self.opt_batch <= self.max_batch:
@@ -115,10 +117,11 @@ class BuiltEngine:
 
     @property
     def file_name(self) -> str:
-        """``<runtime>-<version>-<sm>.engine``, e.g. ``rtx-1.7.1.116-portable.engine``; FP32 and FP16 say so."""
+        """``<runtime>-<version>-<sm>.engine``, e.g. ``rtx-1.7.1.116-portable.engine``; FP32, FP16 and frames say so."""
         sm = "+".join("sm" + capability.replace(".", "") for capability in self.compute_capabilities) or "portable"
         precision = "" if self.request.precision == "int8" else f"-{self.request.precision}"
-        return f"{self.flavour}-{self.version}-{sm}{precision}.engine"
+        frame = f"-{self.request.frame.slug}" if self.request.frame else ""
+        return f"{self.flavour}-{self.version}-{sm}{precision}{frame}.engine"
 
     @property
     def log_text(self) -> str:
@@ -127,6 +130,7 @@ class BuiltEngine:
             "built by": f"{self.flavour} {self.version}",
             "for": ", ".join(f"SM {capability}" for capability in self.compute_capabilities) or "portable",
             "precision": self.request.precision,
+            **({"frame": str(self.request.frame)} if self.request.frame else {}),
             "batch": "min {}, opt {}, max {}".format(*self.batch),
             "seconds": f"{self.build_seconds:.1f}",
             **self.request.settings,
@@ -146,7 +150,7 @@ class BuiltEngine:
             file=file,
             size_bytes=len(self.data),
             portability=Portability(self.compute_capabilities, asked.version_compatible, asked.hardware_compatible),
-            build_seconds=self.build_seconds,
+            origin=EngineOrigin(self.build_seconds, frame=asked.frame),
         )
 
 

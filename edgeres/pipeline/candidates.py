@@ -91,7 +91,9 @@ class _StartedEngines:
         self.candidates = {name: found[name] for name in order}
 
     def _of(self, runtime: Flavour) -> Iterator[tuple[str, Candidate]]:
-        records = [record for record in self._made.engines if record.runtime == runtime and record.file]
+        records = [
+            record for record in self._made.engines if record.runtime == runtime and record.file and not record.frame
+        ]
         if not records:
             return
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,13 +10,16 @@ from edgeres.bundle import FP32, Bundle, steady
 from edgeres.device.libraries import MODULES, available
 from edgeres.device.targets import Target, get_target, this_board
 from edgeres.engine.engines import EngineChoice, build_engines, not_built
+from edgeres.engine.frames import needs_onnx
 from edgeres.errors import BundleError, EngineError, EnvironmentError_, UsageError, needs
 from edgeres.graph.forms import FLOAT
 from edgeres.pipeline.calibrate import recorded_at
+from edgeres.pipeline.frames import add_frame_engines
 from edgeres.pipeline.tune import EVERY_FORM, TuneChoice, tune_engines
 from edgeres.progress import SILENT, Progress
 from edgeres.quantize.exchange import export
-from edgeres.records import EngineRecord
+from edgeres.records import EngineRecord, FrameSpec
+from edgeres.runtime.choose import engines_of
 from edgeres.runtime.memory import default_device
 
 if TYPE_CHECKING:
@@ -28,11 +32,14 @@ def add_engines(
     choice: EngineChoice,
     progress: Progress = SILENT,
     tune: TuneChoice = EVERY_FORM,
+    frames: Sequence[FrameSpec] = (),
 ) -> tuple[EngineRecord, ...]:
     """Build engines for this machine from a bundle's graph, and add them to the bundle.
 
     Args:
         target: name of the target; None: this board, or the first TensorRT that can build on this machine.
+        frames: build an engine for each of these, beside those for prepared images, which are built where the bundle
+            has none for this machine.
 
     Raises:
         EngineError: this machine cannot build an engine, or the vendor's builder refuses the graph; engines in other
@@ -48,14 +55,38 @@ def add_engines(
     chosen = get_target(name)
     if why := not_built(chosen):
         raise EngineError(why, where=name)
-    if here := _measures(opened, chosen, tune, progress):
-        return tune_engines(opened, chosen, choice, here, progress)
-    engines = build_engines(bundle, [chosen], choice, opened.manifest.model.preprocess, progress)
+    here = _measures(opened, chosen, tune, progress)
+    if not frames:
+        return _add_prepared(opened, chosen, choice, here, progress)
+    needs_onnx()
+    records = () if _has_engine(opened, chosen) else _add_prepared(opened, chosen, choice, here, progress)
+    return *records, *add_frame_engines(opened, chosen, choice, frames, tune.form, progress)
+
+
+def _add_prepared(
+    bundle: Bundle, target: Target, choice: EngineChoice, tune: TuneChoice | None, progress: Progress
+) -> tuple[EngineRecord, ...]:
+    """Build the engines that take prepared images; ``tune`` is None where no form is measured."""
+    if tune:
+        return tune_engines(bundle, target, choice, tune, progress)
+    engines = build_engines(bundle.path, [target], choice, bundle.manifest.model.preprocess, progress)
     if any(engines.values()):
-        opened.add_engines(engines, engines.logs)
-    if name in engines.left_out:
-        raise engines.left_out[name]
+        bundle.add_engines(engines, engines.logs)
+    if target.name in engines.left_out:
+        raise engines.left_out[target.name]
     return tuple(engines)
+
+
+def _has_engine(bundle: Bundle, target: Target) -> bool:
+    """Whether the bundle has an engine for prepared images that this machine's version and GPU built."""
+    assert target.runtime != "onnxruntime"
+    here = available(target.runtime)
+    sm = {here.gpu.sm} if here.gpu is not None else set()
+    return any(
+        record.version == here.version
+        and (target.runtime == "rtx" or sm & set(record.portability.compute_capabilities))
+        for record in engines_of(bundle, target.runtime, "chosen")
+    )
 
 
 def _measures(bundle: Bundle, target: Target, tune: TuneChoice, progress: Progress) -> TuneChoice | None:

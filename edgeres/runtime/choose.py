@@ -13,7 +13,7 @@ from edgeres.bundle import FP32, Bundle
 from edgeres.device.targets import Flavour
 from edgeres.errors import BundleError, EngineError, EnvironmentError_, UsageError
 from edgeres.graph.forms import best_on_cpu, forms_in
-from edgeres.records import EngineRecord, ModelSpec
+from edgeres.records import EngineRecord, FrameSpec, ModelSpec
 from edgeres.runtime.engine import EngineFile, TensorRTRunner
 from edgeres.runtime.memory import default_device, is_there
 from edgeres.runtime.ort import OrtRunner
@@ -119,12 +119,12 @@ def _open_best_engine(bundle: Bundle, runtime: Flavour, gpu: int, permit: Permit
 
 
 def engines_of(bundle: Bundle, runtime: Flavour, precision: str) -> list[EngineRecord]:
-    """The bundle's engines for this runtime that were built and whose files it lists.
+    """The bundle's engines for prepared images and this runtime that were built and whose files it lists.
 
     Args:
         precision: of their graph; ``chosen``: those that a clock chose, and those in INT8.
     """
-    records = [record for record in bundle.manifest.engines if record.runtime == runtime]
+    records = [record for record in bundle.manifest.engines if record.runtime == runtime and record.frame is None]
     if precision == "chosen":
         records = [record for record in records if record.is_chosen or record.precision == "int8"]
     else:
@@ -165,6 +165,40 @@ def open_engine(
             first = first or error
     assert first is not None
     raise first
+
+
+def open_frames(
+    bundle: Bundle, backend: Backend, gpu: int = 0, permit: Permit = NOBODY
+) -> tuple[dict[FrameSpec, Backend], tuple[str, ...]]:
+    """The bundle's engines that take frames and start beside this backend, which runs prepared images.
+
+    Returns:
+        The engines, and one line for each frame whose engine does not start.
+    """
+    found: dict[FrameSpec, Backend] = {}
+    runtime = backend.flavour if isinstance(backend, TensorRTRunner) else None
+    records = [one for one in bundle.manifest.engines if one.frame and one.file and bundle.has(one.file)]
+    missing = {one.frame: f"no engine runs on {backend.name}" for one in records if one.frame}
+    if runtime is not None:
+        device = default_device(gpu)
+        for record in in_order([one for one in records if one.runtime == runtime], device):
+            if record.frame is None or record.frame in found:
+                continue
+            try:
+                found[record.frame] = _started(bundle, record, device, permit)
+            except EnvironmentError_ as error:
+                missing[record.frame] = error.what
+    lines = (f"frames {frame}: prepared on the CPU: {why}" for frame, why in missing.items() if frame not in found)
+    return found, tuple(lines)
+
+
+def _started(bundle: Bundle, record: EngineRecord, device: Device, permit: Permit) -> TensorRTRunner:
+    """The runner of an engine that takes frames, once its tensors are those of the manifest."""
+    assert record.file is not None and record.frame is not None
+    digest, host_code = bundle.manifest.files[record.file], permit.allows_host_code(record)
+    runner = start_engine(bundle.file(record.file), record, digest, device, cache_folder(), host_code=host_code)
+    _check(runner, bundle.manifest.model, bundle, record.frame)
+    return runner
 
 
 def in_order(records: Iterable[EngineRecord], device: Device) -> list[EngineRecord]:
@@ -210,10 +244,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeres"
 
 
-def _check(backend: Backend, spec: ModelSpec, bundle: Bundle) -> None:
+def _check(backend: Backend, spec: ModelSpec, bundle: Bundle, frame: FrameSpec | None = None) -> None:
     """Raise unless the network takes the image that the manifest describes and has as many outputs as labels."""
     scores = next(tensor for tensor in backend.outputs if tensor.name == backend.output_name)
-    for tensor, wanted in ((backend.inputs[0], spec.preprocess.shape), (scores, (spec.num_classes,))):
+    image = spec.preprocess.shape if frame is None else frame.shape
+    for tensor, wanted in ((backend.inputs[0], image), (scores, (spec.num_classes,))):
         sizes = tensor.shape[1:]
         if len(sizes) != len(wanted) or any(have not in (None, want) for have, want in zip(sizes, wanted, strict=True)):
             backend.close()

@@ -7,6 +7,7 @@ import os
 import threading
 from array import array
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -17,8 +18,8 @@ from edgeres.data.files import is_pil, read_image, read_pil
 from edgeres.data.preprocess import geometry, normalize
 from edgeres.data.seen import PIXELS_KIND, Seen
 from edgeres.errors import InputError, UsageError
-from edgeres.records import F32, F64, U8, ModelSpec, PixelReading, Prediction
-from edgeres.runtime.choose import Choice, open_backend
+from edgeres.records import F32, F64, U8, FrameSpec, ModelSpec, PixelReading, Prediction
+from edgeres.runtime.choose import Choice, open_backend, open_frames
 from edgeres.runtime.frames import Frame, flat_bytes
 from edgeres.runtime.health import Health, Watch
 from edgeres.runtime.runner import Backend
@@ -53,7 +54,8 @@ class Classifier:
 
     Attributes:
         backend: name and version of what runs the network.
-        passed_over: one line for each preferred backend that does not run here; empty where the first one runs.
+        passed_over: one line for each preferred backend, and each engine for frames, that does not run here.
+        frames: the kinds of frame that go to the network as they are; others are prepared on the CPU. See :meth:`way`.
         labels, preprocess: of the bundle.
 
     Raises:
@@ -78,13 +80,21 @@ class Classifier:
         health: bool = True,
         trust: str | Path | Anyone | None = None,
     ) -> None:
-        def open_in(bundle: Bundle) -> tuple[ModelSpec, Seen | None, Backend, tuple[str, ...]]:
+        def open_in(bundle: Bundle) -> tuple[ModelSpec, Seen | None, _Networks]:
             permit = permit_for(bundle, trust)
             seen = PIXELS_KIND.read(bundle.file(PIXELS)) if health and bundle.has(PIXELS) else None
-            return bundle.manifest.model, seen, *open_backend(bundle, backend, threads, gpu, permit)
+            runner, notes = open_backend(bundle, backend, threads, gpu, permit)
+            try:
+                by_frame, more = open_frames(bundle, runner, gpu, permit)
+            except BaseException:
+                runner.close()
+                raise
+            return bundle.manifest.model, seen, _Networks(runner, by_frame, notes + more)
 
         opened = open_in(bundle) if isinstance(bundle, Bundle) else steady(bundle, open_in, lambda old: old[2].close())
-        spec, seen, self._runner, self.passed_over = opened
+        spec, seen, self._networks = opened
+        self._runner, self.passed_over = self._networks.prepared, self._networks.passed_over
+        self.frames = tuple(self._networks.by_frame)
         self.labels = spec.labels
         self.preprocess = spec.preprocess
         self._probabilities = spec.output == "probabilities"
@@ -112,12 +122,42 @@ class Classifier:
             InputError: an array is not an image; SourceError: a file cannot be decoded.
         """
         images = _several(images)
-        if not images:
-            return []
-        feed = self._buffer.of(len(images))
-        for image, row in zip(images, feed, strict=True):
-            self._fill(row, self.prepare(image), str(image.format) if isinstance(image, Frame) else "")
-        return self._predict(feed)
+        laid = [self._as_it_is(image) for image in images]
+        answers: dict[int, Prediction] = {}
+        for frame in dict.fromkeys(kind for kind, _ in filter(None, laid)):
+            parts = [(at, found[1]) for at, found in enumerate(laid) if found and found[0] == frame]
+            feed = parts[0][1][None] if len(parts) == 1 else np.stack([array for _, array in parts])
+            answers |= zip([at for at, _ in parts], self._predict(feed, self._networks.by_frame[frame]), strict=True)
+        left = [at for at in range(len(images)) if at not in answers]
+        if left:
+            buffer = self._buffer.of(len(left))
+            for at, row in zip(left, buffer, strict=True):
+                image = images[at]
+                self._fill(row, self.prepare(image), str(image.format) if isinstance(image, Frame) else "")
+            answers |= zip(left, self._predict(buffer, self._runner), strict=True)
+        return [answers[at] for at in range(len(images))]
+
+    def way(self, image: Picture) -> str:
+        """How this image gets to the network, in words: as it is, or prepared on the CPU and why."""
+        if not isinstance(image, Frame):
+            return "prepared on the CPU: it is no Frame"
+        for spec in self.frames:
+            if image.laid_as(spec) is not None:
+                return f"as it is: {spec} is prepared in the engine"
+        height, width = image.rgb().shape[:2]
+        what = f"{width}x{height}:{str(image.format).lower()}"
+        return f"prepared on the CPU: no engine takes it; edgeres engine BUNDLE --frame {what} builds one"
+
+    def _as_it_is(self, image: Picture) -> tuple[FrameSpec, U8] | None:
+        """Which engine takes an image as it is, and the array for it."""
+        if not isinstance(image, Frame):
+            return None
+        for spec in self.frames:
+            if (laid := image.laid_as(spec)) is not None:
+                if self._watch is not None and self._watch.wants():
+                    self._watch.look(self.prepare(image), str(image.format))
+                return spec, laid
+        return None
 
     def prepare(self, image: Picture) -> U8:
         """The pixels that the network takes of an image, (h, w, 3) uint8: to read images in other threads.
@@ -134,7 +174,7 @@ class Classifier:
         feed = self._buffer.of(len(images))
         for pixels, row in zip(images, feed, strict=True):
             self._fill(row, pixels, "")
-        return self._predict(feed)
+        return self._predict(feed, self._runner)
 
     def _fill(self, row: F32, pixels: U8, form: str) -> None:
         normalize(pixels, self.preprocess, row)
@@ -150,15 +190,18 @@ class Classifier:
         """
         if batch < 1 or threads < 1:
             raise UsageError(f"batch and threads are at least 1, found {batch} and {threads}")
-        feed = np.zeros_like(self._buffer.of(batch)).astype(self._runner.inputs[0].dtype, copy=False)
+        image = np.zeros_like(self._buffer.of(batch)).astype(self._runner.inputs[0].dtype, copy=False)
+        feeds = [(self._runner, image)]
+        feeds += [(one, np.zeros((batch, *spec.shape), np.uint8)) for spec, one in self._networks.by_frame.items()]
         together = threading.Barrier(threads)
         errors: list[BaseException] = []
 
         def work() -> None:
             try:
-                for _ in range(_WARM):
-                    together.wait()
-                    self._runner.infer({self._runner.input_name: feed})
+                for runner, feed in feeds:
+                    for _ in range(_WARM):
+                        together.wait()
+                        runner.infer({runner.input_name: feed})
             except BaseException as error:
                 together.abort()
                 errors.append(error)
@@ -189,7 +232,7 @@ class Classifier:
 
     def close(self) -> None:
         """Free the network and its memory, after all threads that are classifying have finished."""
-        self._runner.close()
+        self._networks.close()
 
     def __enter__(self) -> Classifier:
         return self
@@ -197,8 +240,7 @@ class Classifier:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _predict(self, feed: F32) -> list[Prediction]:
-        runner = self._runner
+    def _predict(self, feed: F32 | U8, runner: Backend) -> list[Prediction]:
         logits = runner.infer({runner.input_name: feed.astype(runner.inputs[0].dtype, copy=False)})[runner.output_name]
         logits = logits.astype(np.float32, copy=False)
         scores = logits if self._probabilities else _softmax(logits)
@@ -206,7 +248,21 @@ class Classifier:
 
     def _sureness(self, images: Sequence[U8]) -> F64:
         """The highest probability of each image, (h, w, 3) in the network's channel order."""
-        return np.array([self._predict(normalize(image, self.preprocess)[None])[0].score for image in images])
+        feeds = (normalize(image, self.preprocess)[None] for image in images)
+        return np.array([self._predict(feed, self._runner)[0].score for feed in feeds])
+
+
+@dataclass(frozen=True)
+class _Networks:
+    """What runs the network: for prepared images, and for each kind of frame that goes to it as it is."""
+
+    prepared: Backend
+    by_frame: dict[FrameSpec, Backend]
+    passed_over: tuple[str, ...]
+
+    def close(self) -> None:
+        for runner in (self.prepared, *self.by_frame.values()):
+            runner.close()
 
 
 class _InputBuffer(threading.local):

@@ -118,6 +118,9 @@ class TensorRTRunner:
         device: the GPU; None: the first one (:func:`~edgeres.runtime.memory.default_device`).
         graphs: whether to record CUDA graphs.
 
+    Attributes:
+        flavour: the runtime that it is for.
+
     Raises:
         EngineError: the engine is for another GPU or version (refused before it is loaded where its record or header
             say so), is damaged, or has tensors that a classifier does not have.
@@ -135,6 +138,7 @@ class TensorRTRunner:
         reason = refusal(data, file.record, here)
         if reason:
             raise EngineError(f"this engine cannot run here: {reason}", where=file.where, hint=_BUILD_AGAIN)
+        self.flavour = file.flavour
         self.name = f"{RUNTIME_TITLES[file.flavour]} {here.version} on {here.gpu}"
         log = vendor_log(file.flavour)
         self._shared = _load(_Vendor(trt, log.logger, log.lines), data, file, self._device)

@@ -110,13 +110,7 @@ class Frame:
             UsageError: the format is not known, or an argument is not of its type.
             InputError: the data do not fit the size and the format.
         """
-        name = str(self.format).lower()
-        name = _ALIASES.get(name, name)
-        if name not in FORMATS:
-            raise UsageError(f"frame format {self.format!r} is not known", hint=f"give one of {', '.join(FORMATS)}")
-        if self.colour not in COLOURS:
-            raise UsageError(f"no colour of YUV is {self.colour!r:.80}", hint=f"give one of {', '.join(COLOURS)}")
-        scale = self._scale(name)
+        name, scale = self._checked()
         first, *others = _Reader(self, name).planes()
         if name in _BAYER:
             first = demosaic(first, _BAYER[name])
@@ -127,6 +121,34 @@ class Frame:
         if name in _GRAY:
             return np.broadcast_to(first[..., None], (*first.shape, 3))
         return from_yuv(*_luma_and_chroma(name, first, others), self.colour) if name not in _BAYER else first
+
+    def _checked(self) -> tuple[str, float | None]:
+        """The format by its first name, and what samples are multiplied with."""
+        name = str(self.format).lower()
+        name = _ALIASES.get(name, name)
+        if name not in FORMATS:
+            raise UsageError(f"frame format {self.format!r} is not known", hint=f"give one of {', '.join(FORMATS)}")
+        if self.colour not in COLOURS:
+            raise UsageError(f"no colour of YUV is {self.colour!r:.80}", hint=f"give one of {', '.join(COLOURS)}")
+        return name, self._scale(name)
+
+    def laid_as(self, spec: FrameSpec) -> U8 | None:
+        """The bytes in an array of ``spec.shape``, without a copy where they lie so; None: another kind of frame.
+
+        Raises:
+            UsageError, InputError: as :meth:`rgb`.
+        """
+        name, _ = self._checked()
+        yuv = name in _SHARED or name in _PLANAR
+        if name != spec.format or (yuv and self.colour != spec.colour):
+            return None
+        planes = _Reader(self, name).planes()
+        if planes[0].shape[:2] != (spec.height_px, spec.width_px):
+            return None
+        view = _view(planes, spec)
+        if view is None and planes[0].shape == spec.shape:
+            return planes[0]
+        return _copied(planes, spec) if view is None else view
 
     def _scale(self, name: str) -> float | None:
         """What samples are multiplied with; None: they are bytes already."""
@@ -379,6 +401,49 @@ def _is_several(value: object) -> bool:
 
 def _and(values: Sequence[int]) -> str:
     return ", ".join(f"{value:,}" for value in values)
+
+
+def frame_from(spec: FrameSpec, data: U8) -> Frame:
+    """The frame in an array of ``spec.shape``."""
+    steps, offsets = _laid(spec)
+    return Frame(data.reshape(-1), spec.format, spec.height_px, spec.width_px, steps, offsets, colour=spec.colour)
+
+
+def _laid(spec: FrameSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The distance of rows in each plane, and where each begins."""
+    planes = len(_FORMS[spec.format])
+    steps = (spec.step_bytes, *[spec.step_bytes // (planes - 1 or 1)] * (planes - 1))
+    rows = [spec.rows // form.down for form in _FORMS[spec.format]]
+    return steps, tuple(_stacked(rows, list(steps), 1))
+
+
+def _view(planes: list[Plane], spec: FrameSpec) -> U8 | None:
+    """The planes and what is between them, if they lie as in ``spec``, in one piece of memory."""
+    owner = planes[0]
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    start, length = _address(planes[0]), math.prod(spec.shape)
+    for plane, step, at in zip(planes, *_laid(spec), strict=True):
+        within = (plane.shape[2], 1) if plane.ndim == 3 else (1,)
+        if _address(plane) - start != at or plane.strides != (step, *within):
+            return None
+    first = start - _address(owner)
+    if not owner.flags.c_contiguous or not 0 <= first <= owner.nbytes - length:
+        return None
+    return owner.reshape(-1).view(np.uint8)[first : first + length].reshape(spec.shape)
+
+
+def _copied(planes: list[Plane], spec: FrameSpec) -> U8:
+    """The planes, copied to where ``spec`` has them."""
+    found: U8 = np.zeros(math.prod(spec.shape), np.uint8)
+    for plane, step, at in zip(planes, *_laid(spec), strict=True):
+        within = (plane.shape[2], 1) if plane.ndim == 3 else (1,)
+        np.ndarray(plane.shape, np.uint8, found, at, (step, *within))[...] = plane
+    return found.reshape(spec.shape)
+
+
+def _address(array: Plane) -> int:
+    return int(array.__array_interface__["data"][0])
 
 
 def frame_spec(text: str) -> FrameSpec:

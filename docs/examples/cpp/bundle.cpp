@@ -44,7 +44,7 @@ Contract contract_of(const json& said) {
 std::vector<EngineEntry> engines_of(const json& said, const std::filesystem::path& folder) {
     std::vector<EngineEntry> engines;
     for (const json& entry : said) {
-        const bool wanted = entry.at("runtime") == "tensorrt" && entry.at("precision") == "int8";
+        const bool wanted = entry.at("runtime") == "tensorrt" && entry.at("precision") == "int8" && !entry.contains("frame");
         // A version-compatible engine holds code for the CPU, and this program does not check its hash.
         if (!wanted || entry.at("file").is_null() || entry.value("version_compatible", false)) continue;
         engines.push_back({folder / entry.at("file").get<std::string>(), entry.at("size_bytes").get<std::uintmax_t>(),
