@@ -1,17 +1,24 @@
 # make demo: set up .venv and take resnet18 to a verified INT8 bundle.
 # make quick: tests that need no model and no process, in less than a minute.
+# make attack: fuzzes every reader and kills every writer for SECONDS (1800); prints what was tried and what broke.
 # make test: lint, types, all tests: what CI runs, after .ci/system has installed what they need of the system.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo quick test lint types unit clean
+SECONDS := 1800
+
+.PHONY: demo quick attack test lint types unit clean
 
 demo: $(VENV)/.installed
 	$(BIN)/edgeres build --model resnet18 --int8
 
 quick: $(VENV)/.installed-dev
 	$(BIN)/pytest --quick -n 2
+
+attack: $(VENV)/.installed-dev
+	PYTHONPATH=tests $(BIN)/python tests/attack/fuzzers.py $(SECONDS)
+	PYTHONPATH=tests $(BIN)/python tests/attack/kill_points.py 300
 
 test: lint types unit
 

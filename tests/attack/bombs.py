@@ -1,10 +1,16 @@
 """Small inputs that ask for much: a corpus for every reader, each under 10 MB; most are under 10 kB.
 
-for name, write in BOMBS["onnx"].items(): write(path)
+for name, write in BOMBS["ONNX"].items(): write(path)
 """
 
 from __future__ import annotations
 
+import io
+import json
+import pickle
+import struct
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 Write = Callable[[Path], object]
 BOMBS: dict[str, dict[str, Write]] = {}
@@ -180,7 +187,7 @@ def _onnx(name: str, make: Callable[[], onnx.ModelProto | bytes]) -> None:
         made = make()
         return made if isinstance(made, bytes) else made.SerializeToString()
 
-    bomb("onnx", name, content)
+    bomb("ONNX", name, content)
 
 
 def _with(nodes: Sequence[onnx.NodeProto], constants: dict[str, Any], **more: Any) -> Callable[[], onnx.ModelProto]:
@@ -299,3 +306,259 @@ _onnx("empty inputs", lambda: empty_messages(b"\x5a\x00", 1_000_000))
 _onnx("empty values", lambda: empty_messages(b"\x6a\x00", 400_000))
 _onnx("sum of 3000", lambda: classifier([node("Sum", ["x"] * 3000, "y")], head="y"))
 _onnx("bytes", lambda: b"\x3a" * 9_000_000)
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+PIXELS = 60_000  # a side: 10.8 GB as RGB
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(side: int, data: bytes = b"", more: bytes = b"", bits: int = 8, colour: int = 2) -> bytes:
+    header = struct.pack(">IIBBBBB", side, side, bits, colour, 0, 0, 0)
+    body = _chunk(b"IHDR", header) + more + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def zeros(count: int) -> bytes:
+    """So many zeros, deflated, without making them at once."""
+    packer, block = zlib.compressobj(9), bytes(1 << 20)
+    return b"".join([*(packer.compress(block) for _ in range(count >> 20)), packer.flush()])
+
+
+def tiff(side: int, entries: int = 0) -> bytes:
+    tags = [(256, 4, 1, side), (257, 4, 1, side), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8)]
+    tags += [(277, 3, 1, 1), (278, 4, 1, side), (279, 4, 1, 100), *[(40_000, 1, 1 << 30, 8)] * entries]
+    body = b"".join(struct.pack("<HHLL", *tag) for tag in tags)
+    return b"II*\0" + struct.pack("<L", 8) + struct.pack("<H", len(tags)) + body + bytes(104)
+
+
+def webp(side: int) -> bytes:
+    size = ((side - 1) & 0x3FFF) | (((side - 1) & 0x3FFF) << 14)
+    data = b"\x2f" + struct.pack("<I", size) + bytes(100)
+    return b"RIFF" + struct.pack("<I", 12 + len(data)) + b"WEBPVP8L" + struct.pack("<I", len(data)) + data
+
+
+def jpeg(side: int, scans: int = 0) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 64), (9, 9, 9)).save(stream, "JPEG", progressive=True)
+    content = stream.getvalue()
+    at = content.index(b"\xff\xc2") + 5
+    content = content[:at] + struct.pack(">HH", side, side) + content[at + 4 :]
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    return content[:-2] + scan * scans + b"\xff\xd9"
+
+
+bomb("PNG", "60000 pixels a side", lambda: png(PIXELS))
+bomb("PNG", "65000, one bit", lambda: png(65_000, zeros(65_000 * 8126), bits=1, colour=0))
+bomb("PNG", "9000 a side, all there", lambda: png(9000, zeros(9000 * 27_001)))
+bomb("PNG", "text of 1 GB", lambda: png(32, more=_chunk(b"zTXt", b"a\0\0" + zeros(1 << 30))))
+bomb("PNG", "profile of 1 GB", lambda: png(32, more=_chunk(b"iCCP", b"a\0\0" + zeros(1 << 30))))
+bomb("JPEG", "65000 pixels a side", lambda: jpeg(65_000))
+bomb("JPEG", "9999 a side, 400 scans", lambda: jpeg(9_999, 400))
+bomb("TIFF", "60000 pixels a side", lambda: tiff(PIXELS))
+bomb("TIFF", "tags of 1 GB", lambda: tiff(32, 300))
+bomb("WEBP", "16384 pixels a side", lambda: webp(16_384))
+bomb(
+    "BMP",
+    "60000 pixels a side",
+    lambda: (
+        b"BM"
+        + struct.pack("<IHHI", 100, 0, 0, 54)
+        + struct.pack("<IiiHHIIiiII", 40, PIXELS, PIXELS, 1, 24, 0, 0, 0, 0, 0, 0)
+    ),
+)
+bomb(
+    "GIF",
+    "65000 pixels a side",
+    lambda: (
+        b"GIF89a"
+        + struct.pack("<HH", 65_000, 65_000)
+        + b"\x80\0\0"
+        + bytes(6)
+        + b","
+        + struct.pack("<HHHHB", 0, 0, 65_000, 65_000, 0)
+        + b"\x02\x02\x44\x01\x00;"
+    ),
+)
+bomb("PPM", "60000 pixels a side", lambda: b"P6 60000 60000 255\n" + bytes(100))
+
+
+# --- archives and arrays ----------------------------------------------------------------------------------------------
+
+
+def npy(shape: Sequence[int], kind: str = "|u1", data: bytes = b"") -> bytes:
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": kind, "fortran_order": False, "shape": tuple(shape)})
+    return stream.getvalue() + data
+
+
+def archive(members: dict[str, bytes], *, size: int | None = None, packed: bool = True) -> bytes:
+    """A zip; ``size`` is what it claims that the members take."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED) as file:
+        for name, data in members.items():
+            file.writestr(name, data)
+    content = bytearray(stream.getvalue())
+    at = 0
+    while size is not None and (at := content.find(b"PK\1\2", at)) >= 0:
+        struct.pack_into("<I", content, at + 24, size)
+        at += 4
+    return bytes(content)
+
+
+def large_zip(name: str, before: bytes = b"") -> bytes:
+    """A member of 4 GB in 4 MB."""
+    stream = io.BytesIO()
+    with (
+        zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as file,
+        file.open(name, "w", force_zip64=True) as to,
+    ):
+        to.write(before)
+        for _ in range(1 << 11):
+            to.write(bytes(1 << 20))
+    return stream.getvalue()
+
+
+_LABELS = {"labels.npy": npy([4], "<i8", bytes(32))}
+bomb("npz", "claims 4 TB", lambda: archive({"images.npy": npy([1 << 30, 64, 64, 3]), **_LABELS}))
+bomb("npz", "claims 2^62", lambda: archive({"images.npy": npy([1 << 62, 1, 1, 3]), **_LABELS}))
+bomb("npz", "expands to 2 GB", lambda: large_zip("images.npy", npy([1 << 19, 64, 64, 1])))
+bomb(
+    "npz",
+    "header of 8 MB",
+    lambda: archive({"images.npy": b"\x93NUMPY\x02\x00" + struct.pack("<I", 8 << 20) + b"(" * (8 << 20)}),
+)
+bomb("npz", "objects", lambda: archive({"images.npy": npy([4], "|O", pickle.dumps([print] * 4)), **_LABELS}))
+bomb("zip", "member expands to 2 GB", lambda: large_zip("a/a.png"))
+bomb("zip", "members claim 4 GB", lambda: archive({f"a/{i}.png": b"x" for i in range(9)}, size=0xFFFFFFF0))
+bomb("zip", "60000 members", lambda: archive({f"a/{i}.png": b"" for i in range(60_000)}))
+bomb("zip", "images of 60000 pixels", lambda: archive({f"a/{i}.png": png(PIXELS) for i in range(24)}))
+bomb("zip", "a zip in a zip", lambda: archive({"a.zip": archive({"a.zip": b"x" * 1000})}))
+bomb(
+    "tar",
+    "member claims 8 GB",
+    lambda: (
+        b"a/a.png".ljust(100, b"\0")
+        + b"0000644\0"
+        + bytes(16)
+        + b"77777777777\0"
+        + bytes(12)
+        + b"        0"
+        + bytes(355)
+    ),
+)
+
+
+# --- pickles, checkpoints ---------------------------------------------------------------------------------------------
+
+
+def copies(depth: int) -> bytes:
+    """A list of two of the list before, and so on."""
+    return (
+        b"\x80\x02]q\x00"
+        + b"".join(b"]q" + bytes([i + 1]) + b"(h" + bytes([i, 104, i]) + b"e" for i in range(depth))
+        + b"."
+    )
+
+
+def torch_zip(data: bytes, **members: bytes) -> bytes:
+    files = {"data.pkl": data, "version": b"3\n"} | members
+    return archive({f"archive/{name}": content for name, content in files.items()}, packed=False)
+
+
+def tensor_pickle(count: int, stored: int, shape: Sequence[int], strides: Sequence[int]) -> bytes:
+    """A checkpoint whose tensor views a storage of ``stored`` values as ``shape``."""
+
+    def number(value: int) -> bytes:
+        return b"\x8a\x09" + value.to_bytes(9, "little", signed=True)
+
+    storage = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpu" + number(stored) + b"tQ"
+    sizes, steps = (b"(" + b"".join(map(number, values)) + b"t" for values in (shape, strides))
+    tensor = (
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + storage
+        + b"K\0"
+        + sizes
+        + steps
+        + b"\x89ccollections\nOrderedDict\n)RtR"
+    )
+    return b"\x80\x02}(" + b"".join(b"X\x04\0\0\0" + b"w%03d" % i + tensor for i in range(count)) + b"u."
+
+
+bomb(
+    "CIFAR pickle",
+    "claims 8 GB",
+    lambda: pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 1]}, 2).replace(
+        b"K\x02M\x00\x0c\x86", b"J\xff\xff\xff\x7fM\x00\x0c\x86"
+    ),
+)
+bomb("CIFAR pickle", "bytes of 2^60", lambda: b"\x80\x04\x8e" + struct.pack("<Q", 1 << 60))
+bomb("CIFAR pickle", "lists 200 deep", lambda: b"\x80\x02" + b"(l" * 200 + b"a" * 199 + b".")
+bomb("CIFAR pickle", "copies 2^60", lambda: copies(60))
+bomb("CIFAR pickle", "empty lists", lambda: b"\x80\x02(" + b"]" * 9_000_000 + b"l.")
+bomb("CIFAR pickle", "int of 1 MB", lambda: b"I" + b"9" * 1_000_000 + b"\n.")
+bomb("checkpoint", "copies 2^60", lambda: torch_zip(copies(60)))
+bomb(
+    "checkpoint",
+    "expanded to 4 TB",
+    lambda: torch_zip(tensor_pickle(1, 1, [1 << 20, 1 << 20], [0, 0]), **{"data/0": bytes(4)}),
+)
+bomb(
+    "checkpoint",
+    "storage of 2^60",
+    lambda: torch_zip(tensor_pickle(1, 1 << 60, [1 << 60], [1]), **{"data/0": bytes(4)}),
+)
+bomb(
+    "checkpoint",
+    "the same 8 MB 900 times",
+    lambda: torch_zip(tensor_pickle(900, 1 << 21, [1 << 21], [1]), **{"data/0": bytes(8 << 20)}),
+)
+bomb("checkpoint", "empty dictionaries", lambda: torch_zip(b"\x80\x02(" + b"}" * 9_000_000 + b"l."))
+bomb(
+    "checkpoint",
+    "old form of 2^60",
+    lambda: b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}." + copies(60),
+)
+
+
+def tensors(header: dict[str, Any], data: bytes = b"", claimed: int | None = None) -> bytes:
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if claimed is None else claimed) + text + data
+
+
+def entry(shape: Sequence[int], end: int, start: int = 0) -> dict[str, Any]:
+    return {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+
+
+bomb("safetensors", "header of 2^62", lambda: tensors({}, claimed=1 << 62))
+bomb("safetensors", "header of 90 MB", lambda: tensors({}, bytes(1000), claimed=90_000_000))
+bomb("safetensors", "claims 4 TB", lambda: tensors({"w": entry([1 << 40], 1 << 42)}, bytes(100)))
+bomb(
+    "safetensors",
+    "the same bytes 60000 times",
+    lambda: tensors({f"w{i}": entry([1 << 18], 1 << 20) for i in range(60_000)}, bytes(1 << 20)),
+)
+bomb("safetensors", "nested", lambda: struct.pack("<Q", 5_000_000) + b"[" * 5_000_000)
+
+
+# --- documents --------------------------------------------------------------------------------------------------------
+
+DEEP = b'{"schema": 1, "x": ' + b"[" * 2_000_000
+for _kind in ("manifest", "calibration.json", "report.json", "baseline.json", "signature"):
+    bomb(_kind, "nested", lambda: DEEP)
+    bomb(_kind, "empty lists", lambda: b'{"schema": 1, "x": [' + b"[]," * 3_000_000 + b"[]]}")
+    bomb(_kind, "a number of 9 MB", lambda: b'{"schema": 1, "x": ' + b"9" * 9_000_000 + b"}")
+    bomb(_kind, "keys", lambda: b'{"schema": 1' + b"".join(b',"%d":0' % i for i in range(800_000)) + b"}")
+bomb("calibration cache", "lines", lambda: b"TRT-100300-EntropyCalibration2\n" + b"a: 3c010a14\n" * 700_000)
+bomb("labels", "lines", lambda: b"a\n" * 4_500_000)
+bomb("labels", "one line of 9 MB", lambda: b"a" * 9_000_000)
+bomb("labels CSV", "lines", lambda: b"image,label\n" + b"a.png,1\n" * 1_000_000)
+bomb("labels CSV", "one cell of 9 MB", lambda: b'image,label\n"' + b"a" * 9_000_000)
+bomb("labels CSV", "columns", lambda: b"image,label\na.png" + b"," * 9_000_000)
+bomb("pyproject.toml", "nested", lambda: b"[tool.edgeres]\nx = " + b"[" * 9_000_000)
+bomb("pyproject.toml", "tables", lambda: b"[tool.edgeres" + b".a" * 400_000 + b"]\n")
+bomb("engine", "zeros", lambda: b"ftrt" + bytes(9_000_000))

@@ -47,9 +47,9 @@ GRAPHS = {
 } | {name: getattr(foreign, name) for name in ("option_a", "option_a_concat", "bottleneck", "three_way")}
 
 
-@pytest.mark.parametrize("name", BOMBS["onnx"])
+@pytest.mark.parametrize("name", BOMBS["ONNX"])
 def test_a_bomb_is_refused_by_arithmetic_or_tried_with_limits(name: str, tmp_path: Path) -> None:
-    BOMBS["onnx"][name](tmp_path / "a.onnx")
+    BOMBS["ONNX"][name](tmp_path / "a.onnx")
     content = (tmp_path / "a.onnx").read_bytes()
     if name not in TRIED:
         with pytest.raises(ModelError):
