@@ -21,19 +21,38 @@ from edgeres._version import __version__
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
-    from edgeres.pipeline.build import BuildResult, build
+    from edgeres.pipeline.build import build
     from edgeres.pipeline.options import BuildOptions
+    from edgeres.pipeline.python import bench_bundle, compare_bundles, quantize_model, verify_bundle
+    from edgeres.pipeline.results import BuildResult, VerifyResult
     from edgeres.runtime import Classifier, load
 
 _WHERE = {
     "build": "edgeres.pipeline.build",
     "BuildOptions": "edgeres.pipeline.options",
-    "BuildResult": "edgeres.pipeline.build",
+    "BuildResult": "edgeres.pipeline.results",
     "Classifier": "edgeres.runtime",
+    "VerifyResult": "edgeres.pipeline.results",
+    "bench_bundle": "edgeres.pipeline.python",
+    "compare_bundles": "edgeres.pipeline.python",
     "load": "edgeres.runtime",
+    "quantize_model": "edgeres.pipeline.python",
+    "verify_bundle": "edgeres.pipeline.python",
 }
 
-__all__ = ["BuildOptions", "BuildResult", "Classifier", "__version__", "build", "load"]
+__all__ = [
+    "BuildOptions",
+    "BuildResult",
+    "Classifier",
+    "VerifyResult",
+    "__version__",
+    "bench_bundle",
+    "build",
+    "compare_bundles",
+    "load",
+    "quantize_model",
+    "verify_bundle",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from edgeres.cli.options import UserPath, as_json, choice, trust_options, trusted, whole_number, written_file
 from edgeres.cli.progress import progress
 from edgeres.cli.show import echo, print_json
+from edgeres.device.targets import Flavour
 from edgeres.words import escaped
 
 if TYPE_CHECKING:
     from edgeres.records import ImagePrediction, UnreadableImage
 
+BACKENDS = ("auto", *get_args(Flavour), "cuda", "cpu")
 # The same as edgeres.records.IMAGE_ORDERS, which --help does not import because records needs numpy.
 SORTS = ("path", "sure", "unsure", "class")
 NAMED = 10
@@ -27,6 +29,7 @@ NAMED = 10
 @whole_number("--top", "Classes to show.  [default: 5; 1 below a directory]")
 @choice("--sort", SORTS, "Order of the images.  [default: path; on the sheet: unsure, least sure first]")
 @written_file("--sheet", "Write a contact sheet, .html or .png.")
+@choice("--backend", BACKENDS, "auto: the bundle's engines where they run here, else the CPU.", "auto")
 @trust_options
 @as_json
 def command(
@@ -54,7 +57,7 @@ def command(
     from edgeres.runtime.predictions import classify_all, find_images
 
     _check_sheet(sheet)
-    with Classifier(bundle, trust=trusted(given)) as classify:
+    with Classifier(bundle, backend=given.pop("backend"), trust=trusted(given)) as classify:
         listing = find_images(images, classify.labels)
         found = listing.files
         with progress(quiet=as_json).task("classifying", len(found)) as advance:

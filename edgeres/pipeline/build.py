@@ -5,9 +5,9 @@ take -> Fp32Model    make -> Made    measure -> Measured    judge -> report docu
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeres.bundle import check_target, new_bundle, seal
 from edgeres.data.loader import Loader
@@ -16,29 +16,24 @@ from edgeres.device.environment import recorded_time
 from edgeres.judge.asked import Asked
 from edgeres.judge.document import Json
 from edgeres.judge.judge import judge
+from edgeres.pipeline.keywords import BuildKeywords
 from edgeres.pipeline.make import Stopwatch, choose_images, choose_targets, make
 from edgeres.pipeline.network import take_network, with_class_names
 from edgeres.pipeline.options import BuildOptions
 from edgeres.pipeline.render import write_report
+from edgeres.pipeline.results import BuildResult
 from edgeres.pipeline.verify import VALIDATION_BATCH, keep_answers, measure_bundle
 from edgeres.progress import SILENT, Numbered, Progress
 from edgeres.verify.measure import MeasurePlan, Validation
 from edgeres.words import public
 
-
-@dataclass(frozen=True)
-class BuildResult:
-    """A finished build; ``path`` is the bundle, ``report`` the content of its report.json."""
-
-    path: Path
-    report: Json
-
-    @property
-    def passed(self) -> bool:
-        return bool(self.report["passed"])
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # mypy and editors have it; it is not needed where this runs
 
 
-def build(model: Any, *, progress: Progress = SILENT, command: str = "", **options: Any) -> BuildResult:
+def build(
+    model: Any, *, progress: Progress = SILENT, command: str = "", **options: Unpack[BuildKeywords]
+) -> BuildResult:
     """Build a verified INT8 bundle from a trained ResNet.
 
     Args:
@@ -86,7 +81,7 @@ def build(model: Any, *, progress: Progress = SILENT, command: str = "", **optio
         report: Json = public(judge(Asked(command, o.to_dict(), o.gates, baseline), made, measured))
         write_report(folder, report)
         seal(folder, made.manifest)
-    return BuildResult(output, report)
+    return BuildResult(report, output)
 
 
 def stages_of(o: BuildOptions) -> tuple[str, ...]:

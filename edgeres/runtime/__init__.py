@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgeres.records import Prediction
+from edgeres.runtime.choose import Choice
 from edgeres.runtime.classifier import Classifier
 from edgeres.runtime.engine import EngineFile, TensorRTRunner
 from edgeres.runtime.frames import Frame
@@ -30,12 +31,19 @@ __all__ = [
 ]
 
 
-def load(bundle: str | Path, *, health: bool = True, trust: str | Path | Anyone | None = None) -> Classifier:
+def load(
+    bundle: str | Path,
+    *,
+    backend: Choice = "auto",
+    health: bool = True,
+    trust: str | Path | Anyone | None = None,
+) -> Classifier:
     """Load a bundle for inference: ``edgeres.load("resnet18.edgeres")(image).label``.
 
     Args:
+        backend: what runs it: ``tensorrt``, ``rtx``, ``cuda`` or ``cpu``; ``auto`` takes the first that runs here.
         health: whether some of the images are looked at for ``classify.health()``.
         trust: a file of public keys; only a bundle that one of their owners signed is loaded. None: any bundle, without
             version-compatible engines, which hold code for the CPU. :data:`ANYONE`: any bundle, and that code runs.
     """
-    return Classifier(bundle, health=health, trust=trust)
+    return Classifier(bundle, backend=backend, health=health, trust=trust)
