@@ -15,9 +15,9 @@ from engine_graphs import resnet
 import edgeres
 from edgeres.errors import UsageError
 from edgeres.pipeline.input_choice import FitChoice, InputChoice
-from edgeres.pipeline.keywords import BuildKeywords, GateKeywords, ImageKeywords, QuantizeKeywords
+from edgeres.pipeline.keywords import BuildKeywords, GateKeywords, ImageKeywords, QuantizeKeywords, VerifyKeywords
 from edgeres.pipeline.options import BuildOptions
-from edgeres.pipeline.python import VerifyKeywords, keywords_of
+from edgeres.pipeline.python import keywords_of
 
 
 def _names(record: Any) -> set[str]:

@@ -48,6 +48,10 @@ class GateKeywords(TypedDict, total=False):
     allow: Sequence[str]
 
 
+class VerifyKeywords(ImageKeywords, GateKeywords, total=False):
+    """Images and gates of a verification."""
+
+
 class ModelKeywords(TypedDict, total=False):
     """:class:`ModelChoice` and :class:`InputChoice`."""
 

@@ -17,7 +17,7 @@ from edgeres.judge.differences import compare_builds
 from edgeres.judge.document import Json
 from edgeres.judge.sides import read_side
 from edgeres.pipeline import verify as step
-from edgeres.pipeline.keywords import GateKeywords, ImageKeywords, QuantizeKeywords
+from edgeres.pipeline.keywords import QuantizeKeywords, VerifyKeywords
 from edgeres.pipeline.options import BuildOptions, VerifyOptions
 from edgeres.pipeline.quantize import QuantizedFile, quantize_file
 from edgeres.pipeline.results import VerifyResult
@@ -26,10 +26,6 @@ from edgeres.signing import Anyone
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # mypy and editors have it; it is not needed where this runs
-
-
-class VerifyKeywords(ImageKeywords, GateKeywords, total=False):
-    """Images and gates of :func:`verify_bundle`."""
 
 
 def verify_bundle(
