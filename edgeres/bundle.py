@@ -8,6 +8,7 @@
     model.fp16.onnx       float16, for engines          probes.npz            images with FP32's scores for them
     calibration.json      ranges     report.json, report.html   verdict     labels.txt   one class per line
     pixels.json           what the calibration images look like
+    sbom.cdx.json         what it is made of and by, see edgeres.pipeline.sbom
     signature.json        the manifest as it was signed, see edgeres.signing; not in the manifest
 
 It is written to a hidden directory beside the target, which takes the target's place when it is complete. So a reader
@@ -75,6 +76,7 @@ REPORT, REPORT_PAGE = "report.json", "report.html"
 LABELS = "labels.txt"
 PIXELS = "pixels.json"
 PROBES = "probes.npz"
+SBOM = "sbom.cdx.json"
 ENGINES = "engines"
 R = TypeVar("R")
 _TRIES = 20  # readers and writers that meet, each time at the moment of a replacement
@@ -192,7 +194,7 @@ class Bundle:
 
     def _check_unlisted(self) -> None:
         """Refuse a file that would be read by its name, while no hash says that it belongs to the bundle."""
-        known = {FP32, FP16, CALIBRATION, ANSWERS, REPORT, LABELS, PIXELS, PROBES, *GRAPH_FILES}
+        known = {FP32, FP16, CALIBRATION, ANSWERS, REPORT, LABELS, PIXELS, PROBES, SBOM, *GRAPH_FILES}
         found = next((name for name in sorted(known) if os.path.lexists(self.path / name) and not self.has(name)), None)
         if found is not None:
             what = f"holds {found}, which its manifest does not list"

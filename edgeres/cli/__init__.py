@@ -34,6 +34,7 @@ COMMANDS = {
     "predict": ("predict", "Classify images with a bundle."),
     "sign": ("sign", "Sign a bundle with an SSH key."),
     "verify-signature": ("verify_signature", "Check that a trusted key signed a bundle."),
+    "sbom": ("sbom", "List what a bundle, or edgeres here, is made of, as CycloneDX."),
     "models": ("models", "List architectures and weights."),
     "targets": ("targets", "List devices and runtimes to build for."),
     "doctor": ("doctor", "Check what this machine can do, and what is missing."),

@@ -22,6 +22,7 @@ from edgeres.pipeline.network import take_network, with_class_names
 from edgeres.pipeline.options import BuildOptions
 from edgeres.pipeline.render import write_report
 from edgeres.pipeline.results import BuildResult
+from edgeres.pipeline.sbom import write_sbom
 from edgeres.pipeline.verify import VALIDATION_BATCH, keep_answers, measure_bundle
 from edgeres.progress import SILENT, Numbered, Progress
 from edgeres.verify.measure import MeasurePlan, Validation
@@ -80,6 +81,7 @@ def build(
         keep_answers(folder, measured)
         report: Json = public(judge(Asked(command, o.to_dict(), o.gates, baseline), made, measured))
         write_report(folder, report)
+        write_sbom(folder, made.manifest)
         seal(folder, made.manifest)
     return BuildResult(report, output)
 

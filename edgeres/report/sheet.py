@@ -93,10 +93,7 @@ def draw_sheet(answers: Sequence[ImagePrediction], by: str) -> bytes:
 
 
 def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    try:
-        return ImageFont.load_default(12)
-    except TypeError:  # before Pillow 10.1 it has a single size
-        return ImageFont.load_default()
+    return ImageFont.load_default(12)
 
 
 def _fits(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:

@@ -8,7 +8,6 @@ it writes.
 from __future__ import annotations
 
 import copy
-import inspect
 import io
 import warnings
 from dataclasses import dataclass
@@ -82,10 +81,8 @@ def export(module: torch.nn.Module, spec: ModelSpec) -> Exported:
 
 def _trace(network: torch.nn.Module, shape: tuple[int, ...]) -> bytes:
     buffer: Any = io.BytesIO()  # the exporter accepts streams, but its annotation does not say so
-    # The argument came with torch 2.5, whose other exporter is the default from 2.9 on.
-    known = inspect.signature(torch.onnx.export).parameters
-    options: dict[str, Any] = {"dynamo": False} if "dynamo" in known else {}
-    options |= {"input_names": ["input"], "output_names": ["logits"]}
+    # The other exporter is the default from torch 2.9 on.
+    options: dict[str, Any] = {"dynamo": False, "input_names": ["input"], "output_names": ["logits"]}
     options |= {"opset_version": OPSET, "dynamic_axes": {"input": {0: "batch"}, "logits": {0: "batch"}}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
