@@ -97,10 +97,12 @@ def test_engines_are_listed_as_they_are_now(tmp_path: Path) -> None:
 
 
 def test_the_bill_of_an_installation(tmp_path: Path) -> None:
-    done = CliRunner().invoke(command, [])
+    done = CliRunner().invoke(command, ["--json"])
     bill = json.loads(done.output)
     CliRunner().invoke(command, ["-o", str(tmp_path / "own.cdx.json")])
     assert json.loads((tmp_path / "own.cdx.json").read_text())["components"] == bill["components"]
+    rows = [line.split() for line in CliRunner().invoke(command, []).output.splitlines()]
+    assert ["numpy", "library", importlib.metadata.version("numpy")] in [row[:3] for row in rows]
     assert valid(bill) and bill["metadata"]["component"]["purl"] == f"pkg:pypi/edgeres@{__version__}"
     assert parts(bill, "library")["rich"]["purl"] == f"pkg:pypi/rich@{importlib.metadata.version('rich')}"
 
