@@ -44,7 +44,7 @@ FLOORS = (
     ("verify",),
     ("judge",),
     ("report",),
-    ("bench",),
+    ("bench", "deploy"),
     ("pipeline",),
     ("doctor", "remote"),
     ("edgeres", "cli"),

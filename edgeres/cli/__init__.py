@@ -32,6 +32,7 @@ COMMANDS = {
     "compare": ("compare", "Show what changed between builds, likely causes first."),
     "inspect": ("inspect", "Show what is quantized, what is not, and why."),
     "predict": ("predict", "Classify images with a bundle."),
+    "deploy": ("deploy", "Write a bundle for Triton, DeepStream or trtexec."),
     "sign": ("sign", "Sign a bundle with an SSH key."),
     "verify-signature": ("verify_signature", "Check that a trusted key signed a bundle."),
     "sbom": ("sbom", "List what a bundle, or edgeres here, is made of, as CycloneDX."),

@@ -1,0 +1,260 @@
+"""The files of each program, from a network; what they cannot say goes into notes."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edgeres.deploy.network import Deployable
+from edgeres.errors import EngineError, ModelError
+from edgeres.records import Preprocess
+
+_TRITON_TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8", "int8": "TYPE_INT8"}
+_QUEUE_US = 1000
+_DEFAULT_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """Files by their path in the output folder, and what the user has to know, one line each."""
+
+    files: dict[str, bytes]
+    notes: tuple[str, ...]
+
+
+def triton(network: Deployable, max_batch: int | None) -> Deployed:
+    """A model repository: ``NAME/config.pbtxt``, its labels, and TensorRT's engines, else the graph for the CPU.
+
+    Raises:
+        EngineError: the bundle has neither an engine of TensorRT nor a graph for the CPU, or ``max_batch`` is more
+            than an engine takes.
+    """
+    notes = [_contract(network.model.preprocess)]
+    files: dict[str, bytes] = {}
+    by_gpu: dict[str, str] = {}
+    if network.engines:
+        batch, more = _engine_batch(network, max_batch)
+        backend = "tensorrt"
+        for engine in network.engines:
+            gpus = engine.record.portability.compute_capabilities
+            file = f"model.sm{'-'.join(gpus).replace('.', '')}.plan" if gpus else "model.plan"
+            files[file] = engine.content
+            by_gpu |= dict.fromkeys(gpus, file)
+        versions = sorted({engine.record.version for engine in network.engines})
+        notes += [*more, f"Triton must have TensorRT {' or '.join(versions)}, which built the engines"]
+        if any(engine.record.portability.version_compatible for engine in network.engines):
+            notes.append(
+                "a version-compatible engine needs tritonserver --backend-config=tensorrt,version-compatible=true"
+            )
+    elif network.for_cpu is not None:
+        batch, backend, files = max_batch or _DEFAULT_BATCH, "onnxruntime", {"model.onnx": network.for_cpu}
+        notes.append("the bundle has no TensorRT engine, so Triton runs the INT8 graph on its CPU")
+    else:
+        hint = "build an engine on the GPU: edgeres engine BUNDLE; or build the bundle with --target cpu"
+        raise EngineError("the bundle has neither a TensorRT engine nor a graph for the CPU", hint=hint)
+    name, default = network.name, next(iter(files))
+    kind = "KIND_GPU" if backend == "tensorrt" else "KIND_CPU"
+    lines = [
+        f"name: {_quoted(name)}",
+        f"backend: {_quoted(backend)}",
+        f"max_batch_size: {batch}",
+        f"default_model_filename: {_quoted(default)}",
+        *(f"cc_model_filenames {{ key: {_quoted(gpu)} value: {_quoted(file)} }}" for gpu, file in by_gpu.items()),
+        f"input [ {{ {_triton_tensor(network.input.name, str(network.input.dtype), network.image())} }} ]",
+        f"output [ {{ {_triton_tensor(network.output.name, str(network.output.dtype), (network.model.num_classes,))}"
+        ' label_filename: "labels.txt" } ]',
+        f"instance_group [ {{ kind: {kind} }} ]",
+        *([f"dynamic_batching {{ max_queue_delay_microseconds: {_QUEUE_US} }}"] if batch > 1 else []),
+    ]
+    written = {f"{name}/1/{file}": content for file, content in files.items()}
+    written |= {f"{name}/config.pbtxt": _text(lines), f"{name}/labels.txt": _text(network.model.labels)}
+    return Deployed(written, tuple(notes))
+
+
+def deepstream(network: Deployable, max_batch: int | None) -> Deployed:
+    """The configuration of DeepStream's ``nvinfer`` as a primary classifier, with graph, engine and labels.
+
+    Raises:
+        EngineError: there is no graph for TensorRT, or ``max_batch`` is more than an engine takes.
+        ModelError: ``nvinfer`` cannot feed such a network.
+    """
+    preprocess, graph = network.model.preprocess, _graph_for_tensorrt(network)
+    colour = {("RGB", 3): 0, ("BGR", 3): 1, ("RGB", 1): 2}.get((preprocess.channel_order, preprocess.channels))
+    if colour is None:
+        raise ModelError(f"nvinfer has no images of {preprocess.channels} channels", hint="edgeres.load takes them")
+    files = {"model.int8.onnx": graph, "labels.txt": _text([";".join(_label(name) for name in network.model.labels)])}
+    notes, batch = [], max_batch or 1
+    engine = network.engines[0] if network.engines else None
+    if engine is not None:
+        batch, more = _engine_batch(network, max_batch)
+        files["model.engine"] = engine.content
+        gpus = ", ".join(engine.record.portability.compute_capabilities) or "several GPUs"
+        notes += [
+            *more,
+            f"model.engine is for SM {gpus} and TensorRT {engine.record.version}; elsewhere nvinfer builds",
+        ]
+    scale, offsets, said = _one_scale(preprocess)
+    notes += [*said, *_geometry(preprocess)]
+    if network.model.output != "probabilities":
+        notes.append(
+            "the scores are logits: nvinfer shows the largest as a probability, and nothing where none is above 0"
+        )
+    height, width = preprocess.crop_px
+    dims = network.image() if preprocess.layout == "NCHW" else (preprocess.channels, height, width)
+    letterbox = preprocess.resize_mode == "letterbox"
+    keys: dict[str, object] = {
+        "gpu-id": 0,
+        "gie-unique-id": 1,
+        "process-mode": 1,
+        "network-type": 1,
+        "network-mode": 1,
+        "onnx-file": "model.int8.onnx",
+        **({"model-engine-file": "model.engine"} if engine is not None else {}),
+        "labelfile-path": "labels.txt",
+        "batch-size": batch,
+        "infer-dims": ";".join(map(str, dims)),
+        "network-input-order": 0 if preprocess.layout == "NCHW" else 1,
+        "model-color-format": colour,
+        "net-scale-factor": repr(scale),
+        "offsets": ";".join(repr(offset) for offset in offsets),
+        "maintain-aspect-ratio": int(letterbox),
+        **({"symmetric-padding": 1} if letterbox else {}),
+        "scaling-filter": 1,
+        "output-blob-names": network.output.name,
+        "classifier-threshold": 0,
+    }
+    text = [f"# {note}" for note in notes] + ["[property]", *(f"{key}={value}" for key, value in keys.items())]
+    return Deployed({**files, f"{network.name}.txt": _text(text)}, tuple(notes))
+
+
+def trtexec(network: Deployable, max_batch: int | None) -> Deployed:
+    """A script with trtexec's command line that builds and times the engine as edgeres does.
+
+    Raises:
+        EngineError: there is no graph for TensorRT.
+    """
+    graph, batch = _graph_for_tensorrt(network), max_batch or 1
+    shapes = "x".join(map(str, network.image()))
+    words = [
+        "trtexec",
+        "--onnx=model.int8.onnx",
+        "--stronglyTyped",
+        *(
+            f"--{name}Shapes={network.input.name}:{size}x{shapes}"
+            for name, size in (("min", 1), ("opt", 1), ("max", batch))
+        ),
+        "--builderOptimizationLevel=3",
+        "--timingCacheFile=timing.cache",
+        f"--saveEngine={network.name}.engine",
+        "--warmUp=200",
+        "--duration=3",
+        "--useCudaGraph",
+        "--percentile=90,95,99",
+    ]
+    script = ["#!/bin/sh", 'cd "$(dirname "$0")" || exit 1', f'exec {shlex.join(words)} "$@"']
+    notes = (
+        "TensorRT 11 has strongly typed networks alone: leave --stronglyTyped out there",
+        _contract(network.model.preprocess),
+    )
+    return Deployed({"model.int8.onnx": graph, "build.sh": _text(script)}, notes)
+
+
+DOORS: dict[str, Callable[[Deployable, int | None], Deployed]] = {
+    "triton": triton,
+    "deepstream": deepstream,
+    "trtexec": trtexec,
+}
+
+
+def _engine_batch(network: Deployable, wanted: int | None) -> tuple[int, list[str]]:
+    """The batch that all engines take, and what is not known of it."""
+    known = [engine.max_batch for engine in network.engines if engine.max_batch is not None]
+    largest = min(known) if len(known) == len(network.engines) else None
+    if largest is None:
+        return wanted or 1, ["the bundle does not say an engine's largest batch; " + f"{wanted or 1} is written"]
+    if wanted is not None and wanted > largest:
+        hint = "edgeres engine BUNDLE --max-batch N builds one that takes more"
+        raise EngineError(f"an engine takes at most {largest} images at once, not {wanted}", hint=hint)
+    return wanted or largest, []
+
+
+def _graph_for_tensorrt(network: Deployable) -> bytes:
+    if network.for_gpu is None:
+        hint = "build the bundle with --target tensorrt or that of a Jetson"
+        raise EngineError("the bundle has no INT8 graph for TensorRT", hint=hint)
+    return network.for_gpu
+
+
+def _contract(preprocess: Preprocess) -> str:
+    """What a client sends, in words."""
+    height, width = preprocess.crop_px
+    how = {
+        "crop": f"shorter side to {preprocess.resize_px}, centre cut to {height}x{width}",
+        "squash": f"resized to {height}x{width}"
+        if preprocess.resize_px is None
+        else f"resized to {preprocess.resize_px}, cut",
+        "letterbox": f"letterbox of {height}x{width}",
+    }[preprocess.resize_mode]
+    values = f"(pixel * {preprocess.pixel_scale:.6g} - {_list(preprocess.mean)}) / {_list(preprocess.std)}"
+    order = preprocess.channel_order if preprocess.channels > 1 else "gray"
+    return f"a client sends {preprocess.layout} {order}, {how} ({preprocess.interpolation}), {values}"
+
+
+def _one_scale(preprocess: Preprocess) -> tuple[float, list[float], list[str]]:
+    """nvinfer's ``scale * (pixel - offset)``: one scale for all channels, the middle one where they differ."""
+    scales = [preprocess.pixel_scale / std for std in preprocess.std]
+    offsets = [mean / preprocess.pixel_scale for mean in preprocess.mean]
+    scale = (min(scales) + max(scales)) / 2
+    off = max(
+        abs(own - scale) * max(offset, 255 - offset) for own, offset in zip(scales, offsets, strict=True)
+    )  # fmt: skip
+    if min(scales) == max(scales):
+        return scales[0], offsets, []
+    words = f"up to {off:.3f} off in the network's input, whose values reach {max(s * 255 for s in scales):.1f} apart"
+    return (
+        scale,
+        offsets,
+        [f"nvinfer has one scale for all channels and std is {_list(preprocess.std)}: {words}"],
+    )
+
+
+def _geometry(preprocess: Preprocess) -> list[str]:
+    found = []
+    if preprocess.resize_mode == "crop" or (preprocess.resize_mode == "squash" and preprocess.resize_px is not None):
+        what = f"nvinfer squashes the whole frame; the network was built to see {preprocess.resize_px} px cut to"
+        found.append(
+            f"{what} {preprocess.crop_px[0]}x{preprocess.crop_px[1]}: crop the frame ahead of it (nvvideoconvert)"
+        )
+    if preprocess.resize_mode == "letterbox" and any(preprocess.fit.fill or ()):
+        found.append(f"nvinfer pads with black, and the network was built with {_list(preprocess.fit.fill or ())}")
+    if preprocess.interpolation != "cv2-bilinear":
+        found.append(
+            f"nvinfer resizes without antialiasing, which this network's {preprocess.interpolation} resize has"
+        )
+    return found
+
+
+def _triton_tensor(name: str, dtype: str, dims: tuple[int, ...]) -> str:
+    return f"name: {_quoted(name)} data_type: {_TRITON_TYPES[dtype]} dims: [ {', '.join(map(str, dims))} ]"
+
+
+def _quoted(text: str) -> str:
+    """A string of protobuf's text format."""
+    return '"' + "".join(c if c.isprintable() and c not in '"\\' else f"\\{ord(c):03o}" for c in text) + '"'
+
+
+def _label(name: str) -> str:
+    """A class name without the separator of nvinfer's file."""
+    return name.replace(";", ",").replace("\n", " ")
+
+
+def _list(values: tuple[float, ...]) -> str:
+    """One number where all are equal."""
+    shown = values[:1] if len(set(values)) == 1 else values
+    text = ", ".join(f"{value:.6g}" for value in shown)
+    return text if len(shown) == 1 else f"[{text}]"
+
+
+def _text(lines: list[str] | tuple[str, ...]) -> bytes:
+    return ("\n".join(lines) + "\n").encode()
