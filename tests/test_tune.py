@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import edgeres
 from edgeres.bundle import FP32, Bundle, new_bundle, seal
 from edgeres.cli.engine import command
 from edgeres.data.choose import DataChoice
+from edgeres.device.targets import Flavour
 from edgeres.engine.engines import EngineChoice
 from edgeres.engine.inspector import count_kernels
 from edgeres.errors import EngineError, UsageError
@@ -52,10 +54,11 @@ class Shop:
     gpu: Gpu
     bundle: Path
     planted: dict[str, Planted] = field(default_factory=dict)
+    runtime: Flavour = "tensorrt"
 
     def tune(self, **how: Any) -> dict[str, tuple[EngineRecord, FormTrial]]:
         """Record and trial by form."""
-        records = add_engines(self.bundle, "tensorrt", EngineChoice(), tune=TuneChoice(**how))
+        records = add_engines(self.bundle, self.runtime, EngineChoice(), tune=TuneChoice(**how))
         assert records == Bundle(self.bundle).manifest.engines
         return {record.trial.form: (record, record.trial) for record in records if record.trial}
 
@@ -64,29 +67,76 @@ class Shop:
         return found
 
 
-@pytest.fixture
-def shop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Shop]:
+@contextmanager
+def opened(monkeypatch: pytest.MonkeyPatch, folder: Path, runtime: Flavour) -> Iterator[Shop]:
+    """A shop for one of the vendor's two packages."""
     for name in ("EDGERES_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.setenv(name, str(tmp_path / "cache"))
+        monkeypatch.setenv(name, str(folder / "cache"))
     graphs = {name: named(quantized(step=step), name) for name, step in STEPS.items()}
     graphs["fp16"] = named(FLOAT, "fp16")
     forms = tuple(
-        FormRecord(name, f"model.{name}.onnx", ("tensorrt",), "fp16" if name == "fp16" else "int8", None, "float32", "")
+        FormRecord(name, f"model.{name}.onnx", (runtime,), "fp16" if name == "fp16" else "int8", None, "float32", "")
         for name in graphs
     )
-    path = tmp_path / "tiny.edgeres"
-    with new_bundle(path) as folder:
+    path = folder / "tiny.edgeres"
+    with new_bundle(path) as inside:
         for form in forms:
-            write_file(folder / form.file, graphs[form.name])
-        write_file(folder / FP32, named(FLOAT, "fp32"))
-        write_file(folder / "model.int8.onnx", graphs["half"])
-        seal(folder, Manifest(spec(), {}, {}, {}, {}, forms=forms, default_form={"tensorrt": "half"}))
+            write_file(inside / form.file, graphs[form.name])
+        write_file(inside / FP32, named(FLOAT, "fp32"))
+        write_file(inside / "model.int8.onnx", graphs["half"])
+        seal(inside, Manifest(spec(), {}, {}, {}, {}, forms=forms, default_form={runtime: "half"}))
     gpu = Gpu()
-    found = Shop(gpu, path, {name: Planted(20.0, 0.02, seed) for seed, name in enumerate((*graphs, "fp32"))})
+    planted = {name: Planted(20.0, 0.02, seed) for seed, name in enumerate((*graphs, "fp32"))}
+    found = Shop(gpu, path, planted, runtime)
     gpu.plants = lambda model: found.planted[model.graph.name]
-    with machine(monkeypatch, gpu):
+    with machine(monkeypatch, gpu, flavours=(runtime,)):
         yield found
     assert (gpu.faults, gpu.live(), gpu.stack) == ([], [], [])
+
+
+@pytest.fixture
+def shop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Shop]:
+    with opened(monkeypatch, tmp_path, "tensorrt") as found:
+        yield found
+
+
+@pytest.fixture
+def rtx_shop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Shop]:
+    with opened(monkeypatch, tmp_path, "rtx") as found:
+        yield found
+
+
+def test_rtx_chooses_by_the_clock_too(rtx_shop: Shop) -> None:
+    rtx_shop.planted |= {
+        "free": Planted(10.0, 0.02),
+        "full": Planted(5.0, answers=quantized(classifier(seed=3))),
+        "fp16": Planted(refused="no kernel"),
+    }
+    found = rtx_shop.tune()
+    assert {name for name, (_, trial) in found.items() if trial.chosen} == {"free"}
+    assert found["free"][1].p50_ms == pytest.approx(11.25, rel=0.01)
+    assert found["full"][1].why.startswith("not accurate enough: ")
+    assert found["fp16"][1].why.startswith("not built: ")
+    report = verify_bundle(rtx_shop.bundle, validation(rtx_shop), VerifyOptions())
+    assert report["accuracy"]["graph"] == "rtx int8 engine"
+    assert report["latency"]["speedup"] == pytest.approx(21.25 / 11.25, rel=0.02)
+    (engine,) = [check for check in report["checks"] if check["name"] == "engine"]
+    assert engine["outcome"] == "passed" and "rtx int8 engine against its graph (free)" in engine["reason"]
+
+
+def test_rtx_without_a_gpu_builds_what_bytes_and_kernels_chose(rtx_shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(index: int = 0) -> Any:
+        raise EngineError("no such GPU")
+
+    built: list[str] = []
+    plants = rtx_shop.gpu.plants
+    rtx_shop.gpu.plants = lambda model: (built.append(model.graph.name), plants(model))[1]
+    monkeypatch.setattr("edgeres.pipeline.engines.default_device", gone)
+    ran = CliRunner().invoke(command, [str(rtx_shop.bundle), "--target", "rtx"])
+    what = "the default form is taken, which was chosen by bytes and kernels"
+    assert (ran.exit_code, f"rtx: forms are not measured here (no such GPU); {what}" in ran.stderr) == (0, True)
+    (record,) = Bundle(rtx_shop.bundle).manifest.engines
+    assert (built, record.precision, record.trial) == (["half"], "int8", None)
 
 
 def test_the_fastest_form_is_kept_and_loaded(shop: Shop) -> None:
