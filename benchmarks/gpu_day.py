@@ -17,6 +17,7 @@ variants of one convolution in turns. The JSON holds all figures; ``--page`` wri
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import subprocess
@@ -199,12 +200,19 @@ def convs(say: Say) -> None:
     """FP16, INT8, and INT8 behind a Pad, for every convolution; the fastest tile of each."""
     from gpu_day_conv import Conv
 
+    # torch collects garbage at every recording: what is loaded by now need not be looked at each time.
+    gc.collect()
+    gc.freeze()
     for batch in (1, 8):
         for network in ("resnet18", "resnet50"):
             for shape in layers(network):
                 conv = Conv(*shape)
                 what = f"{conv.side}x{conv.side}/{conv.stride} {conv.depth}->{conv.filters} at {conv.height}"
-                say(f"{network} batch {batch}: {what}", {"count": conv.count, **_convolution(conv, batch)})
+                try:
+                    found = _convolution(conv, batch)
+                except Exception as error:  # one convolution must not end the others
+                    found = {"failed": _first_line(error)}
+                say(f"{network} batch {batch}: {what}", {"count": conv.count, **found})
 
 
 def _convolution(conv: Any, batch: int) -> Json:
@@ -213,15 +221,17 @@ def _convolution(conv: Any, batch: int) -> Json:
 
     half, whole = (Layer.random(conv, batch, kind, "cuda") for kind in (torch.float16, torch.int8))
     found: Json = {"macs": conv.macs(batch)}
-    if batch == 1:
-        found["largest_difference"] = (whole.run(TILES[0]).cpu().double() - whole.expected()).abs().max().item()
-    variants: dict[str, Callable[[], object]] = {
-        "fp16": _fastest([partial(half.run, tile) for tile in TILES]),
-        "int8": _fastest([partial(whole.run, tile) for tile in TILES]),
-        "int8 behind Pad": _fastest([partial(whole.run_padded, tile) for tile in TILES]),
-        "cudnn fp16": _cudnn(half),
-    }
-    return {**found, "us": _timed(variants)}
+    variants: dict[str, Callable[[], object]] = {"cudnn fp16": _cudnn(half)}
+    failed: dict[str, str] = {}
+    for name, run in (("fp16", half.run), ("int8", whole.run), ("int8 behind Pad", whole.run_padded)):
+        try:
+            variants[name] = _fastest([partial(run, tile) for tile in TILES])
+        except Exception as error:  # the other variants are findings all the same
+            failed[name] = _first_line(error)
+    if batch == 1 and "int8" in variants:
+        variants["int8"]()
+        found["largest_difference"] = (whole.y.cpu().double() - whole.expected()).abs().max().item()
+    return {**found, **({"failed": failed} if failed else {}), "us": _timed(variants)}
 
 
 def _cudnn(layer: Any) -> Callable[[], object]:
@@ -255,7 +265,7 @@ def matmul(say: Say) -> None:
             }
             say(name, {"largest_difference": wrong, "us": _timed(variants)})
         except RuntimeError as error:  # a shape that the library refuses is a finding
-            say(name, {"failed": str(error).splitlines()[0]})
+            say(name, {"failed": _first_line(error)})
 
 
 def resize(say: Say) -> None:
@@ -301,7 +311,7 @@ def engines(say: Say) -> None:
     """``benchmarks/gpu.py``, if a vendor's library is here."""
     from edgeres.device.libraries import available
 
-    here = {flavour: available(flavour) for flavour in ("tensorrt", "rtx")}  # type: ignore[arg-type]
+    here = {flavour: available(flavour) for flavour in ("tensorrt", "rtx")}  # type: ignore[arg-type]  # a str to mypy
     if not any(library.can_build for library in here.values()):
         say("engines", {"skipped": "; ".join(f"{name}: {library.reason}" for name, library in here.items())})
         return
@@ -354,9 +364,26 @@ def _once(graph: Any) -> float:
 
 
 def _fastest(calls: list[Callable[[], object]]) -> Callable[[], object]:
-    graphs = [_recorded(call) for call in calls]
-    times = [min(_once(graph) for _ in range(3)) for graph in graphs]
-    return calls[times.index(min(times))]
+    """The fastest of several calls; one that cannot run, as a tile that needs too much shared memory, is passed over.
+
+    Raises:
+        Exception: none can run; it is what the first one raised.
+    """
+    times: dict[int, float] = {}
+    errors: list[Exception] = []
+    for index, call in enumerate(calls):
+        try:
+            graph = _recorded(call)
+            times[index] = min(_once(graph) for _ in range(3))
+        except Exception as error:  # Triton and drivers raise anything
+            errors.append(error)
+    if not times:
+        raise errors[0]
+    return calls[min(times, key=lambda index: times[index])]
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _timed(variants: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
@@ -414,14 +441,21 @@ def day(parts: list[str]) -> Iterator[Json]:
         said = ""
         try:
             ran = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINES[part])
-            out = ran.stdout
+            out, err = ran.stdout, ran.stderr
             if ran.returncode:
-                said = (ran.stderr.strip().splitlines() or [f"exit code {ran.returncode}"])[-1]
+                said = (err.strip().splitlines() or [f"exit code {ran.returncode}"])[-1]
         except subprocess.TimeoutExpired as late:
-            out = late.stdout.decode() if isinstance(late.stdout, bytes) else late.stdout or ""
+            out, err = (_text(stream) for stream in (late.stdout, late.stderr))
             said = f"not finished in {DEADLINES[part]} s"
-        document["parts"][part] = {"found": findings(out), "said": said, "seconds": round(time.monotonic() - start, 1)}
+        seconds = round(time.monotonic() - start, 1)
+        document["parts"][part] = {"found": findings(out), "said": said, "seconds": seconds}
+        if said:  # a day with a GPU is rare: what explains the end is kept
+            document["parts"][part]["stderr"] = err[-4000:]
         yield document
+
+
+def _text(stream: str | bytes | None) -> str:
+    return stream.decode(errors="replace") if isinstance(stream, bytes) else stream or ""
 
 
 def findings(out: str) -> Json:
@@ -484,18 +518,24 @@ def _words(found: Json) -> str:
 
 
 def _sums(found: Json) -> list[str]:
-    """Convolutions of a network together, each as often as the network has it."""
+    """Convolutions of a network together, each as often as the network has it; those with all variants alone."""
+    timed = {name: each for name, each in found.items() if "us" in each}
+    variants = list(dict.fromkeys(variant for each in timed.values() for variant in each["us"]))
     sums: dict[str, dict[str, float]] = {}
-    for name, each in found.items():
-        if "us" in each:
-            total = sums.setdefault(name.partition(":")[0], {})
-            for variant, us in each["us"].items():
-                total[variant] = total.get(variant, 0.0) + us * each["count"]
+    counts: dict[str, int] = {}
+    for name, each in timed.items():
+        network = name.partition(":")[0]
+        if each["us"].keys() >= set(variants):
+            total = sums.setdefault(network, dict.fromkeys(variants, 0.0))
+            for variant in variants:
+                total[variant] += each["us"][variant] * each["count"]
+            counts[network] = counts.get(network, 0) + each["count"]
     if not sums:
         return []
-    variants = list(next(iter(sums.values())))
-    lines = [f"| all convolutions, us | {' | '.join(variants)} |", f"|---|{'---|' * len(variants)}"]
-    lines += [f"| {name} | {' | '.join(f'{total[v]:.0f}' for v in variants)} |" for name, total in sums.items()]
+    lines = [f"| together, us | convolutions | {' | '.join(variants)} |", f"|---|---|{'---|' * len(variants)}"]
+    for network, total in sums.items():
+        of = sum(layer[-1] for layer in layers(network.partition(" ")[0]))
+        lines.append(f"| {network} | {counts[network]} of {of} | {' | '.join(f'{total[v]:.0f}' for v in variants)} |")
     return [*lines, ""]
 
 

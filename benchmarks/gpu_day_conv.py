@@ -24,7 +24,12 @@ from torch import Tensor
 TILES = ((64, 64, 64, 4), (128, 64, 64, 4), (64, 32, 128, 4), (32, 32, 128, 2), (128, 128, 64, 8))
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+# A kernel is not compiled anew where one of these is 1 or a multiple of 16: that would be hundreds of kernels for the
+# two networks. The depth and the filters are left out, since they decide how wide the loads are.
+_ONE_KERNEL = ("positions", "height", "width", "rows", "columns", "side", "stride", "pad")
+
+
+@triton.jit(do_not_specialize=_ONE_KERNEL)  # type: ignore[untyped-decorator, unused-ignore]  # Triton may lack types
 def _conv(  # noqa: PLR0913
     x, w, scale, bias, y,
     positions, height, width, depth, filters, rows, columns, side, stride, pad,

@@ -90,13 +90,15 @@ def test_the_page_sums_the_convolutions_of_a_network(day: Any) -> None:
     found = {
         "resnet18 batch 1: 3x3/1 64->64 at 56": {"count": 4, "us": {"fp16": 10.0, "int8": 6.0}},
         "resnet18 batch 1: 1x1/2 64->128 at 56": {"count": 1, "us": {"fp16": 5.0, "int8": 4.0}},
+        "resnet18 batch 1: 3x3/2 64->128 at 56": {"count": 1, "us": {"fp16": 5.0}, "failed": {"int8": "no kernel"}},
+        "resnet18 batch 1: 3x3/1 128->128 at 28": {"count": 3, "failed": "out of memory"},
     }
     document = {
         "machine": {"gpu": "a GPU", "torch": "2", "triton": "3"},
         "parts": {"convs": {"found": found, "said": "not finished in 230 s", "seconds": 230.0}},
     }
     page = day.page(document)
-    assert "| resnet18 batch 1 | 45 | 28 |" in page and "Ended early: not finished in 230 s" in page
+    assert "| resnet18 batch 1 | 5 of 20 | 45 | 28 |" in page and "Ended early: not finished in 230 s" in page
     assert "no figure is measured" in day.page({"machine": {"gpu": None}, "parts": {}})
 
 

@@ -138,7 +138,7 @@ def _say(line: str) -> None:
 def _show(error: click.ClickException) -> None:
     """Show wrong usage as click does."""
     said = _shortened(escaped(without_secrets(error.message), keep="\n"))
-    error.message = said  # type: ignore[misc]
+    error.message = said  # type: ignore[misc]  # Final in click's types
     try:
         error.show()
         sys.stderr.flush()
