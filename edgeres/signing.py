@@ -25,6 +25,7 @@ from edgeres.bundle import ENGINES, MANIFEST, MANIFEST_KIND, SIGNATURE, Bundle, 
 from edgeres.documents import DocumentKind, require
 from edgeres.errors import BundleError, EngineError, EnvironmentError_, InputError
 from edgeres.files import open_below
+from edgeres.progress import SILENT, Progress
 from edgeres.records import EngineRecord, Manifest
 
 NAMESPACE = "edgeres-bundle"
@@ -96,6 +97,36 @@ class Permit:
         return self.host_code or self.signed is not None
 
 
+@dataclass(frozen=True)
+class KeyChoice:
+    """The keys of a step that adds engines to a bundle.
+
+    Attributes:
+        trust: public keys, one of which has to have signed the bundle as it is before; None: that is not asked.
+        key: signs the bundle after the step; None: the new engines stay unsigned.
+    """
+
+    trust: Path | None = None
+    key: Path | None = None
+
+    def check(self, bundle: Bundle, progress: Progress = SILENT) -> None:
+        """Before the step: check the signature and every file, and that there is such a key.
+
+        Raises:
+            BundleError, InputError, EnvironmentError_: as :func:`check_all` and :func:`sign` do.
+        """
+        if self.key is not None and not self.key.is_file():
+            raise _no_key(self.key)
+        if self.trust is not None:
+            signed = check_all(bundle, self.trust)
+            progress.say(f"{bundle.path}: signed by {signed.signer} with {signed.key}")
+
+    def sign(self, path: Path, progress: Progress = SILENT) -> None:
+        """After the step: sign what is in the bundle now."""
+        if self.key is not None:
+            progress.say(f"{path}: signed with {sign(Bundle(path), self.key)}, engines included")
+
+
 NOBODY = Permit()
 BUILT_HERE = Permit(host_code=True)
 
@@ -139,7 +170,7 @@ def sign(bundle: Bundle, key: Path) -> str:
     if MANIFEST_KIND.decode(content.encode(), bundle.path / MANIFEST) != bundle.manifest:
         raise BundleError("was replaced meanwhile", where=bundle.path, hint="sign it again")
     if not key.is_file():
-        raise InputError("no such key", where=key, hint="ssh-keygen -t ed25519 -f KEY makes one")
+        raise _no_key(key)
     with _files(message=content) as folder:
         message = folder / "message"
         done = _keygen(["-Y", "sign", "-n", NAMESPACE, "-f", str(key.resolve()), str(message)], asks=True)
@@ -150,6 +181,10 @@ def sign(bundle: Bundle, key: Path) -> str:
         found = _keygen(["-Y", "check-novalidate", "-n", NAMESPACE, "-s", str(made)], feed=content)
     keep_signature(bundle, SIGNATURE_KIND.content(SignedManifest(content, signature)))
     return _fingerprint(found.stdout)
+
+
+def _no_key(key: Path) -> InputError:
+    return InputError("no such key", where=key, hint="ssh-keygen -t ed25519 -f KEY makes one")
 
 
 def _text(bundle: Bundle) -> str:

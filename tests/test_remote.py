@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from sshd import Server, server
 from edgeres import __version__
 from edgeres.bundle import FP32, Bundle, log_of
 from edgeres.cli.remote import command
-from edgeres.errors import EdgeresError, EngineError, EnvironmentError_, UsageError
+from edgeres.errors import BundleError, EdgeresError, EngineError, EnvironmentError_, InputError, UsageError
 from edgeres.graph.forms import FORMS, GRAPH_FILES
 from edgeres.progress import Silent
 from edgeres.remote.session import RemoteChoice, RemoteResult, build_there
 from edgeres.remote.ssh import Host
+from edgeres.signing import KeyChoice, check_all, sign, verify_signature
 
 NAME = "my robot's.edgeres"
 HERE = (sys.executable, "-m", "edgeres")
@@ -186,6 +188,81 @@ def script(tmp_path: Path, body: str) -> tuple[str, ...]:
         esac
     """)
     return ("sh", str(path))
+
+
+_ADD = """
+import sys
+from edgeres.bundle import Bundle
+from edgeres.records import EngineRecord
+record = EngineRecord("rtx", "rtx", "1.7.1", "int8", "built, not run here", "engines/rtx-1.7.1.engine", 3)
+Bundle(sys.argv[1]).add_engines({record: b"abc"}, {"engines/rtx-1.7.1.log": b"said"})
+"""
+
+
+@pytest.fixture
+def signing(tmp_path: Path) -> RemoteChoice:
+    """An edgeres over there that checks signatures, and whose engines are three bytes."""
+    if shutil.which("ssh-keygen") is None:
+        pytest.skip("ssh-keygen is not installed")
+    command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "me", "-f", str(tmp_path / "key")]
+    subprocess.run(command, check=True)
+    (tmp_path / "add.py").write_text(_ADD)
+    body = f"""case $1 in
+        engine) "{sys.executable}" "{tmp_path / "add.py"}" "$2" && echo '[]';;
+        verify-signature) exec "{sys.executable}" -m edgeres "$@";;
+        *) echo '{{}}';;
+        esac;;"""
+    keys = KeyChoice(tmp_path / "key.pub", tmp_path / "key")
+    return choice(tmp_path, edgeres=script(tmp_path, body), keys=keys)
+
+
+def test_what_came_back_is_signed_here_and_trusted_there(
+    robot: Host, bundle: Path, tmp_path: Path, signing: RemoteChoice
+) -> None:
+    sign(Bundle(bundle), tmp_path / "key")
+    heard, trust = Heard(), tmp_path / "key.pub"
+    go(robot, bundle, replace(signing, keys=KeyChoice(trust)), heard)
+    assert heard.heard("robot: signed by trusted with ED25519")
+    assert verify_signature(Bundle(bundle), trust).unsigned == ("engines/rtx-1.7.1.engine",)
+    go(robot, bundle, signing, heard)
+    for place in (bundle, tmp_path / "over there" / NAME):
+        found = check_all(Bundle(place), trust)
+        assert (found.engines, found.unsigned) == (("engines/rtx-1.7.1.engine",), ())
+
+
+def test_nothing_is_sent_that_no_trusted_key_signed(
+    robot: Host, bundle: Path, tmp_path: Path, signing: RemoteChoice
+) -> None:
+    with pytest.raises(BundleError, match="is not signed"):
+        go(robot, bundle, signing)
+    sign(Bundle(bundle), tmp_path / "key")
+    write_bundle(bundle, files={FP32: classifier(seed=3)})
+    with pytest.raises(BundleError, match=r"is not signed|was changed"):
+        go(robot, bundle, signing)
+    missing = replace(signing, keys=KeyChoice(None, tmp_path / "no key"))
+    with pytest.raises(InputError, match="no such key"):
+        go(robot, bundle, missing)
+    assert not (tmp_path / "over there").exists()
+
+
+def test_what_was_swapped_over_there_is_found(robot: Host, bundle: Path, tmp_path: Path, signing: RemoteChoice) -> None:
+    sign(Bundle(bundle), tmp_path / "key")
+    go(robot, bundle, signing)
+    there = tmp_path / "over there" / NAME
+    (there / FP32).write_bytes(classifier(seed=5))
+    with pytest.raises(EngineError, match="was changed after it was written"):
+        go(robot, bundle, signing)
+
+
+def test_what_failed_there_is_not_signed(
+    robot: Host, bundle: Path, tmp_path: Path, signing: RemoteChoice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sign(Bundle(bundle), tmp_path / "key")
+    monkeypatch.setattr(RemoteResult, "passed", False)
+    heard = Heard()
+    go(robot, bundle, signing, heard)
+    assert heard.heard("not signed, since it failed there")
+    assert verify_signature(Bundle(bundle), tmp_path / "key.pub").unsigned == ("engines/rtx-1.7.1.engine",)
 
 
 def test_ctrl_c_stops_what_runs_over_there(robot: Host, bundle: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgeres.cli.options import UserPath, as_json, engine_options, tune_options
+from edgeres.cli.options import UserPath, as_json, engine_options, key_options, tune_options
 from edgeres.cli.progress import progress
 from edgeres.cli.show import print_engines, print_json
 
@@ -20,6 +20,7 @@ _FRAME = "Also build an engine that takes this camera's frames; repeatable."
 @engine_options
 @tune_options
 @click.option("--frame", "frames", multiple=True, metavar="WIDTHxHEIGHT:FORMAT", help=_FRAME)
+@key_options
 @as_json
 def command(bundle: Path, target: str | None, as_json: bool, frames: tuple[str, ...], **given: Any) -> None:
     """Build a bundle's engine on the machine that will run it, and add it to the bundle.
@@ -41,15 +42,23 @@ def command(bundle: Path, target: str | None, as_json: bool, frames: tuple[str, 
     prepared images is built first where the bundle has none for this machine.
 
     The log of the vendor's builder is written beside the engine, as .log.
+
+    In a signed bundle the new engine is unsigned, and does not run where a signature is asked for. --key signs the
+    bundle again.
     """
+    from edgeres.bundle import steady
     from edgeres.engine.engines import EngineChoice
     from edgeres.pipeline.engines import add_engines
     from edgeres.pipeline.tune import TuneChoice
     from edgeres.runtime.frames import frame_spec
+    from edgeres.signing import KeyChoice
 
+    keys = KeyChoice(given.pop("trust"), given.pop("key"))
+    steady(bundle, lambda opened: keys.check(opened, progress()))
     asked = [frame_spec(text) for text in frames]
     tune = TuneChoice(given.pop("form"), not given.pop("no_tune"), given.pop("time_budget"), given.pop("min_sqnr"))
     records = add_engines(bundle, target, EngineChoice(**given), progress(), tune, asked)
+    keys.sign(bundle, progress())
     if as_json:
         print_json([record.to_dict() for record in records])
     else:

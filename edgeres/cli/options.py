@@ -205,6 +205,8 @@ _LEVEL = "Builder optimization level. 0: fast build. 5: fast engine."
 _HARDWARE = "Build engines for other GPUs from Ampere on, too; not on Jetsons."
 _RTX_GPUS = "Build RTX engines for this GPU, e.g. 8.9; repeatable. Default: a portable engine."
 _TRUST = "Public keys; take only a bundle that one of them signed, see `edgeres sign`."
+_TRUST_FIRST = "Public keys; begin only if one of them signed the bundle as it is, see `edgeres sign`."
+_KEY_AFTER = "SSH key that signs the bundle afterwards, with the new engines, as `edgeres sign` does."
 _CODE = "Let code for the CPU in version-compatible engines run though no trusted key signed it."
 _THUMBNAILS = "Show images that INT8 gets wrong in the report.  [default: yes]"
 
@@ -221,6 +223,7 @@ _HEAD = "What stands between the layers of a checkpoint's classifier, if it has 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print only the result, as JSON on stdout.")
 
 trust_option = file_option("--trust", _TRUST)
+key_options = _all(file_option("--trust", _TRUST_FIRST), file_option("--key", _KEY_AFTER))
 trust_options = _all(trust_option, click.option("--host-code", is_flag=True, help=_CODE))
 
 

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from edgeres.cli.options import SRC, UserPath, as_json, engine_options, output_option, text_option, tune_options
+from edgeres.cli.options import (
+    SRC,
+    UserPath,
+    as_json,
+    engine_options,
+    key_options,
+    output_option,
+    text_option,
+    tune_options,
+)
 from edgeres.cli.progress import progress
 from edgeres.cli.show import echo, print_engines, print_json, print_report
 from edgeres.errors import UsageError
@@ -35,6 +44,7 @@ if TYPE_CHECKING:
 @click.option("--install", is_flag=True, help="First install edgeres there, from wheels that are fetched here.")
 @click.option("--any-version", is_flag=True, help="Continue where that machine has another version of edgeres.")
 @output_option("DIR", "Folder of the report.  [default: BUNDLE.HOST]")
+@key_options
 @as_json
 @click.pass_context
 def command(ctx: click.Context, /, host: str, bundle: Path, output: Path | None, as_json: bool, **given: Any) -> None:
@@ -51,11 +61,15 @@ def command(ctx: click.Context, /, host: str, bundle: Path, output: Path | None,
     That machine needs no internet connection. The engine is copied back into the bundle, the report into BUNDLE.HOST.
     After an interruption the same command continues where it stopped.
 
+    --trust checks the signature here and, after copying, over there. --key signs the bundle with the engines that came
+    back, unless a gate failed, and takes the signature there: `edgeres.load(..., trust=KEYS)` runs these engines then.
+
     Options behind -- are passed to edgeres verify on that machine. Exit codes are those of edgeres verify.
     """
     from edgeres.data.choose import DataChoice, check_paths
     from edgeres.remote.session import RemoteChoice, build_there
     from edgeres.remote.ssh import Host
+    from edgeres.signing import KeyChoice
 
     check_paths(DataChoice(validation=given["validation"]))
     if given["directory"].startswith("~"):
@@ -73,6 +87,7 @@ def command(ctx: click.Context, /, host: str, bundle: Path, output: Path | None,
         verify=given["verify_options"],
         validation=given["validation"],
         any_version=given["any_version"],
+        keys=KeyChoice(given["trust"], given["key"]),
     )
     where = output or bundle.resolve().with_name(f"{bundle.resolve().name}.{host.rpartition('@')[2]}")
     result = build_there(machine, bundle, where, choice, progress(quiet=as_json))

@@ -27,6 +27,7 @@ from edgeres.progress import SILENT, Progress
 from edgeres.records import EngineRecord
 from edgeres.remote.ssh import Done, Host
 from edgeres.reports import read_report, report_kind
+from edgeres.signing import KeyChoice
 
 _PROBE = r"""
 d=$1; n=$2; shift 2
@@ -51,6 +52,7 @@ class RemoteChoice:
         engine, verify: more options of ``edgeres engine`` and ``edgeres verify``.
         validation: images to verify on: a local folder or file, which is copied, or a generated set; None: no verify.
         any_version: accept another version of edgeres there.
+        keys: that the bundle is checked with first, here and there, and signed with at the end.
     """
 
     directory: str = "edgeres"
@@ -60,6 +62,7 @@ class RemoteChoice:
     verify: tuple[str, ...] = ()
     validation: str | None = None
     any_version: bool = False
+    keys: KeyChoice = KeyChoice()
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,17 @@ class _DoctorAnswer:
 
 
 @dataclass(frozen=True)
+class _SignatureAnswer:
+    """See :class:`edgeres.signing.Signed`."""
+
+    bundle: str
+    signer: str
+    key: str
+    engines: tuple[str, ...]
+    unsigned: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class _StepsDone:
     """Digests of what each step was done with; "" where it is not done."""
 
@@ -91,6 +105,7 @@ class _StepsDone:
 
 
 _CHECKS = DocumentKind(_DoctorAnswer, "an answer of edgeres doctor", "install the same version of edgeres there")
+_SIGNED = DocumentKind(_SignatureAnswer, "an answer of edgeres verify-signature", "install the same version there")
 _STEPS = DocumentKind(_StepsDone, "a record of steps", "run it again")
 
 
@@ -127,16 +142,19 @@ def build_there(
     """
     opened = Bundle(bundle)
     opened.check()
+    choice.keys.check(opened, progress)
     session = _Session.open(host, opened, choice, progress)
     with session.host.shared() as session.host:
         session.free_bytes = session.host.free_bytes(choice.directory)
         checks = session.doctor()
         session.copy()
+        session.copy_signature()
         validation = session.copy_validation()
         session.build(checks)
         report = session.verify(validation, output, checks)
-        engines = session.bring_home(output)
-    return RemoteResult(engines, report, checks)
+        result = RemoteResult(session.bring_home(output), report, checks)
+        session.sign(result)
+    return result
 
 
 @dataclass
@@ -198,16 +216,40 @@ class _Session:
             return
         self._room(sum((self.bundle.path / name).stat().st_size for name in files))
         self.progress.say(f"{self.host.name}: copying the bundle")
-        self.host.run(["sh", "-c", f'rm -rf "$1/{MANIFEST}" "$1/{ENGINES}"; mkdir -p "$1"', "sh", self.there])
-        self.host.send(self.bundle.path, [*files, *self._signature()], self.there)
+        self.host.run(
+            ["sh", "-c", f'rm -rf "$1/{MANIFEST}" "$1/{SIGNATURE}" "$1/{ENGINES}"; mkdir -p "$1"', "sh", self.there]
+        )
+        self.host.send(self.bundle.path, list(files), self.there)
         manifest = replace(self.bundle.manifest, engines=(), files=files)
         self._write(f"{self.there}/{MANIFEST}", json.dumps(MANIFEST_KIND.content(manifest), indent=2) + "\n")
         self.state = _StepsDone(validation=self.state.validation)
         self._did("bundle", key)
 
-    def _signature(self) -> list[str]:
-        """The signature covers graphs and ranges, which are copied; engines are built anew there."""
-        return [SIGNATURE] if (self.bundle.path / SIGNATURE).is_file() else []
+    def copy_signature(self) -> None:
+        """Copy the signature, which covers all but the engines there, and check it there where keys are trusted."""
+        if (self.bundle.path / SIGNATURE).is_file():
+            self.host.send(self.bundle.path, [SIGNATURE], self.there)
+        trust = self.choice.keys.trust
+        if trust is None:
+            return
+        keys = f"{self.choice.directory}/.{self.name}.keys"
+        self._write(keys, trust.read_text())
+        argv = self._edgeres("verify-signature", self.there, "--trust", keys, "--json")
+        said = _printed(self.host, argv).encode()
+        found = _SIGNED.decode(said, f"{self.host.name}: edgeres verify-signature")
+        self.progress.say(f"{self.host.name}: signed by {found.signer} with {found.key}")
+        for name in found.unsigned:
+            self.progress.say(f"{self.host.name}: {name} was added after that, and is not signed")
+
+    def sign(self, result: RemoteResult) -> None:
+        """Sign the bundle with what came back, and take the signature there."""
+        if self.choice.keys.key is None:
+            return
+        if not result.passed:
+            self.progress.say("not signed, since it failed there")
+            return
+        self.choice.keys.sign(self.bundle.path, self.progress)
+        self.copy_signature()
 
     def copy_validation(self) -> str | None:
         """Copy the validation images, unless they are generated, and return their remote path."""
