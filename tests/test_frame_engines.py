@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
+import onnx
 import pytest
-from bundles import classifier, spec
+from bundles import classifier, spec, write_images
 from click.testing import CliRunner
-from fake_gpu import Gpu, machine
+from fake_gpu import Gpu, Planted, machine
+from PIL import Image
 
 from edgeres.bundle import FP32, Bundle, new_bundle, seal
 from edgeres.cli.engine import command
+from edgeres.data.choose import DataChoice
+from edgeres.data.filmed import filmed
 from edgeres.errors import BundleError, InputError
 from edgeres.files import write_file
-from edgeres.records import U8, FormRecord, Manifest
+from edgeres.graph.frame import with_frame
+from edgeres.pipeline.options import VerifyOptions
+from edgeres.pipeline.verify import verify_bundle
+from edgeres.records import BYTE_FORMATS, U8, FormRecord, Manifest
 from edgeres.runtime import Classifier, Frame
+from edgeres.runtime.frames import frame_from, frame_spec
 
 GRAPH = classifier()
 OTHER = classifier(seed=5)
@@ -96,8 +106,6 @@ def test_the_answer_to_a_frame_is_that_to_its_prepared_image(gpu: Gpu, bundle: P
 
 
 def test_bytes_that_lie_as_the_engine_takes_them_are_not_copied(gpu: Gpu) -> None:
-    from edgeres.runtime.frames import frame_spec
-
     data = noise(24, 32, 3)
     laid = Frame(data, "bgr8").laid_as(frame_spec("32x24:bgr8"))
     assert laid is not None and np.shares_memory(laid, data)
@@ -163,3 +171,66 @@ def test_frames_are_prepared_where_no_engine_runs(
             f"frames 32x24:rgb8: prepared on the CPU: no engine runs on {classify.backend}",
         )
         assert classify(image).logits.shape == (6,)
+
+
+def frames_in(report: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the report has of the one kind of frame, and the check of engines."""
+    (found,) = report["accuracy"]["frames"].values()
+    (check,) = [check for check in report["checks"] if check["name"] == "engine"]
+    return found, check
+
+
+def verified(bundle: Path) -> dict[str, Any]:
+    images = bundle.parent / "images.npz"
+    data = DataChoice(validation=str(images if images.is_file() else write_images(images)))
+    return dict(verify_bundle(bundle, data, VerifyOptions()))
+
+
+def test_verify_sends_frames_through_the_engine_and_through_the_contract(gpu: Gpu, bundle: Path) -> None:
+    assert engine(bundle, "--frame", "32x24:i420").exit_code == 0
+    report = verified(bundle)
+    found, check = frames_in(report)
+    assert found["runner"].startswith("TensorRT") and (found["images"], found["same"]) == (12, 12)
+    assert found["agrees"] and found["equal_percent"] == 100 and found["right"][0] == found["right"][1]
+    assert check["outcome"] == "passed" and "for 32x24:i420 against frames prepared by the contract" in check["reason"]
+    assert any(one["status"].startswith("run here") for one in report["engines"] if "frame" in one)
+
+
+def test_verify_sees_an_engine_that_prepares_frames_in_another_way(gpu: Gpu, bundle: Path) -> None:
+    """Red and blue are exchanged in what the device computes."""
+    model, p = onnx.load_from_string(GRAPH), Bundle(bundle).manifest.model.preprocess
+    swapped = with_frame(model, p, frame_spec("32x24:bgr8")).SerializeToString()
+    gpu.plants = lambda built: Planted(answers=swapped if built.graph.input[0].name == "frame" else None)
+    assert engine(bundle, "--frame", "32x24:rgb8").exit_code == 0
+    found, check = frames_in(verified(bundle))
+    assert not found["agrees"] and found["sqnr_db"] < 20
+    assert check["outcome"] == "failed" and "build it again" in check["reason"]
+
+
+def test_verify_computes_the_graph_where_the_engine_does_not_run(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    found = Gpu()
+    with machine(monkeypatch, found):
+        assert engine(bundle, "--frame", "32x24:yuyv:step=80:bt709-full").exit_code == 0
+    report = verified(bundle)
+    told, check = frames_in(report)
+    assert (told["runner"], told["agrees"], told["equal_percent"]) == ("", True, 100)
+    assert told["sqnr_db"] > 100  # float32 rounds mean and std once more
+    assert check["outcome"] == "unsure" and "its graph on ONNX Runtime" in check["reason"]
+    assert not any(one["status"].startswith("run here") for one in report["engines"])
+    schema = json.loads(files("edgeres.report").joinpath("schema.json").read_text(encoding="utf-8"))
+    jsonschema.validate(report, schema, jsonschema.Draft202012Validator)
+
+
+@pytest.mark.parametrize("name", BYTE_FORMATS)
+def test_a_filmed_picture_is_seen_again(name: Any) -> None:
+    """A smooth picture, because two or four pixels share their chroma."""
+    y, x = np.mgrid[0:48, 0:64]
+    picture = np.stack([40 + 2 * x, 50 + 2 * y, 200 - x - y], axis=-1).astype(np.uint8)
+    colour = "" if name.endswith("8") else ":bt709"
+    frame = frame_spec(f"64x48:{name}:step={64 * 4 + 8}{colour}")
+    seen = frame_from(frame, filmed(picture, frame)).rgb()
+    wanted = np.asarray(Image.fromarray(picture).convert("L"))[..., None] if name == "mono8" else picture
+    assert np.abs(seen.astype(int) - wanted).max() <= (0 if name.endswith("8") else 4)

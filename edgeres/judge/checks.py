@@ -19,7 +19,7 @@ from edgeres.judge.corruptions import corruption_rows, judge_corruptions
 from edgeres.records import EngineRecord, LeftOut, Outcome
 from edgeres.verify.accuracy import Comparison
 from edgeres.verify.answers import REFERENCE
-from edgeres.verify.device import EngineSample
+from edgeres.verify.device import DeviceRun, EngineSample, FrameSample
 from edgeres.verify.layer_noise import LayerNoise
 from edgeres.verify.statistics import blind_tail, halfway_tail
 
@@ -270,15 +270,16 @@ def _engines(e: Evidence) -> Finding:
 
 def _engine(e: Evidence) -> Finding:
     """Fails where an engine's logits are not those of its graph: then it does not compute what was calibrated."""
-    samples = e.comparison.device.samples if e.comparison else {}
-    if not samples:
-        return "unsure", "no engine runs on this machine" if any(
-            one.file for one in e.engines
-        ) else "there is no engine"
-    told = {name: (sample.agrees, _beside(name, sample)) for name, sample in samples.items()}
+    device = e.comparison.device if e.comparison else DeviceRun()
+    told = {name: (one.agrees, _beside(name, one)) for name, one in device.samples.items()}
+    told |= {name: (one.agrees, _framed(name, one)) for name, one in device.frames.items()}
     wrong = [words for agrees, words in told.values() if not agrees]
     if wrong:
         return "failed", f"{'; '.join(wrong)}: it computes something else; build it again with edgeres engine"
+    if not device.samples and not any(one.runner for one in device.frames.values()):
+        some = any(one.file for one in e.engines)
+        first = "no engine runs on this machine" if some else "there is no engine"
+        return "unsure", "; ".join((first, *(words for _, words in told.values())))
     return "passed", "; ".join(words for _, words in told.values())
 
 
@@ -289,6 +290,20 @@ def _beside(name: str, sample: EngineSample) -> str:
         figures = f"equal on all {sample.images} images"
     part = "" if sample.agrees else f", furthest on {', '.join(sample.parted)}"
     return f"{name} against its graph ({sample.graph}): {figures}{part}"
+
+
+def _framed(name: str, sample: FrameSample) -> str:
+    figures = f"{sample.sqnr_db:.1f} dB (at least {sample.limit_db:.1f})"
+    figures = "equal logits" if math.isinf(sample.sqnr_db) else figures
+    part = f", another class for {', '.join(sample.parted)}" if sample.parted else ""
+    pixels = ""
+    if sample.equal_percent is not None:
+        pixels = (
+            f", {sample.equal_percent:.4g} % of the prepared bytes equal, {sample.worst_levels} levels at most apart"
+        )
+    name = name if sample.runner else f"{name}, its graph on ONNX Runtime,"
+    held = f"same class on {sample.same} of {sample.images} frames"
+    return f"{name} against frames prepared by the contract: {figures}, {held}{pixels}{part}"
 
 
 def _targets(e: Evidence) -> Finding:

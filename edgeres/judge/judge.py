@@ -89,11 +89,7 @@ def judge(asked: Asked, made: Made, measured: Measured) -> Json:
 def _engine(engine: EngineRecord, measured: Measured) -> Json:
     """An engine of the manifest; where it ran in this run, or was tried in vain, its status says so."""
     comparison = measured.comparison
-    here = (
-        next((one.runner for one in comparison.device.samples.values() if one.file == engine.file), None)
-        if comparison
-        else None
-    )
+    here = next((runner for file, runner in comparison.device.ran if file == engine.file), None) if comparison else None
     why = comparison.device.not_run.get(engine.file or "") if comparison else None
     status = f"run here, on {here}" if here else f"{engine.status}: {why}" if why else engine.status
     return engine.to_dict() | {"status": status}

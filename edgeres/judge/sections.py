@@ -15,7 +15,7 @@ from edgeres.made import Made, Making
 from edgeres.records import F64, EngineRecord, Measurement, QuantPlan
 from edgeres.verify.accuracy import TOP_K, Comparison
 from edgeres.verify.answers import REFERENCE, pack_power
-from edgeres.verify.device import EngineSample
+from edgeres.verify.device import EngineSample, FrameSample
 from edgeres.verify.latency import cpu_speedup, drift_percent, noise, percentile_ms, speedup, variation_percent
 from edgeres.verify.layer_noise import LayerNoise
 from edgeres.verify.measure import Measured
@@ -65,15 +65,18 @@ def accuracy_section(measured: Measured, made: Made) -> Section:
 
 
 def _device(comparison: Comparison) -> Json:
-    """Where FP32's answers come from, and each engine beside its graph; nothing where no engine runs here."""
+    """Where FP32's answers come from, each engine beside its graph, frames beside prepared images; what there is."""
     device = comparison.device
-    if not device.samples:
-        return {}
-    return {"reference": device.reference, "engines": {name: _sampled(one) for name, one in device.samples.items()}}
+    frames = {name: _sampled(one) for name, one in device.frames.items()}
+    found: Json = {"frames": frames} if frames else {}
+    if device.samples:
+        found["reference"] = device.reference
+        found["engines"] = {name: _sampled(one) for name, one in device.samples.items()}
+    return found
 
 
-def _sampled(sample: EngineSample) -> Json:
-    """One engine beside its graph; an SQNR that is not finite is null: both gave the same logits."""
+def _sampled(sample: EngineSample | FrameSample) -> Json:
+    """One engine beside what it is held against; an SQNR that is not finite is null: both gave the same logits."""
     plain = asdict(sample) | {"parted": list(sample.parted), "agrees": sample.agrees}
     return {key: None if isinstance(value, float) and math.isinf(value) else value for key, value in plain.items()}
 

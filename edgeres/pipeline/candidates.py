@@ -11,6 +11,7 @@ from edgeres.device.targets import Flavour
 from edgeres.errors import EnvironmentError_
 from edgeres.graph.forms import FORMS, best_on_cpu, form_for
 from edgeres.made import Made, graph_files
+from edgeres.pipeline.frame_candidates import frame_candidates
 from edgeres.records import EngineRecord
 from edgeres.runtime.choose import BACKENDS, cache_folder, in_order, start_engine
 from edgeres.runtime.memory import Device, default_device
@@ -40,9 +41,10 @@ def candidates_in(made: Made, *, engines: bool = True) -> Candidates:
         for name, path in files.items()
     }
     found = _StartedEngines(made) if engines else None
+    frames, missing = frame_candidates(made, engines=engines)
     if found is None or not found.candidates:
-        not_run = found.not_run if found else {}
-        return Candidates(reference, graphs, best_on_cpu(graphs).name, OrtRunner, not_run=not_run)
+        not_run = {**(found.not_run if found else {}), **missing}
+        return Candidates(reference, graphs, best_on_cpu(graphs).name, OrtRunner, not_run=not_run, frames=frames)
     by_form = {form.name: made.folder / form.file for form in made.manifest.forms}
     mine = {form: _graph(by_form[form], integer=False) for form in found.graph_of.values() if form in by_form}
     on_cpu = {name: graph for name, graph in graphs.items() if FORMS[name].integer}
@@ -54,7 +56,8 @@ def candidates_in(made: Made, *, engines: bool = True) -> Candidates:
         stand_ins={**mine, **{name: graph for name, graph in graphs.items() if name not in on_cpu}},
         graph_of=found.graph_of,
         known=read_known(made.folder / ANSWERS),
-        not_run=found.not_run,
+        not_run={**found.not_run, **missing},
+        frames=frames,
     )
 
 

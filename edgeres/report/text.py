@@ -197,7 +197,20 @@ def findings(report: Report, *, brief: bool = False) -> list[tuple[str, str]]:
     told += [("limits from", config["file"])] if (config := report.get("config")) else []
     if a.get("reference"):
         told.append(("FP32 answers", a["reference"]))
+    told += [(name, _framed(one)) for name, one in a.get("frames", {}).items()]
     return told + [(titled(name), _graph(report, graph, name == a["graph"])) for name, graph in a["graphs"].items()]
+
+
+def _framed(found: dict[str, Any]) -> str:
+    """An engine that takes frames beside the contract."""
+    sqnr = "logits equal" if found["sqnr_db"] is None else f"SQNR {decibels(found['sqnr_db'])}"
+    ran = found["runner"] or "its graph on ONNX Runtime as a stand-in"
+    words = [f"same class as with prepared images on {found['same']} of {found['images']} frames", sqnr]
+    if found["right"]:
+        words.append(f"right on {found['right'][0]}, with prepared images on {found['right'][1]}")
+    if found["equal_percent"] is not None:
+        words.append(f"{found['equal_percent']:.4g} % of the prepared bytes equal")
+    return f"{', '.join(words)}; {ran}"
 
 
 def forms_tried(report: Report) -> list[tuple[str, ...]]:

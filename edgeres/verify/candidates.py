@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from edgeres.records import F32
+from edgeres.records import F32, U8, FrameSpec
 from edgeres.runtime.runner import Runner
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -45,6 +45,32 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class FrameCandidate:
+    """An engine that takes a camera's frame, or its graph where the engine does not run here.
+
+    Attributes:
+        name: such as ``rtx engine for 1280x720:bgr8``.
+        file: path of the engine in the bundle.
+        contract: gives the prepared bytes of a frame, by Pillow.
+        by_frame: opens a runner for frames.
+        prepared: opens the same network for prepared images.
+        pixels: opens the graph's preprocessing alone, from frame to prepared bytes; None: onnx is not installed.
+        precision: of the graph.
+        stand_in: whether ``by_frame`` runs the graph.
+    """
+
+    name: str
+    file: str
+    frame: FrameSpec
+    contract: Callable[[U8], U8]
+    by_frame: Callable[[int], Runner]
+    prepared: Callable[[int], Runner]
+    pixels: Callable[[int], Runner] | None = None
+    precision: Precision = "int8"
+    stand_in: bool = False
+
+
+@dataclass(frozen=True)
 class KnownAnswers:
     """The FP32 reference's scores on images of an earlier run, by position.
 
@@ -71,6 +97,7 @@ class Candidates:
         graph_of: name in ``stand_ins`` of the graph that an engine was built from, by the engine's name.
         known: the reference's scores of an earlier run; None: it has to run.
         not_run: why an engine of the bundle does not run here, by its file.
+        frames: the engines that take frames.
     """
 
     reference: Candidate
@@ -81,6 +108,7 @@ class Candidates:
     graph_of: Mapping[str, str] = field(default_factory=dict)
     known: KnownAnswers | None = None
     not_run: Mapping[str, str] = field(default_factory=dict)
+    frames: tuple[FrameCandidate, ...] = ()
 
     @property
     def engines(self) -> dict[str, Candidate]:

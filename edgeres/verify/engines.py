@@ -86,11 +86,16 @@ def _judged(whole: Mapping[str, F32], graph: str, name: str, precision: Precisio
         (said.astype(np.float64) ** 2).sum(1), 1e-30
     )
     worst = [index for index in np.argsort(-error, kind="stable")[:_NAMED].tolist() if error[index] > 0]
-    limit = min(graph_db - _FACTOR_DB, _ENOUGH_DB[precision])
+    limit = limit_db(precision, graph_db)
     same = int((said.argmax(axis=1) == own.argmax(axis=1)).sum())
     return EngineSample(
         graph, len(images), sqnr_db(said, own), graph_db, same, tuple(images[index] for index in worst), limit
     )
+
+
+def limit_db(precision: Precision, graph_db: float) -> float:
+    """The least SQNR of an engine's logits against its graph's, whose own SQNR against FP32's is ``graph_db``."""
+    return min(graph_db - _FACTOR_DB, _ENOUGH_DB[precision])
 
 
 def sqnr_db(signal: F32, noisy: F32) -> float:

@@ -25,6 +25,7 @@ from edgeres.verify.candidates import Candidate, Candidates
 from edgeres.verify.device import DeviceRun
 from edgeres.verify.distributed import compare_on
 from edgeres.verify.engines import choose_reference, sample_engines
+from edgeres.verify.frames import sample_frames
 from edgeres.verify.latency import LatencyPlan, measure_latency
 from edgeres.verify.layer_noise import LayerNoise, layer_noise, why_unavailable
 from edgeres.verify.preprocessing import search
@@ -143,7 +144,8 @@ def _compared(
         corrupted = _compare_corrupted(plan, candidates, spec, images, progress)
         comparison = replace(comparison, corrupted=corrupted)
     searched = search(candidates, spec, loader, comparison, progress)
-    device = replace(comparison.device, not_run=candidates.not_run)
+    frames = sample_frames(candidates, loader, spec, progress)
+    device = replace(comparison.device, not_run=candidates.not_run, frames=frames)
     return replace(comparison, better_input=searched.better, tried=searched.tried, device=device)
 
 
