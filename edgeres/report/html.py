@@ -84,8 +84,10 @@ def _tiles(report: Report) -> Html:
     speedup = "not measurable" if not_measurable(latency) else times(latency["speedup"])
     of_int8 = "" if precision_of(report) == "INT8" else " of INT8"
     over_fp16 = (f"Speedup{of_int8} over FP16", "latency.speedup_fp16", times(latency.get("speedup_fp16")), fp16)
+    from_to = f"{percent(a['fp32']['top1'])} to {percent(a['int8']['top1'])}"
+    drop = f"FP32 to {precision_of(report)}; drop {points(a['drop_pp'])}, 95 %: {interval(a['drop_pp_ci95'])}"
     tiles = (
-        ("Top-1 drop", "accuracy.drop_pp", points(a["drop_pp"]), f"95 %: {interval(a['drop_pp_ci95'])}"),
+        ("Top-1", "accuracy.drop_pp", NOT_MEASURED if a["drop_pp"] is None else from_to, drop),
         ("Agreement", "accuracy.agreement", percent(a["agreement"]), f"95 %: {interval(a['agreement_ci95'])}"),
         (f"Speedup{of_int8}", "latency.speedup", speedup, p50),
         *([over_fp16] if latency.get("fp16") else []),

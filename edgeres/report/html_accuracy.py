@@ -22,17 +22,26 @@ def accuracy_section(report: Report) -> Html:
         return section("Accuracy", el("p", f"Not measured: {why_missing('accuracy', report)}."))
     graphs = [(network(name), graph) for name, graph in accuracy["graphs"].items()]
     figures = {"top1": percent, "top5": percent, "drop_pp": points, "agreement": percent, "logit_sqnr_db": decibels}
+    if accuracy["fp32"].get("top5") is None:  # few classes, or no labels
+        del figures["top5"]
     rows = (
         (name, *(_with_interval(words(row.get(key)), row.get(f"{key}_ci95")) for key, words in figures.items()))
         for name, row in [("FP32", accuracy["fp32"]), *graphs]
     )
-    head = ("Graph", "Top-1", "Top-5", "Drop", "Agreement", "Logit SQNR")
+    titles = {
+        "top1": "Top-1",
+        "top5": "Top-5",
+        "drop_pp": "Drop",
+        "agreement": "Agreement",
+        "logit_sqnr_db": "Logit SQNR",
+    }
+    head = ("Graph", *(titles[name] for name in figures))
     notes = [f" {name}: {graph['note']}." for name, graph in graphs if graph["note"]]
     return section(
         "Accuracy",
         el("p", f"On {validation['description']}.") if validation else "",
         el("p", f"{unreadable(validation)}.", class_="remark") if validation and validation["unreadable"] else "",
-        table("Accuracy", head, rows, range(1, 6)),
+        table("Accuracy", head, rows, range(1, len(head))),
         el("p", "Small figures are 95 % intervals.", *notes, class_="soft small"),
         el("p", f"FP32: {accuracy['reference']}.", class_="soft small") if accuracy.get("reference") else "",
         _explained(report),

@@ -13,6 +13,7 @@ from string import Template
 from edgeres.words import escaped
 
 _VOID = frozenset({"img", "input"})
+_WIDE = 4  # columns that a phone shows beside each other
 
 
 class Html(str):
@@ -35,18 +36,22 @@ def join(*children: object) -> Html:
 
 
 def table(label: str, head: Sequence[str], rows: Iterable[Sequence[object]], numbers: Iterable[int] = ()) -> Html:
-    """A table that scrolls where it is wider than the screen; the first cell of a row is its header."""
-    right = frozenset(numbers)
+    """A table whose first cell of a row is its header.
+
+    One of more than four columns becomes a card a row on a phone; others scroll where they are wider than the screen.
+    """
+    right, wide = frozenset(numbers), len(head) > _WIDE
 
     def cell(tag: str, i: int, content: object, **scope: str) -> Html:
-        return el(tag, content, **scope, **({"class_": "n"} if i in right else {}))
+        name = {"data_label": head[i]} if wide and tag == "td" else {}
+        return el(tag, content, **scope, **({"class_": "n"} if i in right else {}), **name)
 
     def row(cells: Sequence[object]) -> Html:
         first, *rest = cells
         return el("tr", cell("th", 0, first, scope="row"), *(cell("td", i, c) for i, c in enumerate(rest, 1)))
 
     header = el("thead", el("tr", *(cell("th", i, name, scope="col") for i, name in enumerate(head))))
-    body = el("table", header, el("tbody", *map(row, rows)))
+    body = el("table", header, el("tbody", *map(row, rows)), **({"class_": "wide"} if wide else {}))
     return el("div", body, class_="scroll", role="region", aria_label=label, tabindex=0)
 
 

@@ -61,11 +61,13 @@ def render_terminal(report: Report, console: Console) -> None:
 
 def _figures(report: Report) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
-    for column in ("", "top-1", "top-5", "p50 ms", "p90 ms", "p99 ms", "img/s", "size"):
+    top5 = ("top-5",) if report["accuracy"]["fp32"].get("top5") is not None else ()  # too few classes for it otherwise
+    for column in ("", "top-1", *top5, "p50 ms", "p90 ms", "p99 ms", "img/s", "size"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for row in figure_rows(report):
         ms = (significant(row.taken[key]) for key in ("p50_ms", "p90_ms", "p99_ms", "throughput_ips"))
-        table.add_row(row.name, percent(row.hits["top1"]), percent(row.hits["top5"]), *ms, megabytes(row.size))
+        hits = (percent(row.hits[name.replace("-", "")]) for name in ("top-1", *top5))
+        table.add_row(row.name, *hits, *ms, megabytes(row.size))
     return table
 
 
