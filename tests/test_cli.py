@@ -414,6 +414,12 @@ PREVENTED = [
     ("predict robot.edgeres empty.jpg", "empty.jpg: empty, 0 bytes; copy it again"),
     ("predict robot.edgeres folder", "folder: holds no images (it is empty); image files end in"),
     ("predict robot.edgeres photo.jpg --sheet file/s.html", "file: Not a directory; check the path"),
+    ("predict robot.edgeres/manifest.json photo.jpg", "is a file inside a bundle; give robot.edgeres"),
+    (
+        "predict robot.edgeres photo.jpg --backend rtx",
+        "the bundle holds no engine for it; edgeres engine robot.edgeres",
+    ),
+    ("export --model resnet18 -o o.onnx --num-classes 5", "has 16 classes, not 5; the bundled weights know road signs"),
 ]
 MISUSED = [
     ("build --model resnet21", "resnet21: no such architecture; did you mean resnet"),
@@ -431,6 +437,13 @@ MISUSED = [
         f"{QUANTIZE} images.npz --pixel-scale 0",
         "std and pixel scale must be above zero",
     ),
+    ("build --model folder", "folder: is a directory, not a model; give a FILE.onnx"),
+    ("build --model two.txt", "two.txt: is neither an ONNX file nor an architecture; give a FILE.onnx"),
+    ("build --model robot.edgeres", "robot.edgeres: is a bundle, built already; edgeres verify robot.edgeres"),
+    (f"{BUILD} tiny.onnx --max-drop -3", "max_drop: -3 is below zero; write 1 for a loss of 1 pp"),
+    (f"{BUILD} tiny.onnx --min-agreement 101", "min_agreement: 101 % is more than all images"),
+    ("export --model resnet20 -o x.pth", "x.pth: is not named .onnx; -o x.onnx"),
+    ("verify robot.edgeres --allow wieghts", "there is no check 'wieghts' to allow; did you mean weights"),
     ("quantize tiny.onnx -o q.onnx", "calibration images are needed; --calibration SRC"),
     ("quantize resnet20 -o q.onnx --calibration images.npz", "resnet20: is not named .onnx; edgeres export writes"),
     ("quantize tiny.onnx -o ./tiny.onnx --calibration images.npz", "would overwrite the FP32 graph"),
@@ -455,6 +468,7 @@ def test_errors_are_one_line_and_leave_nothing(edge: Any, work: Path, command: s
     assert (done.code, done.out) == (code, "")
     assert done.line.startswith("edgeres: ")
     assert words in done.line
+    assert len(done.line) <= 300
     assert snapshot(work) == before
 
 

@@ -349,7 +349,7 @@ def test_weights_are_found_by_tag_or_the_tags_are_named() -> None:
     assert find_weights("resnet50", "imagenet:v2").published_top1 == 80.858
     with pytest.raises(WeightsError, match=r"resnet18: no weights 'imagenet:v2'; there are .*imagenet, random"):
         find_weights("resnet18", "imagenet:v2")
-    with pytest.raises(UsageError, match="resnet19: no such architecture; one of resnet18, "):
+    with pytest.raises(UsageError, match="resnet19: no such architecture; did you mean resnet18 or "):
         find_model("resnet19")
 
 

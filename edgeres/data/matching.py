@@ -11,6 +11,7 @@ import numpy as np
 
 from edgeres.data.base import Source, View, check_labels_below, some
 from edgeres.data.labels import clean, imagenet_classes, is_generic, plain
+from edgeres.data.signs import CLASSES, OWN_WEIGHTS
 from edgeres.errors import SourceError
 
 Names = tuple[str, ...]
@@ -158,6 +159,8 @@ def _why_not(names: Sequence[str], spec_labels: Names) -> tuple[str, str]:
     ids = " or folders named by WordNet ids" if spec_labels == tuple(word for _, word in imagenet_classes()) else ""
     if len(wrong) == len(names):
         what = f"none of its {len(names):,} classes is one of the network's: it has {shown}; {known}"
+        if tuple(spec_labels) == CLASSES:
+            return what, OWN_WEIGHTS
         return what, f"{_TRAINED}{ids}; if these are its classes under other names, give {_LABELS}"
     what = f"{len(wrong):,} of {len(names):,} classes are none of the network's: {some(wrong, len(wrong))}; {known}"
     return what, f"take these folders out, or rename those that only have another name{ids}"

@@ -25,6 +25,8 @@ from edgeres.records import U8
 Split = Literal["train", "calibration", "validation"]
 
 CLASSES: tuple[str, ...] = tuple(face.name for face in faces())
+# The next step for those who have other images, or other classes, than the network that comes with edgeres.
+OWN_WEIGHTS = "the bundled weights know road signs; give your own, --weights FILE"
 GENERATOR = 1  # part of every seed and of the digest; raise it whenever pixels change
 SENSOR_PX = 96  # at least; smaller images are reduced from a multiple of their size, with noise and JPEG blocks
 SUPERSAMPLING = 2

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from edgeres.bundle import MANIFEST
 from edgeres.data.plausible import check_normalization
 from edgeres.data.preprocess import resized
 from edgeres.data.text import read_class_names, repeated_names
@@ -19,6 +20,7 @@ from edgeres.errors import InputError, UsageError, needs
 from edgeres.pipeline.input_choice import InputChoice, usual_resize
 from edgeres.progress import SILENT, Progress
 from edgeres.records import ModelSpec, Preprocess, TensorRange
+from edgeres.zoo.architectures import ARCHITECTURES
 
 if TYPE_CHECKING:
     import onnx
@@ -137,6 +139,15 @@ def _take_zoo(name: str, choice: ModelChoice, progress: Progress) -> Fp32Model:
         raise UsageError(
             "a checkpoint holds weights, not the architecture", where=name, hint=f"--model resnet18 --weights {name}"
         )
+    if (path := Path(name).expanduser()).exists() and name not in ARCHITECTURES:
+        what = "is a directory, not a model" if path.is_dir() else "is neither an ONNX file nor an architecture"
+        bundle = path.is_dir() and (path / MANIFEST).is_file()
+        hint = (
+            f"edgeres verify {name} measures a bundle again"
+            if bundle
+            else "give a FILE.onnx, or a name of edgeres models"
+        )
+        raise UsageError("is a bundle, built already" if bundle else what, where=name, hint=hint)
     source = name.partition(":")[0] if ":" in name else ""
     if source and source not in SOURCES:
         hint = f"an architecture of `edgeres models`, or {', '.join(f'{known}:NAME' for known in SOURCES)}"

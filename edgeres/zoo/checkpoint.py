@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import nn
 
 from edgeres.data.labels import imagenet_classes
+from edgeres.data.signs import OWN_WEIGHTS
 from edgeres.documents import OPTIONAL, DocumentKind
 from edgeres.errors import UsageError, WeightsError
 from edgeres.files import sha256 as file_sha256
@@ -29,7 +30,7 @@ from edgeres.zoo.download import fetch, limits_for
 from edgeres.zoo.heads import build_head, head_tensors, missing_biases
 from edgeres.zoo.match import Match, Requirement, match, wanted_of
 from edgeres.zoo.modules import check_modules
-from edgeres.zoo.registry import ZooModel, find_model, find_weights
+from edgeres.zoo.registry import BUNDLED, ZooModel, find_model, find_weights
 from edgeres.zoo.resnet import create
 from edgeres.zoo.state_dict import Stored, is_safetensors, load_checkpoint
 
@@ -108,7 +109,8 @@ def find_network(wanted: Requirement, path: Path, choice: WeightsChoice) -> Matc
     found = match(wanted, load_checkpoint(path), averaged=choice.averaged, activation=choice.head_activation)
     classes = found.around[f"{found.layers[-1].name}.weight"].shape[0]
     if choice.num_classes not in (None, classes):
-        raise WeightsError(f"has {classes} classes, not {choice.num_classes}", where=path)
+        where, hint = (path, "leave out --num-classes") if path.parent != BUNDLED else (path.name, OWN_WEIGHTS)
+        raise WeightsError(f"has {classes} classes, not {choice.num_classes}", where=where, hint=hint)
     return found
 
 

@@ -355,7 +355,8 @@ def _advice(arch: Architecture | None, checkpoint: Checkpoint, unexpected: list[
         return f"it fits {' and '.join(fits)}: give that as the model"
     if arch and arch.family == "cifar" and any(".downsample." in key or ".shortcut." in key for key in unexpected):
         return "its shortcuts are projections (option B); the zoo's CIFAR networks have option A's, without parameters"
-    return other_architecture({name: tensor.shape for name, tensor in checkpoint.tensors.items()})
+    other = other_architecture({name: tensor.shape for name, tensor in checkpoint.tensors.items()})
+    return other or "give the architecture that it was trained as, or export the network to ONNX and give that"
 
 
 def _fits(name: str, checkpoint: Checkpoint) -> bool:

@@ -134,8 +134,7 @@ def find_weights(name: str, tag: str) -> Weights:
     model = find_model(name)
     weights = model.weights.get(tag.removesuffix(":v1"))
     if weights is None:
-        near = did_you_mean(tag, model.tags)
-        hint = f"{near} or give a file or URL" if near else f"there are {', '.join(model.tags)}, or a file or URL"
+        hint = f"there are {', '.join(model.tags)}, or a file or URL"
         raise WeightsError(f"no weights {tag!r}", where=name, hint=hint)
     return weights
 
