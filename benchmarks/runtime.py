@@ -34,7 +34,7 @@ from edgeres.bundle import Bundle
 from edgeres.data.preprocess import apply, normalize
 from edgeres.graph.forms import FORMS
 from edgeres.records import F32, U8, Preprocess
-from edgeres.runtime import Classifier, Frame
+from edgeres.runtime import Batcher, Classifier, Frame
 from edgeres.runtime.health import EVERY, FIRST, Watch
 
 FRAME_PX = (720, 1280)
@@ -242,6 +242,34 @@ def steady(path: Path, inferences: int) -> dict[str, Any]:
     }
 
 
+def cameras(path: Path, count: int = 4, seconds: float = 5.0) -> dict[str, Any]:
+    """Cameras with 20 images a second each on one Batcher: time from an image to its answer, by the longest delay."""
+    images = [np.random.default_rng(seed).integers(0, 256, (240, 320, 3), np.uint8) for seed in range(count)]
+    found: dict[str, Any] = {}
+    with Classifier(path, backend="cpu", threads=1) as classify:
+        classify.warm_up()
+        for delay in (0.0, 5.0, 20.0):
+            took: list[float] = []
+            with Batcher(classify, max_delay_ms=delay) as batcher:
+
+                def camera(number: int, batcher: Batcher = batcher, took: list[float] = took) -> None:
+                    begin = time.perf_counter() + 0.05 * number / count  # they are not in step
+                    for turn in range(int(20 * seconds)):
+                        time.sleep(max(0.0, begin + 0.05 * turn - time.perf_counter()))
+                        there = time.perf_counter()
+                        done = batcher.submit(images[number])
+                        done.add_done_callback(lambda _, there=there: took.append(time.perf_counter() - there))
+
+                threads = [threading.Thread(target=camera, args=(number,)) for number in range(count)]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+            p50, p99 = np.percentile(took, (50, 99)) * 1e3
+            found[f"max_delay_ms {delay:g}"] = f"p50 {p50:.2f} ms, p99 {p99:.2f} ms, {len(took)} images"
+    return found
+
+
 def show(result: dict[str, Any]) -> None:
     for title, figures in result.items():
         print(f"\n{title}")
@@ -263,6 +291,7 @@ def main(arguments: list[str] | None = None) -> None:
         "health": health(choice.bundle, choice.rounds),
         "1280x720 by the bundle": preprocessing(p, choice.rounds),
         "1280x720 by ImageNet's usual": preprocessing(Preprocess((224, 224), resize_px=256), choice.rounds),
+        "four cameras, 20 images/s each": cameras(choice.bundle),
         "steady memory": steady(choice.bundle, choice.inferences),
     }
     if choice.json:

@@ -12,11 +12,13 @@ from edgeres.runtime.frames import Frame
 from edgeres.runtime.health import Health
 from edgeres.runtime.ort import OrtRunner
 from edgeres.runtime.runner import Backend, Feed, Runner, TensorSpec
+from edgeres.runtime.stream import Batcher
 from edgeres.signing import ANYONE, Anyone
 
 __all__ = [
     "ANYONE",
     "Backend",
+    "Batcher",
     "Classifier",
     "EngineFile",
     "Feed",

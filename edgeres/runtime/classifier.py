@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -136,6 +136,11 @@ class Classifier:
                 self._fill(row, self.prepare(image), str(image.format) if isinstance(image, Frame) else "")
             answers |= zip(left, self._predict(buffer, self._runner), strict=True)
         return [answers[at] for at in range(len(images))]
+
+    @property
+    def max_batch(self) -> int | None:
+        """The largest batch that runs at once; larger ones are run in parts. None: any."""
+        return self._runner.max_batch
 
     def way(self, image: Picture) -> str:
         """How this image gets to the network, in words: as it is, or prepared on the CPU and why."""
@@ -297,6 +302,9 @@ def _pixels(image: object, reading: PixelReading) -> U8:
         return read_image(Path(image), None, reading)
     if is_pil(image):
         return read_pil(image, reading)
+    foreign = hasattr(image, "__cuda_array_interface__") or hasattr(image, "__dlpack__")
+    if foreign and not isinstance(image, np.ndarray):
+        return _pixels(_on_the_cpu(image), reading)
     try:
         content = flat_bytes(image)
     except (TypeError, ValueError, BufferError):
@@ -304,6 +312,22 @@ def _pixels(image: object, reading: PixelReading) -> U8:
         hint = "see docs/runtime.md"
         raise InputError(f"an image is an array, a file, bytes or a Frame, found {kind}", hint=hint) from None
     return read_image(io.BytesIO(image if isinstance(image, bytes) else content.data), "image in memory", reading)
+
+
+def _on_the_cpu(image: object) -> U8:
+    """The array of another library, by DLPack; its memory is read in place.
+
+    Raises:
+        InputError: it lies on a GPU, or cannot be exchanged.
+    """
+    try:
+        array: Any = np.from_dlpack(image)  # type: ignore[arg-type]
+    except (BufferError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        on_gpu = hasattr(image, "__cuda_array_interface__")
+        hint = "copy it to the CPU first, e.g. image.cpu() or cupy.asnumpy(image)"
+        what = f"this {type(image).__name__} {'lies on a GPU' if on_gpu else f'cannot be read ({error})'}"
+        raise InputError(what, hint=hint) from None
+    return array  # type: ignore[no-any-return]
 
 
 def _softmax(logits: F32) -> F32:
