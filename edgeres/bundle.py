@@ -46,6 +46,7 @@ from edgeres.files import (
     json_bytes,
     make_folder,
     open_below,
+    refuse_special,
     remove_below,
     sha256,
     sync_path,
@@ -306,11 +307,25 @@ def _manifest_at(folder: Path) -> Manifest:
     if folder.is_file() and (folder.parent / MANIFEST).is_file():
         raise BundleError("is a file inside a bundle", where=folder, hint=f"give {folder.parent}")
     if not folder.is_dir() and not reappeared(folder):
+        _refuse_other(folder)
         raise BundleError("no such bundle", where=folder, hint="edgeres build -o DIR writes one")
     if not (folder / MANIFEST).is_file():
+        _refuse_other(folder / MANIFEST)
         what = "not a bundle: it has no manifest.json"
         raise BundleError(what, where=folder, hint="give a directory that edgeres build wrote")
     return MANIFEST_KIND.read(folder / MANIFEST)
+
+
+def _refuse_other(path: Path) -> None:
+    """Say so where a pipe, a socket or a device is in the place of a bundle or its manifest."""
+    try:
+        refuse_special(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise BundleError(
+            error.strerror or str(error), where=path, hint="give a directory that edgeres build wrote"
+        ) from None
 
 
 def _identity(folder: Path) -> tuple[int, ...]:

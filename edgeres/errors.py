@@ -17,9 +17,12 @@ no other errors, except for bugs.
 from __future__ import annotations
 
 import errno
+import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from edgeres.words import escaped, public, shown_url, without_secrets
 
@@ -120,6 +123,25 @@ _MACHINE = {
 # What C++ says where it has no memory left; its exceptions share no class.
 _NO_ROOM = re.compile("bad_alloc|bad allocation|[Ff]ailed to allocate memory|[Oo]ut of memory|Cannot allocate memory")
 NO_MEMORY = "there is not enough memory for it"
+
+
+_LITTLE = 1 << 16  # bytes
+
+
+@contextmanager
+def temporary_space(folder: str | Path | None) -> Iterator[None]:
+    """Name a full disk where a library wrote to ``folder`` and failed: it says "serialization failed", and no more.
+
+    Raises:
+        EnvironmentError_: the disk is full; whatever else was raised stays as it is.
+    """
+    try:
+        yield
+    except InputError:
+        if folder is not None and shutil.disk_usage(folder).free < _LITTLE:
+            what, hint = os.strerror(errno.ENOSPC), "free some space, or set TMPDIR to another directory"
+            raise EnvironmentError_(what, where=Path(folder).parent, hint=hint) from None
+        raise
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeres.errors import ModelError, reading
+from edgeres.errors import ModelError, reading, temporary_space
 from edgeres.records import F32
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _session(model: bytes | str, threads: int, *, save: Path | None = None, opti
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    with reading(None, "ONNX Runtime cannot load this graph", error=ModelError):
+    with temporary_space(save and save.parent), reading(None, "ONNX Runtime cannot load this graph", error=ModelError):
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

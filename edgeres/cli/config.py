@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
+from itertools import repeat
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -32,7 +33,7 @@ else:
     import tomli as tomllib
 
 FILE = "pyproject.toml"
-_MOST_BYTES = 1 << 20
+_MOST_BYTES, _MOST_DOTS = 1 << 20, 500
 # Keys are the names of the options.
 _TYPES: dict[str, Any] = {
     **dict.fromkeys(LIMITS, float | bool),
@@ -92,7 +93,7 @@ def read_config(start: Path | None = None) -> Config:
     root = next((index for index, place in enumerate(above) if (place / ".git").exists()), 0)
     for candidate in above[: root + 1]:
         path = candidate / FILE
-        table = _table(path) if path.is_file() else None
+        table = _table(path) if path.exists() and not path.is_dir() else None
         if table is not None:
             given = vars(_TABLE.decode({_key(key): value for key, value in table.items()}, path))
             return Config(path, {name: _value(name, value, path) for name, value in given.items() if value is not None})
@@ -138,6 +139,8 @@ def _table(path: Path) -> dict[str, Any] | None:
         content = read_file(path, _MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:
             raise ValueError(f"it is larger than {_MOST_BYTES:,} bytes")
+        if max(map(bytes.count, content.split(b"\n"), repeat(b"."))) > _MOST_DOTS:  # tomllib takes their square
+            raise ValueError(f"a line has more than {_MOST_DOTS} dots")
         tool = tomllib.loads(content.decode()).get("tool")
     table = tool.get("edgeres") if isinstance(tool, dict) else None
     if table is not None and not isinstance(table, dict):

@@ -190,6 +190,8 @@ def _check_writable(ctx: click.Context, param: click.Parameter, path: Path | Non
         above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
         if not above.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(above))
+        if hasattr(os, "statvfs") and os.statvfs(above).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, f"{os.strerror(errno.EROFS)}, so {path.name} cannot be written", str(above))
         if not os.access(above, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, f"no permission to write {path.name} here", str(above))
     return path

@@ -158,6 +158,7 @@ def _hits(cells: Sequence[str], names: Sequence[str]) -> int:
 def _finder(cells: Sequence[str], names: Sequence[str]) -> Callable[[str], int | None]:
     """What finds an image by a cell: by its path, file name or stem, whichever finds the most of these cells."""
     best: tuple[int, Callable[[str], int | None]] = (-1, lambda cell: None)
+    counts = Counter(cells)
     for key in (_path, _file_name, _stem):
         keys = [key(name) for name in names]
         uses = Counter(keys)
@@ -166,9 +167,11 @@ def _finder(cells: Sequence[str], names: Sequence[str]) -> Callable[[str], int |
         def find(cell: str, key: Callable[[str], str] = key, index: dict[str, int] = index) -> int | None:
             return index.get(key(cell))
 
-        found = sum(find(cell) is not None for cell in cells)
+        found = sum(count for cell, count in counts.items() if find(cell) is not None)
         if found > best[0]:
             best = (found, find)
+        if found == len(cells):
+            break
     return best[1]
 
 

@@ -13,8 +13,8 @@ from edgeres.data.base import FORMS, Role, Source
 from edgeres.data.files import open_archive, open_folder
 from edgeres.data.forms import form_of, is_image
 from edgeres.data.tree import arrange, flat
-from edgeres.errors import SourceError
-from edgeres.files import LFS_POINTER, PULL, is_lfs_pointer_at
+from edgeres.errors import SourceError, reading
+from edgeres.files import LFS_POINTER, PULL, is_lfs_pointer_at, refuse_special
 
 _SIGNS = re.compile(r"signs(?::(?P<count>\d+))?(?:@(?P<seed>\d+))?")
 _SIGNS_COUNT = {"calibration": 512, "validation": 1000}
@@ -61,6 +61,8 @@ def open_source(text: str | Path, *, role: Role, px: int, known: Sequence[str] =
         arranged = flat if labelled else partial(arrange, role=role, known=known)
         return (open_folder if path.is_dir() else open_archive)(path, arranged)
     if not path.is_file():
+        with reading(path, error=SourceError, hint=f"expected {FORMS}"):
+            refuse_special(path)
         raise SourceError("is neither a file nor a directory", where=path, hint=f"expected {FORMS}")
     if suffix == ".npz":
         return open_npz(path, "calibration" if labelled else role)

@@ -22,7 +22,7 @@ import onnx
 import onnx.inliner
 from onnx import ModelProto, TensorProto, defs, helper, shape_inference, version_converter
 
-from edgeres.errors import ModelError, reading
+from edgeres.errors import ModelError, reading, temporary_space
 from edgeres.files import LFS_POINTER, PULL, is_inside, is_lfs_pointer, is_lfs_pointer_at, open_below
 from edgeres.graph.budget import FREE_PX, admit, check_external, read_bounded
 from edgeres.graph.confined import confined
@@ -376,7 +376,10 @@ def _fold(model: ModelProto, where: object) -> ModelProto:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(target)
         options.log_severity_level = 4
-        with reading(where, "ONNX Runtime cannot load this graph", error=ModelError, short=in_words):
+        with (
+            temporary_space(folder),
+            reading(where, "ONNX Runtime cannot load this graph", error=ModelError, short=in_words),
+        ):
             ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         folded = onnx.load(str(target))
     foreign = {f"{node.op_type} of {node.domain}" for node in folded.graph.node if node.domain not in {"", "ai.onnx"}}

@@ -121,5 +121,5 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[i
 def _cell(text: str) -> str:
     """Escape text, so that no label or file name becomes markup, a link, a mention, or a new column."""
     plain = " ".join(text.split())
-    escaped = re.sub(r"([\\`*_{}\[\]<>#|~&!])", r"\\\1", plain)
+    escaped = re.sub(r"([\\`*_{}\[\]<>#|~&!$]|:(?=//)|(?<=www)\.|(?<=\bGH)-)", r"\\\1", plain, flags=re.IGNORECASE)
     return escaped.replace("@", "@\u200b")

@@ -20,7 +20,8 @@ from torch import nn
 from edgeres.data.labels import imagenet_classes
 from edgeres.data.signs import OWN_WEIGHTS
 from edgeres.documents import OPTIONAL, DocumentKind
-from edgeres.errors import UsageError, WeightsError
+from edgeres.errors import UsageError, WeightsError, reading
+from edgeres.files import refuse_special
 from edgeres.files import sha256 as file_sha256
 from edgeres.progress import SILENT, Progress
 from edgeres.records import ModelSpec, Preprocess, Weights, complete_preprocess
@@ -172,8 +173,10 @@ def _locate(model: ZooModel, weights: str, progress: Progress) -> _Origin:
     if "://" in weights:
         path = fetch(weights, None, progress, limits)
         words = escaped(PurePosixPath(urlsplit(weights).path).name) or "a URL"
-    elif Path(weights).is_file():
+    elif Path(weights).exists() and not Path(weights).is_dir():
         path = Path(weights)
+        with reading(path, error=WeightsError, hint="give the checkpoint's file"):
+            refuse_special(path)
         words = path.name
     elif Path(weights).is_dir():
         raise WeightsError("is a directory", where=weights, hint="give the checkpoint's file")

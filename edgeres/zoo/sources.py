@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from edgeres.data.labels import imagenet_classes
-from edgeres.errors import EnvironmentError_, UsageError, WeightsError
+from edgeres.errors import EnvironmentError_, UsageError, WeightsError, reading
+from edgeres.files import refuse_special
 from edgeres.files import sha256 as file_sha256
 from edgeres.progress import SILENT, Progress
 from edgeres.records import Interpolation, ModelSpec, Preprocess
@@ -199,7 +200,10 @@ def _given(weights: str, progress: Progress, limits: DownloadLimits) -> tuple[Pa
     path = fetch(weights, None, progress, limits) if "://" in weights else Path(weights)
     if path.is_dir():
         raise WeightsError("is a directory", where=weights, hint="give the checkpoint's file")
-    if not path.is_file():
+    if path.exists():
+        with reading(path, error=WeightsError, hint="give the checkpoint's file"):
+            refuse_special(path)
+    else:
         raise WeightsError(
             "no such file", where=weights, hint="or leave out --weights for the published ones, or random"
         )

@@ -18,6 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,11 +209,16 @@ class Kills:
             except SystemExit as stop:
                 os._exit(int(stop.code or 0))
             os._exit(70)
-        timer = threading.Timer(wait, lambda: os.kill(child, signal.SIGKILL))
+        timer = threading.Timer(wait, self._end, (child,))
         timer.start()
         _, status = os.waitpid(child, 0)
         timer.cancel()
         return os.waitstatus_to_exitcode(status)
+
+    @staticmethod
+    def _end(child: int) -> None:
+        with suppress(ProcessLookupError):  # it was done before
+            os.kill(child, signal.SIGKILL)
 
     def points(self, count: int) -> list[int | None]:
         """Steps spread over all, and moments (None) for the rest."""
