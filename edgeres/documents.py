@@ -199,10 +199,12 @@ def _check_values(raw: object, path: Keys) -> None:
     elif isinstance(raw, dict):
         for key, value in raw.items():
             _check_text(key, path)
-            _check_values(value, (*path, key))
+            if not (type(value) is str and value.isascii()):
+                _check_values(value, (*path, key))
     elif isinstance(raw, list):
         for index, value in enumerate(raw):
-            _check_values(value, (*path, index))
+            if not (type(value) is str and value.isascii()):
+                _check_values(value, (*path, index))
     elif isinstance(raw, _Repeated):
         raise _Fault((*path, raw.key), "is there twice")
     elif isinstance(raw, float) and not math.isfinite(raw):
@@ -227,7 +229,7 @@ def _step(key: str | int) -> str:
 
 def _arranged(raw: object, kind: Any, path: Keys) -> object:
     """The same with every record's values under its fields' names; unknown and missing keys are refused."""
-    kind = _container(raw, kind) if isinstance(raw, dict | list) else None
+    kind = _container(raw, kind) if isinstance(raw, dict | list) and _holds_record(kind) else None
     if kind is None:
         return raw
     if isinstance(raw, dict) and is_dataclass(kind):
@@ -237,14 +239,13 @@ def _arranged(raw: object, kind: Any, path: Keys) -> object:
 
 
 def _by_field(raw: Json, record: Any, path: Keys) -> Json:
-    left, found, hints = dict(raw), {}, _hints(record)
-    for field in fields(record):
-        key = _key(field)
-        if "grouped" in field.metadata:
-            found[field.name] = {key: left.pop(key) for key in _keys(hints[field.name]) if key in left}
+    left, found = dict(raw), {}
+    for name, key, grouped, is_optional in _layout(record):
+        if grouped is not None:
+            found[name] = {key: left.pop(key) for key in grouped if key in left}
         elif key in left:
-            found[field.name] = left.pop(key)
-        elif "optional" not in field.metadata:
+            found[name] = left.pop(key)
+        elif not is_optional:
             raise _Fault((*path, key), "is missing")
     for key in left:
         from difflib import get_close_matches
@@ -257,10 +258,11 @@ def _by_field(raw: Json, record: Any, path: Keys) -> Json:
 
 def _parts(raw: Any, kind: Any) -> Iterator[tuple[Any, Keys, object, Any]]:
     """What a value of a container's type holds: name, steps of the path to it, value and type of each."""
-    arguments = get_args(kind)
+    arguments, record = get_args(kind), kind
     if is_dataclass(kind):
-        steps = {field.name: () if "grouped" in field.metadata else (_key(field),) for field in fields(kind)}
-        yield from ((name, steps[name], value, _hints(kind)[name]) for name, value in raw.items())  # type: ignore[arg-type]
+        steps: dict[str, Keys] = {name: (key,) if grouped is None else () for name, key, grouped, _ in _layout(record)}
+        hints = _hints(record)
+        yield from ((name, steps[name], value, hints[name]) for name, value in raw.items())
     elif isinstance(raw, dict):
         yield from ((key, (key,), value, arguments[1]) for key, value in raw.items())
     else:
@@ -302,6 +304,22 @@ def _converted(raw: object, kind: Any, path: Keys) -> Any:
 @cache
 def _hints(record: Any) -> dict[str, Any]:
     return get_type_hints(record, include_extras=True)
+
+
+@cache
+def _holds_record(kind: Any) -> bool:
+    """Whether a value of this type may hold a record; all else is as msgspec takes it."""
+    return is_dataclass(kind) or any(map(_holds_record, get_args(kind)))
+
+
+@cache
+def _layout(record: Any) -> tuple[tuple[str, str, tuple[str, ...] | None, bool], ...]:
+    """Of each field: its name, its key on disk, the keys of a record that is grouped there, whether it is optional."""
+    hints = _hints(record)
+    return tuple(
+        (f.name, _key(f), _keys(hints[f.name]) if "grouped" in f.metadata else None, "optional" in f.metadata)
+        for f in fields(record)
+    )
 
 
 @cache
