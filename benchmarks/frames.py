@@ -12,7 +12,7 @@ The tables are written between two comments of docs/formulations.md. Nothing is 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from math import prod
@@ -65,11 +65,11 @@ def pixels(p: Preprocess, frame: FrameSpec) -> tuple[float, int]:
     return float((found == wanted).mean()), int(np.abs(found.astype(int) - wanted).max())
 
 
-def pixel_table(p: Preprocess) -> Iterator[str]:
+def pixel_table(p: Preprocess, formats: Sequence[str]) -> Iterator[str]:
     yield "| frame | " + " | ".join(contracts(p)) + " |"
     yield "|---|" + "---|" * len(contracts(p))
     for size in SIZES:
-        for name in BYTE_FORMATS:
+        for name in formats:
             cells = [pixels(one, frame_spec(f"{size}:{name}")) for one in contracts(p).values()]
             row = " | ".join(f"{100 * equal:.4g} %, {worst}" for equal, worst in cells)
             yield f"| `{size}:{name}` | {row} |"
@@ -113,7 +113,7 @@ def network_multiply_adds(model: onnx.ModelProto) -> int:
     return total
 
 
-def engines(bundle: Bundle) -> Iterator[str]:
+def engines(bundle: Bundle, formats: Sequence[str]) -> Iterator[str]:
     """Kernels, bytes and sizes of RTX engines, each beside the one for prepared images."""
     form = bundle.default_form("rtx") or bundle.default_form("tensorrt")
     assert form is not None
@@ -128,7 +128,7 @@ def engines(bundle: Bundle) -> Iterator[str]:
     yield "| frame | contract | kernels | activations, MB | engine, MB | multiply-adds, M | as matrices, M |"
     yield "|---|---|---|---|---|---|---|"
     for size in SIZES:
-        for name in BYTE_FORMATS:
+        for name in formats:
             frame = frame_spec(f"{size}:{name}")
             for words, p in contracts(given).items():
                 data = built(with_frame(model, p, frame))
@@ -150,11 +150,11 @@ def tables(given: Any) -> Iterator[str]:
     p = bundle.manifest.model.preprocess
     yield "Bytes that equal the contract's, and the largest difference in levels, on noise:"
     yield ""
-    yield from pixel_table(p)
+    yield from pixel_table(p, given.formats)
     yield ""
     yield answers(bundle, given.images)
     yield ""
-    yield from engines(bundle)
+    yield from engines(bundle, given.formats)
     yield ""
     for path in (bundle.file("model.fp32.onnx"), *given.network):
         name = bundle.manifest.model.name if path.name == "model.fp32.onnx" else path.stem
@@ -165,6 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--network", type=Path, action="append", default=[], help="ONNX file to count, too")
+    parser.add_argument("--formats", nargs="+", default=BYTE_FORMATS, choices=BYTE_FORMATS)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "formulations.md")
     given = parser.parse_args(arguments)

@@ -5,6 +5,8 @@
 - health: the same call with and without looking at images for ``health``, in alternating blocks of 16 calls
 - preprocessing: a 1280x720 camera frame to the network's input on one core, compared with Pillow's complete resize in
   alternating calls, for the bundle's preprocessing and for ImageNet's (shorter side 256, crop 224); bits are compared
+- camera to answer: ``classify(frame)`` for a 1280x720 frame of each format on the CPU, beside the inference alone, and
+  the same network with the frame as its graph's input
 - steady memory: many inferences from four threads; every result is compared with one thread's, bit for bit
 
 Times are medians of the calling thread's CPU time, since all work is in that thread. Time of other programs does not
@@ -21,6 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,8 @@ from edgeres.bundle import Bundle
 from edgeres.data.preprocess import apply, normalize
 from edgeres.graph.forms import FORMS
 from edgeres.records import F32, U8, Preprocess
-from edgeres.runtime import Batcher, Classifier, Frame
+from edgeres.runtime import Batcher, Classifier, Frame, OrtRunner
+from edgeres.runtime.frames import frame_from, frame_spec
 from edgeres.runtime.health import EVERY, FIRST, Watch
 
 FRAME_PX = (720, 1280)
@@ -186,6 +190,35 @@ def preprocessing(p: Preprocess, rounds: int) -> dict[str, Any]:
     }
 
 
+def camera(path: Path, rounds: int) -> dict[str, Any]:
+    """Milliseconds from a frame to its answer, by format; ``graph``: the preprocessing is in the graph."""
+    from edgeres.graph.frame import with_frame
+    from edgeres.graph.normalize import load_onnx
+
+    bundle, height, width = Bundle(path), *FRAME_PX
+    p, graph = bundle.manifest.model.preprocess, load_onnx(bundle.file(FORMS["cpu"].file))
+    result: dict[str, Any] = {}
+    with Classifier(bundle, backend="cpu", threads=1, health=False) as classify, one_core():
+        works: dict[str, Work] = {}
+        with ExitStack() as stack:
+            for name in ("rgb8", "bgr8", "bgra8", "mono8", "nv12", "yuyv"):
+                spec = frame_spec(f"{width}x{height}:{name}")
+                data = np.random.default_rng(0).integers(0, 256, spec.shape, np.uint8)
+                frame = frame_from(spec, data)
+                works[name] = lambda frame=frame: classify(frame)
+                if name in ("bgr8", "nv12"):
+                    own = stack.enter_context(OrtRunner(with_frame(graph, p, spec).SerializeToString(), threads=1))
+                    works[f"{name}_graph"] = lambda own=own, data=data: own.infer({own.input_name: data[None]})
+            prepared = classify.prepare(frame)
+            works["inference"] = lambda: classify.batch_of_prepared([prepared])
+            seconds = by_turns(works, rounds)
+        result |= {f"{name}_ms": median_ms(values) for name, values in seconds.items()}
+        result |= {
+            f"{name}_prepared_share": 1 - result["inference_ms"] / result[f"{name}_ms"] for name in ("bgr8", "nv12")
+        }
+    return result
+
+
 class one_core:
     """Keeps this process on one core, where the system supports it."""
 
@@ -291,6 +324,7 @@ def main(arguments: list[str] | None = None) -> None:
         "health": health(choice.bundle, choice.rounds),
         "1280x720 by the bundle": preprocessing(p, choice.rounds),
         "1280x720 by ImageNet's usual": preprocessing(Preprocess((224, 224), resize_px=256), choice.rounds),
+        "camera to answer, 1280x720": camera(choice.bundle, max(choice.rounds // 8, 2)),
         "four cameras, 20 images/s each": cameras(choice.bundle),
         "steady memory": steady(choice.bundle, choice.inferences),
     }
