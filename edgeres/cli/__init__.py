@@ -20,6 +20,7 @@ from edgeres.words import escaped, without_secrets
 # name: (module in this package, one line for --help); the modules stay unimported until their command runs.
 COMMANDS = {
     "build": ("build", "Build a verified INT8 bundle from a trained ResNet."),
+    "init": ("init", "Write commented settings, and folders for images."),
     "export": ("export", "Write a model of the zoo as FP32 ONNX."),
     "quantize": ("quantize", "Quantize any ResNet-like ONNX file."),
     "calibrate": ("calibrate", "Measure ranges once for many builds, or exchange them."),

@@ -148,6 +148,15 @@ def _table(path: Path) -> dict[str, Any] | None:
     return table
 
 
+def has_table(path: Path) -> bool:
+    """Whether a pyproject.toml has a ``[tool.edgeres]``.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    return _table(path) is not None
+
+
 def _value(name: str, value: Any, path: Path) -> Any:
     if name in LIMITS and value is False:
         return None

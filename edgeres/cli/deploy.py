@@ -23,9 +23,9 @@ def command(bundle: Path, to: str, max_batch: int | None, output: Path | None, a
     """Write a bundle for another program.
 
     \b
-    edgeres deploy resnet50.edgeres --to triton        a model repository
-    edgeres deploy resnet50.edgeres --to deepstream    graph, labels and the configuration of nvinfer
-    edgeres deploy resnet50.edgeres --to trtexec       graph and a script with the command line
+    edgeres deploy resnet50.edgeres --to triton
+    edgeres deploy resnet50.edgeres --to deepstream
+    edgeres deploy resnet50.edgeres --to trtexec
 
     These programs do not know the bundle's preprocessing. What each of them does differently is printed.
     """

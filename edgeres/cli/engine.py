@@ -29,7 +29,7 @@ def command(bundle: Path, target: str | None, as_json: bool, frames: tuple[str, 
     edgeres engine resnet18.edgeres
     edgeres engine resnet18.edgeres --also fp16 --builder-level 5
     edgeres engine resnet18.edgeres --frame 1280x720:bgr8
-    edgeres engine resnet18.edgeres --frame 1920x1080:nv12:step=2048:rows=1088:bt709
+    edgeres engine resnet18.edgeres --frame 1920x1080:nv12:rows=1088:bt709
 
     On a GPU every form of the graph in the bundle is built and timed, and held against FP32 on probes. The fastest that
     is right is taken; of those within 2 % of it, the most accurate. What was found of each form is in manifest.json. An
