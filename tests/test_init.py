@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -40,6 +41,13 @@ def test_an_existing_file_is_kept_and_a_second_run_refused(tmp_path: Path, end: 
     assert (tmp_path / "data" / "README.txt").read_text() == "mine"
     with pytest.raises(UsageError, match=r"has a .tool\.edgeres.; edit it"):
         CliRunner().invoke(command, [str(tmp_path)], catch_exceptions=False)
+
+
+def test_json_lists_what_was_written(tmp_path: Path) -> None:
+    (tmp_path / "data" / "val").mkdir(parents=True)
+    written = json.loads(CliRunner().invoke(command, [str(tmp_path), "--json"]).output)["written"]
+    names = ("pyproject.toml", "data/train", "data/README.txt")
+    assert written == [str(tmp_path / name) for name in names]
 
 
 def test_a_file_that_is_not_toml_is_left_alone(tmp_path: Path) -> None:

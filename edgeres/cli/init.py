@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from edgeres.cli.options import UserPath
-from edgeres.cli.show import echo
+from edgeres.cli.options import UserPath, as_json
+from edgeres.cli.show import echo, print_json
 
 FILE = "pyproject.toml"
 # Every line is a comment: a key counts where its # is taken away. Values are the defaults, where there are any.
@@ -42,7 +42,8 @@ One folder per class, named as the class, with its images:
 
 @click.command("init")
 @click.argument("directory", type=UserPath(file_okay=False), default=".", metavar="[DIR]")
-def command(directory: Path) -> None:
+@as_json
+def command(directory: Path, as_json: bool) -> None:
     """Write a commented [tool.edgeres] into pyproject.toml, and folders for images. Files that exist are kept.
 
     \b
@@ -59,15 +60,19 @@ def command(directory: Path) -> None:
     before = path.read_bytes().decode() if path.exists() else ""
     gap = "" if not before else "\n" if before.endswith("\n") else "\n\n"
     write_file(path, f"{before}{gap}{SECTION}".encode())
-    echo(f"{path}: {'[tool.edgeres] added' if before else 'written'}")
-    for name in FOLDERS:
-        folder = directory / name
+    made = [path]
+    for folder in (directory / name for name in FOLDERS):
         if not folder.exists():
             folder.mkdir(parents=True)
-            echo(f"{folder}/: made")
+            made.append(folder)
     if not (readme := directory / "data" / "README.txt").exists():
         write_file(readme, README.encode())
-        echo(f"{readme}: written")
+        made.append(readme)
+    if as_json:
+        print_json({"written": [str(one) for one in made]})
+        return
+    for one in made:
+        echo(f"{one}: {'[tool.edgeres] added' if one == path and before else 'written'}")
     echo(
         "",
         "next: put images into folders named as the classes, then",
