@@ -189,15 +189,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fuzzer = Fuzzer((workshop.write if asked.quick else workshop.build)(folder), asked.seed)
         kinds = [kind for kind, reader in fuzzer.readers.items() if asked.only in kind]
         kinds = [kind for kind in kinds if not (asked.quick and fuzzer.readers[kind].torch)]
-        for kind in [kind for kind in kinds if kind in bombs.BOMBS]:
-            for name in list(bombs.BOMBS[kind])[: 1 if asked.quick else None]:
-                fuzzer.bomb(kind, name) if time.monotonic() < until else None
         for turn in count():
             if time.monotonic() > until or (asked.quick and turn == 2):
                 break
             for kind in kinds:
+                if time.monotonic() > until:
+                    break
                 if turn % fuzzer.readers[kind].rounds == 0:
                     fuzzer.mutant(kind)
+                if name := next(iter(list(bombs.BOMBS.get(kind, ()))[turn:]), None):
+                    fuzzer.bomb(kind, name)
             fuzzer.line() if not asked.only else None
         lines = [line for broken in fuzzer.tally.broken.values() for line in broken]
         sys.stdout.write("\n".join([fuzzer.tally.table(), *lines, ""]))
