@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import os
 import struct
+from math import prod
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+import numpy.typing as npt
+
+from edgeres.errors import InputError
 from edgeres.files import open_file
 
 MOST_PIXELS = 100_000_000
+
+
+def bounded(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same array; an array may be a view that repeats few values in memory, and is copied whole.
+
+    Raises:
+        InputError: it has more than MOST_PIXELS pixels.
+    """
+    if prod(image.shape[:2]) > MOST_PIXELS:
+        what = f"an array {image.shape} has more than {MOST_PIXELS // 1_000_000} million pixels"
+        raise InputError(what, hint="make it smaller")
+    return image
+
+
 _MOST_SCANS = 64  # of a progressive JPEG, which has about ten; each passes over all pixels
 _MOST_EXIF = 1 << 20  # bytes
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}

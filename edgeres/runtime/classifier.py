@@ -15,6 +15,7 @@ import numpy as np
 
 from edgeres.bundle import PIXELS, Bundle, steady
 from edgeres.data.files import is_pil, read_image, read_pil
+from edgeres.data.headers import bounded
 from edgeres.data.preprocess import geometry, normalize
 from edgeres.data.seen import PIXELS_KIND, Seen
 from edgeres.errors import InputError, UsageError
@@ -295,7 +296,7 @@ def _several(images: Iterable[Picture]) -> list[Picture]:
 def _pixels(image: object, reading: PixelReading) -> U8:
     """(H, W, C), as the preprocessing takes it."""
     if isinstance(image, np.ndarray) and image.ndim != 1:
-        return image
+        return bounded(image)
     if isinstance(image, Frame):
         return image.rgb()
     if isinstance(image, str | os.PathLike):

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeres.data.colour import demosaic, from_yuv, to_bytes
+from edgeres.data.headers import bounded
 from edgeres.errors import InputError, UsageError
 from edgeres.records import BYTE_FORMATS, COLOURS, U8, Colour, FrameSpec
 
@@ -201,7 +202,7 @@ class _Reader:
         return list(self._of_bytes(parts, self._height, self._width))
 
     def _of_array(self, image: Plane) -> list[Plane]:
-        form = self._forms[0]
+        form, image = self._forms[0], bounded(image)
         shape, both = image.shape, len(self._forms) > 1
         height, width = (shape[0] * 2 // 3 if both else shape[0]), shape[1]
         wanted = (shape[0], width) if form.samples == 1 else (shape[0], width, form.samples)

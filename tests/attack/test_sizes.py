@@ -8,17 +8,19 @@ import zipfile
 
 import numpy as np
 import pytest
+from bundles import write_bundle
 from PIL import Image
 
 from edgeres.data.decode import decode
 from edgeres.data.files import read_image
 from edgeres.data.sources import open_source
 from edgeres.data.text import read_class_names
-from edgeres.errors import EdgeresError, SourceError
+from edgeres.errors import EdgeresError, InputError, SourceError
 from edgeres.inert import DamagedPickle, read_pickle
 from edgeres.quantize.exchange import read_foreign
 from edgeres.records import AS_RGB
 from edgeres.reports import read_baseline
+from edgeres.runtime import Classifier, Frame
 
 
 def read(content):
@@ -107,3 +109,12 @@ def test_a_pipe_is_refused_before_it_is_opened(tmp_path, reader):
     os.mkfifo(tmp_path / "a.json")
     with pytest.raises(EdgeresError, match="is a named pipe, not a file"):
         reader(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("view", [lambda array: array, lambda array: Frame(array, "rgb8")])
+def test_an_array_that_repeats_one_byte_ten_billion_times_is_not_copied(tmp_path, view):
+    array = np.broadcast_to(np.uint8(7), (60_000, 60_000, 3))
+    with Classifier(write_bundle(tmp_path / "b.edgeres")) as classify:
+        with pytest.raises(InputError, match="more than 100 million pixels"):
+            classify(view(array))
+        assert classify(view(np.ascontiguousarray(array[:9, :9]))).label
