@@ -21,6 +21,7 @@ from PIL import Image
 
 from edgeres.bundle import FP32, Bundle
 from edgeres.device import gpu as device_gpu
+from edgeres.device.jetpack import Interpreter
 from edgeres.errors import BundleError, EngineError, EnvironmentError_, InputError, UsageError
 from edgeres.graph.forms import FORMS
 from edgeres.records import U8, EngineRecord, Portability
@@ -104,6 +105,18 @@ def test_an_engine_for_this_gpu_that_does_not_run_is_said_aloud(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Classifier(path).close()
+
+
+def test_the_warning_says_why_tensorrt_is_not_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In a virtual environment without the system's packages, on a system with JetPack's."""
+    packages = tmp_path / "usr/lib/python3.10/dist-packages"
+    (packages / "tensorrt").mkdir(parents=True)
+    here = Interpreter("3.10", Path("/venv"), (), (), tmp_path)
+    monkeypatch.setattr(Interpreter, "this", staticmethod(lambda: here))
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setattr(device_gpu, "this_gpu", lambda: (FoundGpu("Orin", "8.6", 8 << 30, "12.6"), ""))
+    with pytest.warns(RuntimeWarning, match=rf"not see the system's TensorRT in {packages}; sed -i .*/venv/pyvenv.cfg"):
+        Classifier(bundle(tmp_path, {RECORD: plan(MODEL)})).close()
 
 
 def test_the_cuda_backend_runs_the_float_graph(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 @tune_options
 @text_option("--to", "directory", default="edgeres", metavar="DIR", text="Folder on that machine.")
 @text_option("--edgeres", default="edgeres", metavar="PATH", text="Command of edgeres on that machine.")
-@click.option("--python", metavar="PATH", help="Python on that machine that has edgeres, instead of --edgeres.")
+@click.option("--python", metavar="PATH", help="Python on that machine that has edgeres, or that --install takes.")
 @text_option("--ssh", default="ssh", metavar="COMMAND", text='Command of ssh, e.g. "ssh -p 2222" or "ssh -F FILE".')
 @click.option("--install", is_flag=True, help="First install edgeres there, from wheels that are fetched here.")
 @click.option("--any-version", is_flag=True, help="Continue where that machine has another version of edgeres.")

@@ -111,10 +111,13 @@ def _open_best_engine(bundle: Bundle, runtime: Flavour, gpu: int, permit: Permit
     if not engines_of(bundle, runtime, "chosen"):
         hint = f"edgeres engine {bundle.path} builds one on the device"
         raise EngineError("the bundle holds no engine for it", where=bundle.path, hint=hint)
+    from edgeres.device.jetpack import Interpreter, why_missing
     from edgeres.device.libraries import MODULES
 
     if not is_there(MODULES[runtime]):
-        raise EngineError(f"{MODULES[runtime]} is not installed", hint="see: edgeres doctor")
+        case = why_missing(Interpreter.this()) if runtime == "tensorrt" else None
+        why = f": {case[0]}" if case else ""
+        raise EngineError(f"{MODULES[runtime]} is not installed{why}", hint=case[1] if case else "see: edgeres doctor")
     return open_engine(bundle, runtime, "chosen", default_device(gpu), cache_folder(), permit)[1]
 
 
