@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, TensorProto, helper, shape_inference
 
+from edgeres.device.memory import return_freed
 from edgeres.graph.graph import Graph, input_at
 from edgeres.progress import SILENT, Progress
 from edgeres.quantize.affine import codes
@@ -43,13 +44,21 @@ def correct_bias(candidate: CandidatePlan, fp32: ModelProto, images: F32, progre
     Args:
         candidate: of either style; in the ``cpu`` style, codes of biases change too. Layers without bias get one.
         fp32: the float graph with the candidate's tensors and input, after rewrites and before any bias correction.
-        images: (N, ...) float32 inputs of the graph. Inputs and outputs of the largest block are held in memory twice:
-            for each, 0.8 MB an image where a ResNet-18 at 224x224 is widest.
+        images: (N, ...) float32 inputs of the graph; they are not changed. Two copies of the values at one place of the
+            residual stream are held in memory: for each, 0.8 MB an image where a ResNet-18 at 224x224 is widest. Where
+            a block changes their shape, its input and output are.
 
     Returns:
         A candidate with other biases and nothing else changed.
     """
     candidate = _with_own_biases(candidate)
+    shifts = _shifts(candidate, fp32, images, progress)
+    return_freed()  # the activations
+    return _shift(candidate, shifts)
+
+
+def _shifts(candidate: CandidatePlan, fp32: ModelProto, images: F32, progress: Progress) -> dict[str, F64]:
+    """By layer, what is added to its bias, per channel."""
     graph = Graph(candidate.graph)
     measured = _measured(graph, {edge.node for edge in candidate.plan.weights})
     reference = carried = images
@@ -60,15 +69,20 @@ def correct_bias(candidate: CandidatePlan, fp32: ModelProto, images: F32, progre
             inside = {name: measured[name] for name in block.nodes if name in measured}
             outputs = [*(tensor for tensor in inside.values() if tensor != block.output), block.output]
             exact = _cut(fp32, block, outputs, reference.ndim)
-            wanted, reference = _means(exact, reference, outputs, block.output)
+            wanted, reference = _means(exact, reference, outputs, block.output, into=_reused(reference, images))
             part = _part(candidate, block, outputs, carried.ndim)
             for layer, tensor in inside.items():
                 found, _ = _means(part.quantized(), carried, [tensor])
                 shifts[layer] = wanted[tensor] - found[tensor]
                 part = _shift(part, {layer: shifts[layer]})
-            _, carried = _means(part.quantized(), carried, [], block.output)
+            _, carried = _means(part.quantized(), carried, [], block.output, into=_reused(carried, images))
             advance(1)
-    return _shift(candidate, shifts)
+    return shifts
+
+
+def _reused(values: F32, images: F32) -> F32 | None:
+    """The array that a block's output may be written to: that of its input, which nothing reads again."""
+    return None if values is images else values
 
 
 def _measured(graph: Graph, coded: set[str]) -> dict[str, str]:
@@ -83,8 +97,13 @@ def _measured(graph: Graph, coded: set[str]) -> dict[str, str]:
     return found | {layer: tensor for tensor, layer in last.items()}
 
 
-def _means(model: ModelProto, images: F32, tensors: Sequence[str], whole: str = "") -> tuple[dict[str, F64], F32]:
-    """The mean per channel of each named output, and all values of ``whole``, one of them, if it is given."""
+def _means(
+    model: ModelProto, images: F32, tensors: Sequence[str], whole: str = "", into: F32 | None = None
+) -> tuple[dict[str, F64], F32]:
+    """The mean per channel of each named output, and all values of ``whole``, one of them, if it is given.
+
+    They are written to ``into``, which may be ``images``, where it has their shape.
+    """
     totals: dict[str, F64] = {}
     kept = np.empty(0, np.float32)
     with OrtRunner(model.SerializeToString(), integer=False) as runner:
@@ -97,7 +116,8 @@ def _means(model: ModelProto, images: F32, tensors: Sequence[str], whole: str = 
                 totals[name] = totals[name] + mean if name in totals else mean
             if whole:
                 if not done:
-                    kept = np.empty((len(images), *found[whole].shape[1:]), np.float32)
+                    shape = (len(images), *found[whole].shape[1:])
+                    kept = into if into is not None and into.shape == shape else np.empty(shape, np.float32)
                 kept[done : done + len(part)] = found[whole]
             done += len(part)
     return totals, kept
@@ -134,13 +154,19 @@ def _cut(model: ModelProto, block: Block, outputs: Sequence[str], rank: int) -> 
 
 def _with_own_biases(candidate: CandidatePlan) -> CandidatePlan:
     """Give every coded layer a bias of its own: zeros if it has none, a copy if it shares one."""
-    graph, before = Graph.copy_of(candidate.graph), Graph(candidate.graph)
+    before = Graph(candidate.graph)
     weights = {(edge.node, edge.tensor): edge for edge in candidate.plan.weights}
     scales = {edge.tensor: edge.params.scale for edge in candidate.plan.edges}
-    for node in graph.of("Conv", "Gemm"):
-        layer, old = weights.get((node.name, node.input[1])), input_at(node, 2)
-        if layer is None or (old and len(before.consumers(old)) == 1):
-            continue
+    lacking = [
+        node.name
+        for node in before.of("Conv", "Gemm")
+        if (node.name, node.input[1]) in weights and len(before.consumers(input_at(node, 2) or "")) != 1
+    ]
+    if not lacking:
+        return candidate
+    graph = Graph.copy_of(candidate.graph)
+    for node in map(graph.node, lacking):
+        layer, old = weights[node.name, node.input[1]], input_at(node, 2)
         values = graph.constant(old) if old else np.zeros(layer.params.scale.size, np.float32)
         own = graph.add_constant(f"{node.name}.bias", values)
         graph.set_inputs(node, [*node.input[:2], own])

@@ -33,7 +33,10 @@ class CandidatePlan:
 
 def logits(model: ModelProto, *images: F32) -> F32:
     """The graph's output for (N, ...) inputs one after the other, (N, classes), with float arithmetic between pairs."""
-    with OrtRunner(model.SerializeToString(), integer=False) as runner:
+    serialized = model.SerializeToString()
+    del model  # making the session takes the same again: a caller's graph that nothing else holds makes room for it
+    with OrtRunner(serialized, integer=False) as runner:
+        del serialized
         return_freed()  # what making the session took
         parts = (part for every in images for part in batches(every))
         return np.concatenate([runner.infer({runner.input_name: part})[runner.output_name] for part in parts])
