@@ -72,8 +72,30 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
 
+_VERSIONS = "With --version: those of the packages, too, as JSON."
+
+
+def _keep_json(ctx: click.Context, option: click.Parameter, given: bool) -> None:
+    ctx.meta["edgeres.json"] = given
+
+
+def _version(ctx: click.Context, option: click.Parameter, given: bool) -> None:
+    """Print the version, or with ``--json`` what reports state of the software and the machine, and end."""
+    if not given or ctx.resilient_parsing:
+        return
+    if ctx.meta["edgeres.json"]:
+        from edgeres.cli.show import print_json
+        from edgeres.device.environment import environment
+
+        print_json(environment())
+    else:
+        click.echo(f"edgeres, version {__version__}")
+    ctx.exit()
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="edgeres")
+@click.option("--version", is_flag=True, expose_value=False, callback=_version, help="Show the version and exit.")
+@click.option("--json", is_flag=True, is_eager=True, expose_value=False, callback=_keep_json, help=_VERSIONS)
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error, too.")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
@@ -85,6 +107,8 @@ def cli(ctx: click.Context) -> None:
 
     Exit codes: 0 passed, 1 a gate failed, 2 wrong usage, 3 the input or the environment prevents it, 130 interrupted.
     """
+    if ctx.meta["edgeres.json"]:
+        raise click.UsageError("--json goes with --version, or behind the command")
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         ctx.color = False
 
