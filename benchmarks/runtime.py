@@ -34,7 +34,7 @@ import onnxruntime as ort
 from PIL import Image
 
 from edgeres.bundle import Bundle
-from edgeres.data.preprocess import apply, normalize
+from edgeres.data.preprocess import apply, normalize, pixels_read
 from edgeres.graph.forms import FORMS
 from edgeres.records import F32, U8, Preprocess
 from edgeres.runtime import Batcher, Classifier, Frame, OrtRunner
@@ -178,7 +178,10 @@ def preprocessing(p: Preprocess, rounds: int) -> dict[str, Any]:
         assert apply(frames[name].rgb(), p).tobytes() == expected.tobytes(), name
     works: dict[str, Work] = {"pillow": lambda: whole(image, p)}
     room = np.empty_like(expected)  # kept between calls, as in a classifier
-    works |= {name: lambda frame=frame: apply(frame.rgb(), p, room) for name, frame in frames.items()}
+    works |= {
+        name: lambda frame=frame: apply(frame.rgb(lambda px: pixels_read(px, p)), p, room)
+        for name, frame in frames.items()
+    }
     with one_core():
         seconds = by_turns(works, rounds)
     return {

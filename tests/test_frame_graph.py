@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from edgeres.data.preprocess import apply, geometry
+from edgeres.data.preprocess import apply, geometry, pixels_read
 from edgeres.data.taps import pillow_taps
 from edgeres.errors import UsageError
 from edgeres.graph.frame import multiply_adds, pixels_of, with_bytes, with_frame
@@ -157,6 +157,26 @@ def as_frame(spec_: FrameSpec, data: U8) -> Frame:
 def test_any_frame_and_contract_give_the_bytes_of_the_other_way(frame: FrameSpec, p: Preprocess, seed: int) -> None:
     data = noise(*frame.shape, seed=seed)
     np.testing.assert_array_equal(run(pixels_of(p, frame), data), geometry(as_frame(frame, data).rgb(), p))
+
+
+@settings(deadline=None, max_examples=150)
+@given(frames(), contracts(), st.integers(0, 9))
+def test_converting_what_the_resize_reads_alone_gives_the_same_bytes(
+    frame: FrameSpec, p: Preprocess, seed: int
+) -> None:
+    seen = as_frame(frame, noise(*frame.shape, seed=seed))
+    part = seen.rgb(lambda size_px: pixels_read(size_px, p))
+    np.testing.assert_array_equal(geometry(part, p), geometry(seen.rgb(), p))
+
+
+def test_yuv_beyond_the_crop_is_not_converted() -> None:
+    """Of 1280x720, the middle 224 of 256 reads fewer than half of the pixels; the rest stays black."""
+    frame = frame_spec("1280x720:nv12")
+    p = Preprocess((224, 224), resize_px=256)
+    seen = as_frame(frame, noise(*frame.shape))
+    part = seen.rgb(lambda size_px: pixels_read(size_px, p))
+    assert 0.3 < (part != 0).any(axis=-1).mean() < 0.75
+    np.testing.assert_array_equal(geometry(part, p), geometry(seen.rgb(), p))
 
 
 @settings(deadline=None, max_examples=100)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -72,6 +72,9 @@ def geometry(image: Pixels, p: Preprocess) -> U8:
     return np.ascontiguousarray(image)
 
 
+Part: TypeAlias = "tuple[tuple[int, int], tuple[int, int]]"
+
+
 @dataclass(frozen=True)
 class PlacedImage:
     """Where an image comes to lie in the network's input; rows first, then columns.
@@ -94,6 +97,16 @@ def placed_image(image_px: tuple[int, ...], p: Preprocess) -> PlacedImage:
     (height, width), (h, w) = size, p.crop_px
     rows, columns = (max(top, 0), min(top + h, height)), (max(left, 0), min(left + w, width))
     return PlacedImage(size, (rows, columns), (max(-top, 0), max(-left, 0)))
+
+
+def pixels_read(image_px: tuple[int, int], p: Preprocess) -> Part:
+    """The rows and columns, half open, of an image of this height and width that :func:`geometry` reads."""
+    where = placed_image(image_px, p)
+    if p.interpolation == "cv2-bilinear":
+        return (0, image_px[0]), (0, image_px[1])
+    sides = zip(image_px, where.size_px, where.keep, strict=True)
+    rows, columns = (window(have, want, keep, p.interpolation).read for have, want, keep in sides)
+    return rows, columns
 
 
 def normalize(pixels: U8, p: Preprocess, out: F32 | None = None) -> F32:

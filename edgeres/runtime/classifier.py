@@ -16,7 +16,7 @@ import numpy as np
 from edgeres.bundle import PIXELS, Bundle, steady
 from edgeres.data.files import is_pil, read_image, read_pil
 from edgeres.data.headers import bounded
-from edgeres.data.preprocess import geometry, normalize
+from edgeres.data.preprocess import geometry, normalize, pixels_read
 from edgeres.data.seen import PIXELS_KIND, Seen
 from edgeres.errors import InputError, UsageError
 from edgeres.records import F32, F64, U8, FrameSpec, ModelSpec, PixelReading, Prediction
@@ -171,7 +171,10 @@ class Classifier:
         Raises:
             InputError: it is no image; SourceError: a file or its bytes cannot be decoded.
         """
-        return geometry(_pixels(image, self.preprocess.reading), self.preprocess)
+        p = self.preprocess
+        if isinstance(image, Frame):
+            return geometry(image.rgb(lambda size_px: pixels_read(size_px, p)), p)
+        return geometry(_pixels(image, p.reading), p)
 
     def batch_of_prepared(self, images: Sequence[U8]) -> list[Prediction]:
         """Classify what :meth:`prepare` gave."""

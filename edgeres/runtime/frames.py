@@ -14,7 +14,7 @@ import math
 import operator
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Any, SupportsIndex
@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from edgeres.data.colour import demosaic, from_yuv, to_bytes
 from edgeres.data.headers import bounded
+from edgeres.data.preprocess import Part
 from edgeres.errors import InputError, UsageError
 from edgeres.records import BYTE_FORMATS, COLOURS, U8, Colour, FrameSpec
 
@@ -104,8 +105,12 @@ class Frame:
     big_endian: bool = False
     colour: Colour = "bt601"
 
-    def rgb(self) -> U8:
+    def rgb(self, part: Callable[[tuple[int, int]], Part] | None = None) -> U8:
         """(H, W, 3) uint8 RGB, a view where the format allows it.
+
+        Args:
+            part: gives the rows and columns, half open, that are needed of a picture of this height and width; YUV is
+                converted there alone, and is black elsewhere. None: all of it.
 
         Raises:
             UsageError: the format is not known, or an argument is not of its type.
@@ -121,7 +126,14 @@ class Frame:
             return first[..., _PACKED[name][1]]
         if name in _GRAY:
             return np.broadcast_to(first[..., None], (*first.shape, 3))
-        return from_yuv(*_luma_and_chroma(name, first, others), self.colour) if name not in _BAYER else first
+        if name in _BAYER:
+            return first
+        luma_and_chroma = _luma_and_chroma(name, first, others)
+        return (
+            _converted(luma_and_chroma, part(luma_and_chroma[0].shape), self.colour)
+            if part
+            else from_yuv(*luma_and_chroma, self.colour)
+        )
 
     def _checked(self) -> tuple[str, float | None]:
         """The format by its first name, and what samples are multiplied with."""
@@ -353,6 +365,21 @@ def _luma_and_chroma(name: str, first: Plane, others: list[Plane]) -> tuple[U8, 
         return first[..., y], first[:, u // 2 :: 2, u % 2], first[:, v // 2 :: 2, v % 2]
     blue, red = (others[0][..., 0], others[0][..., 1]) if len(others) == 1 else others
     return (first, blue, red) if name in ("nv12", "i420") else (first, red, blue)
+
+
+def _converted(planes: tuple[U8, U8, U8], part: Part, colour: Colour) -> U8:
+    """RGB of luma and chroma inside a part, widened to whole groups of pixels that share their chroma."""
+    luma, *chroma = planes
+    down = len(luma) // len(chroma[0])
+    (top, bottom), (left, right) = part
+    top, bottom, left, right = top // down, -(-bottom // down), left // 2, (right + 1) // 2
+    some = slice(down * top, down * bottom), slice(2 * left, 2 * right)
+    if luma[some].shape == luma.shape:
+        return from_yuv(luma, chroma[0], chroma[1], colour)
+    u, v = (plane[top:bottom, left:right] for plane in chroma)
+    found: U8 = np.zeros((*luma.shape, 3), np.uint8)
+    found[some] = from_yuv(luma[some], u, v, colour)
+    return found
 
 
 def _stacked(rows: list[int], steps: list[int], parts: int) -> list[int]:
