@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from edgeres.documents import DocumentKind, Json
-from edgeres.errors import BundleError, EdgeresError, EnvironmentError_
+from edgeres.errors import BundleError, EdgeresError, EnvironmentError_, UsageError
 from edgeres.files import (
     DISK_FULL,
     FREE_SPACE,
@@ -97,6 +97,8 @@ class Bundle:
     """
 
     def __init__(self, path: str | Path) -> None:
+        if not isinstance(path, str | os.PathLike) or "\0" in os.fspath(path):
+            raise UsageError(f"a bundle is the path of a directory, found {path!r:.100}")
         self.path = Path(path)
         self._load()
 

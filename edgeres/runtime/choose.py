@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edgeres.runtime.memory import Device
 
 Choice = Literal["auto", Flavour, "cuda", "cpu"]
+_MOST_THREADS = 1024  # ONNX Runtime starts as many as it is told to
 # In the order of preference.
 BACKENDS: tuple[Choice, ...] = (*get_args(Flavour), "cuda", "cpu")
 
@@ -46,6 +47,10 @@ def open_backend(
     """
     if choice not in ("auto", *BACKENDS):
         raise UsageError(f"no backend is named {choice!r}", hint=f"give auto, {', '.join(BACKENDS)}")
+    if not (isinstance(threads, int) and 0 <= threads <= _MOST_THREADS):
+        raise UsageError(
+            f"threads are a number from 0 to {_MOST_THREADS:,}, found {threads!r}", hint="0 takes every core"
+        )
     passed_over = []
     for name in BACKENDS if choice == "auto" else (choice,):
         try:

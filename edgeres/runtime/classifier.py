@@ -197,8 +197,8 @@ class Classifier:
             batch: images per later call.
             threads: number of threads that will call at the same time; their execution contexts are made now.
         """
-        if batch < 1 or threads < 1:
-            raise UsageError(f"batch and threads are at least 1, found {batch} and {threads}")
+        if not (isinstance(batch, int) and isinstance(threads, int) and min(batch, threads) >= 1):
+            raise UsageError(f"batch and threads are whole numbers of at least 1, found {batch!r} and {threads!r}")
         image = np.zeros_like(self._buffer.of(batch)).astype(self._runner.inputs[0].dtype, copy=False)
         feeds = [(self._runner, image)]
         feeds += [(one, np.zeros((batch, *spec.shape), np.uint8)) for spec, one in self._networks.by_frame.items()]

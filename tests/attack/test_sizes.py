@@ -15,7 +15,7 @@ from edgeres.data.decode import decode
 from edgeres.data.files import read_image
 from edgeres.data.sources import open_source
 from edgeres.data.text import read_class_names
-from edgeres.errors import EdgeresError, InputError, SourceError
+from edgeres.errors import EdgeresError, InputError, SourceError, UsageError
 from edgeres.inert import DamagedPickle, read_pickle
 from edgeres.quantize.exchange import read_foreign
 from edgeres.records import AS_RGB
@@ -118,3 +118,21 @@ def test_an_array_that_repeats_one_byte_ten_billion_times_is_not_copied(tmp_path
         with pytest.raises(InputError, match="more than 100 million pixels"):
             classify(view(array))
         assert classify(view(np.ascontiguousarray(array[:9, :9]))).label
+
+
+@pytest.mark.parametrize("count", [0, -1, "a", 1.5, None])
+def test_a_warm_up_of_no_whole_number_is_refused(tmp_path, count):
+    with Classifier(write_bundle(tmp_path / "b.edgeres")) as classify, pytest.raises(UsageError, match="whole numbers"):
+        classify.warm_up(count)
+
+
+@pytest.mark.parametrize("threads", [-1, 10**6, "a", None])
+def test_a_number_of_threads_that_no_machine_has_is_refused(tmp_path, threads):
+    with pytest.raises(UsageError, match="threads are a number from 0 to 1,024"):
+        Classifier(write_bundle(tmp_path / "b.edgeres"), threads=threads)
+
+
+@pytest.mark.parametrize("path", [None, 5, b"b.edgeres", "a\0b"])
+def test_what_is_no_path_is_no_bundle(path):
+    with pytest.raises(UsageError, match="a bundle is the path of a directory"):
+        Classifier(path)
