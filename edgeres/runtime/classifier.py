@@ -21,6 +21,7 @@ from edgeres.data.seen import PIXELS_KIND, Seen
 from edgeres.errors import InputError, UsageError
 from edgeres.records import F32, F64, U8, FrameSpec, ModelSpec, PixelReading, Prediction
 from edgeres.runtime.choose import Choice, open_backend, open_frames
+from edgeres.runtime.engine import TensorRTRunner
 from edgeres.runtime.frames import Frame, flat_bytes
 from edgeres.runtime.health import Health, Watch
 from edgeres.runtime.runner import Backend
@@ -147,6 +148,8 @@ class Classifier:
         """How this image gets to the network, in words: as it is, or prepared on the CPU and why."""
         if not isinstance(image, Frame):
             return "prepared on the CPU: it is no Frame"
+        if not isinstance(self._runner, TensorRTRunner):
+            return f"prepared on the CPU: the network runs on {self.backend}, not as an engine"
         for spec in self.frames:
             if image.laid_as(spec) is not None:
                 return f"as it is: {spec} is prepared in the engine"
