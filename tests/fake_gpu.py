@@ -841,9 +841,11 @@ def installed(monkeypatch: Any, gpu: Gpu, library: str, flavour: str) -> Iterato
         patch.setitem(sys.modules, trt.__name__, trt)
         for cache in caches:
             cache.cache_clear()
-        yield module
-    for cache in caches:
-        cache.cache_clear()
+        try:
+            yield module
+        finally:
+            for cache in caches:  # also where a test failed: the next one must not find this GPU
+                cache.cache_clear()
 
 
 @contextmanager

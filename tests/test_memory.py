@@ -228,12 +228,13 @@ def test_a_driver_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing_is_installed_and_the_driver_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """No package is needed besides the vendor's; pycuda is used where a context of it is current."""
-    with installed(monkeypatch, Gpu(), "driver", "tensorrt"):
-        monkeypatch.delenv(LIBRARY)
+    # What is changed inside of ``installed`` is undone inside, or its undoing would be undone.
+    with installed(monkeypatch, Gpu(), "driver", "tensorrt"), monkeypatch.context() as patch:
+        patch.delenv(LIBRARY)
         assert default_device().name == "CUDA driver 12.6"
-    with installed(monkeypatch, Gpu(), "pycuda", "tensorrt") as cuda:
-        monkeypatch.delenv(LIBRARY)
-        monkeypatch.setattr(libcuda, "_library", no_library)
+    with installed(monkeypatch, Gpu(), "pycuda", "tensorrt") as cuda, monkeypatch.context() as patch:
+        patch.delenv(LIBRARY)
+        patch.setattr(libcuda, "_library", no_library)
         cuda.Device(0).make_context()
         assert default_device().name.startswith("pycuda")
         cuda.Context.pop()
@@ -278,10 +279,10 @@ def test_a_way_to_wait_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_driver_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with installed(monkeypatch, Gpu(), "driver", "tensorrt") as cuda:
+    with installed(monkeypatch, Gpu(), "driver", "tensorrt") as cuda, monkeypatch.context() as patch:
         library = CudaLibrary(cuda)
         del library.functions["cuGraphInstantiateWithFlags"]
-        monkeypatch.setattr(libcuda, "_library", lambda: library)
+        patch.setattr(libcuda, "_library", lambda: library)
         with pytest.raises(EngineError, match=r"has no cuGraphInstantiateWithFlags, so it is older than CUDA 11\.4"):
             default_device()
 
