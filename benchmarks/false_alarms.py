@@ -4,31 +4,30 @@ An unchanged bundle (resnet20 on generated signs) is verified many times against
 keeps a core busy. Half of the runs use the baseline's 1,000 images, half 320 to 1,080 others, each from another seed.
 The outcomes of all gates and checks are counted. Every failure is a false alarm and gives exit code 1.
 
-``--setups`` builds networks in right ways instead, on images whose preprocessing is known, and counts the checks:
-resnet20 and resnet18 on signs, and with ``--weights FILE`` (one or more) and ``--images NPZ`` resnet20 and resnet32 on
-CIFAR-10, each as a checkpoint, as an exported file, and with mean and std in units of 0 to 255.
+``--setups`` builds networks in right ways instead, on images whose preprocessing is known, and counts the checks: see
+``right_setups.py``. ``--weights FILE...`` and ``--images NPZ`` add published networks of CIFAR-10, and
+``--foreign FILE...`` ONNX files of ten classes.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+
+from right_setups import Pictures, fitted_setups, foreign_setups, zoo_setups
 
 import edgeres
 from edgeres.data.choose import DataChoice
-from edgeres.files import write_file, write_json
-from edgeres.graph.stated import state
+from edgeres.files import write_json
 from edgeres.judge.asked import GateChoice
 from edgeres.judge.gates import Limits, SpeedupLimits
 from edgeres.pipeline.build import build
 from edgeres.pipeline.options import VerifyOptions
-from edgeres.pipeline.take import ModelChoice, take
 from edgeres.pipeline.verify import accept_baseline, verify_bundle
 
 LIMITS = Limits(
@@ -41,7 +40,7 @@ def _busy() -> None:
         pass
 
 
-def runs(bundle: Path, baseline: Path, count: int) -> Counter[tuple[str, str]]:
+def verified(bundle: Path, baseline: Path, count: int) -> Counter[tuple[str, str]]:
     """The number of outcomes of each gate and check."""
     found: Counter[tuple[str, str]] = Counter()
     for number in range(count):
@@ -63,42 +62,26 @@ def runs(bundle: Path, baseline: Path, count: int) -> Counter[tuple[str, str]]:
     return found
 
 
-def setups(folder: Path, weights: Sequence[Path], images: Path | None) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Right ways to build: a name, the model, and keywords of ``edgeres.build``."""
-    networks: list[tuple[str, dict[str, Any], list[dict[str, str]]]] = [
-        (name, {}, [{"calibration": f"signs:64@{seed}", "validation": f"signs:128@{seed}"} for seed in seeds])
-        for name, seeds in (("resnet20", range(20, 26)), ("resnet18", range(20, 22)))
-    ]
-    if images is not None:
-        data = dict.fromkeys(("calibration", "validation"), str(images))
-        networks += [(path.name.split("-")[0], {"weights": str(path)}, [data]) for path in weights]
-    for name, given, sources in networks:
-        size = {} if name == "resnet18" else {"validation_size": 320}
-        exported = folder / f"{name}-{len(given)}.onnx"
-        taken = take(ModelChoice(name, **{key: str(value) for key, value in given.items()}))
-        state(taken.graph, taken.spec)  # as edgeres export does
-        write_file(exported, taken.graph.SerializeToString())
-        known = taken.spec.preprocess
-        values = {key: tuple(255 * value for value in getattr(known, key)) for key in ("mean", "std")}
-        for number, data in enumerate(sources):
-            if "signs" not in data["validation"]:
-                data = {**data, **size}
-            yield f"{name} {number}", name, {**given, **data}
-            yield f"{name} {number} exported", str(exported), data
-            yield f"{name} {number} in 0 to 255", name, {**given, **data, **values, "pixel_scale": 1.0}
-
-
-def right_setups(folder: Path, weights: Sequence[Path], images: Path | None) -> Counter[tuple[str, str]]:
+def right_setups(folder: Path, given: argparse.Namespace) -> Counter[tuple[str, str]]:
     """The number of outcomes of each check over all set-ups."""
     found: Counter[tuple[str, str]] = Counter()
-    for number, (name, model, given) in enumerate(setups(folder, weights, images)):
-        options = {"effort": "fast", "targets": "cpu", "calibration_size": 64, **given}
-        bundle = edgeres.build(model, output=folder / f"{number}.edgeres", **options)
-        checks = json.loads((Path(bundle.path) / "report.json").read_text())["checks"]
-        found.update((check["title"], check["outcome"]) for check in checks)
-        failed = [check["title"] for check in checks if check["outcome"] == "failed"]
-        print(f"{number + 1:3} {name:28} {', '.join(failed) or 'no alarm'}", flush=True)
+    pictures = Pictures(folder)
+    parts = (
+        zoo_setups(pictures, folder, given.weights, given.images),
+        fitted_setups(pictures, folder),
+        foreign_setups(pictures, folder, given.foreign),
+    )
+    for number, setup in enumerate(itertools.chain(*parts), 1):
+        options = {"effort": "fast", "targets": "cpu", "calibration_size": 64, "thumbnails": False, **setup.options}
+        bundle = edgeres.build(setup.model, output=folder / f"{number}.edgeres", **options)
+        report = json.loads((Path(bundle.path) / "report.json").read_text())
+        found.update((check["title"], check["outcome"]) for check in report["checks"])
+        failed = [check["title"] for check in report["checks"] if check["outcome"] == "failed"]
+        warned = [f"warns: {check['title']}" for check in report["checks"] if check["warns"]]
+        top1 = f"{report['accuracy']['fp32']['top1']:6.2f} %"
+        print(f"{number:3} {setup.name:56} {top1}  {', '.join((*failed, *warned)) or 'no alarm'}", flush=True)
         found["set-ups", "passed"] += not failed
+        found["set-ups", "failed"] += bool(failed)
     return found
 
 
@@ -108,21 +91,23 @@ def main() -> None:
     parser.add_argument("--setups", action="store_true")
     parser.add_argument("--weights", type=Path, nargs="*", default=[])
     parser.add_argument("--images", type=Path)
+    parser.add_argument("--foreign", type=Path, nargs="*", default=[])
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if given.setups:
-            found = right_setups(Path(folder), given.weights, given.images)
+            found = right_setups(Path(folder), given)
         else:
             bundle, baseline = Path(folder) / "net.edgeres", Path(folder) / "baseline.json"
             build("resnet20", validation="signs:1000@0", output=bundle)
             write_json(baseline, accept_baseline(bundle))
-            found = runs(bundle, baseline, given.runs)
+            found = verified(bundle, baseline, given.runs)
     outcomes = ("passed", "unsure", "failed")
     print("\n| gate or check | passed | unsure | failed |\n|---|---|---|---|")
     for title in dict.fromkeys(title for title, _ in found):
         print(f"| {title} | {' | '.join(str(found[title, outcome]) for outcome in outcomes)} |")
     alarms = sum(count for (_, outcome), count in found.items() if outcome == "failed")
-    print(json.dumps({"runs": found["set-ups", "passed"] if given.setups else given.runs, "false_alarms": alarms}))
+    runs = sum(found["set-ups", outcome] for outcome in outcomes) if given.setups else given.runs
+    print(json.dumps({"runs": runs, "false_alarms": alarms}))
     raise SystemExit(1 if alarms else 0)
 
 

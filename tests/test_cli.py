@@ -28,13 +28,12 @@ from PIL import Image
 import edgeres
 from edgeres.bundle import FP32, Bundle, seal
 from edgeres.cli import COMMANDS, main
-from edgeres.cli.progress import progress
+from edgeres.cli.progress import Notes, progress
 from edgeres.data.seen import PIXELS_KIND
 from edgeres.device.libraries import available
 from edgeres.errors import UsageError
 from edgeres.graph.forms import FORMS, GRAPH_FILES
 from edgeres.pipeline.take import InputChoice
-from edgeres.progress import SILENT
 from edgeres.records import Preprocess
 from edgeres.verify import measure
 
@@ -158,7 +157,8 @@ def test_the_demo_end_to_end(tmp_path: Path) -> None:
 
 def test_build_prints_its_report_as_json_and_writes_the_same(edge: Any, work: Path) -> None:
     done = edge(f"{BUILD} tiny.onnx --target cpu --max-drop 100 --labels labels.txt -o new.edgeres --json")
-    assert (done.code, done.err) == (0, "")
+    shared = "20 of 20 calibration images are validation images too, which makes INT8 look better than it is"
+    assert (done.code, done.err) == (0, f"{shared}\n")
     assert json.loads(done.out) == Bundle(work / "new.edgeres").report()
     assert done.out == (work / "new.edgeres" / "report.json").read_text()
     assert json.loads(done.out)["options"]["labels"] == "labels.txt"
@@ -661,13 +661,33 @@ def test_wrong_options_from_python_are_told_before_anything_is_done(options: dic
         edgeres.build("nowhere.onnx", **options)
 
 
-def test_notes_go_to_stderr_and_nothing_where_quiet(capsys: pytest.CaptureFixture[str]) -> None:
-    assert progress(quiet=True) is SILENT
-    show = progress()
+@pytest.mark.parametrize("quiet", [False, True])
+def test_notes_go_to_stderr_also_beside_json(capsys: pytest.CaptureFixture[str], quiet: bool) -> None:
+    show = progress(quiet=quiet)
     with show.task("waiting", 2) as advance:
         advance(1)
-    show.say("[bold] is no markup")
-    assert capsys.readouterr() == ("", "[bold] is no markup\n")
+    show.say("note: [bold] is no markup")
+    assert capsys.readouterr() == ("", "note: [bold] is no markup\n")
+    assert not isinstance(show, Notes) or show.notes == ["[bold] is no markup"]
+
+
+def test_what_was_left_out_is_said_beside_json_and_in_it(edge: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("a/1.png", "b/2.png", "beside.png"):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(tmp_path / "images" / name)
+    given = f"--calibration {tmp_path / 'images'} --json -o {tmp_path}"
+    edge(f"export --model resnet20 -o {tmp_path}/net.onnx")
+    for command in (
+        f"quantize {tmp_path}/net.onnx {given}/int8.onnx --target cpu --effort fast",
+        f"calibrate resnet20 {given}/calibration.json",
+        f"build --model resnet20 {given}/net.edgeres --target cpu --effort fast --validation signs:16",
+    ):
+        done = edge(command)
+        found = json.loads(done.out)
+        notes = found["notes"] if "notes" in found else found["data"]["calibration"]["notes"]
+        assert [note for note in notes if "1 outside class folders (beside.png)" in note]
+        assert "1 outside class folders (beside.png)" in done.err
 
 
 def test_help_of_every_command_fits_a_terminal(edge: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from edgeres.cli import options
-from edgeres.cli.progress import progress
+from edgeres.cli.progress import Notes, progress
 from edgeres.cli.show import echo, print_json
 from edgeres.errors import UsageError
 
@@ -70,8 +70,8 @@ def command(paths: tuple[str, ...], output: Path, as_json: bool, **given: Any) -
         summary = _import(_single(paths, mode), output, given, shown)
     else:
         summary = _measure(_single(paths, "MODEL"), output, given, shown)
-    if as_json:
-        print_json({"file": str(output), **summary})
+    if isinstance(shown, Notes):
+        print_json({"file": str(output), **summary, "notes": shown.notes})
     else:
         echo(f"{output}: {_words(summary)}")
 

@@ -23,8 +23,7 @@ from rich.progress import (
 from rich.text import Text
 
 from edgeres.cli.show import new_console
-from edgeres.progress import SILENT, Advance
-from edgeres.progress import Progress as Contract
+from edgeres.progress import Advance, Silent
 from edgeres.words import escaped, without_secrets
 
 # A log that is silent for longer is taken for dead by some CI systems.
@@ -124,6 +123,18 @@ class Lines:
             print(escaped(without_secrets(line)), file=sys.stderr, flush=True)  # noqa: T201
 
 
+class Notes(Silent):
+    """Prints notes alone, where stdout is JSON, and keeps them for it in ``notes``."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.notes.append(line.removeprefix("note: "))
+        with suppress(OSError):
+            print(escaped(without_secrets(line)), file=sys.stderr, flush=True)  # noqa: T201
+
+
 def _seconds(seconds: float) -> str:
     """``0.4 s``, ``12 s``, ``3 min 20 s``."""
     if seconds < 9.95:
@@ -132,9 +143,9 @@ def _seconds(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def progress(*, quiet: bool = False) -> Contract:
-    """Bars on a terminal, lines elsewhere, nothing where ``quiet``."""
+def progress(*, quiet: bool = False) -> Bars | Lines | Notes:
+    """Bars on a terminal, lines elsewhere; where ``quiet`` notes alone, because what was left out is always said."""
     if quiet:
-        return SILENT
+        return Notes()
     console = new_console(stderr=True)
     return Bars(console) if console.is_terminal else Lines()

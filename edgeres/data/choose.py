@@ -53,10 +53,16 @@ class Sources:
     def warnings(self) -> list[str]:
         """Warnings on the choice of images, to show before anything is computed."""
         told = [f"no gate on the drop: {self.reasons['accuracy']}"] if "accuracy" in self.reasons else []
-        if shared := self.overlap:
-            many = f"{shared:,} of {len(self.calibration):,} calibration images"
-            told.append(f"{many} are validation images too, which makes INT8 look better than it is")
-        return told
+        return told + self._overlap()
+
+    def with_overlap_noted(self) -> Sources:
+        """The same images; those of calibration that are validation images too are in its notes, for the report."""
+        self.calibration.notes = (*self.calibration.notes, *self._overlap())
+        return self
+
+    def _overlap(self) -> list[str]:
+        many = f"{(shared := self.overlap):,} of {len(self.calibration):,} calibration images"
+        return [f"{many} are validation images too, which makes INT8 look better than it is"] if shared else []
 
 
 def check_paths(choice: DataChoice) -> None:
@@ -109,7 +115,7 @@ def choose_validation(
 def choose_sources(choice: DataChoice, spec: ModelSpec, progress: Progress = SILENT) -> Sources:
     """Open both sources; wrong labels are found before anything is computed."""
     validation, reasons = choose_validation(choice, spec, progress)
-    return Sources(choose_calibration(choice, spec, progress), validation, reasons)
+    return Sources(choose_calibration(choice, spec, progress), validation, reasons).with_overlap_noted()
 
 
 def _table(choice: DataChoice) -> Path | None:

@@ -17,6 +17,7 @@ class DataRecord:
         unreadable: names of images that could not be decoded.
         pixels: mean colours; None where they were not measured.
         sha256_with_names: the digest that documents of earlier versions hold; "" where it is not known.
+        notes: what was left out of the source, and what was taken for what.
     """
 
     description: str
@@ -25,13 +26,14 @@ class DataRecord:
     unreadable: tuple[str, ...] = ()
     pixels: Pixels | None = None
     sha256_with_names: str = ""
+    notes: tuple[str, ...] = ()
 
     @staticmethod
     def of(loader: Loader, images: int, pixels: Pixels | None) -> DataRecord:
         """The record of a loader after its iteration."""
         source, unreadable = loader.source, tuple(loader.unreadable)
         digests = source.digest(), source.digest_with_names()
-        return DataRecord(source.description, digests[0], images, unreadable, pixels, digests[1])
+        return DataRecord(source.description, digests[0], images, unreadable, pixels, digests[1], source.notes)
 
     def is_same(self, other: DataRecord) -> bool:
         """Whether both are the same images in the same order; either may come from an earlier version."""

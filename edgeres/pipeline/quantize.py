@@ -57,7 +57,8 @@ def quantize_file(
     fp32, ranges, recorded = network.fp32, network.ranges, network.recorded
     reuses = recorded is not None and data.calibration is None
     source = recorded.images() if recorded and reuses else choose_calibration(data, fp32.spec, progress)
-    for line in check_images(source, fp32.spec.preprocess):
+    told = check_images(source, fp32.spec.preprocess)
+    for line in told:
         progress.say(line)
     loader = Loader(source, fp32.spec.preprocess, ranges.batch, ranges.on_unreadable)
     refined = quantize_network(network, [chosen.style], loader, progress)
@@ -83,6 +84,12 @@ def quantize_file(
         "weights": len(plan.weights),
         "refinement": [asdict(step) for step in refined.steps],
         "residual": [asdict(cost) for cost in refined.skips],
-        "notes": [*fp32.notes, *poor, *([f"not refined: {refined.note}"] if refined.note else [])],
+        "notes": [
+            *fp32.notes,
+            *source.notes,
+            *told,
+            *poor,
+            *([f"not refined: {refined.note}"] if refined.note else []),
+        ],
     }
     return QuantizedFile(tried.graphs[form.name].SerializeToString(), summary)

@@ -379,6 +379,8 @@ def _provenance(report: Report) -> Html:
         if source:
             facts[f"{role.capitalize()} data"] = source["description"]
             facts[f"{role.capitalize()} SHA-256"] = el("code", source["sha256"])
+            if notes := [note for note in source.get("notes", ()) if note != source["description"]]:
+                facts[f"{role.capitalize()} notes"] = "; ".join(notes)
             if source["unreadable"]:
                 facts[f"{role.capitalize()} left out"] = ", ".join(source["unreadable"])
     if missing():
