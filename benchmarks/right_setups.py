@@ -1,15 +1,16 @@
 """Right ways to build: networks that see their images, each with the preprocessing and the data that it was fitted to.
 
-What bundled and published weights were trained on is known. Other networks have random filters and a classifier fitted
-by ridge regression to images of their own preprocessing, so that no other preprocessing can be the right one.
+What bundled and published weights were trained on is known. Others get a classifier fitted by ridge regression to
+images of their own preprocessing, so that no other preprocessing can be the right one.
 """
 
 from __future__ import annotations
 
+import colorsys
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,13 @@ from edgeres.pipeline.take import ModelChoice, take
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import foreign_graphs
 
-FITTED, SHOWN = 640, 160  # images that classifiers are fitted to, and that are validated on
+FITTED, SHOWN = 480, 160  # images that classifiers are fitted to, and that are validated on
 SPLITS = {"calibration": FITTED, "validation": SHOWN}
 SQUARE, WIDE, TALL = (96, 96), (96, 160), (160, 96)
 RIDGE = 1e-2  # of the mean square of a feature
 FOREIGN = (
-    *("mxnet v1, opset 7", "caffe2, opset 7", "torchscript, opset 9", "paddle, opset 11", "keras pixels, opset 15"),
-    *("uint8 pixels", "squeeze and excite", "option A", "three branches", "groups", "HardSwish"),
+    *("mxnet v1, opset 7", "torchscript, opset 9", "paddle, opset 11", "keras pixels, opset 15", "uint8 pixels"),
+    *("squeeze and excite", "option A", "groups"),
 )
 Place = Callable[[int], str]  # the folder of an image of a class
 Change = Callable[[Image.Image], Image.Image]
@@ -79,14 +80,6 @@ class Pictures:
                 change(picture).save(path, **saved)
         return {split: str(self.folder / form / split) for split in self._images}
 
-    def first(self, classes: int) -> dict[str, str]:
-        """Arrays of the first classes, with labels and without names."""
-        for split, images in self._images.items():
-            kept = [(label, np.array(picture.resize((32, 32)))) for label, picture in images if label < classes]
-            labels, pixels = zip(*kept, strict=True)
-            np.savez(self.folder / f"{split}-{classes}.npz", images=np.stack(pixels), labels=np.array(labels))
-        return {split: str(self.folder / f"{split}-{classes}.npz") for split in self._images}
-
     def table(self, form: str) -> str:
         """Labels of the validation images as CSV, for images that lie side by side."""
         path = self.folder / f"{form}.csv"
@@ -108,13 +101,20 @@ def wide(picture: Image.Image) -> Image.Image:
     return picture.resize(WIDE[::-1], Image.Resampling.BICUBIC)
 
 
-def sixteen_bits(picture: Image.Image) -> Image.Image:
+def in_surroundings(picture: Image.Image) -> Image.Image:
+    """A wide photograph, of which a crop of 0.875 of the shorter side is the picture."""
+    pixels = np.asarray(picture)
+    around = round(len(pixels) * (1 / 0.875 - 1) / 2)
+    return Image.fromarray(np.pad(pixels, ((around, around), (4 * around, 4 * around), (0, 0)), "reflect"))
+
+
+def deep(picture: Image.Image) -> Image.Image:
     """Gray of 12 bits in a file of 16."""
     values = np.asarray(wide(picture).convert("L"), np.uint16) * 16
     return Image.fromarray(values)
 
 
-def with_depth(picture: Image.Image) -> Image.Image:
+def with_fourth(picture: Image.Image) -> Image.Image:
     """A fourth channel that depends on the image: its blurred brightness."""
     image = wide(picture)
     image.putalpha(image.convert("L").reduce(8).resize(image.size))
@@ -163,34 +163,41 @@ def _forms_of_data(pictures: Pictures, model: str) -> Iterator[Setup]:
 
 
 def fitted_setups(pictures: Pictures, folder: Path) -> Iterator[Setup]:
-    """Networks of random filters, fitted to images in all ways of preprocessing."""
+    """The bundled resnet20 with another preprocessing built into its first layer, and its classifier fitted anew."""
     photographs = pictures.write("photographs.png", change=wide)
-    depth = {"mean": (0.5,), "std": (0.25,), "full_scale": 4095}
+    framed = pictures.write("framed.png", change=in_surroundings)
+    gray = {"mean": (0.45,), "std": (0.22,)}
     four = {"mean": (0.485, 0.456, 0.406, 0.5), "std": (0.229, 0.224, 0.225, 0.25)}
-    rows: list[tuple[str, dict[str, Any], dict[str, str], int, bool]] = [
-        ("crop of a resize", {"resize_mode": "crop", "resize_px": 40}, photographs, 3, False),
-        ("crop ratio", {"crop_ratio": 0.875, "interpolation": "bicubic"}, photographs, 3, False),
-        ("squash, OpenCV", {"resize_mode": "squash", "interpolation": "cv2-bilinear"}, photographs, 3, False),
-        ("letterbox", {"preprocess": "letterbox"}, photographs, 3, False),
-        ("BGR, Caffe's mean", {"preprocess": "keras-caffe"}, photographs, 3, False),
-        ("inception", {"preprocess": "imagenet-inception"}, photographs, 3, False),
-        ("bytes", {"preprocess": "bytes"}, photographs, 3, False),
-        ("NHWC", {"resize_mode": "squash"}, photographs, 3, True),
-        ("gray", {"mean": (0.45,), "std": (0.22,)}, photographs, 1, False),
-        ("16-bit gray, full scale", depth, pictures.write("depth.png", change=sixteen_bits), 1, False),
-        ("four channels", four, pictures.write("four.png", change=with_depth), 4, False),
+    rows: list[tuple[str, dict[str, Any], dict[str, str]]] = [
+        ("crop of a resize", {"resize_mode": "crop", "resize_px": 36}, framed),
+        ("crop ratio", {"crop_ratio": 0.875, "interpolation": "bicubic"}, framed),
+        ("squash, OpenCV", {"resize_mode": "squash", "interpolation": "cv2-bilinear"}, photographs),
+        ("BGR, Caffe's mean", {"preprocess": "keras-caffe"}, photographs),
+        ("inception", {"preprocess": "imagenet-inception"}, framed),
+        ("bytes", {"preprocess": "bytes", "resize_mode": "squash"}, photographs),
+        ("channels last", {"resize_mode": "squash"}, photographs),
+        ("gray", {"resize_mode": "squash", **gray}, photographs),
+        ("16-bit gray", {"resize_mode": "squash", "full_scale": 4095, **gray}, pictures.write("d.png", change=deep)),
+        ("four channels", {"resize_mode": "squash", **four}, pictures.write("four.png", change=with_fourth)),
     ]
-    for name, options, data, channels, last in rows:
+    for name, options, data in rows:
         path = folder / f"{name.replace(' ', '-')}.onnx"
-        write_file(path, _random_network(channels, len(CLASSES), channels_last=last).SerializeToString())
         given = {**options, "labels": _labels(folder)}
+        _write_adapted(path, given, 4 if name == "four channels" else len(options.get("mean", "RGB")), name)
         _fit(path, given, data)
         yield Setup(name, str(path), {**given, **data})
 
 
-def foreign_setups(pictures: Pictures, folder: Path, files: Sequence[Path]) -> Iterator[Setup]:
-    """Files of other exporters, with ten classes; the writers of tests/foreign_graphs.py, and ``files``."""
-    data = pictures.first(foreign_graphs.CLASSES)
+def foreign_setups(folder: Path, files: Sequence[Path]) -> Iterator[Setup]:
+    """Files of other exporters with random filters: the writers of tests/foreign_graphs.py, and ``files``.
+
+    They are fitted to ten colours, which random filters can tell.
+    """
+    data, wide_data = _colours(folder, 32), _colours(folder, 52)
+    boxed = folder / "letterbox.onnx"
+    write_file(boxed, foreign_graphs.FOREIGN["option A"]().SerializeToString())
+    _fit(boxed, {"preprocess": "letterbox"}, wide_data)
+    yield Setup("letterbox", str(boxed), {"preprocess": "letterbox", **wide_data})
     graphs = {name: foreign_graphs.FOREIGN[name]() for name in FOREIGN}
     graphs |= {path.stem: onnx.load(path) for path in files}
     for number, (name, graph) in enumerate(graphs.items()):
@@ -200,23 +207,59 @@ def foreign_setups(pictures: Pictures, folder: Path, files: Sequence[Path]) -> I
         yield Setup(f"foreign: {name}", str(path), data)
 
 
+def _colours(folder: Path, width: int) -> dict[str, str]:
+    """Arrays of ten hues in patches of uneven light, with noise."""
+    rng = np.random.default_rng(0)
+    for split, count in SPLITS.items():
+        labels = np.arange(count) % foreign_graphs.CLASSES
+        light = np.stack(
+            [Image.fromarray(rng.uniform(60, 250, (4, 4)).astype(np.float32)).resize((width, 32)) for _ in labels]
+        )
+        hues = labels / foreign_graphs.CLASSES + rng.uniform(-0.02, 0.02, count)
+        colours = np.array([colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.5, 0.9), 1.0) for hue in hues])
+        images = light[..., None] * colours[:, None, None] + rng.normal(0, 8, (count, 32, width, 3))
+        np.savez(folder / f"colours{width}-{split}.npz", images=np.clip(images, 0, 255).astype(np.uint8), labels=labels)
+    return {split: str(folder / f"colours{width}-{split}.npz") for split in SPLITS}
+
+
 def _labels(folder: Path) -> str:
     path = folder / "labels.txt"
     path.write_text("\n".join(CLASSES))
     return str(path)
 
 
-def _random_network(channels: int, classes: int, *, channels_last: bool) -> onnx.ModelProto:
-    """A small ResNet for 32x32 pixels with a free batch, written by the writers of the tests."""
-    w = foreign_graphs.Writer()
-    x = w.op("Transpose", "data", perm=[0, 3, 1, 2]) if channels_last else "data"
-    x = foreign_graphs.relu(w, w.bn(w.conv(x, (channels, 32), stride=1), 32))
-    for pair in ((32, 32), (32, 64), (64, 128)):
-        x = foreign_graphs.basic_block(w, x, pair)
-    flat = w.op("Flatten", w.op("GlobalAveragePool", x))
-    y = w.op("Gemm", flat, w.random(classes, 128), w.random(classes), transB=1)
-    shape = ("N", 32, 32, channels) if channels_last else ("N", channels, 32, 32)
-    return w.model(y, shape=shape, output_shape=("N", classes))
+def _write_adapted(path: Path, options: Mapping[str, Any], channels: int, name: str) -> None:
+    """resnet20 with the first convolution changed so that it takes inputs of this preprocessing."""
+    taken = take(ModelChoice("resnet20"))
+    model, known = taken.graph, taken.spec.preprocess
+    preset = {key: value for key, value in options.items() if key != "labels"}
+    reading = replace(known.reading, channels=channels)
+    blank = replace(known, mean=(0.5,) * channels, std=(0.5,) * channels, reading=reading)
+    new = InputChoice.of(preset).over(blank)
+    conv = next(node for node in model.graph.node if node.op_type == "Conv")
+    weight, bias = (next(t for t in model.graph.initializer if t.name == name) for name in conv.input[1:3])
+    filters = numpy_helper.to_array(weight).astype(np.float64)
+    if channels == 1:
+        filters = filters.sum(axis=1, keepdims=True)
+    elif channels == 4:
+        filters = np.concatenate([filters, 0.3 * filters[:, 1:2]], axis=1)
+    elif new.channel_order == "BGR":
+        filters = filters[:, ::-1]
+    gain = np.array(new.std) / new.pixel_scale / 255 / np.mean(known.std)
+    offset = (np.array(new.mean) / new.pixel_scale / 255 - np.mean(known.mean)) / np.mean(known.std)
+    shifted = numpy_helper.to_array(bias) + (filters * offset[:, None, None]).sum(axis=(1, 2, 3))
+    filters = filters * gain[:, None, None]
+    for tensor, values in ((weight, filters), (bias, shifted)):
+        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float32), tensor.name))
+    shape = model.graph.input[0].type.tensor_type.shape.dim
+    shape[1].dim_value = channels
+    if name == "channels last":
+        shape[1].dim_value, shape[2].dim_value, shape[3].dim_value = 32, 32, 3
+        turned = onnx.helper.make_node("Transpose", [model.graph.input[0].name], ["turned"], perm=[0, 3, 1, 2])
+        conv.input[0] = "turned"
+        model.graph.node.insert(0, turned)
+    del model.graph.value_info[:]
+    onnx.save(model, path)
 
 
 def _fit(path: Path, options: Mapping[str, Any], data: Mapping[str, str]) -> None:
@@ -241,10 +284,15 @@ def _fit(path: Path, options: Mapping[str, Any], data: Mapping[str, str]) -> Non
     new = {weight: 10 * (solved.T if flip else solved)}
     if bias:
         new[bias] = 10 * (offset - centre @ solved)
-    for tensor in model.graph.initializer:
-        if tensor.name in new:
-            shape = tuple(tensor.dims)
-            tensor.CopyFrom(numpy_helper.from_array(new[tensor.name].astype(np.float32).reshape(shape), tensor.name))
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            constants[node.output[0]] = node.attribute[0].t
+    for name, values in new.items():  # an error where the classifier is no constant
+        shape = tuple(constants[name].dims)
+        constants[name].CopyFrom(
+            numpy_helper.from_array(values.astype(np.float32).reshape(shape), constants[name].name)
+        )
     onnx.save(model, path)
 
 

@@ -48,7 +48,7 @@ def test_every_check_states_what_it_lacks() -> None:
     ("answers", "words"),
     [
         ({1: 4, 4: 1}, "bee -> elk -> bee"),
-        ({0: 1, 1: 2, 2: 3, 3: 4, 4: 5, 5: 0}, "ant -> bee -> cow -> dog -> elk -> fox -> ant"),
+        ({0: 1, 1: 2, 2: 3, 3: 0}, "ant -> bee -> cow -> dog -> ant"),
         ({1: 4, 4: 1, 2: 3, 3: 2}, "bee -> elk -> bee; cow -> dog -> cow"),
     ],
 )
@@ -56,6 +56,33 @@ def test_swapped_labels_are_named(answers: dict[int, int], words: str) -> None:
     outcome, reason = found("labels", comparison=comparison(answers))
     assert outcome == "failed"
     assert words in reason
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        ({0: 1, 1: 2, 2: 3, 3: 4, 4: 5, 5: 0}, "one name a line: fox, ant, bee, cow, dog, elk"),
+        ({0: 5, 1: 3, 2: 4, 3: 1, 4: 2, 5: 0}, "one name a line: fox, dog, elk, bee, cow, ant"),
+    ],
+)
+def test_another_order_of_the_outputs_is_named(answers: dict[int, int], words: str) -> None:
+    given = comparison(answers)
+    outcome, reason = found("labels", comparison=given)
+    assert outcome == "failed"
+    assert "labels are in another order than the outputs" in reason
+    assert words in reason
+    assert "their order is another one" in found("fp32", comparison=given)[1]
+
+
+@pytest.mark.parametrize(("step", "words"), [(1, "labels are 1 too low"), (-1, "labels are 1 too high")])
+def test_labels_that_are_off_by_one_are_told(step: int, words: str) -> None:
+    """As of a network whose first output is a background class."""
+    labels = np.repeat(np.arange(1, 4), 20)
+    answers = labels + step
+    answers[::20] = 0
+    given = compared(labels, len(NAMES), {"fp32": answers, "cpu": answers}, names={})
+    outcome, reason = found("labels", comparison=given)
+    assert (outcome, reason.startswith(words)) == ("failed", True)
 
 
 @pytest.mark.parametrize(

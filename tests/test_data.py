@@ -510,6 +510,9 @@ def generic(count: int) -> tuple[str, ...]:
         (("00", "01", "02"), ("a", "b", "c"), [0, 1, 2]),
         (("ant", "bee", "cow"), generic(3), [0, 1, 2]),
         (("class 2", "class 0"), generic(3), [2, 0]),
+        (("00_stop", "01_give_way"), ("give_way", "stop"), [1, 0]),
+        (("10 - cat", "2.dog"), ("dog", "Cat"), [1, 0]),
+        (("3d", "2d"), ("2d", "3d"), [1, 0]),
     ],
 )
 def test_labels_are_matched(classes, model, outputs):

@@ -16,7 +16,7 @@ from PIL import Image
 
 from edgeres.data.preprocess import apply, geometry
 from edgeres.errors import EdgeresError, InputError, UsageError
-from edgeres.records import U8, Preprocess
+from edgeres.records import U8, PixelReading, Preprocess
 from edgeres.runtime import Frame
 
 BYTE = st.integers(0, 255)
@@ -279,3 +279,47 @@ def test_encoded_bytes_decode_as_files_do() -> None:
         Image.fromarray(noise(20, 30, 3)).save(stream, form)
         decoded = np.asarray(Image.open(io.BytesIO(stream.getvalue())).convert("RGB"))
         np.testing.assert_array_equal(read_image(io.BytesIO(stream.getvalue()), "camera"), decoded)
+
+
+@pytest.mark.parametrize(("name", "order"), [("rgba", (0, 1, 2, 3)), ("bgra", (2, 1, 0, 3))])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_network_of_four_channels_gets_the_fourth_of_a_frame(name: str, order: tuple[int, ...], bits: int) -> None:
+    rgba = np.random.default_rng(bits).integers(0, 256, (6, 5, 4), np.uint8)
+    stored = rgba[..., list(order)]
+    data = stored if bits == 8 else stored.astype(np.uint16) * 257
+    reading = PixelReading(channels=4)
+    for frame in (Frame(data, f"{name}{bits}"), Frame(data.tobytes(), f"{name}{bits}", 6, 5)):
+        np.testing.assert_array_equal(frame.pixels(reading), rgba)
+        np.testing.assert_array_equal(frame.rgb(), rgba[..., :3])
+
+
+def test_the_unused_fourth_of_rgbx_is_no_channel() -> None:
+    data = np.full((4, 4, 4), 7, np.uint8)
+    p = Preprocess((4, 4), mean=(0.5,) * 4, std=(0.5,) * 4, reading=PixelReading(channels=4))
+    for name in ("RGBx", "BGRx"):
+        assert geometry(Frame(data, name).pixels(p.reading), p)[0, 0].tolist() == [7, 7, 7, 255]
+
+
+@pytest.mark.parametrize("name", ["mono16", "16UC1", "rgb16", "bgr16", "bayer_rggb16"])
+def test_frames_of_16_bits_have_the_full_scale_of_the_bundle(name: str) -> None:
+    """Rounded as Pillow's values of a file are: to the nearest, by integers."""
+    values = np.random.default_rng(0).integers(0, 6000, (8, 6, 3) if name in ("rgb16", "bgr16") else (8, 6))
+    data = values.astype(np.uint16)
+    if "bayer" in name:
+        data[...] = 2500  # interpolation of one value is that value
+    wanted = np.minimum(255, np.floor(data / 5000 * 255 + 0.5))
+    found = Frame(data, name).pixels(PixelReading(full_scale=5000))
+    found = found[..., ::-1] if name == "bgr16" else found
+    np.testing.assert_array_equal(found if wanted.ndim == 3 else found[..., 0], wanted)
+    scaled = Frame(data, name, scale=255 / 65535).pixels(PixelReading(full_scale=5000))
+    assert scaled.max() < 25  # what a frame says itself comes first
+
+
+def test_all_layouts_of_a_length_are_named() -> None:
+    with pytest.raises(
+        InputError, match="384 rows of 1,920 bytes and 360 rows of 2,048 bytes have this length"
+    ) as told:
+        Frame(bytes(360 * 2048), "rgb8", 360, 640).rgb()
+    assert "step_bytes=1920, offsets_bytes=(0,) or step_bytes=2048" in str(told.value)
+    Frame(bytes(360 * 2048), "rgb8", 360, 640, step_bytes=2048).rgb()
+    Frame(bytes(360 * 2048), "rgb8", 360, 640, step_bytes=1920, offsets_bytes=(0,)).rgb()

@@ -179,10 +179,23 @@ def test_bgr_reverses_the_channels_before_mean_and_std():
     np.testing.assert_array_equal(apply(image, p), expected.astype(np.float32))
 
 
-@pytest.mark.parametrize("image", [noise(4, 4)[..., 0], noise(4, 4) / 255, noise(4, 4)[:0], noise(4, 4)[..., :2]])
-def test_what_is_not_an_image_is_refused(image):
-    with pytest.raises(InputError, match="expected an RGB image, uint8"):
+@pytest.mark.parametrize(
+    ("image", "hint"),
+    [
+        (noise(4, 4)[..., 0], "mono8"),
+        (noise(4, 4) / 255, "before any normalization"),
+        (noise(4, 4)[:0], "it is empty"),
+        (noise(4, 4)[..., :2], "docs/runtime.md"),
+        (noise(5, 6).transpose(2, 0, 1), "transpose(1, 2, 0)"),
+        (noise(4, 4).astype(np.int64), "astype(np.uint8)"),
+        (np.concatenate([noise(4, 4)] * 2, axis=-1)[..., :4], "image[..., :3]"),
+        (noise(4, 4)[None], "classify.batch"),
+    ],
+)
+def test_what_is_not_an_image_is_refused_with_the_next_step(image, hint):
+    with pytest.raises(InputError, match="expected an RGB image, uint8") as told:
         geometry(image, IMAGENET)
+    assert hint in str(told.value)
 
 
 @pytest.mark.parametrize("change", [{"std": (1.0, 0.0, 1.0)}, {"mean": (0.5,)}, {"pixel_scale": float("nan")}])

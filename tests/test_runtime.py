@@ -93,7 +93,15 @@ def test_images_come_as_robots_have_them(path: Path, tmp_path: Path) -> None:
     flat = np.frombuffer(content, np.uint8)
     with Classifier(path, threads=1) as classify, Image.open(tmp_path / "photo.png") as opened:
         wanted = classify(noise(9, 12)).logits.tobytes()
-        images = [content, bytearray(content), memoryview(content), array("B", content), flat, flat.repeat(2)[::2]]
+        images = [
+            content,
+            bytearray(content),
+            memoryview(content),
+            array("B", content),
+            flat,
+            flat.repeat(2)[::2],
+            flat[:, None],
+        ]
         images += [opened, Image.fromarray(noise(9, 12)), opened.convert("RGBA"), tmp_path / "photo.png"]
         for image in images:
             assert classify(image).logits.tobytes() == wanted

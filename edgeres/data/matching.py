@@ -15,7 +15,8 @@ from edgeres.data.signs import CLASSES, OWN_WEIGHTS
 from edgeres.errors import SourceError
 
 Names = tuple[str, ...]
-_LABELS = "--labels FILE with one name per output"
+_LABELS = "build with --labels FILE, one name per output"  # verify has no such option: the bundle has the names
+_NUMBERED = re.compile(r"\d+[\s_.-]+(?=.)")  # 07_stop
 _TRAINED = "give images of the classes that the network was trained on"
 
 
@@ -39,7 +40,8 @@ def match_labels(source: Source, spec_labels: Names) -> Source:
     The labels of a source without class names must be such indices already. The first rule that gives every class with
     images its own output is used:
 
-    1. by name: exactly, or ignoring case, spaces, underscores, hyphens, and how accents are encoded;
+    1. by name: exactly, or ignoring case, spaces, underscores, hyphens, and how accents are encoded; then without the
+       number that all names begin with (``07_stop``);
     2. by WordNet id (``n01440764`` or ``n01440764_tench``) where the network's classes are ImageNet's 1,000;
     3. by number, where all names are numbers (``10`` is output 10, although it sorts before ``2``); numbers from 1 to
        that of outputs count from one;
@@ -75,6 +77,7 @@ def _match(source: Source, names: Sequence[str], spec_labels: Names) -> _Matched
     numbered = source.classes if _are_numbers(source.classes) else names  # a selection may lack the largest number
     rules = (
         _by_name(names, spec_labels),
+        _by_name([_NUMBERED.sub("", name, 1) for name in names], spec_labels) if _have_numbers(names) else None,
         _by_wnid(names, spec_labels),
         _by_number(names, numbered, spec_labels) if _are_numbers(names) else None,
     )
@@ -114,12 +117,12 @@ def _by_number(names: Sequence[str], classes: Sequence[str], spec_labels: Names)
     if 0 not in every and len(every) > 1:
         note = (
             f"classes are numbered without a 0: {names[0]} is taken as output {numbers[0]} of 0 to {outputs - 1}; "
-            "if they count from one, give --labels FILE with the numbers, one per output"
+            "if they count from one, build with --labels FILE that holds the numbers, one per output"
         )
     elif in_text_order != sorted(every):
         note = (
             "classes are taken as outputs by their number; a network trained with torchvision's ImageFolder has them "
-            f"sorted as text ({some(map(str, in_text_order), len(classes))}) and needs --labels FILE with that order"
+            f"sorted as text ({some(map(str, in_text_order), len(classes))}): give build --labels FILE in that order"
         )
     return _Matched([number if number < outputs else None for number in numbers], spec_labels, note)
 
@@ -143,15 +146,15 @@ def _why_not(names: Sequence[str], spec_labels: Names) -> tuple[str, str]:
         return f"several classes have the same number: {shown}", "put their images into one folder"
     if is_generic(spec_labels):
         what = f"has {len(names):,} classes ({shown}), and the network has {outputs:,} outputs without names"
-        more = "give the folder whose sub-folders are the classes, or" if len(names) > outputs else "give"
-        return what, f"{more} {_LABELS}"
+        more = "give the folder whose sub-folders are the classes, or " if len(names) > outputs else ""
+        return what, f"{more}{_LABELS}"
     by_name = _by_name(names, spec_labels).outputs
     known = f"the network knows {some(spec_labels, outputs)}"
     wrong = [name for name, output in zip(names, by_name, strict=True) if output is None]
     twice = _twice(wrong, spec_labels)
     if twice:
         what = f"the network has several outputs of the same name, and {twice} could be each of them"
-        return what, f"give {_LABELS}, all different"
+        return what, f"{_LABELS}, all different"
     if not wrong:
         uses = Counter(by_name)
         same = [name for name, output in zip(names, by_name, strict=True) if uses[output] > 1]
@@ -161,7 +164,7 @@ def _why_not(names: Sequence[str], spec_labels: Names) -> tuple[str, str]:
         what = f"none of its {len(names):,} classes is one of the network's: it has {shown}; {known}"
         if tuple(spec_labels) == CLASSES:
             return what, OWN_WEIGHTS
-        return what, f"{_TRAINED}{ids}; if these are its classes under other names, give {_LABELS}"
+        return what, f"{_TRAINED}{ids}; if these are its classes under other names, {_LABELS}"
     what = f"{len(wrong):,} of {len(names):,} classes are none of the network's: {some(wrong, len(wrong))}; {known}"
     return what, f"take these folders out, or rename those that only have another name{ids}"
 
@@ -176,6 +179,11 @@ def _index_of_unique(labels: Iterable[str]) -> dict[str, int]:
     labels = list(labels)
     count = Counter(labels)
     return {label: output for output, label in enumerate(labels) if count[label] == 1}
+
+
+def _have_numbers(names: Sequence[str]) -> bool:
+    """Whether a number stands before each name."""
+    return all(_NUMBERED.match(name) for name in names)
 
 
 def _are_numbers(names: Sequence[str]) -> bool:

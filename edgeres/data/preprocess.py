@@ -63,7 +63,8 @@ def geometry(image: Pixels, p: Preprocess) -> U8:
     if image.ndim != 3 or image.shape[-1] != p.channels or image.dtype != np.uint8 or not image.size:
         kind = {1: "a gray or RGB", 3: "an RGB", 4: "an RGB or RGBA"}[p.channels]
         shape = f"(H, W, {p.channels})"
-        raise InputError(f"expected {kind} image, uint8 {shape}, found {given.dtype} {given.shape}")
+        hint = _how_to_fit(given, p.channels)
+        raise InputError(f"expected {kind} image, uint8 {shape}, found {given.dtype} {given.shape}", hint=hint)
     where = placed_image(image.shape[:2], p)
     if where.size_px != image.shape[:2] or where.size_px != p.crop_px:
         image = _resize_and_crop(image, where, p)
@@ -107,6 +108,24 @@ def pixels_read(image_px: tuple[int, int], p: Preprocess) -> Part:
     sides = zip(image_px, where.size_px, where.keep, strict=True)
     rows, columns = (window(have, want, keep, p.interpolation).read for have, want, keep in sides)
     return rows, columns
+
+
+def _how_to_fit(image: Pixels, channels: int) -> str:
+    """The next step for an array that is no image for a network of so many channels."""
+    many = image.shape[-1] if image.ndim == 3 else 0
+    if image.ndim == 4:
+        return "classify.batch(images) takes several"
+    if not image.size:
+        return "it is empty: check where it comes from"
+    if image.ndim == 3 and image.shape[0] in (1, 3, 4) and min(image.shape[1:]) > 4:
+        return "the channels come last: image.transpose(1, 2, 0)"
+    if image.dtype.kind == "f":
+        return "give bytes from 0 to 255 as decoded, before any normalization"
+    if image.dtype != np.uint8 and image.dtype != np.uint16:
+        return "give bytes from 0 to 255: image.astype(np.uint8)"
+    if image.ndim == 2:
+        return 'gray, for a network of colours: Frame(image, "mono8")'
+    return "leave out the fourth channel: image[..., :3]" if many == 4 and channels < 4 else "see docs/runtime.md"
 
 
 def normalize(pixels: U8, p: Preprocess, out: F32 | None = None) -> F32:

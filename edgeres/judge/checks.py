@@ -28,6 +28,8 @@ from edgeres.verify.statistics import blind_tail, halfway_tail
 BLIND, HALFWAY = 1e-3, 0.025
 LOW = 0.25  # share of the way from chance to 100 %; below it FP32's top-1 is warned of
 MIN_IMAGES = 5  # of a class; with fewer, the majority of its answers means nothing
+MIN_SHIFTED, MIN_MOVED = 3, 5  # classes with another answer: all by the same step, or each by its own
+LISTED = 20  # names of a message
 DIFFERENT, SAME = 4.0, 2.0  # standard errors: means further apart are different, means less apart may be the same
 # Difference of the shares of zeros after a ReLU, measured for networks on signs and CIFAR-10 with 16 to 512 images:
 # 0.01 to 0.05 for other images with the same preprocessing, even if all are of one class; 0.05 to 0.24 for another mean
@@ -125,6 +127,8 @@ def _fp32(e: Evidence) -> Finding:
 def _look_first(e: Evidence) -> str:
     """What to look at first where FP32 does not see the images."""
     c = e.comparison
+    if _moved(e):
+        return "it tells the classes apart, but their order is another one: see the check of labels"
     if c is not None and c.better_input is not None:
         options = f" ({c.better_input.options})" if c.better_input.options else ""
         return f"it is right on far more with {c.better_input.way}{options}"
@@ -135,15 +139,16 @@ def _look_first(e: Evidence) -> str:
 
 
 def _labels(e: Evidence) -> Finding:
-    """Fails where FP32 puts most images of some classes into each other in a cycle: then the labels are wrong."""
+    """Fails where FP32 puts most images of some classes into each other in a cycle: then the labels are wrong.
+
+    And where it puts most images of most classes into another class each: then their order is.
+    """
     c = e.comparison
     if c is None or not c.table.labelled:
         return "unsure", "there are no labels"
-    table, majority = c.table, {}
-    for label in np.flatnonzero(table.class_sizes >= MIN_IMAGES).tolist():
-        answers = np.bincount(table.answers[REFERENCE][table.labels == label], minlength=table.num_classes)
-        if 2 * answers.max() > answers.sum():
-            majority[label] = int(answers.argmax())
+    if moved := _moved(e):
+        return "failed", _in_another_order(e, moved)
+    majority = _majority(e)
     if cycles := _cycles({label: answer for label, answer in majority.items() if answer != label}):
         names = "; ".join(" -> ".join(e.labels[label] for label in (*cycle, cycle[0])) for cycle in cycles[:3])
         more = f" and {len(cycles) - 3} more" if len(cycles) > 3 else ""
@@ -151,6 +156,47 @@ def _labels(e: Evidence) -> Finding:
     if reordered := _reordered(e):
         return "failed", reordered
     return "passed", f"no labels look swapped ({len(majority)} classes checked)"
+
+
+def _majority(e: Evidence) -> dict[int, int]:
+    """The answer that FP32 gives for more than half of the images of a class, for each class that has one."""
+    assert e.comparison is not None
+    table, majority = e.comparison.table, {}
+    for label in np.flatnonzero(table.class_sizes >= MIN_IMAGES).tolist():
+        answers = np.bincount(table.answers[REFERENCE][table.labels == label], minlength=table.num_classes)
+        if 2 * answers.max() > answers.sum():
+            majority[label] = int(answers.argmax())
+    return majority
+
+
+def _moved(e: Evidence) -> dict[int, int]:
+    """The answer to each class, where most classes have an answer of their own that is another class; else {}."""
+    if e.comparison is None or not e.comparison.table.labelled:
+        return {}
+    majority = _majority(e)
+    judged = int((e.comparison.table.class_sizes >= MIN_IMAGES).sum())
+    moved = [label for label, answer in majority.items() if label != answer]
+    own = len(set(majority.values())) == len(majority)
+    least = MIN_SHIFTED if len(_steps(majority)) == 1 else MIN_MOVED
+    return majority if own and len(moved) >= least and 2 * len(moved) > judged else {}
+
+
+def _steps(majority: Mapping[int, int]) -> set[int]:
+    return {answer - label for label, answer in majority.items()}
+
+
+def _in_another_order(e: Evidence, majority: Mapping[int, int]) -> str:
+    """The order of names that fits the answers, or the number that labels are off by."""
+    moved = sum(label != answer for label, answer in majority.items())
+    told = f"FP32 puts most images of {moved} of {len(majority)} classes into another one, each into one of its own"
+    if len(steps := _steps(majority)) == 1:
+        off = f"{abs(step := steps.pop())} too {'low' if step > 0 else 'high'}"
+        return f"labels are {off}: {told}; they count from 0, as the outputs do"
+    names = {answer: e.labels[label] for label, answer in majority.items()}
+    order = ", ".join(names.get(output, "?") for output in range(min(len(e.labels), LISTED)))
+    more = f" and {len(e.labels) - LISTED} more" if len(e.labels) > LISTED else ""
+    hint = f"build with --labels FILE, one name a line: {order}{more}"
+    return f"labels are in another order than the outputs: {told}; {hint}"
 
 
 def _cycles(answers: Mapping[int, int]) -> list[list[int]]:

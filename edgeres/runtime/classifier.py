@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from edgeres.bundle import PIXELS, Bundle, steady
+from edgeres.data.channels import Pixels
 from edgeres.data.files import is_pil, read_image, read_pil
 from edgeres.data.headers import bounded
 from edgeres.data.preprocess import geometry, normalize, pixels_read
@@ -301,10 +302,10 @@ def _several(images: Iterable[Picture]) -> list[Picture]:
 
 def _pixels(image: object, reading: PixelReading) -> U8:
     """(H, W, C), as the preprocessing takes it."""
-    if isinstance(image, np.ndarray) and image.ndim != 1:
+    if isinstance(image, np.ndarray) and image.ndim != 1 and not _is_column(image):
         return bounded(image)
     if isinstance(image, Frame):
-        return image.rgb()
+        return image.pixels(reading)
     if isinstance(image, str | os.PathLike):
         return read_image(Path(image), None, reading)
     if is_pil(image):
@@ -335,6 +336,11 @@ def _on_the_cpu(image: object) -> U8:
         what = f"this {type(image).__name__} {'lies on a GPU' if on_gpu else f'cannot be read ({error})'}"
         raise InputError(what, hint=hint) from None
     return array  # type: ignore[no-any-return]
+
+
+def _is_column(image: Pixels) -> bool:
+    """Whether it is a file's content as OpenCV's imencode gave it before 4.5: (N, 1) bytes, no picture."""
+    return image.ndim == 2 and image.dtype == np.uint8 and 1 in image.shape
 
 
 def _softmax(logits: F32) -> F32:

@@ -16,17 +16,19 @@ import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise, product
 from typing import Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 
+from edgeres.data.channels import to_bytes as of_full_scale
 from edgeres.data.colour import demosaic, from_yuv, to_bytes
 from edgeres.data.headers import bounded
 from edgeres.data.preprocess import Part
 from edgeres.errors import InputError, UsageError
-from edgeres.records import BYTE_FORMATS, COLOURS, U8, Colour, FrameSpec
+from edgeres.records import AS_RGB, BYTE_FORMATS, COLOURS, U8, Colour, FrameSpec, PixelReading
 
 Plane = npt.NDArray[Any]
 
@@ -63,7 +65,9 @@ _ALIASES |= {"8uc1": "mono8", "gray8": "mono8", "grey": "mono8", "8uc3": "bgr8",
 _ALIASES |= {"gray16_le": "mono16", "gray16_be": "mono16", "16uc3": "bgr16", "16uc4": "bgra16"}
 _ALIASES |= {"yuy2": "yuyv", "yuv422_yuy2": "yuyv", "yuv422": "uyvy", "iyuv": "i420", "yu12": "i420"}
 _ALIASES |= {order: f"bayer_{order}8" for order in _RED}
-_WHOLE = 255 / 65535  # 16 bits to bytes, as cv_bridge scales them
+_FOURTH = ("rgba8", "bgra8", "rgba16", "bgra16")
+_UNUSED = ("rgbx", "bgrx")  # names for these whose fourth value is not defined
+_WHITE = 65535
 _LEAST_SCALE = 1e-5  # below, every sample becomes 0
 _ALIGNED = (2, 4, 8, 16, 32, 64, 128, 256)
 _SEE = "see edgeres.runtime.Frame"
@@ -89,8 +93,9 @@ class Frame:
             i420 and yv12.
         offsets_bytes: where each plane begins; None: each begins where the rows of the plane before end. Zeros behind
             those of the format's planes, as GStreamer has them, are ignored, here and in ``step_bytes``.
-        scale: of formats with 16 bits: byte = sample * scale, rounded and limited to 255; None: 255/65535. 16UC1, which
-            is depth in mm, has no default: 255/5000 reaches to 5 m.
+        scale: of formats with 16 bits: byte = sample * scale, rounded and limited to 255; None: 255 by the full scale
+            of the bundle's preprocessing, which is 65535 unless it was built otherwise. 16UC1, which is depth in mm,
+            has no default then: 255/5000 reaches to 5 m.
         big_endian: order of the bytes of 16-bit samples where ``data`` is not an array; ROS's ``is_bigendian``.
         colour: how YUV is meant: ``bt601`` or ``bt709``, with the levels of video, or of all bytes with ``-full``.
     """
@@ -116,12 +121,27 @@ class Frame:
             UsageError: the format is not known, or an argument is not of its type.
             InputError: the data do not fit the size and the format.
         """
-        name, scale = self._checked()
+        return self.pixels(AS_RGB)
+
+    def pixels(self, reading: PixelReading) -> U8:
+        """As :meth:`rgb`; (H, W, 4) RGBA where the network takes four channels and the format has a fourth.
+
+        Args:
+            reading: its ``full_scale`` holds for formats of 16 bits where the frame has no ``scale``.
+        """
+        name = self._checked()
+        scale = self._scale(name, reading.full_scale)
         first, *others = _Reader(self, name).planes()
         if name in _BAYER:
             first = demosaic(first, _BAYER[name])
-        if scale is not None:
-            first = to_bytes(first, scale)
+        if first.dtype != np.uint8:
+            first = (
+                _bytes_of_full_scale(reading.full_scale).take(first, mode="clip")
+                if scale is None
+                else to_bytes(first, scale)
+            )
+        if name in _FOURTH and reading.channels == 4 and str(self.format).lower() not in _UNUSED:
+            return first[..., [2, 1, 0, 3]] if _PACKED[name][1] == _BGR else first
         if name in _PACKED:
             return first[..., _PACKED[name][1]]
         if name in _GRAY:
@@ -135,15 +155,15 @@ class Frame:
             else from_yuv(*luma_and_chroma, self.colour)
         )
 
-    def _checked(self) -> tuple[str, float | None]:
-        """The format by its first name, and what samples are multiplied with."""
+    def _checked(self) -> str:
+        """The format by its first name."""
         name = str(self.format).lower()
         name = _ALIASES.get(name, name)
         if name not in FORMATS:
-            raise UsageError(f"frame format {self.format!r} is not known", hint=f"give one of {', '.join(FORMATS)}")
+            raise UsageError(f"frame format {self.format!r:.40} is not known", hint=f"give one of {', '.join(FORMATS)}")
         if self.colour not in COLOURS:
             raise UsageError(f"no colour of YUV is {self.colour!r:.80}", hint=f"give one of {', '.join(COLOURS)}")
-        return name, self._scale(name)
+        return name
 
     def laid_as(self, spec: FrameSpec) -> U8 | None:
         """The bytes in an array of ``spec.shape``, without a copy where they lie so; None: another kind of frame.
@@ -151,10 +171,11 @@ class Frame:
         Raises:
             UsageError, InputError: as :meth:`rgb`.
         """
-        name, _ = self._checked()
+        name = self._checked()
         yuv = name in _SHARED or name in _PLANAR
         if name != spec.format or (yuv and self.colour != spec.colour):
             return None
+        self._scale(name, _WHITE)
         planes = _Reader(self, name).planes()
         if planes[0].shape[:2] != (spec.height_px, spec.width_px):
             return None
@@ -163,17 +184,17 @@ class Frame:
             return planes[0]
         return _copied(planes, spec) if view is None else view
 
-    def _scale(self, name: str) -> float | None:
-        """What samples are multiplied with; None: they are bytes already."""
+    def _scale(self, name: str, full_scale: int) -> float | None:
+        """What samples are multiplied with; None: they are bytes already, or have the full scale of the bundle."""
         if _sample_bytes(name) == 1:
             if self.scale is not None:
                 raise UsageError(f"{self.format} has bytes, which take no scale", hint="leave out scale")
             return None
         if self.scale is None:
-            if name == "16uc1":
-                hint = "for depth in mm up to 5 m: scale=255/5000; or call it mono16, whose white is 65,535"
+            if name == "16uc1" and full_scale == _WHITE:
+                hint = "for depth in mm up to 5 m: scale=255/5000, or build with --full-scale 5000; mono16 has 65,535"
                 raise UsageError("a 16UC1 frame needs a scale from its samples to bytes", hint=hint)
-            return _WHOLE
+            return None
         try:
             scale = math.nan if isinstance(self.scale, bool | np.bool_ | str | bytes) else float(self.scale)
         except (TypeError, ValueError, OverflowError):
@@ -308,12 +329,16 @@ class _Reader:
         """Which usual layout has this length: rows and their number are multiples of a power of two."""
         assert self._height is not None and self._width is not None
         lengths = [self._width // form.across * form.samples * self._dtype.itemsize for form in self._forms]
+        found: dict[str, str] = {}
         for step, count in product((1, *_ALIGNED), (1, *_ALIGNED)):
             steps = [-(-length // step) * step for length in lengths]
             rows = [-(-self._height // count) * count // form.down for form in self._forms]
             if sum(map(operator.mul, steps, rows)) == length:
-                arguments = f"step_bytes={tuple(steps)}, offsets_bytes={tuple(_stacked(rows, steps, 1))}"
-                return f"{rows[0]:,} rows of {steps[0]:,} bytes have this length; if that is so, give {arguments}"
+                offsets = f", offsets_bytes={tuple(_stacked(rows, steps, 1))}" if rows[0] > self._height else ""
+                found[f"{rows[0]:,} rows of {steps[0]:,} bytes"] = f"step_bytes={_one_or_all(steps)}{offsets}"
+        if found:
+            is_or_are = "have this length; if that is so, give" if len(found) == 1 else "have this length; give"
+            return f"{' and '.join(list(found)[:2])} {is_or_are} {' or '.join(list(found.values())[:2])}"
         return (
             "give the step_bytes and offsets_bytes that V4L2 or GstVideoMeta state, or cut what is behind the picture"
         )
@@ -357,6 +382,16 @@ def flat_bytes(data: object) -> U8:
 
 
 _NOTHING: U8 = np.empty(0, np.uint8)
+
+
+@lru_cache(maxsize=4)
+def _bytes_of_full_scale(full_scale: int) -> U8:
+    """The byte of every value of 16 bits, as files of 16 bits are read."""
+    return of_full_scale(np.arange(_WHITE + 1), full_scale)
+
+
+def _one_or_all(steps: list[int]) -> int | tuple[int, ...]:
+    return steps[0] if len(steps) == 1 else tuple(steps)
 
 
 def _luma_and_chroma(name: str, first: Plane, others: list[Plane]) -> tuple[U8, U8, U8]:

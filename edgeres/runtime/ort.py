@@ -48,7 +48,7 @@ class OrtRunner:
         if where is not None and (not where.exists() or where.is_dir()):
             raise ModelError("no such file", where=where)
         self.name = f"ONNX Runtime {ort.__version__} {device.upper()}"
-        self._session: Any = _session(ort, model, _options(ort, threads, integer), _providers(ort, device, gpu))
+        self._session: Any = _session(ort, model, _options(ort, threads, integer, device), _providers(ort, device, gpu))
         self.inputs = tuple(_spec(tensor) for tensor in self._session.get_inputs())
         self.outputs = tuple(_spec(tensor) for tensor in self._session.get_outputs())
         self.input_name, self.output_name = self.inputs[0].name, self.outputs[0].name
@@ -80,11 +80,12 @@ class OrtRunner:
         self.close()
 
 
-def _options(ort: Any, threads: int, integer: bool) -> Any:
+def _options(ort: Any, threads: int, integer: bool, device: str) -> Any:
     options = ort.SessionOptions()
     # Left at 0, ONNX Runtime pins threads to cores that a container or a Jetson's power mode may have taken away.
     options.intra_op_num_threads = threads or usable_cores()
-    options.log_severity_level = 3
+    # errors are raised; its log would show those of graphs that are only tried; why CUDA does not start, it only logs
+    options.log_severity_level = 4 if device == "cpu" else 3
     if not integer:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     return options
