@@ -24,7 +24,7 @@ import edgeres
 from edgeres.bundle import FP32, Bundle, seal
 from edgeres.data.choose import DataChoice
 from edgeres.data.signs import CLASSES, Signs
-from edgeres.errors import UsageError
+from edgeres.errors import SourceError, UsageError
 from edgeres.files import write_file, write_json
 from edgeres.graph.forms import FORMS
 from edgeres.judge.asked import GateChoice
@@ -225,6 +225,55 @@ def test_another_resize_than_the_squash_of_training_is_found_and_named(
     bundle = build(made.folder, photographs, "resized.edgeres", validation=photographs, force=True, **given)
     finding = faults(json.loads((bundle / "report.json").read_text()))["preprocessing"]
     assert f"build again with {named}" in finding
+
+
+@pytest.mark.parametrize("stored_turned", [True, False], ids=["not turned", "turned"])
+def test_photographs_that_are_turned_otherwise_than_in_training_are_found(made: Made, stored_turned: bool) -> None:
+    """Either EXIF data are left out though the network saw upright images, or it saw them as they are stored."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    folder = made.folder / f"exif{stored_turned}"
+    for i, label in enumerate(made.images["labels"].tolist()):
+        path = folder / CLASSES[label] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(made.images["images"][i])
+        picture = picture.transpose(Image.Transpose.ROTATE_90) if stored_turned else picture
+        picture.save(path, exif=turned)
+    bundle = build(made.folder, folder, f"exif{stored_turned}.edgeres", validation=folder, exif=not stored_turned)
+    report = json.loads((bundle / "report.json").read_text())
+    named = "--exif" if stored_turned else "--no-exif"
+    assert faults(report)["preprocessing"].endswith(f"build again with {named}")
+    assert report["passed"] is False
+
+
+def test_gray_of_16_bits_with_a_wrong_full_scale(made: Made) -> None:
+    """12 bits in files of 16: all white at a full scale of 16, nearly black at 65,535."""
+    folder = made.folder / "gray16"
+    for i, label in enumerate(made.images["labels"].tolist()):
+        path = folder / CLASSES[label] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        gray = np.asarray(Image.fromarray(made.images["images"][i]).convert("L"), np.uint16)
+        Image.fromarray(16 * gray).save(path)
+    given: dict[str, Any] = {"validation": folder, "targets": "cpu", "effort": "fast"}
+    for full_scale, fails in ((16, True), (65535, True), (4095, False)):
+        bundle = build(made.folder, folder, f"{full_scale}.edgeres", **given, full_scale=full_scale)
+        found = faults(json.loads((bundle / "report.json").read_text()))
+        assert ("fp32" in found) is fails
+        assert fails or "preprocessing" not in found
+
+
+def test_a_stray_folder_beside_loose_images(made: Made) -> None:
+    """The images are used, and the one picture in the folder is told; for validation they have no labels."""
+    folder = made.folder / "loose"
+    (folder / "plots").mkdir(parents=True)
+    Image.new("RGB", (30, 20), "white").save(folder / "plots" / "histogram.png")
+    for i in range(48):
+        Image.fromarray(made.images["images"][i]).save(folder / f"{i}.png")
+    report = json.loads((build(made.folder, folder, "stray.edgeres") / "report.json").read_text())
+    assert report["data"]["calibration"]["images"] == 48
+    assert "left out: 1 in sub-folders (plots/histogram.png)" in report["data"]["calibration"]["notes"][0]
+    with pytest.raises(SourceError, match="the folders are no classes, and validation needs labels"):
+        verify(made, validation=folder)
 
 
 @pytest.mark.parametrize(

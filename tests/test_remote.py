@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from bundles import classifier, write_bundle, write_images
 from click.testing import CliRunner
+from PIL import Image
 from sshd import Server, server
 
 from edgeres import __version__
@@ -155,6 +157,21 @@ def test_a_bundle_is_verified_there(robot: Host, bundle: Path, tmp_path: Path) -
     assert go(robot, bundle, wanted, again).report == result.report
     told = ("the bundle is there", "the images are there", "it is verified")
     assert [line.partition(", see")[0] for line in again.lines[-3:]] == [f"robot: {what} already" for what in told]
+
+
+def test_labels_of_loose_images_travel_with_them(robot: Host, bundle: Path, tmp_path: Path) -> None:
+    graph = classifier()
+    bundle = write_bundle(bundle, files={FP32: graph, FORMS["tensorrt"].file: graph})
+    (tmp_path / "loose").mkdir()
+    for number in range(12):
+        Image.fromarray(np.full((9, 9, 3), 20 * number, np.uint8)).save(tmp_path / "loose" / f"{number}.png")
+    table = tmp_path / "labels of mine.csv"
+    given = {"target": "cpu", "validation": str(tmp_path / "loose"), "labels": table}
+    wanted = choice(tmp_path, verify=("--max-drop", "off", "--allow", "fp32", "--allow", "labels"), **given)
+    for count in (12, 8):  # a table that was changed is copied again
+        table.write_text("".join(f"{number}.png,0\n" for number in range(count)))
+        report = go(robot, bundle, wanted).report
+        assert report and report["accuracy"]["fp32"]["total"] == count
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(robot: Host, bundle: Path, tmp_path: Path) -> None:

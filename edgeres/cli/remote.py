@@ -15,6 +15,7 @@ from edgeres.cli.options import (
     UserPath,
     as_json,
     engine_options,
+    file_option,
     key_options,
     output_option,
     text_option,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 @click.argument("bundle", type=UserPath())
 @click.argument("verify_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- VERIFY OPTIONS]")
 @click.option("--validation", metavar="SRC", help=f"Images to verify on; they are copied to the machine. {SRC}.")
+@file_option("--validation-labels", "Labels of these images where they are in no class folders: CSV or text.")
 @click.option("--target", metavar="NAME", help="cpu: no engine, only verify.  [default: what that machine can build]")
 @engine_options
 @tune_options
@@ -71,7 +73,8 @@ def command(ctx: click.Context, /, host: str, bundle: Path, output: Path | None,
     from edgeres.remote.ssh import Host
     from edgeres.signing import KeyChoice
 
-    check_paths(DataChoice(validation=given["validation"]))
+    labels = given["validation_labels"]
+    check_paths(DataChoice(validation=given["validation"], validation_labels=labels))
     if given["directory"].startswith("~"):
         raise UsageError("is relative to the home folder there anyway", where="--to", hint="leave ~/ out")
     if given["verify_options"] and given["validation"] is None:
@@ -86,6 +89,7 @@ def command(ctx: click.Context, /, host: str, bundle: Path, output: Path | None,
         engine=tuple(_engine_arguments(ctx)),
         verify=given["verify_options"],
         validation=given["validation"],
+        labels=labels,
         any_version=given["any_version"],
         keys=KeyChoice(given["trust"], given["key"]),
     )

@@ -22,7 +22,7 @@ from edgeres._version import __version__
 from edgeres.bundle import ENGINES, MANIFEST, MANIFEST_KIND, REPORT, SIGNATURE, Bundle, log_of
 from edgeres.documents import DocumentKind, Json, require
 from edgeres.errors import BundleError, EngineError, EnvironmentError_, InputError
-from edgeres.files import FREE_SPACE, open_below, remove_below, write_json
+from edgeres.files import FREE_SPACE, open_below, remove_below, sha256, write_json
 from edgeres.progress import SILENT, Progress
 from edgeres.records import EngineRecord
 from edgeres.remote.ssh import Done, Host
@@ -51,6 +51,7 @@ class RemoteChoice:
         target: of the engine; None: what the machine can build; ``cpu``: no engine.
         engine, verify: more options of ``edgeres engine`` and ``edgeres verify``.
         validation: images to verify on: a local folder or file, which is copied, or a generated set; None: no verify.
+        labels: a local table with the labels of these images, which is copied, too.
         any_version: accept another version of edgeres there.
         keys: that the bundle is checked with first, here and there, and signed with at the end.
     """
@@ -61,6 +62,7 @@ class RemoteChoice:
     engine: tuple[str, ...] = ()
     verify: tuple[str, ...] = ()
     validation: str | None = None
+    labels: Path | None = None
     any_version: bool = False
     keys: KeyChoice = KeyChoice()
 
@@ -273,6 +275,16 @@ class _Session:
             self._did("validation", key)
         return to if path.is_dir() else f"{to}/{names[0]}"
 
+    def copy_labels(self) -> tuple[str, ...]:
+        """Copy the table of labels, and return the options that name it there."""
+        if self.choice.labels is None:
+            return ()
+        table = self.choice.labels.resolve()
+        to = f"{self.choice.directory}/{self.name}.labels/{sha256(table)[:16]}"  # so a changed table is another file
+        self.host.run(["mkdir", "-p", to])
+        self.host.send(table.parent, [table.name], to)
+        return "--validation-labels", f"{to}/{table.name}"
+
     def build(self, checks: Sequence[RemoteCheck]) -> None:
         """Run the remote ``edgeres engine``, unless it was done with the same options and the same TensorRT."""
         if self.choice.target == "cpu":
@@ -291,7 +303,8 @@ class _Session:
         """The report of the remote ``edgeres verify``, or the local copy where that step is done."""
         if validation is None:
             return None
-        argv = self._edgeres("verify", self.there, "--validation", validation, *self.choice.verify, "--json")
+        images = ("--validation", validation, *self.copy_labels())
+        argv = self._edgeres("verify", self.there, *images, *self.choice.verify, "--json")
         key = _digest([self.state.bundle, self.state.engine, self.state.validation, argv, _machine(checks)])
         kept = output / REPORT
         if self.state.verify == key and kept.is_file():

@@ -154,7 +154,7 @@ class Classifier:
         for spec in self.frames:
             if image.laid_as(spec) is not None:
                 return f"as it is: {spec} is prepared in the engine"
-        height, width = image.rgb().shape[:2]
+        height, width = image.pixels(self.preprocess.reading).shape[:2]
         what = f"{width}x{height}:{str(image.format).lower()}"
         return f"prepared on the CPU: no engine takes it; edgeres engine BUNDLE --frame {what} builds one"
 

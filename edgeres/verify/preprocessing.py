@@ -85,7 +85,7 @@ def search(
         return Search()
     if loader.preprocess.channels != 3:
         return Search()
-    ways = list(_ways(loader.preprocess, spec.given))
+    ways = [*_ways(loader.preprocess, spec.given), _otherwise_turned(loader.preprocess)]
     wrong = 1 - table.right(REFERENCE).sum() / table.labelled
     if sign_tail(round(wrong * ALL), 0) * len(ways) > LEVEL:
         return Search()
@@ -300,6 +300,14 @@ def _geometries(contract: Preprocess) -> Iterator[Way]:
         before = "borders around them" if mode == "letterbox" else "a resize without a crop"
         words = f"images resized to {usual} pixels on their shorter side and cropped, in place of {before}"
         yield Way(words, f"--resize-mode crop --resize {usual}", replace(contract, resize_px=usual, fit=Fit()))
+
+
+def _otherwise_turned(contract: Preprocess) -> Way:
+    """Images turned as their EXIF data say, or as they are stored: torchvision's ``ImageFolder`` does not turn them."""
+    exif = not contract.reading.exif
+    words = "images turned as their EXIF data say" if exif else "images as they are stored, not turned by EXIF data"
+    turned = replace(contract, reading=replace(contract.reading, exif=exif))
+    return Way(words, "--exif" if exif else "--no-exif", turned)
 
 
 def _both(size: Way) -> Iterator[Way]:
