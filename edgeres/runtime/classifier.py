@@ -177,7 +177,7 @@ class Classifier:
         """
         p = self.preprocess
         if isinstance(image, Frame):
-            return geometry(image.rgb(lambda size_px: pixels_read(size_px, p)), p)
+            return geometry(image.pixels(p.reading, lambda size_px: pixels_read(size_px, p)), p)
         return geometry(_pixels(image, p.reading), p)
 
     def batch_of_prepared(self, images: Sequence[U8]) -> list[Prediction]:

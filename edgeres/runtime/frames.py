@@ -121,13 +121,14 @@ class Frame:
             UsageError: the format is not known, or an argument is not of its type.
             InputError: the data do not fit the size and the format.
         """
-        return self.pixels(AS_RGB)
+        return self.pixels(AS_RGB, part)
 
-    def pixels(self, reading: PixelReading) -> U8:
+    def pixels(self, reading: PixelReading, part: Callable[[tuple[int, int]], Part] | None = None) -> U8:
         """As :meth:`rgb`; (H, W, 4) RGBA where the network takes four channels and the format has a fourth.
 
         Args:
             reading: its ``full_scale`` holds for formats of 16 bits where the frame has no ``scale``.
+            part: as in :meth:`rgb`.
         """
         name = self._checked()
         scale = self._scale(name, reading.full_scale)
