@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from array import array
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import edgeres
+from edgeres.data.preprocess import geometry
 from edgeres.errors import BundleError, EdgeresError, InputError, ModelError, SourceError
 from edgeres.graph.forms import FORMS
 from edgeres.records import F32, U8
-from edgeres.runtime import Classifier, OrtRunner, Prediction, load
+from edgeres.runtime import Classifier, Frame, OrtRunner, Prediction, load
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
@@ -84,6 +86,22 @@ def test_files_and_arrays_give_the_same(path: Path, tmp_path: Path) -> None:
         files = [tmp_path / "phöto 1.png", str(tmp_path / "phöto 1.png"), tmp_path / "alpha.png"]
         for one in classify.batch(files):
             np.testing.assert_array_equal(one.logits, classify.batch([image] * 3)[0].logits)
+
+
+def test_frames_have_the_depth_and_channels_of_the_bundle(tmp_path: Path) -> None:
+    """The prepared pixels of frames are those of the same image in an array, or computed by hand."""
+    depth = np.random.default_rng(0).integers(0, 6000, (SIDE, SIDE), np.uint16)
+    made = spec()
+    reading = replace(made.preprocess.reading, full_scale=5000)
+    scaled = write_bundle(tmp_path / "a.edgeres", replace(made, preprocess=replace(made.preprocess, reading=reading)))
+    with Classifier(scaled, threads=1) as classify:
+        wanted = np.floor(np.minimum(depth, 5000) / 5000 * 255 + 0.5)
+        for name in ("mono16", "16UC1"):
+            np.testing.assert_array_equal(classify.prepare(Frame(depth, name))[..., 1], wanted)
+    four = {"mean": (0.5,) * 4, "std": (0.5,) * 4, "reading": replace(reading, channels=4)}
+    rgba = np.random.default_rng(1).integers(0, 256, (SIDE, SIDE, 4), np.uint8)
+    p = replace(made.preprocess, **four)
+    np.testing.assert_array_equal(geometry(Frame(rgba, "rgba8").pixels(p.reading), p), geometry(rgba, p))
 
 
 def test_images_come_as_robots_have_them(path: Path, tmp_path: Path) -> None:

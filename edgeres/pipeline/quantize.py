@@ -68,6 +68,7 @@ def quantize_file(
     if form.name not in tried.graphs:
         raise ModelError(f"no graph for {chosen.name} can be written: {tried.left_out[form.name]}", where=model.model)
     plan, sqnr_db = quantized.plans[chosen.style], tried.sqnr_db[form.name]
+    refined_note = [f"not refined: {refined.note}"] if refined.note else []
     poor = [f"the scores have only {sqnr_db:.1f} dB SQNR against FP32's on the probe images"] if sqnr_db < _POOR else []
     for line in poor:
         progress.say(line)
@@ -84,12 +85,6 @@ def quantize_file(
         "weights": len(plan.weights),
         "refinement": [asdict(step) for step in refined.steps],
         "residual": [asdict(cost) for cost in refined.skips],
-        "notes": [
-            *fp32.notes,
-            *source.notes,
-            *told,
-            *poor,
-            *([f"not refined: {refined.note}"] if refined.note else []),
-        ],
+        "notes": [*fp32.notes, *source.notes, *told, *poor, *refined_note],
     }
     return QuantizedFile(tried.graphs[form.name].SerializeToString(), summary)
