@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,14 +31,19 @@ class CandidatePlan:
         return insert_pairs(self.graph, self.plan)
 
 
-def logits(model: ModelProto, *images: F32) -> F32:
-    """The graph's output for (N, ...) inputs one after the other, (N, classes), with float arithmetic between pairs."""
+def logits(model: ModelProto, images: F32 | Sequence[F32]) -> F32:
+    """The graph's output, (N, classes), with float arithmetic between pairs.
+
+    Args:
+        images: inputs (N, ...) of the graph, in one part or several.
+    """
+    inputs = [images] if isinstance(images, np.ndarray) else images
     serialized = model.SerializeToString()
     del model  # making the session takes the same again: a caller's graph that nothing else holds makes room for it
     with OrtRunner(serialized, integer=False) as runner:
         del serialized
         return_freed()  # what making the session took
-        parts = (part for every in images for part in batches(every))
+        parts = (part for every in inputs for part in batches(every))
         return np.concatenate([runner.infer({runner.input_name: part})[runner.output_name] for part in parts])
 
 

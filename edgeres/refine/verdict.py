@@ -62,12 +62,12 @@ class ImageJudge:
 
     def __init__(self, model: ModelProto, held: F32, used: F32) -> None:
         self._images = (held, used)
-        self.reference = logits(model, *self._images)
+        self.reference = logits(model, self._images)
 
     def errors(self, candidate: CandidatePlan) -> ImageErrors:
         return_freed()  # what the step took
         reference = self.reference.astype(np.float64)
-        squares = ((logits(candidate.quantized(), *self._images) - reference) ** 2).sum(axis=1)
+        squares = ((logits(candidate.quantized(), self._images) - reference) ** 2).sum(axis=1)
         power = (reference**2).sum(axis=1)
         floor = 1e-30
         relative = np.maximum(squares / np.maximum(power, floor), floor)
