@@ -30,7 +30,7 @@ from edgeres.pipeline.calibrate import CalibrateOptions, calibrate_file
 from edgeres.pipeline.options import VerifyOptions
 from edgeres.pipeline.take import ModelChoice, take
 from edgeres.pipeline.verify import verify_bundle
-from edgeres.progress import Advance
+from edgeres.progress import Advance, Silent
 from edgeres.quantize.graphs import RangeChoice, quantize
 from edgeres.runtime.ort import OrtRunner
 from edgeres.verify import measure
@@ -54,7 +54,7 @@ def workers() -> Iterator[Any]:
         yield cluster
 
 
-class Watcher:
+class Watcher(Silent):
     """Progress that records messages, and calls ``once`` after the first images."""
 
     def __init__(self, once: Any = None) -> None:

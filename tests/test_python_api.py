@@ -19,6 +19,8 @@ from edgeres.pipeline.keywords import BuildKeywords, GateKeywords, ImageKeywords
 from edgeres.pipeline.options import BuildOptions
 from edgeres.pipeline.python import keywords_of
 
+pytestmark = pytest.mark.xdist_group("python_api")  # its bundle is built once
+
 
 def _names(record: Any) -> set[str]:
     """The fields of a record and of the records in it, from their types."""

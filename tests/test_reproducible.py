@@ -14,6 +14,8 @@ import pytest
 from edgeres.device.environment import recorded_time
 from edgeres.errors import UsageError
 
+pytestmark = pytest.mark.xdist_group("reproducible")  # its bundle is built once
+
 WORDS = ["build", "--model", "resnet20", "--calibration", "signs:32", "--validation", "signs:32", "--effort", "fast"]
 WORDS += ["--target", "cpu", "--target", "jetson-orin-nano", "-o", "net.edgeres"]
 MEASURED = ("latency", "timings_seconds")  # times of this run, in report.json
