@@ -12,7 +12,8 @@ Readers of ``x`` that the plan does not name keep the float tensor. The plan's r
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -59,9 +60,11 @@ def insert_pairs(model: ModelProto, plan: QuantPlan) -> ModelProto:
     Every tensor of the model that is still there has the same meaning, so inner tensors can be compared in this form.
     The codes are those of :func:`rewrite`.
     """
-    graph = Graph.copy_of(model)
+    before = Graph(model)
+    readers = {weight.tensor: len(before.consumers(weight.tensor)) for weight in plan.weights}
+    coded = Counter(weight.tensor for weight in plan.weights)
+    graph = Graph(_copy_without(model, {name for name in coded if coded[name] == readers[name]} - {*before.outputs}))
     del graph.model.graph.value_info[:]
-    readers = {weight.tensor: len(graph.consumers(weight.tensor)) for weight in plan.weights}
     # New nodes by the name of the node that they follow; "" for the front of the graph.
     made: dict[str, list[NodeProto]] = {"": []}
     moves: tuple[Edge | HalfEdge, ...] = (*plan.edges, *plan.halves)
@@ -84,6 +87,32 @@ def insert_pairs(model: ModelProto, plan: QuantPlan) -> ModelProto:
     result = graph.done()
     _note_decisions(result, plan)
     return result
+
+
+def _copy_without(model: ModelProto, names: Set[str]) -> ModelProto:
+    """A copy in which these initializers have no values: their codes take their place, and they are pruned.
+
+    They are nearly all of a model's size. Copied with it, they would be held twice.
+    """
+    copy = ModelProto()
+    for source, target in ((model, copy), (model.graph, copy.graph)):
+        for kind, value in source.ListFields():
+            if kind.name in ("graph", "initializer"):
+                continue
+            if hasattr(value, "extend"):
+                getattr(target, kind.name).extend(value)
+            elif hasattr(value, "CopyFrom"):
+                getattr(target, kind.name).CopyFrom(value)
+            else:
+                setattr(target, kind.name, value)
+    for tensor in model.graph.initializer:
+        added = copy.graph.initializer.add()
+        if tensor.name in names:
+            added.name, added.data_type = tensor.name, tensor.data_type
+            added.dims.extend(tensor.dims)
+        else:
+            added.CopyFrom(tensor)
+    return copy
 
 
 def _pad_codes(model: ModelProto) -> ModelProto:

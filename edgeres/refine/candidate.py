@@ -40,6 +40,7 @@ def logits(model: ModelProto, images: F32 | Sequence[F32]) -> F32:
     inputs = [images] if isinstance(images, np.ndarray) else images
     serialized = model.SerializeToString()
     del model  # making the session takes the same again: a caller's graph that nothing else holds makes room for it
+    return_freed()
     with OrtRunner(serialized, integer=False) as runner:
         del serialized
         return_freed()  # what making the session took
