@@ -23,7 +23,7 @@ answers = {
     "bad": [{"name": n, "version": v, "vulns": vulns if n == "pillow" else []} for n, v in names],
 }
 if os.environ["ANSWER"] == "offline":
-    sys.exit("cannot connect to pypi.org")
+    sys.exit("cannot connect to the database")
 print(json.dumps({"dependencies": answers[os.environ["ANSWER"]]}))
 """
 
@@ -33,7 +33,7 @@ print(json.dumps({"dependencies": answers[os.environ["ANSWER"]]}))
     [
         ("clean", (), 0, "0 vulnerabilities"),
         ("bad", (), 1, "pyproject.toml: pillow 12.3: CVE-1, fixed in 9"),
-        ("offline", (), 0, "not audited, since the database cannot be reached (cannot connect to pypi.org)"),
+        ("offline", (), 0, "not audited, since the database cannot be reached (cannot connect to the database)"),
         ("unknown", (), 0, "not audited, since the database cannot be reached"),
         ("offline", ("--strict",), 1, "not audited"),
     ],
