@@ -67,22 +67,22 @@ def why_missing(here: Interpreter) -> tuple[str, str] | None:
     """What keeps ``import tensorrt`` from working and the one step that helps; None: nothing that is known."""
     systems = here.systems()
     mine = systems.get(here.version)
-    if mine is not None and here.stubs and str(mine) in here.path:
-        stub = " ".join(here.stubs)
-        return f"pip's {stub} hides the system's TensorRT in {mine}", f"pip uninstall {stub}"
+    stubs = " ".join(here.stubs)
+    if mine is not None and stubs and str(mine) in here.path:
+        return f"pip's {stubs} hides the system's TensorRT in {mine}", f"pip uninstall {stubs}"
     if mine is not None and here.venv is not None and str(mine) not in here.path:
         setting = here.venv / "pyvenv.cfg"
         what = f"this virtual environment does not see the system's TensorRT in {mine}"
         step = f"sed -i 's/include-system-site-packages = false/include-system-site-packages = true/' {setting}"
-        return what, f"{step}{f', and pip uninstall {chr(32).join(here.stubs)}' if here.stubs else ''}"
+        return what, f"{step}{f', and pip uninstall {stubs}' if stubs else ''}"
     if systems and mine is None:
         version, folder = next(iter(systems.items()))
         what = f"the system's TensorRT in {folder} is for Python {version}, and this is Python {here.version}"
         return what, f"make the virtual environment with it: python{version} -m venv --system-site-packages DIR"
     if here.libraries():
         return "TensorRT's libraries are installed, its Python package is not", "sudo apt install python3-libnvinfer"
-    if here.stubs:
+    if stubs:
         what = f"pip's {', '.join(here.stubs)} is a stub, whose libraries come from NVIDIA's own index"
-        step = "pip install --extra-index-url https://pypi.nvidia.com tensorrt"
+        step = "install TensorRT as NVIDIA's installation guide says"
         return what, f"{step}; on a Jetson take JetPack's: sudo apt install python3-libnvinfer"
     return None
