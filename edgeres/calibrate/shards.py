@@ -200,8 +200,9 @@ class State:
 
         Raises:
             InputError: it is something else, damaged, or from a version with other bins.
+            EnvironmentError_: there is not enough memory for it.
         """
-        try:
+        with reading(where, "is not a state of a calibration, or damaged", hint=_AGAIN):
             file = _arrays(content)
             header = _STATE.decode(file.pop("header").tobytes(), where)
             if dict(header.bins) != _layout():
@@ -212,9 +213,6 @@ class State:
             require(not file, "there are unknown arrays")
             complete = header.samples + len(header.unreadable) == len(header.job.positions(done))
             require(complete, "samples must be the number of images in its batches")
-        except (ValueError, KeyError) as error:
-            what = f"is not a state of a calibration, or damaged ({error})"
-            raise InputError(what, where=where, hint=_AGAIN) from error
         return State(header.job, set(done.tolist()), sketches, header.samples, [*header.unreadable], header.shard)
 
 
@@ -222,19 +220,14 @@ def _arrays(content: bytes) -> dict[str, npt.NDArray[Any]]:
     """The arrays of an .npz.
 
     Raises:
-        ValueError: it is damaged, or an array is too large.
+        ValueError: an array is too large. What zipfile, zlib and NumPy raise for damaged files.
     """
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            members = archive.infolist()
-            large = [info.filename for info in members if info.file_size > MAX_BYTES]
-            require(not large, f"{large[:1]} is too large")
-            check_sizes(members)
-            return {info.filename.removesuffix(".npy"): read_array(archive, info) for info in members}
-    except MemoryError:
-        raise
-    except Exception as error:  # zipfile, zlib and NumPy's parser of headers raise many kinds for damaged files
-        raise ValueError(str(error)) from error
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = archive.infolist()
+        large = [info.filename for info in members if info.file_size > MAX_BYTES]
+        require(not large, f"{large[:1]} is too large")
+        check_sizes(members)
+        return {info.filename.removesuffix(".npy"): read_array(archive, info) for info in members}
 
 
 def _dissolve(sketch: Sketch) -> dict[str, npt.NDArray[Any]]:
