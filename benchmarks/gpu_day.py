@@ -22,9 +22,9 @@ import json
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def memory(say: Say) -> None:
             try:
                 check(device)
                 found[name] = "passed"
-            except Exception as error:  # whatever a driver raises is the finding
+            except Exception as error:  # pycuda's, torch's and edgeres' errors share no other base; each is a finding
                 found[name] = f"failed: {type(error).__name__}: {error}"
         say(module, found)
 
@@ -147,31 +147,26 @@ def _graphs(device: Any) -> None:
 
 def _threads(device: Any) -> None:
     """Four threads with a stream and a buffer each; every one gets its own bytes back, 50 times."""
-    failed: list[str] = []
 
     def turn(value: int) -> None:
-        try:
-            with device.active():
-                stream, buffer = device.stream(), device.buffer(1 << 16)
-                for _ in range(50):
-                    buffer.host[:] = value
-                    buffer.upload(1 << 16, stream)
-                    stream.synchronize()
-                    buffer.download(1 << 16, stream)
-                    stream.synchronize()
-                    assert (buffer.host == value).all(), "bytes of another thread"
-                buffer.close()
-                stream.close()
-        except Exception as error:  # a thread's exception would only be printed
-            failed.append(f"{type(error).__name__}: {error}")
+        with device.active():
+            stream, buffer = device.stream(), device.buffer(1 << 16)
+            for _ in range(50):
+                buffer.host[:] = value
+                buffer.upload(1 << 16, stream)
+                stream.synchronize()
+                buffer.download(1 << 16, stream)
+                stream.synchronize()
+                assert (buffer.host == value).all(), "bytes of another thread"
+            buffer.close()
+            stream.close()
 
-    threads = [threading.Thread(target=turn, args=(value,)) for value in range(1, 5)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    assert not failed, failed[0]
-    assert not any(thread.is_alive() for thread in threads), "a thread did not end"
+    pool = ThreadPoolExecutor(4)
+    turns = [pool.submit(turn, value) for value in range(1, 5)]
+    pool.shutdown(wait=False)
+    assert not wait(turns, 20).not_done, "a thread did not end"
+    for done in turns:
+        done.result()
 
 
 def _contexts(device: Any) -> None:
@@ -210,7 +205,7 @@ def convs(say: Say) -> None:
                 what = f"{conv.side}x{conv.side}/{conv.stride} {conv.depth}->{conv.filters} at {conv.height}"
                 try:
                     found = _convolution(conv, batch)
-                except Exception as error:  # one convolution must not end the others
+                except Exception as error:  # see _fastest; one convolution must not end the others
                     found = {"failed": _first_line(error)}
                 say(f"{network} batch {batch}: {what}", {"count": conv.count, **found})
 
@@ -226,7 +221,7 @@ def _convolution(conv: Any, batch: int) -> Json:
     for name, run in (("fp16", half.run), ("int8", whole.run), ("int8 behind Pad", whole.run_padded)):
         try:
             variants[name] = _fastest([partial(run, tile) for tile in TILES])
-        except Exception as error:  # the other variants are findings all the same
+        except Exception as error:  # see _fastest; one variant must not end the others
             failed[name] = _first_line(error)
     if batch == 1 and "int8" in variants:
         variants["int8"]()
@@ -309,9 +304,9 @@ def _weights(size: int, out: int) -> Any:
 
 def engines(say: Say) -> None:
     """``benchmarks/gpu.py``, if a vendor's library is here."""
-    from edgeres.device.libraries import available
+    from edgeres.device.libraries import MODULES, available
 
-    here = {flavour: available(flavour) for flavour in ("tensorrt", "rtx")}  # type: ignore[arg-type]  # a str to mypy
+    here = {flavour: available(flavour) for flavour in MODULES}
     if not any(library.can_build for library in here.values()):
         say("engines", {"skipped": "; ".join(f"{name}: {library.reason}" for name, library in here.items())})
         return
@@ -375,7 +370,7 @@ def _fastest(calls: list[Callable[[], object]]) -> Callable[[], object]:
         try:
             graph = _recorded(call)
             times[index] = min(_once(graph) for _ in range(3))
-        except Exception as error:  # Triton and drivers raise anything
+        except Exception as error:  # those of Triton's compiler, of torch and of the driver share no other base
             errors.append(error)
     if not times:
         raise errors[0]
@@ -481,7 +476,7 @@ def machine() -> Json:
     for name in ("torch", "triton", "cuda.bindings", "tensorrt", "tensorrt_rtx"):
         try:
             found[name] = __import__(name, fromlist=["x"]).__version__
-        except Exception:  # a library that cannot be loaded is as good as missing
+        except (ImportError, OSError, RuntimeError, AttributeError):  # missing, without its libraries, or a stub
             found[name] = None
     return found
 

@@ -29,7 +29,7 @@ TILES = ((64, 64, 64, 4), (128, 64, 64, 4), (64, 32, 128, 4), (32, 32, 128, 2), 
 _ONE_KERNEL = ("positions", "height", "width", "rows", "columns", "side", "stride", "pad")
 
 
-@triton.jit(do_not_specialize=_ONE_KERNEL)  # type: ignore[untyped-decorator, unused-ignore]  # Triton may lack types
+@triton.jit(do_not_specialize=_ONE_KERNEL)  # type: ignore[untyped-decorator, unused-ignore]  # untyped without Triton
 def _conv(  # noqa: PLR0913
     x, w, scale, bias, y,
     positions, height, width, depth, filters, rows, columns, side, stride, pad,

@@ -22,7 +22,7 @@ from PIL import Image
 
 from edgeres.data.choose import DataChoice, choose_calibration
 from edgeres.data.loader import Loader
-from edgeres.data.signs import CLASSES, Signs
+from edgeres.data.signs import CLASSES, Signs, Split
 from edgeres.files import write_file
 from edgeres.graph.stated import state
 from edgeres.pipeline.input_choice import InputChoice
@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import foreign_graphs
 
 FITTED, SHOWN = 480, 160  # images that classifiers are fitted to, and that are validated on
-SPLITS = {"calibration": FITTED, "validation": SHOWN}
+SPLITS: dict[Split, int] = {"calibration": FITTED, "validation": SHOWN}
 SQUARE, WIDE, TALL = (96, 96), (96, 160), (160, 96)
 RIDGE = 1e-2  # of the mean square of a feature
 FOREIGN = (
@@ -57,7 +57,7 @@ class Pictures:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._signs = {split: Signs(split, count, SQUARE[0]) for split, count in SPLITS.items()}  # type: ignore[arg-type]
+        self._signs = {split: Signs(split, count, SQUARE[0]) for split, count in SPLITS.items()}
         self._images = {
             split: [(int(signs.labels[i]), Image.fromarray(signs.image(i))) for i in range(len(signs))]
             for split, signs in self._signs.items()

@@ -173,7 +173,7 @@ def failures(client: Any) -> Iterator[None]:
     except KilledWorker as error:
         what = f"a task ended {error.allowed_failures + 1} workers one after another; they may lack memory"
         raise EnvironmentError_(what, where=where, hint="see their logs") from error
-    except Exception as error:  # the cluster may go away, and a worker's environment may raise anything
+    except Exception as error:  # dask raises here what a worker raised, of any kind, and its own errors share no base
         what = f"the cluster failed ({type(error).__name__}: {error})"
         raise EnvironmentError_(what, where=where, hint="see the workers' logs") from error
 

@@ -135,7 +135,7 @@ def main() -> None:
             traceback.print_exc()
         _say(_one_line(error))
         code = error.exit_code if isinstance(error, EdgeresError) else EdgeresError.exit_code
-    except Exception as error:  # a fault of ours; exit code 1 would say that a gate failed
+    except Exception as error:  # all else is a fault of ours; Python's own exit code, 1, would say that a gate failed
         traceback.print_exc()
         _say(f"this is a fault of edgeres ({type(error).__name__}); please report it with the lines above")
         code = FAULT
