@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from edgeres.documents import DocumentKind
 from edgeres.errors import EnvironmentError_
 from edgeres.progress import SILENT, Progress
-from edgeres.remote.ssh import Done, Host
+from edgeres.remote.ssh import Host
 from edgeres.remote.wheels import OLDEST_PYTHON, RemotePython, fetch
 
 _ASK = (
@@ -99,7 +99,7 @@ def _find(host: Host) -> str:
 def _ask(host: Host, python: str) -> RemotePython:
     done = host.run([python, "-c", _ASK])
     if done.code:
-        raise EnvironmentError_(f"{python} does not run ({_last(done)})", where=host.name, hint="--python PATH")
+        raise EnvironmentError_(f"{python} does not run ({done.why})", where=host.name, hint="--python PATH")
     found = _KIND.decode(done.out.strip().encode(), f"{host.name}: {python}")
     if not found.new_enough:
         what = f"{python} is Python {found.python}, and edgeres needs {OLDEST_PYTHON}"
@@ -116,7 +116,7 @@ def _send(host: Host, directory: str, python: str, folder: Path, wheels: Sequenc
     progress.say(f"{host.name}: copying {len(wheels)} wheels, {size / 1e6:.0f} MB")
     made = host.run(["sh", "-c", 'mkdir -p "$1/wheels"', "sh", directory])
     if made.code:
-        raise EnvironmentError_(f"{directory} cannot be made ({_last(made)})", where=host.name, hint="--to DIR")
+        raise EnvironmentError_(f"{directory} cannot be made ({made.why})", where=host.name, hint="--to DIR")
     both = shutil.which("rsync") is not None and host.run(["sh", "-c", "command -v rsync"]).code == 0
     replace(host, rsync=both).send(folder, wheels, f"{directory}/wheels")
     progress.say(f"{host.name}: installing edgeres in {directory}/venv")
@@ -129,7 +129,7 @@ def _send(host: Host, directory: str, python: str, folder: Path, wheels: Sequenc
             if done.code == _VENV_FAILED
             else "free some space there, run it again"
         )
-        raise EnvironmentError_(f"edgeres cannot be installed there ({_last(done)})", where=host.name, hint=step)
+        raise EnvironmentError_(f"edgeres cannot be installed there ({done.why})", where=host.name, hint=step)
 
 
 def _digest(folder: Path, wheels: Sequence[str]) -> str:
@@ -142,8 +142,3 @@ def _digest(folder: Path, wheels: Sequence[str]) -> str:
             )
         content.append([name, files])
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _last(done: Done) -> str:
-    lines = done.err.strip().splitlines()
-    return lines[-1] if lines else f"exit code {done.code}"

@@ -14,20 +14,20 @@ import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from edgeres._version import __version__
 from edgeres.bundle import ENGINES, MANIFEST, MANIFEST_KIND, REPORT, SIGNATURE, Bundle, log_of
-from edgeres.documents import DocumentKind, Json, require
+from edgeres.documents import GROUPED, DocumentKind, Json, require
 from edgeres.errors import BundleError, EngineError, EnvironmentError_, InputError
 from edgeres.files import FREE_SPACE, open_below, remove_below, sha256, write_json
 from edgeres.progress import SILENT, Progress
 from edgeres.records import EngineRecord
 from edgeres.remote.ssh import Done, Host
 from edgeres.reports import read_report, report_kind
-from edgeres.signing import KeyChoice
+from edgeres.signing import KeyChoice, Signed
 
 _PROBE = r"""
 d=$1; n=$2; shift 2
@@ -87,13 +87,8 @@ class _DoctorAnswer:
 
 @dataclass(frozen=True)
 class _SignatureAnswer:
-    """See :class:`edgeres.signing.Signed`."""
-
     bundle: str
-    signer: str
-    key: str
-    engines: tuple[str, ...]
-    unsigned: tuple[str, ...]
+    signed: Signed = field(metadata=GROUPED)
 
 
 @dataclass(frozen=True)
@@ -184,7 +179,7 @@ class _Session:
         progress.say(f"{host.name}: connecting")
         done = host.run(["sh", "-c", _PROBE, "sh", choice.directory, name, *choice.edgeres])
         if done.code:
-            what = f"{choice.directory} cannot be made ({_last(done)})"
+            what = f"{choice.directory} cannot be made ({done.why})"
             raise EnvironmentError_(what, where=host.name, hint="--to DIR")
         said = dict(re.findall(r"^(edgeres|rsync|state)\b ?(.*)$", done.out, re.MULTILINE))
         _check_version(host, choice, said.get("edgeres", "127 "))
@@ -238,7 +233,7 @@ class _Session:
         self._write(keys, trust.read_text())
         argv = self._edgeres("verify-signature", self.there, "--trust", keys, "--json")
         said = _printed(self.host, argv).encode()
-        found = _SIGNED.decode(said, f"{self.host.name}: edgeres verify-signature")
+        found = _SIGNED.decode(said, f"{self.host.name}: edgeres verify-signature").signed
         self.progress.say(f"{self.host.name}: signed by {found.signer} with {found.key}")
         for name in found.unsigned:
             self.progress.say(f"{self.host.name}: {name} was added after that, and is not signed")
@@ -373,7 +368,7 @@ class _Session:
         done = self.host.run(["sh", "-c", 'cat > "$1.part" && mv "$1.part" "$1"', "sh", path], feed=text)
         if done.code:
             full = "No space left" in done.err
-            what = "the disk there is full" if full else f"{path} cannot be written ({_last(done)})"
+            what = "the disk there is full" if full else f"{path} cannot be written ({done.why})"
             raise EnvironmentError_(what, where=self.host.name, hint=FREE_SPACE if full else "check its permissions")
 
 
@@ -401,7 +396,7 @@ def _printed(host: Host, argv: Sequence[str], done: Done | None = None, codes: t
     own = [line.removeprefix("edgeres: ") for line in done.err.splitlines() if line.startswith("edgeres: ")]
     if "No space left on device" in done.err:
         raise EnvironmentError_("the disk there is full", where=host.name, hint=FREE_SPACE)
-    raise EngineError(own[-1] if own else f"{shlex.join(argv)} failed ({_last(done)})", where=host.name)
+    raise EngineError(own[-1] if own else f"{shlex.join(argv)} failed ({done.why})", where=host.name)
 
 
 def _machine(checks: Sequence[RemoteCheck]) -> list[Any]:
@@ -418,8 +413,3 @@ def _steps(text: str) -> _StepsDone:
 
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _last(done: Done) -> str:
-    lines = done.err.strip().splitlines()
-    return lines[-1] if lines else f"exit code {done.code}"

@@ -52,6 +52,12 @@ class Done:
     out: str
     err: str
 
+    @property
+    def why(self) -> str:
+        """Why it failed: its last line on stderr, else its exit code."""
+        lines = self.err.strip().splitlines()
+        return lines[-1] if lines else f"exit code {self.code}"
+
 
 @dataclass(frozen=True)
 class Host:
