@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from edgeres.documents import is_sha256
 from edgeres.errors import EnvironmentError_, WeightsError
 from edgeres.files import read_file, write_file
 from edgeres.files import sha256 as file_sha256
@@ -152,7 +153,7 @@ def _expected(path: Path, want: str) -> str:
     if len(want) == _WHOLE or not pin.is_file():
         return want
     digest = read_file(pin, _WHOLE).decode("ascii", "replace")
-    if not re.fullmatch("[0-9a-f]{64}", digest):
+    if not is_sha256(digest):
         raise WeightsError("holds no SHA-256", where=pin, hint=f"remove it, and {path.name}, to fetch the file again")
     return digest if digest.startswith(want) else want
 
@@ -166,7 +167,7 @@ def _stated(copy: Path, expected: str) -> str:
     if len(expected) == _WHOLE:
         return expected
     name = copy.resolve().name
-    return name if re.fullmatch("[0-9a-f]{64}", name) and name.startswith(expected) else ""
+    return name if is_sha256(name) and name.startswith(expected) else ""
 
 
 def _pinned(path: Path, expected: str, progress: Progress, copy: Path | None = None) -> Path:

@@ -43,8 +43,8 @@ class DownloadLimits:
     Attributes:
         size_bytes: of the file.
         seconds: for all attempts together.
-        patience_s: for a connection. In every span of this length of a transfer, headers too, some bytes of the file
-            have to come: ``rate`` per second.
+        patience_s: for a connection; also the span of a transfer over which its rate is measured.
+        rate: least rate, in bytes of the file per second, from the request on.
     """
 
     size_bytes: int = 4 << 30
@@ -73,7 +73,7 @@ def download(url: str, part: Path, checked: bool, limits: DownloadLimits, progre
         WeightsError: the server sent a web page.
         OSError: of the disk.
     """
-    with _Clock(limits) as watch:
+    with _Watchdog(limits) as watch:
         for attempt in range(1, ATTEMPTS + 1):
             before = _size(part)
             try:
@@ -97,7 +97,7 @@ def tag_of(part: Path) -> Path:
     return part.with_name(part.name + ".tag")
 
 
-class _Clock:
+class _Watchdog:
     """Cuts connections that are too slow or take too long, from a thread of its own.
 
     Timeouts of sockets are not enough: they count from the last byte, and one byte now and then resets them.
@@ -114,7 +114,7 @@ class _Clock:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="edgeres-download", daemon=True)
 
-    def __enter__(self) -> _Clock:
+    def __enter__(self) -> _Watchdog:
         self._thread.start()
         return self
 
@@ -134,7 +134,7 @@ class _Clock:
         places = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[:_ADDRESSES]
         for place in places:
             try:
-                sock = socket.create_connection(place[4][:2], self.limits.patience_s / len(places))  # type: ignore[arg-type]
+                sock = socket.create_connection((str(place[4][0]), address[1]), self.limits.patience_s / len(places))
                 break
             except OSError as error:
                 failed = error
@@ -163,7 +163,7 @@ class _Clock:
                             sock.shutdown(socket.SHUT_RDWR)
 
 
-def _transfer(url: str, part: Path, checked: bool, watch: _Clock, progress: Progress) -> None:
+def _transfer(url: str, part: Path, checked: bool, watch: _Watchdog, progress: Progress) -> None:
     """Request the rest of ``part`` where the server still has the same file, else the whole file."""
     have = _size(part) if tag_of(part).is_file() else 0
     headers = {"User-Agent": f"edgeres/{__version__}", "Accept-Encoding": "identity"}
@@ -220,7 +220,11 @@ def _mb(count: int) -> str:
 
 
 def _receive(
-    response: http.client.HTTPResponse, file: BinaryIO, size: tuple[int, int | None], watch: _Clock, progress: Progress
+    response: http.client.HTTPResponse,
+    file: BinaryIO,
+    size: tuple[int, int | None],
+    watch: _Watchdog,
+    progress: Progress,
 ) -> None:
     """Write a response to a file; ``size`` is how much of it there is already, and how much there will be."""
     have, total = size
@@ -248,10 +252,10 @@ def _receive(
 
 
 @contextmanager
-def _open(url: str, headers: dict[str, str], watch: _Clock) -> Iterator[http.client.HTTPResponse]:
+def _open(url: str, headers: dict[str, str], watch: _Watchdog) -> Iterator[http.client.HTTPResponse]:
     """The answer at the end of the redirects. Bodies of redirects and of errors are not read."""
     opener = urllib.request.OpenerDirector()  # it neither follows redirects nor raises for a status
-    for handler in (urllib.request.ProxyHandler(), _Http(watch), _Https(watch)):
+    for handler in (urllib.request.ProxyHandler(), _Watched(watch)):
         opener.add_handler(handler)
     for _ in range(REDIRECTS + 1):
         with _network_errors(watch, url):
@@ -285,32 +289,27 @@ def _next(url: str, location: str | None) -> str:
     return there
 
 
-def _watched(kind: Any, watch: _Clock, host: str, **options: Any) -> Any:
-    connection = kind(host, **options)
-    connection._create_connection = watch.connect
-    return connection
+class _Watched(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """Opens http and https URLs by connections that a watchdog can cut."""
 
-
-class _Http(urllib.request.HTTPHandler):
-    def __init__(self, watch: _Clock) -> None:
+    def __init__(self, watch: _Watchdog) -> None:
         super().__init__()
         self._watch = watch
 
     def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(partial(_watched, http.client.HTTPConnection, self._watch), req)
-
-
-class _Https(urllib.request.HTTPSHandler):
-    def __init__(self, watch: _Clock) -> None:
-        super().__init__()
-        self._watch = watch
+        return self.do_open(partial(self._connection, http.client.HTTPConnection), req)
 
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(partial(_watched, http.client.HTTPSConnection, self._watch), req)
+        return self.do_open(partial(self._connection, http.client.HTTPSConnection), req)
+
+    def _connection(self, kind: Any, host: str, **options: Any) -> Any:
+        connection = kind(host, **options)
+        connection._create_connection = self._watch.connect
+        return connection
 
 
 @contextmanager
-def _network_errors(watch: _Clock, url: str | None = None) -> Iterator[None]:
+def _network_errors(watch: _Watchdog, url: str | None = None) -> Iterator[None]:
     """Errors of sockets and of HTTP as one; ``url``: their text may hold parts of it."""
     try:
         yield
