@@ -18,9 +18,10 @@ from fake_gpu import plan
 from test_backends import RECORD
 
 from edgeres.bundle import FP32, Bundle, log_of
-from edgeres.cli.deploy import PROGRAMS, command
+from edgeres.cli.deploy import PROGRAMS as NAMES
+from edgeres.cli.deploy import command
 from edgeres.data.preprocess import apply
-from edgeres.deploy.doors import DOORS
+from edgeres.deploy.programs import PROGRAMS
 from edgeres.errors import BundleError, EngineError, ModelError, UsageError
 from edgeres.graph.forms import FORMS
 from edgeres.pipeline.deploy import deploy
@@ -226,4 +227,4 @@ def test_an_engine_without_a_log_has_batch_1(tmp_path: Path) -> None:
 
 
 def test_the_command_names_what_there_is() -> None:
-    assert tuple(DOORS) == PROGRAMS
+    assert tuple(PROGRAMS) == NAMES

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import click
 
-from edgeres.cli.options import UserPath, as_json, output_option, whole_number
+from edgeres.cli.options import UserPath, Word, as_json, output_option, whole_number
 from edgeres.cli.show import echo, print_json
 
-# Those of edgeres.deploy.doors, which is not imported before it is used.
+# The names in edgeres.deploy.programs.PROGRAMS, which is not imported before it is used.
 PROGRAMS = ("triton", "deepstream", "trtexec")
 
 
 @click.command("deploy")
 @click.argument("bundle", type=UserPath())
-@click.option("--to", required=True, type=click.Choice(PROGRAMS), help="The program that shall run it.")
+@click.option("--to", required=True, type=Word(PROGRAMS), help="The program that shall run it.")
 @whole_number("--max-batch", "Largest batch.  [default: the engine's; without one 8 for Triton, else 1]")
 @output_option("DIR", "A new folder.  [default: BUNDLE.PROGRAM]")
 @as_json
@@ -37,6 +37,6 @@ def command(bundle: Path, to: str, max_batch: int | None, output: Path | None, a
         print_json({"folder": str(where), "files": sorted(made.files), "notes": list(made.notes)})
         return
     for name in sorted(made.files):
-        echo(f"{where / name}")
+        echo(str(where / name))
     for note in made.notes:
         echo(f"note: {note}")

@@ -7,15 +7,13 @@ from typing import Any
 
 import click
 
-from edgeres.cli.options import UserPath, as_json
+from edgeres.cli.options import UserPath, as_json, output_option
 from edgeres.cli.show import echo, print_json, print_table
-
-_FILE = "Write the document into FILE."
 
 
 @click.command("sbom")
 @click.argument("bundle", required=False, type=UserPath())
-@click.option("-o", "--output", type=UserPath(dir_okay=False), metavar="FILE", help=_FILE)
+@output_option("FILE", "Write the document into FILE.", dir_okay=False)
 @as_json
 def command(bundle: Path | None, output: Path | None, as_json: bool) -> None:
     """List what a bundle is made of: a bill of materials in CycloneDX 1.6.

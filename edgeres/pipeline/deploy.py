@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 
 from edgeres.bundle import steady
-from edgeres.deploy.doors import DOORS, Deployed
 from edgeres.deploy.network import network_of
+from edgeres.deploy.programs import PROGRAMS, Deployed
 from edgeres.errors import EnvironmentError_, UsageError
-from edgeres.files import make_folder, temporary_name, write_file
+from edgeres.files import DISK_FULL, FREE_SPACE, make_folder, temporary_name, write_file
 
 
 def deploy(bundle: Path, to: str, output: Path, max_batch: int | None = None) -> Deployed:
@@ -23,12 +23,13 @@ def deploy(bundle: Path, to: str, output: Path, max_batch: int | None = None) ->
     Raises:
         UsageError: there is no such program, or ``output`` exists.
         BundleError, EngineError, ModelError: the bundle has not what it needs.
+        EnvironmentError_: ``output`` cannot be written.
     """
-    if to not in DOORS:
-        raise UsageError(f"no program is named {to!r}", hint=f"give {', '.join(DOORS)}")
+    if to not in PROGRAMS:
+        raise UsageError(f"no program is named {to!r}", hint=f"give {', '.join(PROGRAMS)}")
     if output.exists() or output.is_symlink():
         raise UsageError("exists already", where=output, hint="give another folder: -o DIR")
-    made = DOORS[to](steady(bundle, network_of), max_batch)
+    made = PROGRAMS[to](steady(bundle, network_of), max_batch)
     target = output.resolve()
     partial = target.with_name(temporary_name(target.name, "partial"))
     try:
@@ -39,7 +40,8 @@ def deploy(bundle: Path, to: str, output: Path, max_batch: int | None = None) ->
                 (partial / name).chmod(0o755)
         partial.rename(target)
     except OSError as error:
-        raise EnvironmentError_(f"cannot be written ({error.strerror or error})", where=output) from error
+        hint = FREE_SPACE if error.errno in DISK_FULL else "check the path and its permissions"
+        raise EnvironmentError_(f"cannot be written ({error.strerror or error})", where=output, hint=hint) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return made

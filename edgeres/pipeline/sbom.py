@@ -29,7 +29,6 @@ from edgeres.zoo.registry import list_models
 _VERSION = "1.6"
 _SCHEMA = f"http://cyclonedx.org/schema/bom-{_VERSION}.schema.json"
 _TOP = "bundle"  # its reference inside of the document
-_NAMES = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")  # of URLs, RFC 9562
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,10 @@ def _bill(about: Json, parts: list[Json]) -> BillOfMaterials:
         "component": about,
     }
     used = [*maker, *(_library(one) for one in packages.values()), _python()]
-    tree = [{"ref": _reference(one), "dependsOn": [_reference(packages[name]) for name in one.needs]} for one in
-            packages.values()]  # fmt: skip
+    tree = [
+        {"ref": _reference(one), "dependsOn": [_reference(packages[name]) for name in one.needs]}
+        for one in packages.values()
+    ]
     needed = {name for one in packages.values() for name in one.needs}
     direct = [_reference(one) for one in packages.values() if one.name not in needed] + [_python()["bom-ref"]]
     if parts:
@@ -109,7 +110,7 @@ def _bill(about: Json, parts: list[Json]) -> BillOfMaterials:
 def _numbered(bill: BillOfMaterials, components: Sequence[Mapping[str, Any]]) -> BillOfMaterials:
     """A document with these components, and the number that belongs to its content."""
     bill = replace(bill, components=tuple(components), serial_number="")
-    return replace(bill, serial_number=f"urn:uuid:{uuid.uuid5(_NAMES, digest(_KIND.content(bill)))}")
+    return replace(bill, serial_number=f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, digest(_KIND.content(bill)))}")
 
 
 def _network(manifest: Manifest) -> Json:

@@ -160,7 +160,7 @@ def trtexec(network: Deployable, max_batch: int | None) -> Deployed:
     return Deployed({"model.int8.onnx": graph, "build.sh": _text(script)}, notes)
 
 
-DOORS: dict[str, Callable[[Deployable, int | None], Deployed]] = {
+PROGRAMS: dict[str, Callable[[Deployable, int | None], Deployed]] = {
     "triton": triton,
     "deepstream": deepstream,
     "trtexec": trtexec,
@@ -172,7 +172,7 @@ def _engine_batch(network: Deployable, wanted: int | None) -> tuple[int, list[st
     known = [engine.max_batch for engine in network.engines if engine.max_batch is not None]
     largest = min(known) if len(known) == len(network.engines) else None
     if largest is None:
-        return wanted or 1, ["the bundle does not say an engine's largest batch; " + f"{wanted or 1} is written"]
+        return wanted or 1, [f"the bundle does not say an engine's largest batch; {wanted or 1} is written"]
     if wanted is not None and wanted > largest:
         hint = "edgeres engine BUNDLE --max-batch N builds one that takes more"
         raise EngineError(f"an engine takes at most {largest} images at once, not {wanted}", hint=hint)
@@ -206,9 +206,7 @@ def _one_scale(preprocess: Preprocess) -> tuple[float, list[float], list[str]]:
     scales = [preprocess.pixel_scale / std for std in preprocess.std]
     offsets = [mean / preprocess.pixel_scale for mean in preprocess.mean]
     scale = (min(scales) + max(scales)) / 2
-    off = max(
-        abs(own - scale) * max(offset, 255 - offset) for own, offset in zip(scales, offsets, strict=True)
-    )  # fmt: skip
+    off = max(abs(own - scale) * max(offset, 255 - offset) for own, offset in zip(scales, offsets, strict=True))
     if min(scales) == max(scales):
         return scales[0], offsets, []
     words = f"up to {off:.3f} off in the network's input, whose values reach {max(s * 255 for s in scales):.1f} apart"
