@@ -19,6 +19,7 @@ from itertools import count
 from pathlib import Path
 
 import bombs
+import click
 import fuzz
 import harness
 import workshop
@@ -82,7 +83,7 @@ def options(rng: random.Random) -> list[str]:
     from edgeres.cli import COMMANDS, cli
 
     name = rng.choice(sorted(set(COMMANDS) - {"remote", "doctor"}))
-    command = cli.get_command(None, name)  # type: ignore[arg-type]
+    command = cli.get_command(click.Context(cli), name)
     assert command is not None
     names = [option for parameter in command.params for option in parameter.opts if option.startswith("-")]
     values = (

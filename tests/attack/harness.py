@@ -54,6 +54,7 @@ class Ran:
 def preload(*, torch: bool = False) -> None:
     """Import what commands import, so that each forked one starts fast."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    import click
     import onnx.reference
     import onnxruntime
     import PIL.Image
@@ -64,7 +65,7 @@ def preload(*, torch: bool = False) -> None:
     assert onnx.reference and onnxruntime and edgeres
     PIL.Image.init()
     for name in COMMANDS:
-        cli.get_command(None, name)  # type: ignore[arg-type]
+        cli.get_command(click.Context(cli), name)
     from edgeres.pipeline import build, quantize, verify
     from edgeres.quantize import inspect, losses
 
@@ -77,7 +78,7 @@ def preload(*, torch: bool = False) -> None:
         assert package and checkpoint
 
 
-def run(arguments: Sequence[object], cwd: Path, *, seconds: int = SECONDS, stdin: bytes = b"") -> Ran:
+def run(arguments: Sequence[object], cwd: Path, *, seconds: int = SECONDS) -> Ran:
     """One command in a forked process."""
     return call(lambda: _main([str(argument) for argument in arguments]), cwd, seconds=seconds)
 
