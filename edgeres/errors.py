@@ -123,9 +123,7 @@ _MACHINE = {
 # What C++ says where it has no memory left; its exceptions share no class.
 _NO_ROOM = re.compile("bad_alloc|bad allocation|[Ff]ailed to allocate memory|[Oo]ut of memory|Cannot allocate memory")
 NO_MEMORY = "there is not enough memory for it"
-
-
-_LITTLE = 1 << 16  # bytes
+_FULL_BELOW_BYTES = 1 << 16
 
 
 @contextmanager
@@ -138,7 +136,7 @@ def temporary_space(folder: str | Path | None) -> Iterator[None]:
     try:
         yield
     except InputError:
-        if folder is not None and shutil.disk_usage(folder).free < _LITTLE:
+        if folder is not None and shutil.disk_usage(folder).free < _FULL_BELOW_BYTES:
             what, hint = os.strerror(errno.ENOSPC), "free some space, or set TMPDIR to another directory"
             raise EnvironmentError_(what, where=Path(folder).parent, hint=hint) from None
         raise

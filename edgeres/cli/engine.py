@@ -53,12 +53,12 @@ def command(bundle: Path, target: str | None, as_json: bool, frames: tuple[str, 
     from edgeres.runtime.frames import frame_spec
     from edgeres.signing import KeyChoice
 
-    keys = KeyChoice(given.pop("trust"), given.pop("key"))
-    steady(bundle, lambda opened: keys.check(opened, progress()))
+    keys, shown = KeyChoice(given.pop("trust"), given.pop("key")), progress()
+    steady(bundle, lambda opened: keys.check(opened, shown))
     asked = [frame_spec(text) for text in frames]
     tune = TuneChoice(given.pop("form"), not given.pop("no_tune"), given.pop("time_budget"), given.pop("min_sqnr"))
-    records = add_engines(bundle, target, EngineChoice(**given), progress(), tune, asked)
-    keys.sign(bundle, progress())
+    records = add_engines(bundle, target, EngineChoice(**given), shown, tune, asked)
+    keys.sign(bundle, shown)
     if as_json:
         print_json([record.to_dict() for record in records])
     else:

@@ -49,14 +49,7 @@ def command(model: str, output: Path, as_json: bool, **given: Any) -> None:
     write_file(output, taken.graph.SerializeToString())
     size = output.stat().st_size
     if as_json:
-        print_json(
-            {
-                "file": str(output),
-                "bytes": size,
-                "max_error": taken.max_error,
-                "model": taken.spec.to_dict(),
-                "notes": list(taken.notes),
-            }
-        )
+        found = {"file": str(output), "bytes": size, "max_error": taken.max_error, "model": taken.spec.to_dict()}
+        print_json({**found, "notes": list(taken.notes)})
     else:
         echo(f"{output}: {size / 1e6:.1f} MB, differs from torch by {taken.max_error:.1e} of the largest logit")

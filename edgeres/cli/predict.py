@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import click
 
@@ -12,14 +12,10 @@ from edgeres.cli.options import UserPath, as_json, choice, trust_options, truste
 from edgeres.cli.progress import progress
 from edgeres.cli.show import echo, print_json
 from edgeres.device.targets import Flavour
+from edgeres.records import IMAGE_ORDERS, ImagePrediction, UnreadableImage, in_order
 from edgeres.words import escaped
 
-if TYPE_CHECKING:
-    from edgeres.records import ImagePrediction, UnreadableImage
-
 BACKENDS = ("auto", *get_args(Flavour), "cuda", "cpu")
-# The same as edgeres.records.IMAGE_ORDERS, which --help does not import because records needs numpy.
-SORTS = ("path", "sure", "unsure", "class")
 NAMED = 10
 
 
@@ -27,7 +23,7 @@ NAMED = 10
 @click.argument("bundle", type=UserPath())
 @click.argument("images", type=UserPath(), nargs=-1, required=True, metavar="IMAGE|DIR...")
 @whole_number("--top", "Classes to show.  [default: 5; 1 below a directory]")
-@choice("--sort", SORTS, "Order of the images.  [default: path; on the sheet: unsure, least sure first]")
+@choice("--sort", IMAGE_ORDERS, "Order of the images.  [default: path; on the sheet: unsure, least sure first]")
 @written_file("--sheet", "Write a contact sheet, .html or .png.")
 @choice("--backend", BACKENDS, "auto: the bundle's engines where they run here, else the CPU.", "auto")
 @trust_options
@@ -52,7 +48,6 @@ def command(
     """
     from edgeres.errors import SourceError
     from edgeres.files import write_file
-    from edgeres.records import UnreadableImage, in_order
     from edgeres.runtime import Classifier
     from edgeres.runtime.predictions import classify_all, find_images
 

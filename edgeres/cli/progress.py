@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,7 +20,6 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.text import Text
 
 from edgeres.cli.show import new_console
 from edgeres.progress import Advance, Silent
@@ -75,7 +74,7 @@ class _Counted(ProgressColumn):
         self._known = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
         self._unknown = TimeElapsedColumn()
 
-    def render(self, task: Task) -> Text | object:  # type: ignore[override]  # rich's own bar is no Text either
+    def render(self, task: Task) -> RenderableType:
         from rich.table import Table
 
         if task.total is None:
@@ -119,8 +118,7 @@ class Lines:
 
     def say(self, line: str) -> None:
         self._last = time.monotonic()
-        with suppress(OSError):  # where stderr is full, the result still counts
-            print(escaped(without_secrets(line)), file=sys.stderr, flush=True)  # noqa: T201
+        _print(line)
 
 
 class Notes(Silent):
@@ -131,8 +129,12 @@ class Notes(Silent):
 
     def say(self, line: str) -> None:
         self.notes.append(line.removeprefix("note: "))
-        with suppress(OSError):
-            print(escaped(without_secrets(line)), file=sys.stderr, flush=True)  # noqa: T201
+        _print(line)
+
+
+def _print(line: str) -> None:
+    with suppress(OSError):  # where stderr is full, the result still counts
+        print(escaped(without_secrets(line)), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _seconds(seconds: float) -> str:
