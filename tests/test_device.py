@@ -85,12 +85,9 @@ class Device:
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Device]:
-    for name in ("EDGERES_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.setenv(name, str(tmp_path / "cache"))
     gpu = Gpu()
-    with machine(monkeypatch, gpu):
+    with machine(monkeypatch, gpu, cache=tmp_path / "cache"):
         yield Device(gpu, tmp_path)
-    assert (gpu.faults, gpu.live(), gpu.stack) == ([], [], [])
 
 
 def engines(fp32: float = 40.0, fp16: float = 20.0, int8: float = 10.0, **more: Any) -> dict[EngineRecord, bytes]:
