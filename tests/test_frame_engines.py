@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from edgeres.data.choose import DataChoice
 from edgeres.data.filmed import filmed
 from edgeres.errors import BundleError, InputError
 from edgeres.files import write_file
+from edgeres.graph.forms import FORMS
 from edgeres.graph.frame import with_frame
 from edgeres.pipeline.options import VerifyOptions
 from edgeres.pipeline.verify import verify_bundle
@@ -40,12 +42,9 @@ def noise(*shape: int, seed: int = 0) -> U8:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Gpu]:
-    for name in ("EDGERES_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.setenv(name, str(tmp_path / "cache"))
     found = Gpu()
-    with machine(monkeypatch, found):
+    with machine(monkeypatch, found, cache=tmp_path / "cache"):
         yield found
-    assert (found.faults, found.live(), found.stack) == ([], [], [])
 
 
 @pytest.fixture
@@ -64,6 +63,17 @@ def bundle(tmp_path: Path) -> Path:
 
 def engine(bundle: Path, *arguments: str) -> Any:
     return CliRunner().invoke(command, [str(bundle), "--target", "tensorrt", "--no-tune", *arguments])
+
+
+@pytest.fixture
+def built_elsewhere(bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Adds an engine for a frame to the bundle, built on a GPU that this machine does not have."""
+
+    def build(frame: str) -> None:
+        with machine(monkeypatch, Gpu(), cache=tmp_path / "cache"):
+            assert engine(bundle, "--frame", frame).exit_code == 0
+
+    return build
 
 
 def test_the_answer_to_a_frame_is_that_to_its_prepared_image(gpu: Gpu, bundle: Path) -> None:
@@ -103,6 +113,21 @@ def test_the_answer_to_a_frame_is_that_to_its_prepared_image(gpu: Gpu, bundle: P
             np.testing.assert_allclose(classify(image).logits, prepared.logits, rtol=1e-5, atol=1e-5)
         # In the batch, prepared, and alone: frames that go in as they are count, too.
         assert classify.health().images == 3 * len(images)
+
+
+def test_the_way_of_a_frame_names_the_engine_that_would_take_it(gpu: Gpu, bundle: Path) -> None:
+    assert engine(bundle, "--frame", "32x24:yuyv").exit_code == 0
+    other = Frame(noise(24, 32, 2), "YUY2", colour="bt709")
+    with Classifier(bundle) as classify:
+        assert classify.way(Frame(noise(24, 32, 2), "yuyv")) == "as it is: 32x24:yuyv is prepared in the engine"
+        (asked,) = re.findall("--frame (.*) builds one", classify.way(other))
+        assert (
+            classify.way(Frame(noise(24, 32), "bayer_rggb8")) == "prepared on the CPU: no engine can take bayer_rggb8"
+        )
+    assert asked == "32x24:yuyv:bt709"
+    assert engine(bundle, "--frame", asked).exit_code == 0
+    with Classifier(bundle) as classify:
+        assert classify.way(other) == f"as it is: {asked} is prepared in the engine"
 
 
 def test_bytes_that_lie_as_the_engine_takes_them_are_not_copied(gpu: Gpu) -> None:
@@ -152,18 +177,10 @@ def test_what_prevents_it_is_told_in_one_line(gpu: Gpu, bundle: Path) -> None:
     assert not Bundle(bundle).manifest.engines
 
 
-def test_frames_are_prepared_where_no_engine_runs(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    found = Gpu()
-    with machine(monkeypatch, found):
-        assert engine(bundle, "--frame", "32x24:rgb8").exit_code == 0
-    from edgeres.graph.forms import FORMS
-
+def test_frames_are_prepared_where_no_engine_runs(bundle: Path, built_elsewhere: Callable[[str], None]) -> None:
+    built_elsewhere("32x24:rgb8")
     (bundle / FORMS["cpu"].file).write_bytes(GRAPH)
-    manifest = Bundle(bundle).manifest
-    seal(bundle, manifest)
+    seal(bundle, Bundle(bundle).manifest)
     image = Frame(noise(24, 32, 3), "rgb8")
     with Classifier(bundle, backend="cpu") as classify:
         assert classify.frames == () and "the network runs on ONNX Runtime" in classify.way(image)
@@ -207,13 +224,8 @@ def test_verify_sees_an_engine_that_prepares_frames_in_another_way(gpu: Gpu, bun
     assert check["outcome"] == "failed" and "build it again" in check["reason"]
 
 
-def test_verify_computes_the_graph_where_the_engine_does_not_run(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    found = Gpu()
-    with machine(monkeypatch, found):
-        assert engine(bundle, "--frame", "32x24:yuyv:step=80:bt709-full").exit_code == 0
+def test_verify_computes_the_graph_where_no_engine_runs(bundle: Path, built_elsewhere: Callable[[str], None]) -> None:
+    built_elsewhere("32x24:yuyv:step=80:bt709-full")
     report = verified(bundle)
     told, check = frames_in(report)
     assert (told["runner"], told["agrees"], told["equal_percent"]) == ("", True, 100)

@@ -10,10 +10,12 @@ import numpy.typing as npt
 from edgeres.records import U8, PixelReading
 
 Pixels = npt.NDArray[Any]
-_WHITE = 65535
+WHITE = 65535  # of 16 bits
+# Pillow's weights of red, green and blue in gray, in units of 2^-16.
+GRAY_WEIGHTS, GRAY_BITS = (19_595, 38_470, 7_471), 16
 
 
-def to_bytes(values: Pixels, full_scale: int = _WHITE) -> U8:
+def to_bytes(values: Pixels, full_scale: int = WHITE) -> U8:
     """16-bit values as bytes: ``full_scale`` and above become 255, others ``255 value / full_scale``, rounded.
 
     >>> to_bytes(np.array([0, 128, 129, 65535])).tolist()
@@ -53,4 +55,6 @@ def _gray(image: U8) -> U8:
     if image.strides[-1] == 0:
         return image[..., :1]
     red, green, blue = (image[..., channel].astype(np.uint32) for channel in range(3))
-    return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).astype(np.uint8)[..., None]
+    of_red, of_green, of_blue = GRAY_WEIGHTS
+    total = red * of_red + green * of_green + blue * of_blue + (1 << (GRAY_BITS - 1))
+    return (total >> GRAY_BITS).astype(np.uint8)[..., None]

@@ -25,6 +25,8 @@ import numpy.typing as npt
 from edgeres.records import U8, Colour
 
 YUV_BITS = 20
+# Places of Y (the first of two), U and V among the four bytes of two pixels; the second Y is two bytes behind.
+PACKED_YUV: Mapping[str, tuple[int, int, int]] = {"yuyv": (0, 1, 3), "yvyu": (0, 3, 1), "uyvy": (1, 0, 2)}
 _ROWS = 32  # rows converted at a time; more would not keep the int32 planes in the cache
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from edgeres.data.colour import RULES, YUV_BITS
+from edgeres.data.colour import PACKED_YUV, RULES, YUV_BITS
 from edgeres.records import F64, PLANAR, U8, FrameSpec
 
 
@@ -24,11 +24,10 @@ def filmed(picture: U8, frame: FrameSpec) -> U8:
         return _in_rows(np.concatenate([ordered, fourth], axis=-1), frame)
     y, u, v = _yuv(rgb, frame)
     if frame.format not in PLANAR:
-        packed = np.empty((*y.shape, 2), np.uint8)
-        luma, first = (1, 0) if frame.format == "uyvy" else (0, 1)
-        packed[..., luma] = y
-        packed[:, ::2, first], packed[:, 1::2, first] = (v, u) if frame.format == "yvyu" else (u, v)
-        return _in_rows(packed, frame)
+        pairs = np.empty((len(y), frame.width_px // 2, 4), np.uint8)
+        at_y, at_u, at_v = PACKED_YUV[frame.format]
+        pairs[..., at_y], pairs[..., at_y + 2], pairs[..., at_u], pairs[..., at_v] = y[:, ::2], y[:, 1::2], u, v
+        return _in_rows(pairs.reshape(*y.shape, 2), frame)
     found = np.zeros(frame.shape, np.uint8)
     found[: frame.height_px, : frame.width_px] = y
     below, (first_plane, second) = found[frame.rows :], (u, v) if frame.format in ("nv12", "i420") else (v, u)

@@ -65,14 +65,15 @@ def geometry(image: Pixels, p: Preprocess) -> U8:
         shape = f"(H, W, {p.channels})"
         hint = _how_to_fit(given, p.channels)
         raise InputError(f"expected {kind} image, uint8 {shape}, found {given.dtype} {given.shape}", hint=hint)
-    where = placed_image(image.shape[:2], p)
-    if where.size_px != image.shape[:2] or where.size_px != p.crop_px:
-        image = _resize_and_crop(image, where, p)
+    size = _resized_size(image.shape[:2], p)
+    if size != image.shape[:2] or size != p.crop_px:
+        image = _resize_and_crop(image, _placed(size, p), p)
     if p.channel_order == "BGR":
         image = image[..., [2, 1, 0, *range(3, p.channels)]] if p.channels > 3 else image[..., ::-1]
     return np.ascontiguousarray(image)
 
 
+# Rows and columns, half open.
 Part: TypeAlias = "tuple[tuple[int, int], tuple[int, int]]"
 
 
@@ -87,13 +88,17 @@ class PlacedImage:
     """
 
     size_px: tuple[int, int]
-    keep: tuple[tuple[int, int], tuple[int, int]]
+    keep: Part
     before: tuple[int, int]
 
 
 def placed_image(image_px: tuple[int, ...], p: Preprocess) -> PlacedImage:
     """Where an image of this height and width comes to lie; see :func:`geometry`."""
-    size = _resized_size(image_px, p)
+    return _placed(_resized_size(image_px, p), p)
+
+
+def _placed(size: tuple[int, int], p: Preprocess) -> PlacedImage:
+    """The same for the resized image's height and width."""
     top, left = (_offset(side, crop) for side, crop in zip(size, p.crop_px, strict=True))
     (height, width), (h, w) = size, p.crop_px
     rows, columns = (max(top, 0), min(top + h, height)), (max(left, 0), min(left + w, width))
@@ -102,9 +107,9 @@ def placed_image(image_px: tuple[int, ...], p: Preprocess) -> PlacedImage:
 
 def pixels_read(image_px: tuple[int, int], p: Preprocess) -> Part:
     """The rows and columns, half open, of an image of this height and width that :func:`geometry` reads."""
-    where = placed_image(image_px, p)
     if p.interpolation == "cv2-bilinear":
         return (0, image_px[0]), (0, image_px[1])
+    where = placed_image(image_px, p)
     sides = zip(image_px, where.size_px, where.keep, strict=True)
     rows, columns = (window(have, want, keep, p.interpolation).read for have, want, keep in sides)
     return rows, columns

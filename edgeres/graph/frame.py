@@ -27,7 +27,8 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from edgeres.data.colour import RULES, YUV_BITS
+from edgeres.data.channels import GRAY_BITS, GRAY_WEIGHTS
+from edgeres.data.colour import PACKED_YUV, RULES, YUV_BITS
 from edgeres.data.cv2_resize import cv2_columns, cv2_rows
 from edgeres.data.preprocess import placed_image
 from edgeres.data.taps import I32, WEIGHT_BITS, Taps, pillow_taps
@@ -35,13 +36,9 @@ from edgeres.errors import UsageError
 from edgeres.graph.graph import Graph
 from edgeres.records import F32, PLANAR, Colour, FrameSpec, Preprocess
 
-FRAME, PIXELS = "frame", "pixels"  # names of the inputs
+FRAME, PIXELS = "frame", "pixels"  # names of the input, and of what comes of the preprocessing alone
 _STEM = "from_camera"
 _HALF, _ONE = 1 << (WEIGHT_BITS - 1), 1 << WEIGHT_BITS
-# Pillow's weights of red, green and blue in gray.
-_GRAY, _GRAY_BITS = (19595, 38470, 7471), 16
-# Positions of Y, U and V in a packed pair of pixels.
-_SHARED = {"yuyv": ((0, 2), 1, 3), "yvyu": ((0, 2), 3, 1), "uyvy": ((1, 3), 0, 2)}
 _ROWS, _COLUMNS, _CHANNELS = 1, 2, 3  # axes of an image (N, h, w, C)
 
 
@@ -54,16 +51,7 @@ def with_frame(model: ModelProto, p: Preprocess, frame: FrameSpec) -> ModelProto
     _check(p)
     graph = Graph.copy_of(model)
     made = _Nodes(graph.free_name(FRAME))
-    image = _prepared(made, p, frame)
-    return _joined(graph, made, image.tensor, _order(image, p), p, frame.shape)
-
-
-def with_bytes(model: ModelProto, p: Preprocess) -> ModelProto:
-    """The network with what :func:`edgeres.data.preprocess.geometry` gives as its input: uint8 (N, h, w, C)."""
-
-    graph = Graph.copy_of(model)
-    made = _Nodes(graph.free_name(PIXELS))
-    return _joined(graph, made, made.input, list(range(p.channels)), p, (*p.crop_px, p.channels))
+    return _joined(graph, made, _prepared(made, p, frame), p, frame.shape)
 
 
 def pixels_of(p: Preprocess, frame: FrameSpec) -> ModelProto:
@@ -134,7 +122,7 @@ class _Nodes:
 
 @dataclass(frozen=True)
 class _Image:
-    """(N, h, w, channels), of 1 (gray) or 3 (RGB) or 4 channels."""
+    """(N, h, w, channels), of 1 (gray) or 3 (RGB) channels."""
 
     tensor: str
     channels: int
@@ -241,9 +229,9 @@ def _prepared(made: _Nodes, p: Preprocess, frame: FrameSpec) -> _Image:
 
 
 def _gray(made: _Nodes, image: str) -> str:
-    weighted = made.add("Mul", [image, np.array(_GRAY, np.int32)])
+    weighted = made.add("Mul", [image, np.array(GRAY_WEIGHTS, np.int32)])
     total = made.add("ReduceSum", [weighted, np.array([_CHANNELS])], keepdims=1)
-    return made.to_byte(made.add("Add", [total, _i32(1 << (_GRAY_BITS - 1))]), _GRAY_BITS)
+    return made.to_byte(made.add("Add", [total, _i32(1 << (GRAY_BITS - 1))]), GRAY_BITS)
 
 
 def _resized(made: _Nodes, image: str, by: _Pass, axis: int) -> str:
@@ -273,7 +261,7 @@ def _decoded(made: _Nodes, frame: FrameSpec, rows: tuple[int, int], columns: tup
     tensor = made.add("Cast", [made.input], to=TensorProto.FLOAT)
     if frame.format in PLANAR:
         return _Image(_planar(made, tensor, frame, rows, columns), 3)
-    if frame.format in _SHARED:
+    if frame.format in PACKED_YUV:
         return _Image(_shared(made, tensor, frame, rows, columns), 3)
     size, channels = frame.pixel_bytes, min(frame.pixel_bytes, 3)
     height, width = rows[1] - rows[0], columns[1] - columns[0]
@@ -298,8 +286,8 @@ def _shared(made: _Nodes, tensor: str, frame: FrameSpec, rows: tuple[int, int], 
         cut = made.slice(tensor, {1: rows, 2: (2 * first, 2 * stop)})
     height, pairs = rows[1] - rows[0], (stop - first) // 2
     four = made.add("Cast", [made.reshape(cut, height, pairs, 4)], to=TensorProto.INT32)
-    luma, u, v = _SHARED[frame.format]
-    y = made.reshape(made.add("Gather", [four, np.array(luma)], axis=3), height, pairs, 2, 1)
+    luma, u, v = PACKED_YUV[frame.format]
+    y = made.reshape(made.add("Gather", [four, np.array([luma, luma + 2])], axis=3), height, pairs, 2, 1)
     chroma = [made.reshape(made.slice(four, {3: (at, at + 1)}), height, pairs, 1, 1) for at in (u, v)]
     rgb = made.reshape(_rgb(made, y, chroma[0], chroma[1], frame.colour), height, 2 * pairs, 3)
     return _within(made, rgb, _COLUMNS, columns, first, stop)
@@ -350,19 +338,17 @@ def _order(image: _Image, p: Preprocess) -> list[int]:
     """Which channel of the image is each of the network's first three, or its only one."""
     if image.channels < p.channels:
         return [0, 0, 0]
-    return list(range(p.channels)) if p.channel_order == "RGB" else [2, 1, 0, *range(3, p.channels)]
+    return list(range(p.channels)) if p.channel_order == "RGB" else [2, 1, 0]
 
 
-def _joined(
-    graph: Graph, made: _Nodes, image: str, order: list[int], p: Preprocess, shape: tuple[int, ...]
-) -> ModelProto:
-    """The network behind an image (N, h, w, channels) whose channels it takes in this order."""
-    scale, shift = _line(p)
+def _joined(graph: Graph, made: _Nodes, image: _Image, p: Preprocess, shape: tuple[int, ...]) -> ModelProto:
+    """The network behind an image of bytes; ``shape`` is that of the input of one frame."""
+    order, (scale, shift) = _order(image, p), _line(p)
     pad = _fourth_channel(graph, p)
     if pad is not None:
         order, scale = [*order, 0], np.append(scale, np.float32(0))
         shift = np.append(shift, graph.constant(pad.input[2]).astype(np.float32))
-    values = made.add("Cast", [image], to=TensorProto.FLOAT)
+    values = made.add("Cast", [image.tensor], to=TensorProto.FLOAT)
     if order != list(range(p.channels)):
         values = made.add("Gather", [values, np.array(order)], axis=_CHANNELS)
     values = values if (scale == 1).all() else made.add("Mul", [values, scale])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -51,18 +51,18 @@ def open_backend(
         raise UsageError(
             f"threads are a number from 0 to {_MOST_THREADS:,}, found {threads!r}", hint="0 takes every core"
         )
-    passed_over = []
+    passed_over: dict[Choice, str] = {}
     for name in BACKENDS if choice == "auto" else (choice,):
         try:
             backend = _open(bundle, name, threads, gpu, permit)
         except EnvironmentError_ as error:
             if choice != "auto" or name == BACKENDS[-1]:
                 raise
-            passed_over.append(f"{name}: {error}")
+            passed_over[name] = str(error)
         else:
             _check(backend, bundle.manifest.model, bundle)
             _warn(bundle, backend, passed_over)
-            return backend, tuple(passed_over)
+            return backend, tuple(f"{name}: {why}" for name, why in passed_over.items())
     raise AssertionError("the last backend returns or raises")
 
 
@@ -78,19 +78,21 @@ def _open(bundle: Bundle, name: Choice, threads: int, gpu: int, permit: Permit) 
     return OrtRunner(graph_file(bundle, form.file), threads=threads, integer=form.integer)
 
 
-def _warn(bundle: Bundle, backend: Backend, passed_over: list[str]) -> None:
-    """Warn where an engine of the bundle is for this machine's GPU, and something slower runs."""
-    for line in passed_over:
-        flavour = next((one for one in get_args(Flavour) if line.startswith(f"{one}: ")), None)
-        if flavour is None or not (records := engines_of(bundle, flavour, "chosen")):
+def _warn(bundle: Bundle, backend: Backend, passed_over: Mapping[Choice, str]) -> None:
+    """Warn where an engine of the bundle is for this machine's GPU, and something slower runs.
+
+    Args:
+        passed_over: why each preferred backend does not run.
+    """
+    for flavour in get_args(Flavour):
+        if flavour not in passed_over or not (records := engines_of(bundle, flavour, "chosen")):
             continue
         from edgeres.device.gpu import this_gpu
 
         gpu, _ = this_gpu()
         if gpu is not None and any(_is_for(record, gpu.sm) for record in records):
-            why = line.removeprefix(f"{flavour}: ")
-            what = f"the bundle has an engine for this GPU ({gpu.name}), but {backend.name} runs instead: {why}"
-            warnings.warn(what, RuntimeWarning, stacklevel=2)
+            what = f"the bundle has an engine for this GPU ({gpu.name}), but {backend.name} runs instead"
+            warnings.warn(f"{what}: {passed_over[flavour]}", RuntimeWarning, stacklevel=2)
             return
 
 

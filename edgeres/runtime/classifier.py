@@ -125,20 +125,29 @@ class Classifier:
             InputError: an array is not an image; SourceError: a file cannot be decoded.
         """
         images = _several(images)
-        laid = [self._as_it_is(image) for image in images]
+        if not self.frames:
+            return self._prepared(images)
+        by_frame: dict[FrameSpec, dict[int, U8]] = {}
+        for at, image in enumerate(images):
+            if (laid := self._as_it_is(image)) is not None:
+                by_frame.setdefault(laid[0], {})[at] = laid[1]
         answers: dict[int, Prediction] = {}
-        for frame in dict.fromkeys(kind for kind, _ in filter(None, laid)):
-            parts = [(at, found[1]) for at, found in enumerate(laid) if found and found[0] == frame]
-            feed = parts[0][1][None] if len(parts) == 1 else np.stack([array for _, array in parts])
-            answers |= zip([at for at, _ in parts], self._predict(feed, self._networks.by_frame[frame]), strict=True)
+        for frame, arrays in by_frame.items():
+            rows = list(arrays.values())
+            feed = rows[0][None] if len(rows) == 1 else np.stack(rows)
+            answers |= zip(arrays, self._predict(feed, self._networks.by_frame[frame]), strict=True)
         left = [at for at in range(len(images)) if at not in answers]
-        if left:
-            buffer = self._buffer.of(len(left))
-            for at, row in zip(left, buffer, strict=True):
-                image = images[at]
-                self._fill(row, self.prepare(image), str(image.format) if isinstance(image, Frame) else "")
-            answers |= zip(left, self._predict(buffer, self._runner), strict=True)
+        answers |= zip(left, self._prepared([images[at] for at in left]), strict=True)
         return [answers[at] for at in range(len(images))]
+
+    def _prepared(self, images: Sequence[Picture]) -> list[Prediction]:
+        """The answers to images that are prepared on the CPU."""
+        if not images:
+            return []
+        feed = self._buffer.of(len(images))
+        for image, row in zip(images, feed, strict=True):
+            self._fill(row, self.prepare(image), str(image.format) if isinstance(image, Frame) else "")
+        return self._predict(feed, self._runner)
 
     @property
     def max_batch(self) -> int | None:
@@ -154,9 +163,12 @@ class Classifier:
         for spec in self.frames:
             if image.laid_as(spec) is not None:
                 return f"as it is: {spec} is prepared in the engine"
-        height, width = image.pixels(self.preprocess.reading).shape[:2]
-        what = f"{width}x{height}:{str(image.format).lower()}"
-        return f"prepared on the CPU: no engine takes it; edgeres engine BUNDLE --frame {what} builds one"
+        asked = image.spec()
+        if asked is None:
+            return f"prepared on the CPU: no engine can take {str(image.format).lower()}"
+        if self.preprocess.channels == 4:
+            return "prepared on the CPU: no engine can take frames for a network of four channels"
+        return f"prepared on the CPU: no engine takes it; edgeres engine BUNDLE --frame {asked} builds one"
 
     def _as_it_is(self, image: Picture) -> tuple[FrameSpec, U8] | None:
         """Which engine takes an image as it is, and the array for it."""

@@ -23,8 +23,9 @@ from typing import Any, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
+from edgeres.data.channels import WHITE
 from edgeres.data.channels import to_bytes as of_full_scale
-from edgeres.data.colour import demosaic, from_yuv, to_bytes
+from edgeres.data.colour import PACKED_YUV, demosaic, from_yuv, to_bytes
 from edgeres.data.headers import bounded
 from edgeres.data.preprocess import Part
 from edgeres.errors import InputError, UsageError
@@ -52,12 +53,10 @@ _GRAY = ("mono8", "mono16", "16uc1")
 # Row and column of the first red pixel.
 _RED = {"rggb": (0, 0), "grbg": (0, 1), "gbrg": (1, 0), "bggr": (1, 1)}
 _BAYER = {f"bayer_{order}{bits}": place for bits in (8, 16) for order, place in _RED.items()}
-# Positions of Y, U and V among the values of two pixels.
-_SHARED = {"yuyv": (0, 1, 3), "yvyu": (0, 3, 1), "uyvy": (1, 0, 2)}
 _PLANAR: dict[str, tuple[_PlaneForm, ...]] = {"nv12": (_FULL, _HALF_PAIR), "nv21": (_FULL, _HALF_PAIR)}
 _PLANAR |= {"i420": (_FULL, _HALF, _HALF), "yv12": (_FULL, _HALF, _HALF)}
 _FORMS: dict[str, tuple[_PlaneForm, ...]] = {name: (_PlaneForm(samples=many),) for name, (many, _) in _PACKED.items()}
-_FORMS |= dict.fromkeys((*_GRAY, *_BAYER), (_FULL,)) | dict.fromkeys(_SHARED, (_PAIR,)) | _PLANAR
+_FORMS |= dict.fromkeys((*_GRAY, *_BAYER), (_FULL,)) | dict.fromkeys(PACKED_YUV, (_PAIR,)) | _PLANAR
 FORMATS = tuple(_FORMS)
 # Other names that ROS, GStreamer and V4L2 use for these formats.
 _ALIASES = {"rgb": "rgb8", "bgr": "bgr8", "rgba": "rgba8", "rgbx": "rgba8", "bgra": "bgra8", "bgrx": "bgra8"}
@@ -67,7 +66,6 @@ _ALIASES |= {"yuy2": "yuyv", "yuv422_yuy2": "yuyv", "yuv422": "uyvy", "iyuv": "i
 _ALIASES |= {order: f"bayer_{order}8" for order in _RED}
 _FOURTH = ("rgba8", "bgra8", "rgba16", "bgra16")
 _UNUSED = ("rgbx", "bgrx")  # names for these whose fourth value is not defined
-_WHITE = 65535
 _LEAST_SCALE = 1e-5  # below, every sample becomes 0
 _ALIGNED = (2, 4, 8, 16, 32, 64, 128, 256)
 _SEE = "see edgeres.runtime.Frame"
@@ -166,6 +164,25 @@ class Frame:
             raise UsageError(f"no colour of YUV is {self.colour!r:.80}", hint=f"give one of {', '.join(COLOURS)}")
         return name
 
+    def spec(self) -> FrameSpec | None:
+        """What an engine for such frames is built for, without gaps between rows; None: no engine can take them.
+
+        Raises:
+            UsageError, InputError: as :meth:`rgb`.
+        """
+        name = self._checked()
+        if name not in BYTE_FORMATS:
+            return None
+        height, width = _Reader(self, name).planes()[0].shape[:2]
+        try:
+            return FrameSpec(name, height, width, width * _FORMS[name][0].samples, height, self._colour_of(name))
+        except ValueError:  # too many rows or columns
+            return None
+
+    def _colour_of(self, name: str) -> Colour:
+        """The colour, which only YUV has."""
+        return self.colour if name in PACKED_YUV or name in _PLANAR else "bt601"
+
     def laid_as(self, spec: FrameSpec) -> U8 | None:
         """The bytes in an array of ``spec.shape``, without a copy where they lie so; None: another kind of frame.
 
@@ -173,10 +190,9 @@ class Frame:
             UsageError, InputError: as :meth:`rgb`.
         """
         name = self._checked()
-        yuv = name in _SHARED or name in _PLANAR
-        if name != spec.format or (yuv and self.colour != spec.colour):
+        if name != spec.format or self._colour_of(name) != spec.colour:
             return None
-        self._scale(name, _WHITE)
+        self._scale(name, WHITE)
         planes = _Reader(self, name).planes()
         if planes[0].shape[:2] != (spec.height_px, spec.width_px):
             return None
@@ -192,7 +208,7 @@ class Frame:
                 raise UsageError(f"{self.format} has bytes, which take no scale", hint="leave out scale")
             return None
         if self.scale is None:
-            if name == "16uc1" and full_scale == _WHITE:
+            if name == "16uc1" and full_scale == WHITE:
                 hint = "for depth in mm up to 5 m: scale=255/5000, or build with --full-scale 5000; mono16 has 65,535"
                 raise UsageError("a 16UC1 frame needs a scale from its samples to bytes", hint=hint)
             return None
@@ -214,7 +230,7 @@ class _Reader:
         self._width = _size(frame.width_px, "width_px")
         big_endian = _flag(frame.big_endian) or str(frame.format).lower().endswith("_be")
         self._dtype = np.dtype("u1" if _sample_bytes(name) == 1 else ">u2" if big_endian else "<u2")
-        self._even = 2 if self._forms[-1].down == 2 else 1, 2 if name in _PLANAR or name in _SHARED else 1
+        self._even = 2 if self._forms[-1].down == 2 else 1, 2 if name in _PLANAR or name in PACKED_YUV else 1
         self._least = 3 if name in _BAYER else 1
 
     def planes(self) -> list[Plane]:
@@ -388,7 +404,7 @@ _NOTHING: U8 = np.empty(0, np.uint8)
 @lru_cache(maxsize=4)
 def _bytes_of_full_scale(full_scale: int) -> U8:
     """The byte of every value of 16 bits, as files of 16 bits are read."""
-    return of_full_scale(np.arange(_WHITE + 1), full_scale)
+    return of_full_scale(np.arange(WHITE + 1), full_scale)
 
 
 def _one_or_all(steps: list[int]) -> int | tuple[int, ...]:
@@ -396,8 +412,8 @@ def _one_or_all(steps: list[int]) -> int | tuple[int, ...]:
 
 
 def _luma_and_chroma(name: str, first: Plane, others: list[Plane]) -> tuple[U8, U8, U8]:
-    if name in _SHARED:
-        y, u, v = _SHARED[name]
+    if name in PACKED_YUV:
+        y, u, v = PACKED_YUV[name]
         return first[..., y], first[:, u // 2 :: 2, u % 2], first[:, v // 2 :: 2, v % 2]
     blue, red = (others[0][..., 0], others[0][..., 1]) if len(others) == 1 else others
     return (first, blue, red) if name in ("nv12", "i420") else (first, red, blue)

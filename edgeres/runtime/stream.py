@@ -56,10 +56,8 @@ class Batcher:
         self, classify: Classifier, *, max_delay_ms: float = 5.0, max_batch: int | None = None, max_waiting: int = 64
     ) -> None:
         if not 0 <= max_delay_ms < float("inf") or (max_batch is not None and max_batch < 1) or max_waiting < 1:
-            what = (
-                f"max_delay_ms is 0 or more, max_batch and max_waiting 1 or more, found {max_delay_ms}, {max_batch} and"
-            )
-            raise UsageError(f"{what} {max_waiting}")
+            found = f"found {max_delay_ms}, {max_batch} and {max_waiting}"
+            raise UsageError(f"max_delay_ms is 0 or more, max_batch and max_waiting 1 or more, {found}")
         self._classify, self._delay_s, self._most = classify, max_delay_ms / 1e3, max_waiting
         self._batch = max_batch or classify.max_batch or _BATCH
         self._queue: deque[_Waiting] = deque()
@@ -78,10 +76,8 @@ class Batcher:
             InputError: it is no image; SourceError: a file or its bytes cannot be decoded.
             UsageError: this is closed.
         """
-        as_it_is = isinstance(image, Frame) and any(image.laid_as(spec) is not None for spec in self._classify.frames)
         since = monotonic()
-        if as_it_is:
-            assert isinstance(image, Frame)
+        if isinstance(image, Frame) and any(image.laid_as(spec) is not None for spec in self._classify.frames):
             waiting = _Waiting(image, since)
         else:
             waiting = _Waiting(np.array(self._classify.prepare(image)), since)  # the camera may use its memory again
