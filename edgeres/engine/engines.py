@@ -61,6 +61,12 @@ class EngineChoice:
             hardware_compatible=self.hardware_compatible,
         )
 
+    def request_here(self, precision: Precision, target: Target) -> BuildRequest:
+        """The same for a build on this machine, whose GPU limits the workspace if the user gave no ``workspace_mb``."""
+        assert target.runtime != "onnxruntime"
+        gpu = available(target.runtime).gpu
+        return self.request(precision, target, None if gpu is None else target.workspace_bytes(gpu.memory_bytes))
+
 
 class Engines(dict[EngineRecord, "bytes | None"]):
     """Serialized engines by record; None for an engine that is not kept.
@@ -124,10 +130,8 @@ def _build_for(
 ) -> None:
     """Build one target's engines, and enter them."""
     assert target.runtime != "onnxruntime"
-    gpu = available(target.runtime).gpu
-    workspace = None if gpu is None else target.workspace_bytes(gpu.memory_bytes)
     for precision in dict.fromkeys(("int8", *choice.also)):
-        request = choice.request(precision, target, workspace)
+        request = choice.request_here(precision, target)
         try:
             graph = graph_of(folder, precision, target.runtime, preprocess)
             built = build_engine(graph, request, target.runtime, progress)

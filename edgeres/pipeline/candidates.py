@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgeres.bundle import ANSWERS
-from edgeres.device.libraries import MODULES, available
+from edgeres.device.libraries import MODULES
 from edgeres.device.targets import Flavour
 from edgeres.errors import EnvironmentError_
 from edgeres.graph.forms import FORMS, best_on_cpu, form_for
 from edgeres.made import Made, graph_files
 from edgeres.pipeline.frame_candidates import frame_candidates
+from edgeres.pipeline.start import device_for, start, why_not_started
 from edgeres.records import EngineRecord
-from edgeres.runtime.choose import BACKENDS, cache_folder, in_order, start_engine
-from edgeres.runtime.memory import Device, default_device
+from edgeres.runtime.choose import BACKENDS, in_order
+from edgeres.runtime.memory import Device
 from edgeres.runtime.ort import OrtRunner
-from edgeres.runtime.runner import Runner
 from edgeres.verify.answers import REFERENCE
 from edgeres.verify.candidates import Candidate, Candidates, Precision
 from edgeres.verify.known import read_known
@@ -100,7 +100,7 @@ class _StartedEngines:
         if not records:
             return
         try:
-            device = self._device(runtime)
+            device = device_for(runtime)
         except EnvironmentError_ as error:
             self.not_run |= {str(record.file): str(error) for record in records}
             return
@@ -112,31 +112,17 @@ class _StartedEngines:
                     yield self._candidate(record, device)
         self._take(runtime, started, device)
 
-    def _device(self, runtime: Flavour) -> Device:
-        here = available(runtime)
-        if not here.can_run:
-            raise EnvironmentError_(here.reason)
-        return default_device()
-
     def _starts(self, record: EngineRecord, device: Device) -> bool:
-        try:
-            self._open(record, device).__exit__(None, None, None)
-        except EnvironmentError_ as error:
-            self.not_run[str(record.file)] = error.what
-            return False
-        return True
-
-    def _open(self, record: EngineRecord, device: Device) -> Runner:
-        file, host_code = str(record.file), self._made.permit.allows_host_code(record)
-        path, digest = self._made.folder / file, self._made.files[file]
-        return start_engine(path, record, digest, device, cache_folder(), host_code=host_code)
+        if why := why_not_started(self._made, record, device):
+            self.not_run[str(record.file)] = why
+        return not why
 
     def _candidate(self, record: EngineRecord, device: Device) -> tuple[str, Candidate]:
         name = engine_name(record)
         if record.precision != "fp32":
             self.graph_of[name] = self._form_of(record)
         opened = Candidate(
-            lambda threads: self._open(record, device), precision=record.precision, file=str(record.file)
+            lambda threads: start(self._made, record, device), precision=record.precision, file=str(record.file)
         )
         return name, opened
 

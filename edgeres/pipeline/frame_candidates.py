@@ -6,14 +6,12 @@ import importlib.util
 from pathlib import Path
 
 from edgeres.data.preprocess import geometry
-from edgeres.device.libraries import available
-from edgeres.device.targets import Flavour
 from edgeres.errors import EnvironmentError_
 from edgeres.made import Made
-from edgeres.records import EngineRecord, FrameSpec
-from edgeres.runtime.choose import cache_folder, start_engine
+from edgeres.pipeline.start import device_for, start, why_not_started
+from edgeres.records import EngineRecord
 from edgeres.runtime.frames import frame_from
-from edgeres.runtime.memory import default_device
+from edgeres.runtime.memory import Device
 from edgeres.runtime.ort import OrtRunner
 from edgeres.runtime.runner import Runner
 from edgeres.verify.candidates import FrameCandidate
@@ -31,14 +29,15 @@ def frame_candidates(made: Made, *, engines: bool = True) -> tuple[tuple[FrameCa
     can_write = importlib.util.find_spec("onnx") is not None
     for record in (one for one in made.engines if one.frame and one.file):
         graph = _graph_of(made, record)
-        why = "its graph is not in the bundle"
-        if graph is not None:
-            starts = _why_not(made, record) if engines else "engines are not run here"
-            why = starts and (_NO_ONNX if not can_write else "")
-        if why or graph is None:
-            missing[str(record.file)] = why
+        if graph is None:
+            missing[str(record.file)] = "its graph is not in the bundle"
             continue
-        found.append(_candidate(made, record, graph, started=not starts, can_write=can_write))
+        device = _device_for(made, record) if engines else "engines are not run here"
+        if isinstance(device, str) and not can_write:
+            missing[str(record.file)] = f"{device}; {_NO_ONNX}"
+            continue
+        gpu = None if isinstance(device, str) else device
+        found.append(_candidate(made, record, graph, gpu, can_write=can_write))
     return tuple(found), missing
 
 
@@ -49,31 +48,25 @@ def _graph_of(made: Made, record: EngineRecord) -> Path | None:
     return None if file is None or not (made.folder / file).is_file() else made.folder / file
 
 
-def _why_not(made: Made, record: EngineRecord) -> str:
-    """Why an engine does not start on this machine; "" where it does."""
+def _device_for(made: Made, record: EngineRecord) -> Device | str:
+    """The GPU on which an engine starts, or why it does not."""
     try:
-        _start(made, record).__exit__(None, None, None)
+        device = device_for("rtx" if record.runtime == "rtx" else "tensorrt")
     except EnvironmentError_ as error:
         return error.what
-    return ""
+    return why_not_started(made, record, device) or device
 
 
-def _start(made: Made, record: EngineRecord) -> Runner:
-    runtime: Flavour = "rtx" if record.runtime == "rtx" else "tensorrt"
-    if not (here := available(runtime)).can_run:
-        raise EnvironmentError_(here.reason)
-    file, host_code = str(record.file), made.permit.allows_host_code(record)
-    device, digest = default_device(), made.files[file]
-    return start_engine(made.folder / file, record, digest, device, cache_folder(), host_code=host_code)
-
-
-def _candidate(made: Made, record: EngineRecord, graph: Path, *, started: bool, can_write: bool) -> FrameCandidate:
+def _candidate(
+    made: Made, record: EngineRecord, graph: Path, device: Device | None, *, can_write: bool
+) -> FrameCandidate:
+    """The engine on this GPU; its graph where there is none."""
     frame, contract = record.frame, made.model.preprocess
     assert frame is not None
 
     def by_frame(threads: int) -> Runner:
-        if started:
-            return _start(made, record)
+        if device is not None:
+            return start(made, record, device)
         from edgeres.graph.frame import with_frame
         from edgeres.graph.normalize import load_onnx
 
@@ -86,17 +79,13 @@ def _candidate(made: Made, record: EngineRecord, graph: Path, *, started: bool, 
         return OrtRunner(pixels_of(contract, frame).SerializeToString(), threads=threads)
 
     return FrameCandidate(
-        _name(record.runtime, frame),
-        str(record.file),
-        frame,
-        lambda data: geometry(frame_from(frame, data).rgb(), contract),
-        by_frame,
-        lambda threads: OrtRunner(graph, threads=threads, integer=False),
-        pixels if can_write else None,
-        record.precision,
-        stand_in=not started,
+        name=f"{record.runtime} engine for {frame}",
+        file=str(record.file),
+        frame=frame,
+        contract=lambda data: geometry(frame_from(frame, data).rgb(), contract),
+        by_frame=by_frame,
+        prepared=lambda threads: OrtRunner(graph, threads=threads, integer=False),
+        pixels=pixels if can_write else None,
+        precision=record.precision,
+        stand_in=device is None,
     )
-
-
-def _name(runtime: str, frame: FrameSpec) -> str:
-    return f"{runtime} engine for {frame}"

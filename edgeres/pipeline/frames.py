@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeres.bundle import ENGINES, Bundle, log_of
-from edgeres.device.libraries import available
 from edgeres.device.targets import Flavour, Target
 from edgeres.engine.builder import Precision, build_engine
 from edgeres.engine.engines import EngineChoice, graph_of
@@ -44,20 +43,17 @@ def add_frame_engines(
     needs_onnx()
     assert target.runtime != "onnxruntime"
     record = chosen_form(bundle, target.runtime, form)
-    gpu = available(target.runtime).gpu
-    workspace = None if gpu is None else target.workspace_bytes(gpu.memory_bytes)
     precision: Precision = "int8" if record is None else record.precision
     model, built = _model(bundle, target, record, precision), []
     for frame in dict.fromkeys(frames):
         graph = frame_graph(model, bundle.manifest.model.preprocess, frame).SerializeToString()
-        request = replace(choice.request(precision, target, workspace), frame=frame)
+        request = replace(choice.request_here(precision, target), frame=frame)
         if choice.max_batch is None:
             request = replace(request, max_batch=request.opt_batch)  # a frame has megabytes
         engine = build_engine(graph, request, target.runtime, progress)
         file = f"{ENGINES}/{engine.file_name}"
         made = engine.record(target.name, file)
-        origin = replace(made.origin, form=record.name if record else "")
-        made = replace(made, origin=origin)
+        made = replace(made, origin=replace(made.origin, form=record.name if record else ""))
         bundle.add_engines({made: engine.data}, {log_of(file): engine.log_text.encode()})
         built.append(made)
     return tuple(built)

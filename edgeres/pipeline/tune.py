@@ -18,7 +18,7 @@ from edgeres.bench.board import Board, BoardState
 from edgeres.bundle import ENGINES, FP32, PROBES, Bundle, log_of
 from edgeres.device.libraries import available
 from edgeres.device.targets import Flavour, Target
-from edgeres.engine.builder import BuildRequest, BuiltEngine, Precision, build_engine
+from edgeres.engine.builder import BuiltEngine, Precision, build_engine
 from edgeres.engine.engines import EngineChoice, graph_of
 from edgeres.engine.inspector import count_kernels
 from edgeres.errors import EdgeresError, EngineError, UsageError, why_left_out
@@ -156,13 +156,6 @@ def _fp16_form(runtime: Flavour, bundle: Bundle, progress: Progress) -> list[For
     return [FormFile("fp16", "fp16", graph)]
 
 
-def _request(target: Target, choice: EngineChoice, precision: Precision) -> BuildRequest:
-    assert target.runtime != "onnxruntime"
-    gpu = available(target.runtime).gpu
-    workspace = None if gpu is None else target.workspace_bytes(gpu.memory_bytes)
-    return choice.request(precision, target, workspace)
-
-
 def _build_all(run: _Tuning, forms: list[FormFile]) -> None:
     for index, form in enumerate(forms):
         run.progress.say(f"form {index + 1} of {len(forms)}: {form.name}")
@@ -173,7 +166,7 @@ def _build_all(run: _Tuning, forms: list[FormFile]) -> None:
 
 def _build(run: _Tuning, form: FormFile, others: int) -> None:
     """Build a form's engine, or take the one that an interrupted run has built, if it fits in beside ``others``."""
-    request, path = _request(run.target, run.choice, form.precision), run.kept.engines[form.name]
+    request, path = run.choice.request_here(form.precision, run.target), run.kept.engines[form.name]
     if why := run.budget.why_not(others, is_built=path.is_file()):
         run.reasons[form.name] = f"not built: {why}"
         return
@@ -210,7 +203,7 @@ def _kept(target: Target, choice: EngineChoice, forms: list[FormFile], network: 
 
     def path(form: FormFile) -> Path:
         graph = form.graph if isinstance(form.graph, bytes) else form.graph.read_bytes()
-        request = _request(target, choice, form.precision)
+        request = choice.request_here(form.precision, target)
         words = (hashlib.sha256(graph).hexdigest(), network, request, here.version, here.gpu)
         return folder() / f"{hashlib.sha256(repr(words).encode()).hexdigest()[:24]}.engine"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -33,11 +33,11 @@ SAMPLE = 16  # a frame takes the CPU ten times as long as its prepared image
 class _FrameTally:
     """What was found of one image after another."""
 
-    by_frame: list[F32]
-    prepared: list[F32]
-    reference: list[F32]
-    labels: list[int]
-    names: list[str]
+    by_frame: list[F32] = field(default_factory=list)
+    prepared: list[F32] = field(default_factory=list)
+    reference: list[F32] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
     equal: int = 0
     pixels: int = 0
     worst: int = 0
@@ -58,7 +58,7 @@ def sample_frames(
 def _sampled(
     candidate: FrameCandidate, candidates: Candidates, source: Source, spec: ModelSpec, advance: Callable[[int], None]
 ) -> FrameSample:
-    seen = _FrameTally([], [], [], [], [])
+    seen = _FrameTally()
     with ExitStack() as stack:
         opened = (candidate.by_frame, candidate.prepared, candidates.reference.open)
         by_frame, prepared, reference = (stack.enter_context(open_(0)) for open_ in opened)
