@@ -61,7 +61,8 @@ class Sources:
         return self
 
     def _overlap(self) -> list[str]:
-        many = f"{(shared := self.overlap):,} of {len(self.calibration):,} calibration images"
+        shared = self.overlap
+        many = f"{shared:,} of {len(self.calibration):,} calibration images"
         return [f"{many} are validation images too, which makes INT8 look better than it is"] if shared else []
 
 

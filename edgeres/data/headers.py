@@ -14,6 +14,9 @@ from edgeres.errors import InputError
 from edgeres.files import open_file
 
 MOST_PIXELS = 100_000_000
+_MOST_SCANS = 64  # of a progressive JPEG, which has about ten; each passes over all pixels
+_MOST_EXIF = 1 << 20  # bytes
+_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 
 
 def bounded(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -26,11 +29,6 @@ def bounded(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
         what = f"an array {image.shape} has more than {MOST_PIXELS // 1_000_000} million pixels"
         raise InputError(what, hint="make it smaller")
     return image
-
-
-_MOST_SCANS = 64  # of a progressive JPEG, which has about ten; each passes over all pixels
-_MOST_EXIF = 1 << 20  # bytes
-_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 
 
 def check_header(file: str | Path | IO[bytes]) -> str | None:

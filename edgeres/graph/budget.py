@@ -13,6 +13,7 @@ from pathlib import Path
 
 from edgeres.errors import NO_MEMORY, EnvironmentError_, ModelError
 from edgeres.files import is_inside, open_below, open_file
+from edgeres.graph.confined import ALONE
 from edgeres.graph.sizes import Sizes, sizes_of
 from edgeres.graph.skeleton import Damaged, Declared, Skeleton
 
@@ -23,8 +24,7 @@ _ALIVE, _PLAIN_ALIVE = 1 << 29, 1 << 27
 _WORK, _PLAIN_WORK, _PLAIN_FOLDED = 5 * 10**11, 4 * 10**10, 10**10
 _PLAIN_LISTED = 1 << 22
 FREE_PX = 256  # where height and width are the user's to choose
-_EXTERNAL = 2 << 30  # more, and ONNX Runtime cannot be given the graph as one message
-_HINT = "export the classifier alone, for images of its usual size"
+_MESSAGE = 2 << 30  # the most bytes of a protobuf message: of a file, or of a graph with its weights
 
 
 def admit(content: bytes, where: object, *, free_px: int = FREE_PX, often: bool = False) -> str:
@@ -46,7 +46,7 @@ def admit(content: bytes, where: object, *, free_px: int = FREE_PX, often: bool 
         nodes = skeleton.expanded()
         if nodes > _NODES:
             what = f"it has {nodes:,} nodes, and at most {_NODES:,} are read"
-            raise ModelError(what, where=where, hint=_HINT)
+            raise ModelError(what, where=where, hint=ALONE)
         tensors = [*skeleton.initializers, *skeleton.constants, *skeleton.elsewhere]
         sizes = sizes_of(skeleton, free_px)
     except Damaged as error:
@@ -64,14 +64,14 @@ def admit(content: bytes, where: object, *, free_px: int = FREE_PX, often: bool 
 def _refuse(sizes: Sizes, tensors: Iterable[Declared], where: object) -> None:
     if sizes.alive > _ALIVE:
         what = f"one image would take {sizes.alive * 4 / 1e9:,.0f} GB, most of it for {sizes.largest}"
-        raise ModelError(what, where=where, hint=_HINT)
+        raise ModelError(what, where=where, hint=ALONE)
     if sizes.work > _WORK:
         what = f"one image would take {sizes.work / 1e9:,.0f} billion multiplications, most of them in {sizes.largest}"
-        raise ModelError(what, where=where, hint=_HINT)
+        raise ModelError(what, where=where, hint=ALONE)
     # What is stored in the file was held to its bytes; what is not stored must be written out.
     written = sum(prod(tensor.dims) for tensor in tensors if tensor.values is None and tensor.external is None)
-    if written > _EXTERNAL:
-        raise ModelError(f"its constants claim {written:,} values", where=where, hint=_HINT)
+    if written > _MESSAGE:
+        raise ModelError(f"its constants claim {written:,} values", where=where, hint=ALONE)
 
 
 def check_external(content: bytes, folder: Path) -> None:
@@ -96,7 +96,7 @@ def check_external(content: bytes, folder: Path) -> None:
         needed = -(-prod(tensor.dims) * tensor.bits // 8)
         if length is not None and needed > max(length, 0):
             raise ValueError(f"constant {tensor.name} claims {needed:,} bytes, and {length:,} are stored")
-    if total > min(2 * sum(sizes.values()), _EXTERNAL):
+    if total > min(2 * sum(sizes.values()), _MESSAGE):
         raise ValueError(f"its constants take {total:,} bytes from files of {sum(sizes.values()):,}")
 
 
@@ -118,6 +118,6 @@ def read_bounded(path: Path) -> bytes:
     """
     with open_file(path) as stream:
         size = os.fstat(stream.fileno()).st_size
-        if size > _EXTERNAL:
-            raise OSError(errno.EFBIG, f"it has {size:,} bytes, and an ONNX file has at most {_EXTERNAL:,}", str(path))
+        if size > _MESSAGE:
+            raise OSError(errno.EFBIG, f"it has {size:,} bytes, and an ONNX file has at most {_MESSAGE:,}", str(path))
         return stream.read()

@@ -18,7 +18,7 @@ from edgeres import errors
 from edgeres.errors import NO_MEMORY, EdgeresError, EnvironmentError_, ModelError
 
 MEMORY, SECONDS = 1_800_000_000, 45  # bytes of the process's own data; on one clock for all cores, and on the wall's
-_HINT = "export the classifier alone, for images of its usual size"
+ALONE = "export the classifier alone, for images of its usual size"
 _TOO_MUCH = f"trying this graph takes more than {MEMORY / 1e9:.1f} GB"
 # The search path of this process, and not the directory that it happens to be in.
 _START = "import sys; sys.path[:] = sys.argv[1].split('\\n'); from edgeres.graph.confined import main; main()"
@@ -55,17 +55,17 @@ def confined(function: str, asked: Json, content: bytes, where: object) -> tuple
     with suppress(ValueError):
         answer = json.loads(line)
         if "error" in answer and answer["error"]["what"] == NO_MEMORY:
-            raise ModelError(_TOO_MUCH, where=where, hint=_HINT)
+            raise ModelError(_TOO_MUCH, where=where, hint=ALONE)
         if "error" in answer:
             raise _error_of(answer["error"], where)
         return answer["found"], rest
     if -child.returncode in (24, 14):  # SIGXCPU, SIGALRM
         raise _too_long(where)
-    raise ModelError(f"{_TOO_MUCH}, or ends ONNX Runtime (status {child.returncode})", where=where, hint=_HINT)
+    raise ModelError(f"{_TOO_MUCH}, or ends ONNX Runtime (status {child.returncode})", where=where, hint=ALONE)
 
 
 def _too_long(where: object) -> ModelError:
-    return ModelError(f"trying this graph takes more than {SECONDS} s", where=where, hint=_HINT)
+    return ModelError(f"trying this graph takes more than {SECONDS} s", where=where, hint=ALONE)
 
 
 def _error_of(told: Json, where: object) -> EdgeresError:

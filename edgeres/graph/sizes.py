@@ -502,27 +502,13 @@ _SAME = (
     *("MeanVarianceNormalization", "QuantizeLinear", "DequantizeLinear", "Clip", "CastLike", "Sin", "Cos", "IsNaN"),
 )
 _BROADCAST = (
-    "Add",
-    "Sub",
-    "Mul",
-    "Div",
-    "Pow",
-    "Sum",
-    "Mean",
-    "Max",
-    "Min",
-    "Mod",
-    "Where",
-    "And",
-    "Or",
-    "Xor",
-    "Equal",
+    *("Add", "Sub", "Mul", "Div", "Pow", "Sum", "Mean", "Max", "Min", "Mod", "Where", "And", "Or", "Xor"),
+    *("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"),
 )
-_MORE = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual")
 _REDUCE = ("Mean", "Sum", "Max", "Min", "Prod", "L1", "L2", "SumSquare", "LogSum", "LogSumExp")
 _RULES: dict[str, Callable[[Operation, Inputs], Made]] = {
     **dict.fromkeys(_SAME, _same),
-    **dict.fromkeys((*_BROADCAST, *_MORE), _broadcast),
+    **dict.fromkeys(_BROADCAST, _broadcast),
     **dict.fromkeys(("Conv", "ConvInteger", "QLinearConv"), _conv),
     **dict.fromkeys(("MaxPool", "AveragePool", "LpPool"), _pool),
     **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"), _global_pool),

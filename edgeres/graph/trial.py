@@ -10,6 +10,7 @@ from edgeres.errors import ModelError, reading
 from edgeres.graph.budget import FREE_PX, admit, read_bounded
 from edgeres.graph.confined import confined
 
+NUMPY_NAMES = {"float": "float32", "double": "float64"}  # of ONNX's types, where they differ
 # ONNX Runtime's exceptions for graphs that it does not take at all, before it computes anything.
 _AT_ONCE = ("InvalidGraph", "InvalidProtobuf", "NotImplemented", "NoSuchFile")
 
@@ -66,7 +67,6 @@ def _tried(asked: dict[str, Any], content: bytes) -> tuple[dict[str, Any], bytes
                 size if isinstance(size, int) else FREE_PX if axis else 1 for axis, size in enumerate(tensor.shape)
             ]
             kind = tensor.type.removeprefix("tensor(").removesuffix(")")
-            kind = {"float": "float32", "double": "float64"}.get(kind, kind)
-            feed[tensor.name] = random.standard_normal(sizes).astype(kind)
+            feed[tensor.name] = random.standard_normal(sizes).astype(NUMPY_NAMES.get(kind, kind))
         session.run(None, feed)
     return {}, b""

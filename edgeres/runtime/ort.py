@@ -10,10 +10,9 @@ import numpy as np
 
 from edgeres.device.cpu import usable_cores
 from edgeres.errors import EngineError, ModelError, reading
-from edgeres.graph.trial import read_graph
+from edgeres.graph.trial import NUMPY_NAMES, read_graph
 from edgeres.runtime.runner import Feed, TensorSpec, any_batch, check_feed, closed, parts
 
-_DTYPES = {"float": "float32", "double": "float64"}  # ONNX's names that differ from NumPy's
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -113,7 +112,7 @@ def _spec(tensor: Any) -> TensorSpec:
     kind = tensor.type.removeprefix("tensor(").removesuffix(")")
     shape = tuple(size if isinstance(size, int) else None for size in tensor.shape)
     try:
-        dtype = np.dtype(_DTYPES.get(kind, kind))
+        dtype = np.dtype(NUMPY_NAMES.get(kind, kind))
     except TypeError:  # strings, and float types that NumPy does not have
         dtype = np.dtype(object)
     return TensorSpec(tensor.name, dtype, shape)
