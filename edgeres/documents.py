@@ -108,7 +108,8 @@ class DocumentKind(Generic[R]):
         try:
             raw = self._parsed(content) if isinstance(content, bytes) else content
             _check_values(raw, ())
-            return _converted(_arranged(self._body(raw), self.record, ()), self.record, ())  # type: ignore[no-any-return]
+            found: R = _converted(_arranged(self._body(raw), self.record, ()), self.record, ())
+            return found
         except _Fault as fault:
             place = f"{self.root}{''.join(map(_step, fault.path))}: " if fault.path else ""
             raise self.error(place + fault.what, where=where, hint=fault.hint or self.hint) from None

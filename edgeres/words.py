@@ -117,7 +117,8 @@ def relative_path(path: Path) -> str:
 
 def shown_argument(word: str) -> str:
     """A word of a command line for a report."""
-    option, path = re.match(r"(--?[\w-]+=|-\w(?=/))?(.*)", word, re.DOTALL).groups(default="")  # type: ignore[union-attr]
+    option = "".join(re.findall(r"\A(?:--?[\w-]+=|-\w(?=/))", word))
+    path = word.removeprefix(option)
     return option + (shown_path(path) if os.path.isabs(path) else shown_url(path))  # noqa: PTH117  any text
 
 
