@@ -13,6 +13,7 @@ from edgeres.calibrate.identity import Identity, identify
 from edgeres.calibrate.ranges_file import RangesFile
 from edgeres.calibrate.record import Calibration, Wanted
 from edgeres.data.loader import Loader
+from edgeres.device.memory import return_freed
 from edgeres.errors import SourceError, why_left_out
 from edgeres.graph.forms import PLANNED
 from edgeres.graph.graph import Graph
@@ -75,6 +76,7 @@ def quantize(
         SourceError: images cannot be read.
         ModelError: a tensor is not finite.
     """
+    return_freed()  # what came before: refinement calibrates again and again
     graph, identity, failed = Graph(model), identify(model), dict[Style, str]()
     placements = each_style(styles, lambda style: place(graph, style, choice.codes), failed)
     wanted = {style: wanted_ranges(placement) for style, placement in placements.items()}

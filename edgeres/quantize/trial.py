@@ -19,6 +19,7 @@ from onnx import ModelProto
 
 from edgeres.data.loader import Loader
 from edgeres.data.preprocess import normalize
+from edgeres.device.memory import return_freed
 from edgeres.device.targets import Runtime
 from edgeres.errors import ModelError, why_left_out
 from edgeres.graph.forms import FORMS, GraphForm, forms_for
@@ -196,7 +197,9 @@ def _db(noise: float) -> float:
 
 
 def _scores(graph: ModelProto, images: F32, *, integer: bool = False) -> F32:
-    with OrtRunner(graph.SerializeToString(), integer=integer) as runner:
+    serialized = graph.SerializeToString()
+    return_freed()
+    with OrtRunner(serialized, integer=integer) as runner:
         return runner.infer({runner.input_name: images})[runner.output_name]
 
 
