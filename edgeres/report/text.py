@@ -248,7 +248,7 @@ def _steps_in_brief(steps: list[dict[str, Any]]) -> list[tuple[str, str]]:
             words.append(f"{style} graph {decibels(kept[-1]['after_db'])}: {kept[-1]['name']}")
         elif kept:
             change = f"{decibels(kept[0]['before_db'])} to {decibels(kept[-1]['after_db'])}"
-            words.append(f"{style} graph {change} on held-back images ({', '.join(step['name'] for step in kept)})")
+            words.append(f"{style} graph {change} on held-back images ({' + '.join(step['name'] for step in kept)})")
     dropped = sum(not step["kept"] for step in tried)
     if dropped:
         words.append(f"{dropped} {'step' if dropped == 1 else 'steps'} left out, since no gain was certain")
