@@ -5,7 +5,7 @@ Folders are named ``verify``, ``quantize`` and ``bench``, and would hide functio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,14 +115,11 @@ def bench_bundle(
 
 def _sorted(model: Any, options: Mapping[str, Any], known: type, where: str) -> BuildOptions:
     """The options in the records of a build, of which this step takes those that it knows."""
-    names: Sequence[str] = sorted(set(options) - keywords_of(known))
-    if names:
+    if names := sorted(set(options) - keywords_of(known)):
         raise UsageError(f"no such option: {', '.join(names)}", where=where)
     return BuildOptions.of(model, options)
 
 
 def keywords_of(known: type) -> set[str]:
-    """The names of a class of keywords."""
-    return {name for base in known.__mro__ for name in vars(base).get("__annotations__", ())} | set(
-        known.__annotations__
-    )
+    """The names in a class of keywords, which has those of its bases too."""
+    return set(known.__annotations__)
