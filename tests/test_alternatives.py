@@ -19,7 +19,10 @@ from edgeres.bundle import FP16, FP32, PROBES, Bundle
 from edgeres.data.preprocess import normalize
 from edgeres.engine.engines import graph_of
 from edgeres.errors import BundleError, ModelError
+from edgeres.graph.half import to_fp16
+from edgeres.graph.lint import lint
 from edgeres.graph.normalize import normalize as canonical
+from edgeres.graph.shared_weights import cast_weights
 from edgeres.quantize.alternatives import Alternative, Material, alternatives, try_alternatives
 from edgeres.quantize.trial import Probes
 from edgeres.records import FormRecord, ModelSpec, Preprocess
@@ -32,6 +35,9 @@ NORMALIZATIONS = {
     "imagenet, channels last, BGR": spec(layout="NHWC", channel_order="BGR"),
     "bytes minus 128": spec(mean=(128.0,) * 3, std=(1.0,) * 3, pixel_scale=1.0),
 }
+
+IMAGES = np.zeros((2, SIDE, SIDE, 3), np.uint8)
+SCORES = np.zeros((2, len(CLASSES)), np.float32)
 
 
 def scores_of(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
@@ -52,11 +58,20 @@ def test_probes_of_pixels_are_kept_as_bytes_and_read_back_exactly(tmp_path: Path
     given = ProbeSet(normalize(pixels, model.preprocess), np.random.default_rng(1).random((5, 6), np.float32))
     content = given.to_npz(model.preprocess)
     with np.load(io.BytesIO(content)) as arrays:
-        assert np.array_equal(arrays["pixels"], pixels)
+        for row in range(SIDE):  # each pixel is the one on its left and its step, in bytes
+            assert np.array_equal(arrays["steps"][:, row, 0], pixels[:, row, 0])
+            steps = pixels[:, row, :-1] + arrays["steps"][:, row, 1:]
+            assert np.array_equal(steps, pixels[:, row, 1:])
     path = write_bundle(tmp_path / "b.edgeres", model, {PROBES: content})
     found = read_probes(Bundle(path))
     assert np.array_equal(found.inputs, given.inputs)
     assert np.array_equal(found.scores, given.scores)
+
+
+def test_probes_of_older_bundles_are_pixels_as_they_are(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
+    bundle = Bundle(write_bundle(tmp_path / "b.edgeres", files={PROBES: npz(pixels=pixels, scores=SCORES)}))
+    assert np.array_equal(read_probes(bundle).inputs, normalize(pixels, spec().preprocess))
 
 
 def test_probes_that_no_bytes_give_are_kept_as_they_are(tmp_path: Path) -> None:
@@ -66,8 +81,6 @@ def test_probes_that_no_bytes_give_are_kept_as_they_are(tmp_path: Path) -> None:
     assert np.array_equal(found.inputs, inputs)
 
 
-IMAGES = np.zeros((2, SIDE, SIDE, 3), np.uint8)
-SCORES = np.zeros((2, len(CLASSES)), np.float32)
 WRONG = {
     "no archive": b"probes",
     "cut": npz(pixels=IMAGES, scores=SCORES)[:200],
@@ -80,6 +93,8 @@ WRONG = {
     "other rank": npz(pixels=IMAGES[0, 0, 0], scores=SCORES),
     "other type": npz(inputs=np.zeros((2, 3, SIDE, SIDE)), scores=SCORES),
     "pixels of another type": npz(pixels=IMAGES.astype(np.float32) + 300, scores=SCORES),
+    "steps of another type": npz(steps=IMAGES.astype(np.float32) + 0.5, scores=SCORES),
+    "steps without rows": npz(steps=IMAGES[0, 0], scores=SCORES),
     "objects": npz(pixels=IMAGES, scores=np.array([None])),
 }
 
@@ -104,13 +119,53 @@ def test_the_fp16_form_computes_in_float16(network: tuple[onnx.ModelProto, np.nd
     tried = try_alternatives([found["fp16"]], Probes.of(fp32, x))
     assert not tried.left_out
     graph = tried.graphs["fp16"]
-    types = {tensor.name: tensor.data_type for tensor in graph.graph.initializer}
+    casts = {node.output[0] for node in graph.graph.node if node.op_type == "Cast"}
+    types = {tensor.name: tensor.data_type for tensor in graph.graph.initializer} | dict.fromkeys(
+        casts, onnx.TensorProto.FLOAT16
+    )
     weights = {types[node.input[1]] for node in graph.graph.node if node.op_type == "Conv"}
     assert weights == {onnx.TensorProto.FLOAT16}
     exact, rounded = scores_of(fp32, x), scores_of(graph, x)
     noise = ((exact - rounded) ** 2).sum() / (exact**2).sum()
     assert 0 < noise < 1e-4
     assert tried.sqnr_db["fp16"] == pytest.approx(-10 * np.log10(noise), abs=0.5)
+
+
+def test_weights_that_are_cast_from_float32_give_the_same_bits_as_float16_ones(
+    network: tuple[onnx.ModelProto, np.ndarray],
+) -> None:
+    fp32, x = network
+    own = to_fp16(fp32)
+    cast = cast_weights(to_fp16(fp32), fp32)
+    onnx.checker.check_model(cast)
+    assert np.array_equal(scores_of(own, x), scores_of(cast, x))
+    large = [tensor for tensor in cast.graph.initializer if len(tensor.raw_data) >= 1024]
+    assert large
+    assert {tensor.data_type for tensor in large} == {onnx.TensorProto.FLOAT}
+    assert not lint(cast)
+
+
+def single_product(weights: np.ndarray, kind: int) -> onnx.ModelProto:
+    values = [onnx.helper.make_tensor_value_info(name, kind, ["n", 32]) for name in "xy"]
+    node, stored = (
+        onnx.helper.make_node("MatMul", ["x", "w"], ["y"], "product"),
+        onnx.numpy_helper.from_array(weights, "w"),
+    )
+    graph = onnx.helper.make_graph([node], "g", values[:1], values[1:], [stored])
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_only_weights_of_the_same_bits_are_cast(changed: bool) -> None:
+    weights = np.random.default_rng(0).standard_normal((32, 32)).astype(np.float32)
+    half = weights.astype(np.float16)
+    half[3, 4] += np.float16(changed * 0.01)
+    made = cast_weights(single_product(half, onnx.TensorProto.FLOAT16), single_product(weights, onnx.TensorProto.FLOAT))
+    assert [node.op_type for node in made.graph.node] == (["MatMul"] if changed else ["Cast", "MatMul"])
+    x = np.random.default_rng(1).standard_normal((4, 32)).astype(np.float16)
+    session = ort.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+    exact = x.astype(np.float64) @ half.astype(np.float64)
+    assert np.abs(session.run(None, {"x": x})[0] - exact).max() < 0.05
 
 
 def test_a_form_that_fails_is_left_out_with_its_reason(network: tuple[onnx.ModelProto, np.ndarray]) -> None:
@@ -181,14 +236,16 @@ def test_a_bundle_lists_its_forms_and_they_compute_what_it_says(bundle: Bundle) 
         assert form.sqnr_db == pytest.approx(sqnr, abs=0.2), form.name
 
 
-def test_default_forms_of_tensorrt_and_fp16_hold_their_weights_and_others_share_them(bundle: Bundle) -> None:
+def test_default_forms_hold_their_weights_and_others_share_them(bundle: Bundle) -> None:
     alone = {form.name for form in bundle.forms if not form.weights}
-    assert alone >= {"tensorrt", "cpu", "fp16"}
+    assert alone >= {"tensorrt", "cpu"}
+    assert next(form for form in bundle.forms if form.name == "fp16").weights == (FP32,)
+    assert (bundle.path / FP16).stat().st_size < 0.1 * (bundle.path / FP32).stat().st_size
     for form in bundle.forms:
         tensors = onnx.load(str(bundle.path / form.file), load_external_data=False).graph.initializer
         places = {entry.value for t in tensors for entry in t.external_data if entry.key == "location"}
         assert places == set(form.weights), form.name
-    shared = [form.file for form in bundle.forms if form.weights]
+    shared = [form.file for form in bundle.forms if "model.int8.onnx" in form.weights]
     assert shared
     (bundle.path / "model.int8.onnx").rename(bundle.path / "gone.onnx")
     try:

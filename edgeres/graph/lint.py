@@ -267,6 +267,8 @@ def _computed_weights(graph: Graph, node: NodeProto) -> _Found:
     if node.op_type not in {"Conv", "ConvTranspose"} or _is_weight(graph, node.input[1]):
         return
     producer = graph.producer(node.input[1])
+    if producer is not None and producer.op_type == "Cast" and graph.is_constant(producer.input[0]):
+        return  # folded by the builder
     if producer is not None and producer.op_type != "DequantizeLinear":
         yield node.input[1], "weights", "version", "weights computed at run time; some TensorRT versions refuse them"
 

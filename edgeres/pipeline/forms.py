@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgeres.bundle import FP32
 from edgeres.device.targets import Runtime
 from edgeres.files import write_file
 from edgeres.graph.forms import FORMS
@@ -23,7 +24,7 @@ def write_alternatives(
 ) -> tuple[FormRecord, ...]:
     """Write those further forms that pass their trial and could be the best on some device.
 
-    Weights that the default form for TensorRT or an earlier form holds are read from its file.
+    Weights that the default form for TensorRT, an earlier form or the FP32 graph holds are read from its file.
 
     Args:
         defaults: the default forms, which are written already.
@@ -44,6 +45,7 @@ def write_alternatives(
         if FORMS[name].runtime in costs:
             figures[FORMS[name].runtime] = defaults.sqnr_db[name]
             held[FORMS[name].file] = (folder / FORMS[name].file).read_bytes()
+    held[FP32] = (folder / FP32).read_bytes()
     kept = worthwhile(found, costs, figures, MOST_FORMS - len(costs))
     records = []
     for form in kept:

@@ -21,6 +21,7 @@ from edgeres.graph.graph import Graph
 from edgeres.graph.half import to_fp16
 from edgeres.graph.half_scales import OPSET, half_with_scales
 from edgeres.graph.rtx import rtx_form
+from edgeres.graph.shared_weights import cast_weights
 from edgeres.progress import SILENT, Progress
 from edgeres.quantize.cost import Cost, cost_of, stages
 from edgeres.quantize.replan import only, pools_between_codes, with_codes, with_half_scales, with_pools
@@ -89,7 +90,7 @@ def alternatives(material: Material) -> Iterator[Alternative]:
     """Every form besides the default ones that a bundle may hold, the most useful ones first."""
     float_graph = Graph(material.fp32)
     costs = {runtime: cost_of(float_graph, None, 2, runtime) for runtime in _runtimes(_HALF)}
-    yield Alternative(_HALF, lambda: to_fp16(material.fp32), _FP16_NOISE, costs)
+    yield Alternative(_HALF, lambda: cast_weights(to_fp16(material.fp32), material.fp32), _FP16_NOISE, costs)
     if material.graph is not None and material.plan is not None:
         for form in _in_int8(_Writer(material, material.graph, material.plan, material.codes)):
             scales_in_half = form.record.between == "float16" and "tensorrt" in form.record.runtimes
@@ -121,7 +122,11 @@ class _Writer:
         cost = cost_of(Graph(self.material.fp32), plan, 2 if half else 4, runtime)
         finish = rtx_form if runtime == "rtx" else half_with_scales if half else _as_it_is
         chosen = with_half_scales(plan) if finish is half_with_scales else plan
-        return Alternative(record, lambda: finish(rewrite(float_graph, chosen)), _INT8_NOISE, {runtime: cost})
+
+        def write() -> ModelProto:
+            return cast_weights(finish(rewrite(float_graph, chosen)), self.material.fp32)
+
+        return Alternative(record, write, _INT8_NOISE, {runtime: cost})
 
 
 def _as_it_is(model: ModelProto) -> ModelProto:
