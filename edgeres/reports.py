@@ -21,8 +21,8 @@ SCHEMAS = Path(__file__).with_name("report")
 REPORT_SCHEMA, BASELINE_SCHEMA = "schema.json", "baseline.schema.json"
 REPORT_FORMAT, BASELINE_FORMAT = 2, 2
 _BASELINE = "edgeres baseline"
-# What DocumentKind reads by itself.
-_HEAD = {"schema", "kind", "digest"}
+# What DocumentKind reads by itself, in the document and not in its parts.
+_HEAD = frozenset({"schema", "kind", "digest"})
 _SIZES = {"fp32_bytes", "int8_bytes", "deployed_bytes"}
 _PLAIN: dict[str, Any] = {"string": str, "integer": int, "number": float, "boolean": bool, "null": None}
 _LACKS: Any = object()  # a key that a document does not have; null is a value
@@ -143,10 +143,12 @@ def _object(schema: Json, file: str) -> Any:
 
 
 def _record(schema: Json, file: str, consistent: Callable[[Any], None] | None = None) -> type[Any]:
+    """A record of the schema's keys; that of the whole document, which has ``consistent``, leaves out its head."""
+    head = _HEAD if consistent else frozenset()
     parts = [(schema, file), *(_referred(part["$ref"], file) for part in schema.get("allOf", ()))]
     keys = {key: (of, where) for part, where in parts for key, of in part.get("properties", {}).items()}
     required = {key for part, _ in parts for key in part.get("required", ())}
-    own = {key: _type(*of) for key, of in keys.items() if key not in _HEAD}
+    own = {key: _type(*of) for key, of in keys.items() if key not in head}
     rows = [
         (f"{key}_" if keyword.iskeyword(key) else key, kind, field(metadata=named(key)))
         if key in required

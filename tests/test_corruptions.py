@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,13 @@ from PIL import Image
 
 from edgeres.data.arrays import Arrays
 from edgeres.data.choose import DataChoice
-from edgeres.data.corruptions import CORRUPTIONS, IMAGES, Corrupted, Corruption, corrupt
+from edgeres.data.corruptions import CORRUPTIONS, IMAGES, Corrupted, Corruption, check_corruptible, corrupt
 from edgeres.data.loader import Loader
+from edgeres.data.sources import open_source
 from edgeres.errors import UsageError
 from edgeres.judge.corruptions import corruption_rows, judge_corruptions
 from edgeres.progress import SILENT
-from edgeres.records import ModelSpec, Preprocess
+from edgeres.records import ModelSpec, PixelReading, Preprocess
 from edgeres.runtime.ort import OrtRunner
 from edgeres.verify.accuracy import CorruptedAnswers
 from edgeres.verify.answers import AnswerTable
@@ -132,8 +134,42 @@ def test_large_sources_are_thinned_and_other_images_refused() -> None:
     some = Corrupted(source, None, 0)
     assert len(some) == IMAGES
     assert np.ptp(np.bincount(some.labels)) <= 1
-    with pytest.raises(UsageError, match=r"found uint8 \(8, 8, 1\)"):
-        corrupt(np.zeros((8, 8, 1), np.uint8), CORRUPTIONS[0], (0, 0))
+    with pytest.raises(UsageError, match=r"found uint8 \(8, 8, 4\)"):
+        corrupt(np.zeros((8, 8, 4), np.uint8), CORRUPTIONS[0], (0, 0))
+    four = Preprocess((8, 8), mean=(0.0,) * 4, std=(1.0,) * 4, reading=PixelReading(channels=4))
+    with pytest.raises(UsageError, match="images of 4 channels are not corrupted"):
+        check_corruptible(four)
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_gray_is_corrupted_as_a_plane_of_colour_is(corruption: Corruption) -> None:
+    gray = picture(120, 168)[..., 0]
+    found = corrupt(gray, corruption, (0, 3))
+    assert (found != gray).any()
+    np.testing.assert_array_equal(corrupt(gray[..., None], corruption, (0, 3)), found[..., None])
+    if corruption.kind == "jpeg":
+        file = io.BytesIO()
+        Image.fromarray(gray, "L").save(file, "JPEG", quality=int(corruption.value))
+        np.testing.assert_array_equal(found, np.asarray(Image.open(file)))
+    elif corruption.kind != "noise":
+        np.testing.assert_array_equal(corrupt(np.dstack([gray] * 3), corruption, (0, 3)), np.dstack([found] * 3))
+
+
+def test_images_are_read_as_the_network_takes_them(tmp_path: Path) -> None:
+    """Depth by its full scale, and orientation by the contract, not by the defaults."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(picture()).save(tmp_path / name / "turned.png", exif=exif)
+        Image.fromarray(np.full((40, 56), 2000, np.uint16)).save(tmp_path / name / "depth.png")
+    source = open_source(str(tmp_path), role="validation", px=40)
+    files = [source.name(index) for index in range(len(source))]
+    dark = Corrupted(source, Corruption("dark", 1), 0)
+    depth, turned = (next(i for i, name in enumerate(files) if word in name) for word in ("depth", "turned"))
+    assert dark.image_as(turned, PixelReading(exif=False)).shape == (40, 56, 3)
+    assert dark.image_as(turned, PixelReading()).shape == (56, 40, 3)
+    assert (dark.image_as(depth, PixelReading(channels=1, full_scale=4000)) == 64).all()  # half of 2000 / 4000
 
 
 # ---- INT8 that breaks ------------------------------------------------------------------------------------------------

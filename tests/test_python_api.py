@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -13,6 +14,7 @@ from bundles import write_images
 from engine_graphs import resnet
 
 import edgeres
+from edgeres.data.corruptions import CORRUPTIONS
 from edgeres.errors import UsageError
 from edgeres.pipeline.input_choice import FitChoice, InputChoice
 from edgeres.pipeline.keywords import BuildKeywords, GateKeywords, ImageKeywords, QuantizeKeywords, VerifyKeywords
@@ -50,6 +52,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         targets="cpu",
         max_drop=100.0,
         allow=("fp32",),
+        corruptions=True,
         output=folder / "tiny.edgeres",
     )
     text, page = repr(result), result._repr_html_()
@@ -60,6 +63,16 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_build_measures_corrupted_images_where_it_is_asked(bundle: Path) -> None:
+    report = json.loads((bundle / "tiny.edgeres" / "report.json").read_text())
+    assert report["options"]["corruptions"] is True
+    measured = [(row["kind"], row["strength"], row["images"]) for row in report["corruptions"]]
+    assert measured == [("none", 0, 20), *((one.kind, one.strength, 20) for one in CORRUPTIONS)]
+    (check,) = (check for check in report["checks"] if check["name"] == "corruptions")
+    assert check["outcome"] in ("passed", "unsure")
+    assert "was not given" not in check["reason"]
+
+
 def test_a_bundle_is_verified_compared_and_timed_from_python(bundle: Path) -> None:
     made = bundle / "tiny.edgeres"
     given: dict[str, Any] = {"validation": bundle / "images.npz", "max_drop": 100.0, "allow": ("fp32",)}
@@ -67,7 +80,7 @@ def test_a_bundle_is_verified_compared_and_timed_from_python(bundle: Path) -> No
     assert result.passed is True
     assert result.report["accuracy"]["fp32"]["total"] == 20
     assert edgeres.verify_bundle(made, **given, min_agreement=100.0, max_size_mb=1e-6).passed is False
-    (pair,) = edgeres.compare_bundles(made, made)
+    (pair,) = edgeres.compare_bundles(made, made)  # reads the report with its corruptions
     assert pair["schema"] == 1
     with pytest.raises(UsageError, match="is the only build"):
         edgeres.compare_bundles(made)

@@ -41,6 +41,7 @@ _TYPES: dict[str, Any] = {
     "allow": tuple[str, ...],
     "baseline": str,
     "any_machine": bool,
+    "corruptions": bool,
     "validation": str,
     "validation_labels": str,
     "validation_size": int,

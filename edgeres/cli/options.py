@@ -211,6 +211,7 @@ _TRUST_FIRST = "Public keys; begin only if one of them signed the bundle as it i
 _KEY_AFTER = "SSH key that signs the bundle afterwards, with the new engines, as `edgeres sign` does."
 _CODE = "Let code for the CPU in version-compatible engines run though no trusted key signed it."
 _THUMBNAILS = "Show images that INT8 gets wrong in the report.  [default: yes]"
+_CORRUPTIONS = "Also compare on 200 images darkened, blurred, noised, compressed and rotated, in three strengths each."
 
 _TABLE = "Labels of these images where they are in no class folders: CSV or text with image,label in each line."
 _SIZE = "Height and width of the input, where the graph leaves them free or a model of the zoo has others."
@@ -370,6 +371,7 @@ gate_options = section(
     _limit("--max-regression", "PP", "Gate: top-1 lost against the baseline.  [default: 0.5]"),
     _limit("--max-sqnr-loss", "DB", "Gate: logit SQNR lost against the baseline.  [default: 3]"),
     _limit("--max-slowdown", "%", "Gate: latency against the baseline, in units of FP32's.  [default: 15]"),
+    click.option("--corruptions", is_flag=True, default=None, help=_CORRUPTIONS),
     click.option("--any-machine", is_flag=True, default=None, help="Compare latency also between different machines."),
     choice("--on-unsure", ("warn", "fail"), "Outcome of gates that too few images leave uncertain.  [default: warn]"),
     click.option("--allow", multiple=True, metavar="CHECK", help="Only report this check, if it fails; repeatable."),
@@ -390,7 +392,7 @@ def gate_choice(given: dict[str, Any]) -> dict[str, Any]:
     from edgeres.judge.gates import LIMITS
 
     config, own = read_config(), {}
-    for name in (*LIMITS, "baseline", "any_machine", "on_unsure", "allow", "thumbnails"):
+    for name in (*LIMITS, "baseline", "any_machine", "corruptions", "on_unsure", "allow", "thumbnails"):
         said = given.pop(name)
         if said not in (None, ()):
             own[name] = None if said == Limit.OFF else said

@@ -11,8 +11,6 @@ from edgeres.cli import options
 from edgeres.cli.progress import progress
 from edgeres.cli.show import command_line, print_report
 
-_CORRUPTIONS = "Also compare on 200 images darkened, blurred, noised, compressed and rotated, in three strengths each."
-
 
 @click.command("verify")
 @click.argument("bundle", type=options.UserPath())
@@ -22,7 +20,6 @@ _CORRUPTIONS = "Also compare on 200 images darkened, blurred, noised, compressed
 @options.gate_options
 @options.output_option("DIR", "Write the report here.", file_okay=False)
 @click.option("--scheduler", metavar="tcp://HOST:8786", help="Run the graphs on the Dask cluster of this scheduler.")
-@click.option("--corruptions", is_flag=True, help=_CORRUPTIONS)
 @options.trust_options
 @options.written_file("--junit", "Write gates and checks as JUnit XML.")
 @options.written_file("--markdown", "Write a summary as Markdown.")
@@ -64,7 +61,6 @@ def command(ctx: click.Context, /, bundle: Path, output: Path | None, as_json: b
         on_unreadable=given["on_unreadable"],
         scheduler=given["scheduler"],
         thumbnails=gates["thumbnails"],
-        corruptions=given["corruptions"],
         command=command_line(),
         trust=options.trusted(given),
     )

@@ -17,7 +17,7 @@ import numpy as np
 
 from edgeres.data.base import Source, subset
 from edgeres.errors import UsageError
-from edgeres.records import U8
+from edgeres.records import U8, PixelReading, Preprocess
 
 IMAGES = 200  # that are corrupted, of larger sources
 _ROWS_BYTES = 1 << 22  # of noise at a time, as float32
@@ -61,7 +61,12 @@ class Corrupted(Source):
         return self._images.name(index)
 
     def image(self, index: int) -> U8:
-        image = self._images.image(index)
+        return self._corrupted(self._images.image(index), index)
+
+    def image_as(self, index: int, reading: PixelReading) -> U8:
+        return self._corrupted(self._images.image_as(index, reading), index)
+
+    def _corrupted(self, image: U8, index: int) -> U8:
         return image if self.corruption is None else corrupt(image, self.corruption, (self.seed, index))
 
     def digest(self) -> str:
@@ -69,24 +74,37 @@ class Corrupted(Source):
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
+def check_corruptible(p: Preprocess) -> None:
+    """Refuse a network whose images have more than colours; a fourth channel may be anything.
+
+    Raises:
+        UsageError: it takes four channels.
+    """
+    if p.channels not in (1, 3):
+        what = f"images of {p.channels} channels are not corrupted, only RGB and gray"
+        raise UsageError(what, where="--corruptions", hint="leave it out for this network")
+
+
 def corrupt(image: U8, corruption: Corruption, key: tuple[int, int]) -> U8:
     """The image under a corruption.
 
     Args:
-        image: (H, W, 3) uint8 RGB.
+        image: uint8, RGB (H, W, 3) or gray (H, W) or (H, W, 1).
         key: seed and place of the image.
 
     Returns:
-        (H, W, 3) uint8.
+        uint8, of the image's shape.
 
     Raises:
         UsageError: the image has another form.
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        what = f"images can be corrupted as uint8 (H, W, 3), found {image.dtype} {image.shape}"
+    planes = image.shape[2:] or (1,)
+    if image.ndim not in (2, 3) or planes[0] not in (1, 3) or image.dtype != np.uint8:
+        what = f"images can be corrupted as uint8 (H, W, 3) or (H, W), found {image.dtype} {image.shape}"
         raise UsageError(what, where="--corruptions", hint="leave it out for this network")
     drawn = np.random.Generator(np.random.PCG64([*key, KINDS.index(corruption.kind), corruption.strength]))
-    return _APPLY[corruption.kind](image, corruption.value, drawn)
+    plain = image if planes[0] == 3 else image.reshape(image.shape[:2])  # Pillow takes gray without an axis of channels
+    return _APPLY[corruption.kind](plain, corruption.value, drawn).reshape(image.shape)
 
 
 def _dark(image: U8, factor: float, drawn: np.random.Generator) -> U8:
@@ -119,7 +137,7 @@ def _jpeg(image: U8, quality: float, drawn: np.random.Generator) -> U8:
 
     stream = BytesIO()
     Image.fromarray(image).save(stream, "JPEG", quality=int(quality))
-    return np.asarray(Image.open(stream).convert("RGB"))
+    return np.asarray(Image.open(stream))
 
 
 def _rotation(image: U8, degrees: float, drawn: np.random.Generator) -> U8:

@@ -54,6 +54,7 @@ class GateChoice:
         allow: names in :data:`edgeres.judge.checks.CHECKS`; these checks are reported but do not fail the run.
         baseline: file of an accepted build to compare with, written by ``edgeres baseline accept``.
         any_machine: compare latency with a baseline of another machine, too.
+        corruptions: also compare INT8 with FP32 on darkened, blurred, noised, compressed and rotated images.
         config: where the command line found choices that the user did not write on it; None: in no file.
     """
 
@@ -62,6 +63,7 @@ class GateChoice:
     allow: tuple[str, ...] = ()
     baseline: Path | None = None
     any_machine: bool = False
+    corruptions: bool = False
     config: ConfigFile | None = None
 
     def __post_init__(self) -> None:

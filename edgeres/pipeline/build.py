@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeres.bundle import check_target, new_bundle, seal
+from edgeres.data.corruptions import check_corruptible
 from edgeres.data.loader import Loader
 from edgeres.data.plausible import check_images
 from edgeres.device.environment import recorded_time
@@ -62,6 +63,8 @@ def build(
     with watch.stage("export"), progress.stage("model", f"reading {o.model.shown()}"):
         network = take_network(o.model, o.data, o.ranges, o.refine, progress=progress)
     o = replace(o, ranges=network.ranges, refine=network.refine)
+    if o.gates.corruptions:
+        check_corruptible(network.fp32.spec.preprocess)
     images = choose_images(network, o.data, progress)
     network = with_class_names(network, images.validation.classes)
     spec = network.fp32.spec
@@ -76,7 +79,7 @@ def build(
     _check_output(output, o.force, progress) if o.output is None else None
     with new_bundle(output, force=o.force) as folder:
         made = make(folder, network, calibration, o, watch, progress)
-        plan = MeasurePlan(thumbnails=o.thumbnails)
+        plan = MeasurePlan(thumbnails=o.thumbnails, corruptions=o.gates.corruptions)
         measured = measure_bundle(made, Validation(validation, o.data, images.reasons), plan, progress)
         keep_answers(folder, measured)
         report: Json = public(judge(Asked(command, o.to_dict(), o.gates, baseline), made, measured))

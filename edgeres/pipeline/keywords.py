@@ -44,6 +44,7 @@ class GateKeywords(TypedDict, total=False):
     max_slowdown: float | None
     baseline: str | Path | None
     any_machine: bool
+    corruptions: bool
     on_unsure: OnUnsure
     allow: Sequence[str]
 

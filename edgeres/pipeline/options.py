@@ -33,7 +33,7 @@ _WORDS = {
 _NO_FACTS = {
     *("model", "weights", "labels", "output", "force", "validation", "validation_size", "calibration"),
     "validation_labels",
-    *("scheduler", "thumbnails", "limits", "baseline", "any_machine", "on_unsure", "allow", "config"),
+    *("scheduler", "thumbnails", "limits", "baseline", "any_machine", "corruptions", "on_unsure", "allow", "config"),
     *LIMITS,
 }
 
@@ -135,7 +135,6 @@ class VerifyOptions:
         scheduler: address of a Dask scheduler whose workers run the graphs on the images; None: this machine does.
         thumbnails: whether the report shows images that INT8 gets wrong.
         command: command line that reproduces the verification, for the report.
-        corruptions: whether the graphs also run on darkened, blurred, noised, compressed and rotated images.
         trust: a file of public keys, one of which must have signed the bundle; None: no signature is asked for;
             ``ANYONE``: nor for code for the CPU in engines.
     """
@@ -145,7 +144,6 @@ class VerifyOptions:
     scheduler: str | None = None
     thumbnails: bool = True
     command: str = ""
-    corruptions: bool = False
     trust: Path | Anyone | None = None
 
 

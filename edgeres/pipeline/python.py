@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 def verify_bundle(
     bundle: str | Path,
     *,
-    corruptions: bool = False,
     trust: str | Path | Anyone | None = None,
     progress: Progress = SILENT,
     **options: Unpack[VerifyKeywords],
@@ -39,9 +38,9 @@ def verify_bundle(
     """Measure a bundle against its FP32 reference on this machine, and judge it; the bundle is not changed.
 
     Args:
-        corruptions: also compare on images darkened, blurred, noised, compressed and rotated.
         trust: as of :func:`edgeres.load`.
-        options: ``validation``, ``validation_size``, ``max_drop``, ``baseline``, ...; as of :func:`edgeres.build`.
+        options: ``validation``, ``validation_size``, ``max_drop``, ``baseline``, ``corruptions``, ...; as of
+            :func:`edgeres.build`.
 
     Raises:
         EdgeresError: one line says why it is not possible. A failed gate raises no error.
@@ -49,7 +48,7 @@ def verify_bundle(
     o = _sorted(None, options, VerifyKeywords, "verify_bundle")
     trusted = Path(trust) if isinstance(trust, str) else trust
     unreadable = o.ranges.on_unreadable
-    how = VerifyOptions(o.gates, unreadable, thumbnails=o.thumbnails, corruptions=corruptions, trust=trusted)
+    how = VerifyOptions(o.gates, unreadable, thumbnails=o.thumbnails, trust=trusted)
     return VerifyResult(step.verify_bundle(Path(bundle), o.data, how, progress))
 
 

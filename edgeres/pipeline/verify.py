@@ -8,6 +8,7 @@ from pathlib import Path
 from edgeres.bundle import ANSWERS, CALIBRATION, Bundle, steady
 from edgeres.calibrate.ranges_file import read_calibration
 from edgeres.data.choose import DataChoice, choose_validation
+from edgeres.data.corruptions import check_corruptible
 from edgeres.data.loader import Loader
 from edgeres.data.plausible import check_images, check_normalization
 from edgeres.errors import BundleError, UsageError
@@ -83,11 +84,13 @@ def _verify(
     except UsageError as error:
         hint = "build it again with the mean and std of training"
         raise BundleError(error.what, where=bundle.path, hint=hint) from error
+    if options.gates.corruptions:
+        check_corruptible(contract)
     source, reasons = choose_validation(data, made.model, progress)
     for line in (*told, *check_images(source, contract)):
         progress.say(line)
     loader = Loader(source, contract, VALIDATION_BATCH, options.on_unreadable)
-    plan = MeasurePlan(options.scheduler, options.thumbnails, corruptions=options.corruptions)
+    plan = MeasurePlan(options.scheduler, options.thumbnails, corruptions=options.gates.corruptions)
     progress = Numbered(progress, ("compare", "time"))
     measured = measure_bundle(made, Validation(loader, data, reasons), plan, progress)
     given = {name: value for name, value in flat(options).items() if name not in ("command", "trust")}
