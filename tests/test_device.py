@@ -21,6 +21,7 @@ from edgeres.bundle import ANSWERS, FP32, Bundle
 from edgeres.cli.verify import command
 from edgeres.data.arrays import open_npz
 from edgeres.data.choose import DataChoice
+from edgeres.data.corruptions import CORRUPTIONS, Corrupted
 from edgeres.data.loader import Loader
 from edgeres.judge.asked import GateChoice
 from edgeres.judge.gates import Limits
@@ -117,6 +118,24 @@ def test_the_report_is_about_the_engine_that_is_loaded(device: Device) -> None:
     assert report["latency"]["speedup_fp16"] == pytest.approx(21.25 / 11.25, rel=0.01)
     assert {engine["status"] for engine in report["engines"]} == {"run here, on TensorRT 10.3.0 on Fake GPU"}
     assert check(report, "engine")[0] == "passed"
+
+
+def test_engines_answer_to_corrupted_images_too(device: Device) -> None:
+    """Their rows are those of ONNX Runtime on the engine's graph."""
+    path = device.bundle(engines())
+    gates = GateChoice(Limits(max_drop=None, max_class_drop=None), corruptions=True)
+    report = verify_bundle(path, DataChoice(validation=str(device.images)), VerifyOptions(gates))
+    source, rows = open_npz(device.images, "validation"), report["corruptions"]
+    assert len(rows) == 1 + len(CORRUPTIONS)
+    for row, corruption in zip(rows, (None, *CORRUPTIONS), strict=True):
+        loader = Loader(Corrupted(source, corruption, 0), spec().preprocess, 16)
+        inputs = np.concatenate([batch.inputs for batch in loader])
+        labels = np.concatenate([batch.labels for batch in loader])
+        with OrtRunner(FLOAT) as fp32, OrtRunner(INT8) as int8:
+            want = [runner.infer({"pixels": inputs})["scores"].argmax(1) for runner in (fp32, int8)]
+        found = row["graphs"]["tensorrt int8 engine"]
+        assert (row["fp32"], found["correct"]) == tuple(int((answers == labels).sum()) for answers in want)
+        assert found["same"] == (want[0] == want[1]).sum()
 
 
 def test_answers_are_those_of_onnx_runtime_on_the_graphs(device: Device) -> None:

@@ -23,8 +23,10 @@ from distributed import LocalCluster
 from edgeres.calibrate import distributed
 from edgeres.calibrate.distributed import Recipe, connect, images_of
 from edgeres.data.choose import DataChoice, choose_validation
+from edgeres.data.corruptions import CORRUPTIONS
 from edgeres.data.loader import Loader
 from edgeres.errors import EnvironmentError_, SourceError
+from edgeres.judge.asked import GateChoice
 from edgeres.pipeline.build import build
 from edgeres.pipeline.calibrate import CalibrateOptions, calibrate_file
 from edgeres.pipeline.options import VerifyOptions
@@ -136,10 +138,14 @@ def test_verify_on_a_cluster_reports_what_one_machine_does(
     output = tmp_path / "tiny.edgeres"
     build(made / "tiny.onnx", calibration=images, validation=images, effort="fast", targets=("cpu",), output=output)
     reports = [
-        verify_bundle(output, DataChoice(validation=images), VerifyOptions(scheduler=address))
+        verify_bundle(
+            output, DataChoice(validation=images), VerifyOptions(GateChoice(corruptions=True), scheduler=address)
+        )
         for address in (None, workers.scheduler_address)
     ]
     assert reports[0]["accuracy"] == reports[1]["accuracy"]
+    assert reports[0]["corruptions"] == reports[1]["corruptions"]
+    assert len(reports[0]["corruptions"]) == 1 + len(CORRUPTIONS)
     assert reports[0]["accuracy"]["graphs"]["cpu"]["images"] == IMAGES
     assert reports[1]["options"]["scheduler"] == workers.scheduler_address
     with pytest.raises(EnvironmentError_, match=r"tcp://127\.0\.0\.1:9"):
