@@ -44,7 +44,7 @@ FLOORS = (
     ("verify",),
     ("judge",),
     ("report",),
-    ("bench", "deploy"),
+    ("bench", "deploy", "live"),
     ("pipeline",),
     ("doctor", "remote"),
     ("edgeres", "cli"),

@@ -48,6 +48,7 @@ from edgeres.report.figures import megabytes, significant
 from edgeres.report.html import render_html
 from edgeres.report.junit import render_junit
 from edgeres.report.markdown import render_markdown
+from edgeres.report.markup import page_style
 from edgeres.report.terminal import render_terminal
 from edgeres.reports import read_report
 from edgeres.verify.accuracy import Comparison
@@ -538,7 +539,7 @@ def _luminance(colour: str) -> float:
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_text_and_charts_have_contrast(theme: int) -> None:
     """WCAG 2.2: 4.5 for text (1.4.3), 3 for graphics (1.4.11)."""
-    style = files("edgeres.report").joinpath("template.html").read_text(encoding="utf-8")
+    style = page_style()
     colours = dict(re.findall(r"--([\w-]+): (#\w{6})", re.findall(r":root \{(.*?)\}", style, re.S)[theme]))
     text = [("ink", "page"), ("ink", "card"), ("soft", "page"), ("soft", "card")]
     text += [(word, "card") for word in ("pass", "fail", "unsure")]

@@ -33,6 +33,7 @@ COMMANDS = {
     "compare": ("compare", "Show what changed between builds, likely causes first."),
     "inspect": ("inspect", "Show what is quantized, what is not, and why."),
     "predict": ("predict", "Classify images with a bundle."),
+    "try": ("try_page", "Show FP32 beside INT8 on your photographs, on a local page."),
     "deploy": ("deploy", "Write a bundle for Triton, DeepStream or trtexec."),
     "sign": ("sign", "Sign a bundle with an SSH key."),
     "verify-signature": ("verify_signature", "Check that a trusted key signed a bundle."),

@@ -7,12 +7,13 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_args
 
 import click
 from click.core import ParameterSource
 
 from edgeres.data.base import FORMS
+from edgeres.device.targets import Flavour
 from edgeres.errors import UsageError
 from edgeres.records import CODES, INTERPOLATIONS, METHODS, RESIZE_MODES
 from edgeres.refine.choice import EFFORTS, RESIDUALS
@@ -224,6 +225,9 @@ _EMA = "Take the averaged weights that training kept in the checkpoint (EMA, SWA
 _HEAD = "What stands between the layers of a checkpoint's classifier, if it has several."
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print only the result, as JSON on stdout.")
+
+_BACKENDS = ("auto", *get_args(Flavour), "cuda", "cpu")
+backend_option = choice("--backend", _BACKENDS, "auto: the bundle's engines where they run here, else the CPU.", "auto")
 
 trust_option = file_option("--trust", _TRUST)
 key_options = _all(file_option("--trust", _TRUST_FIRST), file_option("--key", _KEY_AFTER))

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
-from edgeres.cli.options import UserPath, as_json, choice, trust_options, trusted, whole_number, written_file
+from edgeres.cli.options import (
+    UserPath,
+    as_json,
+    backend_option,
+    choice,
+    trust_options,
+    trusted,
+    whole_number,
+    written_file,
+)
 from edgeres.cli.progress import progress
 from edgeres.cli.show import echo, print_json
-from edgeres.device.targets import Flavour
 from edgeres.records import IMAGE_ORDERS, ImagePrediction, UnreadableImage, in_order
 from edgeres.words import escaped
 
-BACKENDS = ("auto", *get_args(Flavour), "cuda", "cpu")
 NAMED = 10
 
 
@@ -25,7 +32,7 @@ NAMED = 10
 @whole_number("--top", "Classes to show.  [default: 5; 1 below a directory]")
 @choice("--sort", IMAGE_ORDERS, "Order of the images.  [default: path; on the sheet: unsure, least sure first]")
 @written_file("--sheet", "Write a contact sheet, .html or .png.")
-@choice("--backend", BACKENDS, "auto: the bundle's engines where they run here, else the CPU.", "auto")
+@backend_option
 @trust_options
 @as_json
 def command(

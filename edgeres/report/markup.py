@@ -71,4 +71,9 @@ def prose(text: str) -> Html:
 def render_page(title: str, body: Html) -> str:
     """A page for light and dark screens of any size, without network access; to be written as UTF-8."""
     page = Template(files("edgeres.report").joinpath("template.html").read_text(encoding="utf-8"))
-    return page.substitute(title=_escape(title), body=body)
+    return page.substitute(title=_escape(title), style=page_style(), body=body)
+
+
+def page_style() -> str:
+    """The style sheet of all pages."""
+    return files("edgeres.report").joinpath("page.css").read_text(encoding="utf-8")

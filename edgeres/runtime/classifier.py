@@ -266,10 +266,7 @@ class Classifier:
         self.close()
 
     def _predict(self, feed: F32 | U8, runner: Backend) -> list[Prediction]:
-        logits = runner.infer({runner.input_name: feed.astype(runner.inputs[0].dtype, copy=False)})[runner.output_name]
-        logits = logits.astype(np.float32, copy=False)
-        scores = logits if self._probabilities else _softmax(logits)
-        return [Prediction(s, row, self.labels) for s, row in zip(scores, logits, strict=True)]
+        return predictions(outputs_of(runner, feed), self.labels, probabilities=self._probabilities)
 
     def _sureness(self, images: Sequence[U8]) -> F64:
         """The highest probability of each image, (h, w, 3) in the network's channel order."""
@@ -353,6 +350,22 @@ def _on_the_cpu(image: object) -> U8:
 def _is_column(image: Pixels) -> bool:
     """Whether it is a file's content as OpenCV's imencode gave it before 4.5: (N, 1) bytes, no picture."""
     return image.ndim == 2 and image.dtype == np.uint8 and 1 in image.shape
+
+
+def outputs_of(runner: Backend, feed: F32 | U8) -> F32:
+    """What a network gives for a batch, (N, classes), as float32."""
+    outputs = runner.infer({runner.input_name: feed.astype(runner.inputs[0].dtype, copy=False)})[runner.output_name]
+    return outputs.astype(np.float32, copy=False)
+
+
+def predictions(outputs: F32, labels: tuple[str, ...], *, probabilities: bool) -> list[Prediction]:
+    """The answers that a network's outputs, (N, classes) float32, stand for.
+
+    Args:
+        probabilities: whether the outputs are probabilities, not logits.
+    """
+    scores = outputs if probabilities else _softmax(outputs)
+    return [Prediction(s, row, labels) for s, row in zip(scores, outputs, strict=True)]
 
 
 def _softmax(logits: F32) -> F32:
