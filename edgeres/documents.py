@@ -106,7 +106,7 @@ class DocumentKind(Generic[R]):
             EdgeresError: of class ``error``: it is not a valid document of this kind.
         """
         try:
-            raw = self._parsed(content) if isinstance(content, bytes) else content
+            raw = _parsed(content, self.name, self.max_bytes) if isinstance(content, bytes) else content
             _check_values(raw, ())
             found: R = _converted(_arranged(self._body(raw), self.record, ()), self.record, ())
             return found
@@ -119,19 +119,6 @@ class DocumentKind(Generic[R]):
         head = {"schema": self.schemas and self.schemas[1], "kind": self.kind}
         body = {**{key: value for key, value in head.items() if value is not None}, **plain(record)}
         return body if self.digest == "none" else {**body, "digest": digest(body)}
-
-    def _parsed(self, content: bytes) -> object:
-        if is_lfs_pointer(content):
-            raise _Fault((), f"is {LFS_POINTER}", PULL)
-        if len(content) > self.max_bytes:
-            raise _Fault((), f"is larger than {self.max_bytes:,} bytes")
-        brackets = _STRING.sub(b"", content).translate(None, _NO_BRACKETS)
-        if max(accumulate(1 if bracket in b"[{" else -1 for bracket in brackets), default=0) > MAX_DEPTH:
-            raise _Fault((), f"is nested more than {MAX_DEPTH} levels deep")
-        try:
-            return json.loads(content.decode("utf-8"), object_pairs_hook=_object, parse_int=_integer)
-        except ValueError as error:
-            raise _Fault((), f"is not {self.name}: {error}") from None
 
     def _body(self, raw: object) -> Json:
         """The document without ``schema``, ``kind`` and ``digest``, which are checked."""
@@ -162,6 +149,25 @@ class DocumentKind(Generic[R]):
             raise _Fault((), str(error)) from None
 
 
+def json_of(content: bytes, where: object, name: str, hint: str, max_bytes: int = MAX_BYTES) -> object:
+    """The JSON of another program's file, checked as a document is, but without a record.
+
+    Args:
+        where, hint: for messages.
+        name: what it is, with its article, for messages.
+
+    Raises:
+        InputError: it is no JSON, or larger or deeper than what is read.
+    """
+    try:
+        raw = _parsed(content, name, max_bytes)
+        _check_values(raw, ())
+    except _Fault as fault:
+        place = f"${''.join(map(_step, fault.path))}: " if fault.path else ""
+        raise InputError(place + fault.what, where=where, hint=fault.hint or hint) from None
+    return raw
+
+
 class _Fault(Exception):
     """What is wrong with a document, and where: keys and indices from the root; none for the whole document."""
 
@@ -170,6 +176,20 @@ class _Fault(Exception):
         printable = "".join(character if character.isprintable() else "?" for character in what)
         self.path, self.hint = path, hint
         self.what = printable if len(printable) <= _SHOWN else f"{printable[:_SHOWN]}..."
+
+
+def _parsed(content: bytes, name: str, max_bytes: int) -> object:
+    if is_lfs_pointer(content):
+        raise _Fault((), f"is {LFS_POINTER}", PULL)
+    if len(content) > max_bytes:
+        raise _Fault((), f"is larger than {max_bytes:,} bytes")
+    brackets = _STRING.sub(b"", content).translate(None, _NO_BRACKETS)
+    if max(accumulate(1 if bracket in b"[{" else -1 for bracket in brackets), default=0) > MAX_DEPTH:
+        raise _Fault((), f"is nested more than {MAX_DEPTH} levels deep")
+    try:
+        return json.loads(content.decode("utf-8"), object_pairs_hook=_object, parse_int=_integer)
+    except ValueError as error:
+        raise _Fault((), f"is not {name}: {error}") from None
 
 
 @dataclass(frozen=True)

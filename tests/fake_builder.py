@@ -30,6 +30,7 @@ class Planted:
         refused: what the builder says in its log where it builds no engine; "": it builds one.
         answers: ONNX graph that the engine computes instead of its own; None: its own.
         layers: what the engine inspector lists.
+        times: name and ms of each layer that the profiler reports.
     """
 
     ms: float = KERNELS_MS
@@ -38,6 +39,7 @@ class Planted:
     refused: str = ""
     answers: bytes | None = field(default=None, compare=False)
     layers: tuple[dict[str, Any], ...] = ()
+    times: tuple[tuple[str, float], ...] = ()
 
 
 Plants = Callable[[onnx.ModelProto], Planted]

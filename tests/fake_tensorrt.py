@@ -16,6 +16,10 @@ def tensorrt_module(gpu: Gpu, flavour: str = "tensorrt") -> ModuleType:  # noqa:
     """``tensorrt`` or ``tensorrt_rtx``, with the functions that the runner calls."""
     modes, places = SimpleNamespace(INPUT="in", OUTPUT="out"), SimpleNamespace(DEVICE="device", HOST="host")
 
+    class IProfiler:
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            raise NotImplementedError
+
     class IRuntimeConfig:
         cuda_graph_strategy = "disabled"
         _cache: Any = None
@@ -70,7 +74,7 @@ def tensorrt_module(gpu: Gpu, flavour: str = "tensorrt") -> ModuleType:  # noqa:
             assert (config is not None) == (flavour == "rtx")
             if gpu.current() is not self.context:
                 raise gpu.fault("an engine is used in another context than its own")
-            return IExecutionContext(self)
+            return IExecutionContext(self, graphs=config is not None and config.cuda_graph_strategy == "whole")
 
         def create_engine_inspector(self) -> EngineInspector:
             return EngineInspector(self)
@@ -89,8 +93,11 @@ def tensorrt_module(gpu: Gpu, flavour: str = "tensorrt") -> ModuleType:  # noqa:
             return inspector_text(self._engine.planted)
 
     class IExecutionContext:
-        def __init__(self, engine: ICudaEngine) -> None:
-            self.engine = engine
+        def __init__(self, engine: ICudaEngine, *, graphs: bool = False) -> None:
+            self.engine, self.graphs = engine, graphs
+            self.profiler: IProfiler | None = None
+            self.enqueue_emits_profile = True
+            self.unreported = False
             self.addresses: dict[str, int] = {}
             self.shapes: dict[str, tuple[int, ...]] = {}
             self.state = self.warm_state = 0
@@ -107,6 +114,16 @@ def tensorrt_module(gpu: Gpu, flavour: str = "tensorrt") -> ModuleType:  # noqa:
             low, high = self.engine.batch
             self.shapes[name] = tuple(shape)
             return low <= shape[0] <= high and tuple(shape[1:]) == self.engine.get_tensor_shape(name)[1:]
+
+        def report_to_profiler(self) -> bool:
+            """Of the last inference, which the stream must have done; a graph that RTX records has no times."""
+            if self.user is not None or not self.unreported or self.graphs:
+                raise gpu.fault("a profiler is asked about an inference that is not done, or was recorded")
+            assert self.profiler is not None and not self.enqueue_emits_profile
+            for name, ms in self.engine.planted.times:
+                self.profiler.report_layer_time(name, ms)
+            self.unreported = False
+            return True
 
         def infer_shapes(self) -> list[str]:
             return [name for name in self.engine.inputs if name not in self.shapes]
@@ -134,6 +151,7 @@ def tensorrt_module(gpu: Gpu, flavour: str = "tensorrt") -> ModuleType:  # noqa:
                     raise gpu.fault("a recorded graph is launched although its context changed since")
                 self._compute(addresses)
                 self.warm_state, self.user = state, None
+                self.unreported = self.profiler is not None
 
             gpu.enqueue(handle, run)
             return True
@@ -178,6 +196,7 @@ def tensorrt_module(gpu: Gpu, flavour: str = "tensorrt") -> ModuleType:  # noqa:
         ICudaEngine=ICudaEngine,
         IExecutionContext=IExecutionContext,
         EngineInspector=EngineInspector,
+        IProfiler=IProfiler,
         **builder_names(gpu, flavour),
         TensorIOMode=modes,
         TensorLocation=places,
@@ -185,5 +204,5 @@ def tensorrt_module(gpu: Gpu, flavour: str = "tensorrt") -> ModuleType:  # noqa:
     )
     if flavour == "rtx":
         module.__dict__["IRuntimeConfig"] = IRuntimeConfig
-        module.__dict__["CudaGraphStrategy"] = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")
+        module.__dict__["CudaGraphStrategy"] = SimpleNamespace(DISABLED="disabled", WHOLE_GRAPH_CAPTURE="whole")
     return module

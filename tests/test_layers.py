@@ -44,7 +44,7 @@ FLOORS = (
     ("verify",),
     ("judge",),
     ("report",),
-    ("bench", "deploy", "live"),
+    ("bench", "deploy", "live", "profiling"),
     ("pipeline",),
     ("doctor", "remote"),
     ("edgeres", "cli"),

@@ -28,6 +28,7 @@ COMMANDS = {
     "dla": ("dla", "Show which layers a Jetson's DLA can run, and write its graph."),
     "remote": ("remote", "Build and verify a bundle's engine on another machine, over ssh."),
     "bench": ("bench", "Measure a bundle's latency and throughput on this machine."),
+    "profile": ("profile", "Show in which layers an inference spends its time."),
     "verify": ("verify", "Measure a bundle against its FP32 reference, and judge it."),
     "baseline": ("baseline", "Record an accepted build, to compare later builds with."),
     "compare": ("compare", "Show what changed between builds, likely causes first."),

@@ -162,6 +162,20 @@ class TensorRTRunner:
         each = zip(*(times for _, times in runs), strict=True)
         return _joined([run for run, _ in runs]), Times(*map(sum, each))
 
+    def layer_times(self, feed: Feed, runs: int) -> Iterator[list[tuple[str, float]]]:
+        """Name and ms of each layer, in their order, for so many inferences of one batch, by the vendor's profiler.
+
+        It has an execution context of its own, without a CUDA graph.
+
+        Raises:
+            InputError: the batch is larger than the engine takes at once.
+            EngineError: the engine does not run, or reports no layer.
+        """
+        check_feed(feed, self._checked)
+        with self._pool.profiled(self.name) as context:
+            for _ in range(runs):
+                yield context.profiled(feed)
+
     @property
     def cuda_graph(self) -> bool:
         """Whether a CUDA graph is recorded for the last batch; for RTX, whether RTX was told to record graphs."""
@@ -195,6 +209,19 @@ class _Vendor:
     logger: Any
     lines: Any
 
+    def profiler(self, times: list[tuple[str, float]]) -> Any:
+        """The vendor's profiler that appends name and ms of each layer."""
+        trt = self.trt
+
+        class LayerTimes(trt.IProfiler):  # type: ignore[misc,name-defined]
+            def __init__(self) -> None:
+                trt.IProfiler.__init__(self)
+
+            def report_layer_time(self, layer_name: str, ms: float) -> None:
+                times.append((str(layer_name), float(ms)))
+
+        return LayerTimes()
+
     def error(self, what: str, where: Path | None = None) -> EngineError:
         """An error that ends with the last errors in the vendor's log."""
         from edgeres.device.messages import explain
@@ -221,16 +248,22 @@ class _LoadedEngine:
         self.batch = self._batches()
         self._config: Any = None
         self._cache: Any = None
-        strategy = getattr(trt, "CudaGraphStrategy", None)  # TensorRT does not have it
+        self._strategy: Any = getattr(trt, "CudaGraphStrategy", None)  # TensorRT does not have it
         self.records = False
-        if strategy is not None and hasattr(engine, "create_runtime_config"):
-            self._config, self._cache = _for_rtx(engine, strategy, file)
+        if self._strategy is not None and hasattr(engine, "create_runtime_config"):
+            self._config, self._cache = _for_rtx(engine, self._strategy, file)
             self.records = True
 
-    def new_context(self) -> Any:
-        context = self._engine.create_execution_context(*([] if self._config is None else [self._config]))
+    def new_context(self, *, profiler: Any = None) -> Any:
+        """An execution context; with a profiler it records no CUDA graph, and reports when it is asked to."""
+        config = self._config
+        if config is not None and profiler is not None:
+            config = _without_graphs(self._engine, self._strategy, self._cache)
+        context = self._engine.create_execution_context(*([] if config is None else [config]))
         if context is None:
             raise self.vendor.error("no execution context could be made", self._file.where)
+        if profiler is not None:
+            context.profiler, context.enqueue_emits_profile = profiler, False
         return context
 
     def layers(self) -> str:
@@ -280,6 +313,14 @@ def _for_rtx(loaded: Any, strategy: Any, file: EngineFile) -> tuple[Any, Any]:
             cache.deserialize(file.cache.read_bytes())
     made.set_runtime_cache(cache)
     return made, cache
+
+
+def _without_graphs(loaded: Any, strategy: Any, cache: Any) -> Any:
+    """The runtime configuration of RTX for a profiler, which a recorded graph does not report to."""
+    made = loaded.create_runtime_config()
+    made.cuda_graph_strategy = strategy.DISABLED
+    made.set_runtime_cache(cache)
+    return made
 
 
 def _load(vendor: _Vendor, data: bytes, file: EngineFile, device: Device) -> _LoadedEngine:
@@ -333,6 +374,23 @@ class _ContextPool:
         finally:
             self._give_back(context, sound=sound)
 
+    @contextmanager
+    def profiled(self, owner: str) -> Iterator[_Context]:
+        """A context of its own with the vendor's profiler, which no other thread gets."""
+        with self._lock:
+            if self._closed:
+                raise closed(owner)
+            self._busy += 1
+        try:
+            with self._device.active():
+                context = _Context(self._device, self._shared, graphs=False, profile=True)
+                try:
+                    yield context
+                finally:
+                    context.close()
+        finally:
+            self._give_back(None, sound=True)
+
     @property
     def recorded(self) -> bool:
         """Whether an idle context has a CUDA graph of its last batch."""
@@ -376,8 +434,10 @@ class _ContextPool:
 class _Context:
     """TensorRT's execution context with a stream and buffers, for one thread at a time inside ``device.active()``."""
 
-    def __init__(self, device: Device, shared: _LoadedEngine, *, graphs: bool) -> None:
+    def __init__(self, device: Device, shared: _LoadedEngine, *, graphs: bool, profile: bool = False) -> None:
         self._device, self._shared, self._graphs = device, shared, graphs
+        self._layer_times: list[tuple[str, float]] = []
+        self._profiler: Any = shared.vendor.profiler(self._layer_times) if profile else None
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._batch = 0
         self._graph: CudaGraph | None = None
@@ -390,7 +450,7 @@ class _Context:
             for tensor in (*shared.inputs, *shared.outputs):
                 self._buffers[tensor.name] = device.buffer(_bytes(tensor, shared.batch[1]))
                 undo.callback(self._buffers[tensor.name].close)
-            self._trt_context: Any = shared.new_context()
+            self._trt_context: Any = shared.new_context(profiler=self._profiler)
             for name, buffer in self._buffers.items():
                 if not self._trt_context.set_tensor_address(name, buffer.address):
                     raise shared.vendor.error(f"{name} cannot be given its memory")
@@ -447,6 +507,18 @@ class _Context:
         self._stream.synchronize()
         times = Times(enqueue, there.seconds_since(begin), done.seconds_since(there), back.seconds_since(done))
         return self._scores(), times
+
+    def profiled(self, feed: Feed) -> list[tuple[str, float]]:
+        """Name and ms of each layer of one inference; the context was made with ``profile``."""
+        batch = self._take(feed)
+        if batch != self._batch:
+            self._set_batch(batch)
+        self._layer_times.clear()
+        self._enqueue_or_fail()
+        self._stream.synchronize()
+        if not self._trt_context.report_to_profiler() or not self._layer_times:
+            raise self._shared.vendor.error("the engine reports no time of a layer")
+        return list(self._layer_times)
 
     @property
     def recorded(self) -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
 
 from edgeres.device.cpu import usable_cores
-from edgeres.errors import EngineError, ModelError, reading
+from edgeres.errors import EngineError, ModelError, UsageError, reading
 from edgeres.graph.trial import NUMPY_NAMES, read_graph
 from edgeres.runtime.runner import Feed, TensorSpec, any_batch, check_feed, closed, parts
 
@@ -47,7 +49,8 @@ class OrtRunner:
         if where is not None and (not where.exists() or where.is_dir()):
             raise ModelError("no such file", where=where)
         self.name = f"ONNX Runtime {ort.__version__} {device.upper()}"
-        self._session: Any = _session(ort, model, _options(ort, threads, integer, device), _providers(ort, device, gpu))
+        self._file, self._setup = where, _Setup(threads, integer, device, gpu)
+        self._session: Any = _session(ort, model, _options(ort, self._setup), _providers(ort, self._setup))
         self.inputs = tuple(_spec(tensor) for tensor in self._session.get_inputs())
         self.outputs = tuple(_spec(tensor) for tensor in self._session.get_outputs())
         self.input_name, self.output_name = self.inputs[0].name, self.outputs[0].name
@@ -66,6 +69,26 @@ class OrtRunner:
         runs = [session.run(None, {self.input_name: feed[self.input_name][part]}) for part in cut]
         return self._named(runs[0] if len(runs) == 1 else map(np.concatenate, zip(*runs, strict=True)))
 
+    def trace(self, feed: Feed, runs: int) -> bytes:
+        """What ONNX Runtime's profiler writes of so many inferences, as JSON; they run in a session of their own.
+
+        Raises:
+            InputError: a name, dtype or shape is not what the network takes.
+            UsageError: the graph was not in a file, so it is not kept.
+        """
+        check_feed(feed, self.inputs)
+        if self._file is None:
+            raise UsageError("only a graph in a file can be profiled", hint="write it to a file, and open that")
+        import onnxruntime as ort
+
+        with TemporaryDirectory(prefix="edgeres-profile-") as folder:
+            options = _options(ort, self._setup)
+            options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "trace")
+            session = _session(ort, self._file, options, _providers(ort, self._setup))
+            for _ in range(runs):
+                session.run(None, feed)
+            return Path(session.end_profiling()).read_bytes()
+
     def _named(self, arrays: Iterable[Any]) -> Feed:
         return dict(zip(self._output_names, arrays, strict=True))
 
@@ -79,22 +102,32 @@ class OrtRunner:
         self.close()
 
 
-def _options(ort: Any, threads: int, integer: bool, device: str) -> Any:
+@dataclass(frozen=True)
+class _Setup:
+    """How a session is opened; the fields are those of :class:`OrtRunner`."""
+
+    threads: int
+    integer: bool
+    device: str
+    gpu: int
+
+
+def _options(ort: Any, setup: _Setup) -> Any:
     options = ort.SessionOptions()
     # Left at 0, ONNX Runtime pins threads to cores that a container or a Jetson's power mode may have taken away.
-    options.intra_op_num_threads = threads or usable_cores()
+    options.intra_op_num_threads = setup.threads or usable_cores()
     # errors are raised; its log would show those of graphs that are only tried; why CUDA does not start, it only logs
-    options.log_severity_level = 4 if device == "cpu" else 3
-    if not integer:
+    options.log_severity_level = 4 if setup.device == "cpu" else 3
+    if not setup.integer:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     return options
 
 
-def _providers(ort: Any, device: str, gpu: int) -> list[Any]:
-    provider = _PROVIDERS[device]
+def _providers(ort: Any, setup: _Setup) -> list[Any]:
+    provider = _PROVIDERS[setup.device]
     if provider not in ort.get_available_providers():
         raise EngineError(f"this ONNX Runtime has no {provider}", hint="pip install onnxruntime-gpu")
-    return [provider] if device == "cpu" else [(provider, {"device_id": gpu}), _PROVIDERS["cpu"]]
+    return [provider] if setup.device == "cpu" else [(provider, {"device_id": setup.gpu}), _PROVIDERS["cpu"]]
 
 
 def _session(ort: Any, model: Path | bytes, options: Any, providers: list[Any]) -> Any:

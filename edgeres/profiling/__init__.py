@@ -1,0 +1,1 @@
+"""Where an inference spends its time: the layers of what runs, with their times and types."""
