@@ -15,7 +15,7 @@ from edgeres._version import __version__
 from edgeres.bundle import MANIFEST_KIND
 from edgeres.calibrate import shards
 from edgeres.calibrate.record import CALIBRATION_KIND
-from edgeres.judge import differences
+from edgeres.judge import differences, history
 from edgeres.reports import BASELINE_FORMAT, REPORT_FORMAT
 
 REPOSITORY = Path(__file__).parents[1]
@@ -81,6 +81,7 @@ def test_the_changelog_knows_the_version_and_every_format() -> None:
         "`baseline.json`": BASELINE_FORMAT,
         "state of a calibration or of its shard": shards._STATE.schemas,
         "`edgeres compare --json`": differences.SCHEMA,
+        "`edgeres history --json`": history.SCHEMA,
     }
     assert stated == {name: str(found if isinstance(found, int) else found[1]) for name, found in newest.items()}
 

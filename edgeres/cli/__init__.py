@@ -32,6 +32,7 @@ COMMANDS = {
     "verify": ("verify", "Measure a bundle against its FP32 reference, and judge it."),
     "baseline": ("baseline", "Record an accepted build, to compare later builds with."),
     "compare": ("compare", "Show what changed between builds, likely causes first."),
+    "history": ("history", "Show a network's figures over its builds, as a table and charts."),
     "inspect": ("inspect", "Show what is quantized, what is not, and why."),
     "predict": ("predict", "Classify images with a bundle."),
     "try": ("try_page", "Show FP32 beside INT8 on your photographs, on a local page."),
