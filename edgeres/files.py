@@ -36,6 +36,17 @@ def refuse_special(path: str | Path) -> None:
         raise OSError(errno.EINVAL, f"is a {special}, not a file", str(path))
 
 
+def refuse_output(path: Path) -> None:
+    """Raise an OSError where a file of this name would take the place of a pipe, a device or a name of the system.
+
+    A file in the place of ``/dev/null`` or ``/dev/stdout`` breaks the machine.
+    """
+    with suppress(FileNotFoundError):
+        refuse_special(path)
+    if path.parent.resolve() == Path("/dev"):
+        raise OSError(errno.EINVAL, "is a name of the system, not a file", str(path))
+
+
 _SPECIAL: tuple[tuple[str, Callable[[int], bool]], ...] = (
     ("named pipe", stat.S_ISFIFO),
     ("socket", stat.S_ISSOCK),
@@ -207,7 +218,12 @@ def make_folder(path: Path) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file completely or not at all, even if the writer is killed."""
+    """Write a file completely or not at all, even if the writer is killed.
+
+    Raises:
+        OSError: it cannot be written, or :func:`refuse_output`.
+    """
+    refuse_output(path)
     make_folder(path.parent)
     if not _HAS_DIR_FD:
         _write(path, None, str(path), content)

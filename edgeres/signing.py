@@ -24,7 +24,7 @@ from pathlib import Path
 from edgeres.bundle import ENGINES, MANIFEST, MANIFEST_KIND, SIGNATURE, Bundle, keep_signature
 from edgeres.documents import DocumentKind, require
 from edgeres.errors import BundleError, EngineError, EnvironmentError_, InputError
-from edgeres.files import open_below
+from edgeres.files import open_below, read_file
 from edgeres.progress import SILENT, Progress
 from edgeres.records import EngineRecord, Manifest
 
@@ -292,8 +292,7 @@ def _changed(signed: Manifest, now: Manifest) -> str:
 def _allowed_signers(trust: Path) -> str:
     """The keys of a file in the form that ssh-keygen takes; a key without a name gets one."""
     try:
-        with trust.open("rb") as stream:
-            content = stream.read(_LARGEST_KEYS + 1)
+        content = read_file(trust, _LARGEST_KEYS + 1)
         if len(content) > _LARGEST_KEYS:
             raise InputError(f"is larger than {_LARGEST_KEYS:,} bytes", where=trust, hint=_KEYS)
         lines = content.decode().splitlines()

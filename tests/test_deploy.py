@@ -228,3 +228,39 @@ def test_an_engine_without_a_log_has_batch_1(tmp_path: Path) -> None:
 
 def test_the_command_names_what_there_is() -> None:
     assert tuple(PROGRAMS) == NAMES
+
+
+HOSTILE = "x\ncustom-lib-path=model.engine\r[evil]\u2028\x1b"
+
+
+@pytest.mark.parametrize("to", NAMES)
+def test_no_text_of_a_bundle_begins_a_line_of_its_own(to: str, tmp_path: Path) -> None:
+    """A line of nvinfer's file names a library to load; a line of labels shifts the classes after it."""
+    from dataclasses import replace
+
+    path = tmp_path / "b.edgeres"
+    model = replace(spec(), labels=(HOSTILE, *CLASSES[1:]))
+    write_bundle(path, model, {FP32: MODEL, **{FORMS[name].file: MODEL for name in ("cpu", "tensorrt")}})
+    record = replace(RECORD, version=HOSTILE, file="engines/a.engine", portability=Portability(("8.7/../../x",)))
+    Bundle(path).add_engines({record: plan(MODEL)}, {})
+    made = deploy(path, to, tmp_path / "out")
+    texts = {name: text.decode() for name, text in made.files.items() if name.endswith((".txt", ".pbtxt", ".sh"))}
+    assert texts and not any(path.name == "x.plan" for path in tmp_path.rglob("*"))
+    for name, text in texts.items():
+        assert "\n".join(text.splitlines()) + "\n" == text and text.replace("\n", "").isprintable()
+        assert not re.search(r"^(custom-lib-path|\[evil)", text, re.MULTILINE)
+        if name.endswith("labels.txt"):
+            assert len(text.replace(";", "\n").splitlines()) == len(CLASSES)
+
+
+def test_names_that_a_program_would_read_as_two_are_refused(tmp_path: Path) -> None:
+    import onnx
+
+    graph = onnx.load_from_string(MODEL)
+    for node in graph.graph.node:
+        node.output[:] = ["a;b" if name == "scores" else name for name in node.output]
+    graph.graph.output[0].name = "a;b"
+    files = {FP32: graph.SerializeToString(), FORMS["tensorrt"].file: graph.SerializeToString()}
+    path = write_bundle(tmp_path / "b.edgeres", spec(), files)
+    with pytest.raises(ModelError, match="nvinfer cannot name the output 'a;b'"):
+        deploy(path, "deepstream", tmp_path / "out")

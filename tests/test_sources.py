@@ -322,9 +322,10 @@ def test_what_a_folder_lacks_is_noted_or_refused(tmp_path: Path) -> None:
         "config.json names no 3 classes (id2label)",
         "there is no preprocessor_config.json",
     ]
-    (path / "preprocessor_config.json").write_text('{"size": {"longest": 3}}')
-    with pytest.raises(InputError, match="is no image processor"):
-        load_folder(f"hf:{path}", WeightsChoice())
+    for wrong in ('{"size": {"longest": 3}}', '{"size": 1e999}', '{"size": 224, "resample": [1]}'):
+        (path / "preprocessor_config.json").write_text(wrong)
+        with pytest.raises(InputError, match="is no image processor"):
+            load_folder(f"hf:{path}", WeightsChoice())
     (path / "model.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"holds no weights; one of model.safetensors"):
         load_folder(f"hf:{path}", WeightsChoice())

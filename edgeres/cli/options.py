@@ -15,6 +15,7 @@ from click.core import ParameterSource
 from edgeres.data.base import FORMS
 from edgeres.device.targets import Flavour
 from edgeres.errors import UsageError
+from edgeres.files import refuse_output
 from edgeres.records import CODES, INTERPOLATIONS, METHODS, RESIZE_MODES
 from edgeres.refine.choice import EFFORTS, RESIDUALS
 from edgeres.words import did_you_mean
@@ -186,8 +187,12 @@ def written_file(flag: str, text: str) -> Decorator:
 
 
 def _check_writable(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
-    """Refuse at once, before anything is computed, a path below a file or below a directory without write access."""
+    """Refuse at once, before anything is computed, a path below a file or below a directory without write access.
+
+    Pipes, devices and names of the system are refused, too.
+    """
     if path is not None:
+        refuse_output(path)
         above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
         if not above.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(above))

@@ -5,24 +5,43 @@ from __future__ import annotations
 import math
 import zipfile
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edgeres.files import open_file
+
 _LARGE, _USUAL_RATIO = 1 << 29, 20  # bytes; larger arrays must not expand to more times their packed size
 
 
-def check_sizes(members: Iterable[zipfile.ZipInfo]) -> None:
+def check_sizes(members: Iterable[zipfile.ZipInfo], free: int = _LARGE) -> None:
     """Refuse members that expand to far more than they take in the archive.
+
+    Args:
+        free: bytes that they may have in any case.
 
     Raises:
         ValueError: with the sizes.
     """
     members = list(members)
     size, packed = sum(info.file_size for info in members), sum(info.compress_size for info in members)
-    if size > max(_LARGE, _USUAL_RATIO * packed):
+    if size > max(free, _USUAL_RATIO * packed):
         raise ValueError(f"its arrays expand to {size / 1e6:,.0f} MB, {size / max(packed, 1):,.0f} times their size")
+
+
+def read_arrays(path: Path, free: int = _LARGE) -> dict[str, npt.NDArray[Any]]:
+    """All arrays of a file by their names; ``free`` as of :func:`check_sizes`.
+
+    Raises:
+        OSError, ValueError: it is a pipe or a device, its arrays expand to far more than they take, or as
+            :func:`read_array`.
+    """
+    with open_file(path) as stream, zipfile.ZipFile(stream) as archive:
+        members = archive.infolist()
+        check_sizes(members, free)
+        return {info.filename.removesuffix(".npy"): read_array(archive, info) for info in members}
 
 
 def read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> npt.NDArray[Any]:

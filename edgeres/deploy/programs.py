@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from edgeres.deploy.network import Deployable
 from edgeres.errors import EngineError, ModelError
 from edgeres.records import Preprocess
+from edgeres.words import escaped
 
 _TRITON_TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8", "int8": "TYPE_INT8"}
 _QUEUE_US = 1000
@@ -38,7 +40,8 @@ def triton(network: Deployable, max_batch: int | None) -> Deployed:
         backend = "tensorrt"
         for engine in network.engines:
             gpus = engine.record.portability.compute_capabilities
-            file = f"model.sm{'-'.join(gpus).replace('.', '')}.plan" if gpus else "model.plan"
+            words = "-".join(re.sub(r"\W", "", gpu) for gpu in gpus)  # a manifest may state anything
+            file = f"model.sm{words}.plan" if gpus else "model.plan"
             files[file] = engine.content
             by_gpu |= dict.fromkeys(gpus, file)
         versions = sorted({engine.record.version for engine in network.engines})
@@ -80,6 +83,10 @@ def deepstream(network: Deployable, max_batch: int | None) -> Deployed:
         ModelError: ``nvinfer`` cannot feed such a network.
     """
     preprocess, graph = network.model.preprocess, _graph_for_tensorrt(network)
+    if re.search(r"[;\s]", network.output.name):
+        raise ModelError(
+            f"nvinfer cannot name the output {network.output.name!r:.100}", hint="rename it, and build again"
+        )
     colour = {("RGB", 3): 0, ("BGR", 3): 1, ("RGB", 1): 2}.get((preprocess.channel_order, preprocess.channels))
     if colour is None:
         raise ModelError(f"nvinfer has no images of {preprocess.channels} channels", hint="edgeres.load takes them")
@@ -238,13 +245,14 @@ def _triton_tensor(name: str, dtype: str, dims: tuple[int, ...]) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A string of protobuf's text format."""
-    return '"' + "".join(c if c.isprintable() and c not in '"\\' else f"\\{ord(c):03o}" for c in text) + '"'
+    """A string of protobuf's text format; it states other bytes than printable ASCII in octal."""
+    plain = set(range(0x20, 0x7F)) - set(b'"\\')
+    return '"' + "".join(chr(byte) if byte in plain else f"\\{byte:03o}" for byte in text.encode()) + '"'
 
 
 def _label(name: str) -> str:
     """A class name without the separator of nvinfer's file."""
-    return name.replace(";", ",").replace("\n", " ")
+    return name.replace(";", ",")
 
 
 def _list(values: tuple[float, ...]) -> str:
@@ -255,4 +263,5 @@ def _list(values: tuple[float, ...]) -> str:
 
 
 def _text(lines: list[str] | tuple[str, ...]) -> bytes:
-    return ("\n".join(lines) + "\n").encode()
+    """Lines of a file. No line end in a name begins another: a line of ``nvinfer`` can name a library to load."""
+    return ("\n".join(map(escaped, lines)) + "\n").encode("utf-8", "backslashreplace")

@@ -31,6 +31,7 @@ from edgeres.pipeline.take import Fp32Model
 from edgeres.progress import SILENT, Progress
 from edgeres.records import Codes, EngineRecord, LeftOut, Manifest, ModelSpec, Style, TensorInfo
 from edgeres.runtime.probes import ProbeSet
+from edgeres.words import escaped
 
 if TYPE_CHECKING:
     from edgeres.quantize.alternatives import Material
@@ -234,7 +235,7 @@ def _write_graphs(folder: Path, fp32: Fp32Model, quantized: Quantized, tried: Tr
         shared[name] = share_weights(graph, held)
         write_file(folder / FORMS[name].file, graph.SerializeToString())
     write_file(folder / CALIBRATION, to_json(quantized.calibration).encode())
-    write_file(folder / LABELS, "".join(f"{label}\n" for label in fp32.spec.labels).encode())
+    write_file(folder / LABELS, "".join(f"{escaped(label)}\n" for label in fp32.spec.labels).encode())
     return shared
 
 

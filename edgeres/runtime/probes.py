@@ -10,8 +10,6 @@ probes.npz   steps   uint8 (N, h, w, channels), in the network's channel order, 
 from __future__ import annotations
 
 import io
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +17,12 @@ from typing import Any
 import numpy as np
 
 from edgeres.bundle import PROBES, Bundle
+from edgeres.data.npz import read_arrays
 from edgeres.data.preprocess import normalize
-from edgeres.errors import BundleError
+from edgeres.errors import BundleError, reading
 from edgeres.records import F32, U8, Preprocess
 
+_LARGE = 1 << 26  # bytes; float32 inputs take four times as many
 _LEFT = np.uint8(0)  # of the first pixel of a row
 
 
@@ -49,12 +49,10 @@ def read_probes(bundle: Bundle) -> ProbeSet:
         BundleError: the bundle has none, or they do not fit its network.
     """
     path, model = bundle.file(PROBES), bundle.manifest.model
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            scores = arrays["scores"]
-            inputs = _inputs(arrays, model.preprocess)
-    except (OSError, EOFError, ValueError, TypeError, LookupError, zipfile.BadZipFile, zlib.error) as error:
-        raise BundleError(f"{PROBES} cannot be read ({error})", where=bundle.path, hint="build it again") from error
+    with reading(bundle.path, f"{PROBES} cannot be read", error=BundleError, hint="build it again"):
+        arrays = read_arrays(path, _LARGE)
+        scores = arrays["scores"]
+        inputs = _inputs(arrays, model.preprocess)
     fits = inputs.shape[1:] == model.preprocess.shape and scores.shape == (len(inputs), model.num_classes)
     if not (fits and len(inputs) and inputs.dtype == scores.dtype == np.float32):
         what = f"{PROBES} holds inputs {inputs.shape} and scores {scores.shape}, which are not of this network"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from edgeres.errors import BundleError
+from edgeres.data.npz import read_arrays
+from edgeres.errors import BundleError, reading
 from edgeres.files import write_file
 from edgeres.verify.candidates import KnownAnswers
 
@@ -28,11 +28,9 @@ def read_known(path: Path) -> KnownAnswers | None:
     """
     if not path.is_file():
         return None
-    try:
-        with np.load(path, allow_pickle=False) as found:
-            scores, images, runner = found["scores"], str(found["images"]), str(found["runner"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise BundleError(f"cannot be read ({error})", where=path, hint="build it again") from error
+    with reading(path, error=BundleError, hint="build it again"):
+        found = read_arrays(path)
+        scores, images, runner = found["scores"], str(found["images"]), str(found["runner"])
     if scores.ndim != 2 or scores.dtype != np.float32 or not np.isfinite(scores).all():
         raise BundleError("holds no scores", where=path, hint="build it again")
     return KnownAnswers(images, scores, runner)

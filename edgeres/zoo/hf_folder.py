@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import nn
 
-from edgeres.errors import InputError, WeightsError
+from edgeres.errors import InputError, WeightsError, reading
+from edgeres.files import read_file
 from edgeres.files import sha256 as file_sha256
 from edgeres.records import Interpolation, ModelSpec, Preprocess
 from edgeres.zoo.architectures import ARCHITECTURES, Architecture
@@ -23,6 +24,7 @@ from edgeres.zoo.match import match, wanted_of
 from edgeres.zoo.state_dict import Checkpoint, load_checkpoint
 
 _ONNX = "export it as ONNX and give that as the model"
+_LARGEST_JSON = 4 << 20  # bytes; 1,000 names of classes take 30,000
 _FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 # Pillow's numbers of filters.
 _FILTERS: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -72,14 +74,8 @@ def load_folder(name: str, choice: WeightsChoice) -> Loaded:
 
 
 def _json(path: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(
-            f"cannot be read ({error.strerror})", where=path, hint="give a folder of save_pretrained"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise InputError("is no JSON", where=path, hint="fetch it again") from error
+    with reading(path, hint="give a folder of save_pretrained"):
+        content = json.loads(read_file(path, _LARGEST_JSON))
     if not isinstance(content, dict):
         raise InputError("is no JSON object", where=path, hint="fetch it again")
     return content
@@ -161,7 +157,7 @@ def _preprocess(path: Path, known: Preprocess) -> tuple[Preprocess, tuple[str, .
     if not path.is_file():
         return known, ("there is no preprocessor_config.json: ImageNet's preprocessing is used",)
     stated = _json(path)
-    try:
+    with reading(path, "is no image processor", hint="give --mean, --std and --resize"):
         size, crop = _side(stated.get("size", known.crop_px[0])), stated.get("crop_size")
         if isinstance(stated.get("size"), dict) and "height" in stated["size"]:
             crop_px, resize = (int(stated["size"]["height"]), int(stated["size"]["width"])), None
@@ -182,10 +178,6 @@ def _preprocess(path: Path, known: Preprocess) -> tuple[Preprocess, tuple[str, .
         filter_ = _FILTERS.get(stated.get("resample", 3))
         notes = () if filter_ else (f"resample {stated.get('resample')} is not known here; bilinear is used",)
         return Preprocess(crop_px, resize, filter_ or "bilinear", mean, std, pixel_scale=scale), notes
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(
-            f"is no image processor ({error})", where=path, hint="give --mean, --std and --resize"
-        ) from error
 
 
 def _side(size: Any) -> int:

@@ -11,16 +11,19 @@ import pytest
 from bundles import write_bundle
 from PIL import Image
 
+from edgeres.bundle import PROBES, Bundle
 from edgeres.data.decode import decode
 from edgeres.data.files import read_image
 from edgeres.data.sources import open_source
 from edgeres.data.text import read_class_names
-from edgeres.errors import EdgeresError, InputError, SourceError, UsageError
+from edgeres.errors import BundleError, EdgeresError, InputError, SourceError, UsageError
 from edgeres.inert import DamagedPickle, read_pickle
 from edgeres.quantize.exchange import read_foreign
 from edgeres.records import AS_RGB
 from edgeres.reports import read_baseline
 from edgeres.runtime import Classifier, Frame
+from edgeres.runtime.probes import read_probes
+from edgeres.verify.known import read_known
 
 
 def read(content):
@@ -73,6 +76,23 @@ def test_an_npz_that_expands_to_a_gigabyte_is_refused(tmp_path):
     path.write_bytes(patched)
     with pytest.raises(SourceError, match="expand to 1,074 MB"):
         open_source(str(path), role="calibration", px=32)
+
+
+def bomb(path):
+    """An .npz of 1 MB with a member of 1 GB of zeros."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("scores.npy", bytes(1 << 20))
+    path.write_bytes(path.read_bytes().replace(struct.pack("<L", 1 << 20), struct.pack("<L", 1 << 30)))
+    return path
+
+
+def test_probes_and_answers_of_a_bundle_do_not_expand_to_a_gigabyte(tmp_path):
+    with pytest.raises(BundleError, match="expand to 1,074 MB"):
+        read_known(bomb(tmp_path / "answers.fp32.npz"))
+    content = bomb(tmp_path / "probes.npz").read_bytes()
+    bundle = Bundle(write_bundle(tmp_path / "b.edgeres", files={PROBES: content}))
+    with pytest.raises(BundleError, match=r"probes\.npz cannot be read \(its arrays expand to 1,074 MB"):
+        read_probes(bundle)
 
 
 def test_a_tiff_whose_tags_name_the_same_bytes_many_times_is_refused(tmp_path):

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from edgeres.cli import cli
 from edgeres.cli.config import read_config
 from edgeres.errors import EdgeresError, EnvironmentError_, ModelError, reading, temporary_space
+from edgeres.files import write_file
 from edgeres.report.markdown import _cell
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
@@ -32,6 +33,8 @@ COMMANDS = {
     "images": ["calibrate", "net.onnx", "--calibration", "PIPE", "-o", "c.json"],
     "an image": ["predict", "b.edgeres", "PIPE"],
     "labels": ["quantize", "net.onnx", "--labels", "PIPE", *workshop.SIGNS, "-o", "q.onnx"],
+    "output": ["calibrate", "net.onnx", *workshop.SIGNS, "-o", "PIPE"],
+    "output, text": ["verify", "b.edgeres", "--validation", "signs:8", "--markdown", "PIPE"],
 }
 
 
@@ -58,6 +61,24 @@ def test_a_pipe_and_a_device_are_named(
     ran = CliRunner().invoke(cli, arguments)
     assert isinstance(ran.exception, EdgeresError | OSError), ran.output
     assert words in str(ran.exception)
+
+
+@pytest.mark.parametrize("command", ["verify-signature b.edgeres", "predict b.edgeres a.png", "engine b.edgeres"])
+def test_a_pipe_of_trusted_keys_is_named(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    ran = CliRunner().invoke(cli, [*command.split(), "--trust", "pipe"])
+    assert "pipe: cannot be read (is a named pipe" in str(ran.exception)
+
+
+def test_a_file_takes_no_place_of_the_system(tmp_path: Path) -> None:
+    """As root, a rename would put it there."""
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "pipe", Path("/dev/null"), Path("/dev/no-such-name")):
+        with pytest.raises(OSError, match="not a file"):
+            write_file(place, b"x")
+    assert (tmp_path / "pipe").is_fifo()
+    assert not Path("/dev/no-such-name").exists()
+    assert Path("/dev/null").is_char_device()
 
 
 def test_a_manifest_that_is_a_pipe_is_named(tmp_path: Path) -> None:
