@@ -1,4 +1,4 @@
-"""The examples of docs/examples, with stand-ins for ROS and TensorRT that follow their documentation.
+"""The examples of docs/examples and the ROS 2 node, on stand-ins for ROS and TensorRT that follow their documentation.
 
 docs/examples/README.md lists what was tested this way and what was not, as it needs a real robot.
 """
@@ -28,6 +28,7 @@ from fake_ros import MESSAGES, Ros
 
 from edgeres.bundle import Bundle
 from edgeres.data.preprocess import apply
+from edgeres.deploy import ros2
 from edgeres.errors import UsageError
 from edgeres.records import F32, U8, EngineRecord, Portability, Preprocess
 from edgeres.runtime import Classifier
@@ -42,7 +43,8 @@ def noise(height: int, width: int, seed: int = 0) -> U8:
 
 
 def load_example(name: str) -> Any:
-    found = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    path = ros2.__file__.replace("ros2.py", "ros2_node.py") if name == "ros2_node" else EXAMPLES / f"{name}.py"
+    found = importlib.util.spec_from_file_location(f"example_{name}", path)
     assert found is not None and found.loader is not None
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
@@ -98,7 +100,7 @@ def stop(ros: Ros) -> Callable[[Any], None]:
 def spin(ros: Ros, *events: Callable[[Any], None]) -> Any:
     """Run the node; returns it afterwards."""
     ros.events.extend([*events, stop(ros)])
-    assert load_example("ros2_classifier").main([]) == 0
+    assert load_example("ros2_node").main([]) == 0
     return ros.nodes[0]
 
 
@@ -171,7 +173,7 @@ def test_shutdown_frees_in_order(ros: Ros, interrupted: bool) -> None:
 
 def test_a_bundle_that_is_not_there_is_one_line_and_exit_3(ros: Ros, capsys: pytest.CaptureFixture[str]) -> None:
     ros.parameters["bundle"] = "no/such.edgeres"
-    assert load_example("ros2_classifier").main([]) == 3
+    assert load_example("ros2_node").main([]) == 3
     assert re.fullmatch(r"error: no/such\.edgeres: no such bundle.*\n", capsys.readouterr().err)
     assert ros.history == ["try_shutdown"]
 

@@ -58,6 +58,7 @@ CHECKPOINTS = tuple(
     f"edgeres.zoo.{name}"
     for name in ("checkpoint", "heads", "hf_folder", "match", "modules", "resnet", "sources", "state_dict")
 )
+ROS = ("edgeres.deploy.ros2_node",)
 HEAVY = {
     "torch": (*CHECKPOINTS, "edgeres.zoo.export", "edgeres.refine"),
     "safetensors": CHECKPOINTS,
@@ -68,6 +69,7 @@ HEAVY = {
     "tensorrt_rtx": (),
     "cuda": (),
     "pycuda": (),
+    "rclpy": ROS,
 }
 BLOCKED = tuple(name for name in HEAVY if name not in ("onnxruntime", "msgspec"))
 
@@ -78,7 +80,7 @@ def module_name(path: Path) -> str:
 
 
 MODULES = {module_name(path): ast.parse(path.read_text(encoding="utf-8")) for path in sorted(ROOT.rglob("*.py"))}
-BASE = [name for name in MODULES if not name.startswith((*GRAPHS, *CHECKPOINTS))]
+BASE = [name for name in MODULES if not name.startswith((*GRAPHS, *CHECKPOINTS, *ROS))]
 
 
 def imports(tree: ast.AST, *, deep: bool) -> Iterator[str]:

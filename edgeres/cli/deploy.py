@@ -10,7 +10,7 @@ from edgeres.cli.options import UserPath, Word, as_json, output_option, whole_nu
 from edgeres.cli.show import echo, print_json
 
 # The names in edgeres.deploy.programs.PROGRAMS, which is not imported before it is used.
-PROGRAMS = ("triton", "deepstream", "trtexec")
+PROGRAMS = ("triton", "deepstream", "trtexec", "ros2")
 
 
 @click.command("deploy")
@@ -26,8 +26,9 @@ def command(bundle: Path, to: str, max_batch: int | None, output: Path | None, a
     edgeres deploy resnet50.edgeres --to triton
     edgeres deploy resnet50.edgeres --to deepstream
     edgeres deploy resnet50.edgeres --to trtexec
+    edgeres deploy resnet50.edgeres --to ros2 -o ~/ws/src/edgeres_resnet50
 
-    These programs do not know the bundle's preprocessing. What each of them does differently is printed.
+    All but ROS 2's node do not know the bundle's preprocessing. What each of them does differently is printed.
     """
     from edgeres.pipeline.deploy import deploy
 

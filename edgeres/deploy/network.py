@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from edgeres.bundle import FP32, Bundle, log_of
 from edgeres.errors import BundleError
@@ -34,12 +35,14 @@ class Deployable:
     """A bundle's network.
 
     Attributes:
+        path: of the bundle.
         name: a word for files and servers.
         input, output: of its graphs and engines; the first axis is the batch.
         engines: for TensorRT, the one that a clock chose or the INT8 one of each GPU.
         for_gpu, for_cpu: INT8 graphs for TensorRT and for ONNX Runtime; None where the bundle has none.
     """
 
+    path: Path
     name: str
     model: ModelSpec
     input: TensorSpec
@@ -51,6 +54,14 @@ class Deployable:
     def image(self) -> tuple[int, ...]:
         """The input's shape without the batch."""
         return tuple(size or 0 for size in self.input.shape[1:])
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """Files by their path in the output folder, and what the user has to know, one line each."""
+
+    files: dict[str, bytes]
+    notes: tuple[str, ...]
 
 
 def network_of(bundle: Bundle) -> Deployable:
@@ -69,6 +80,7 @@ def network_of(bundle: Bundle) -> Deployable:
         scores = next(tensor for tensor in runner.outputs if tensor.name == runner.output_name)
     on_cpu = best_on_cpu(forms)
     return Deployable(
+        path=bundle.path.resolve(),
         name=re.sub(r"[^\w.-]+", "-", bundle.path.resolve().name.removesuffix(".edgeres")).strip("-.") or "network",
         model=model,
         input=given,

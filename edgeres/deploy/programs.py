@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from edgeres.deploy.network import Deployable
+from edgeres.deploy.network import Deployable, Deployed
+from edgeres.deploy.ros2 import ros2
 from edgeres.errors import EngineError, ModelError
 from edgeres.records import Preprocess
 from edgeres.words import escaped
@@ -15,14 +15,6 @@ from edgeres.words import escaped
 _TRITON_TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8", "int8": "TYPE_INT8"}
 _QUEUE_US = 1000
 _DEFAULT_BATCH = 8
-
-
-@dataclass(frozen=True)
-class Deployed:
-    """Files by their path in the output folder, and what the user has to know, one line each."""
-
-    files: dict[str, bytes]
-    notes: tuple[str, ...]
 
 
 def triton(network: Deployable, max_batch: int | None) -> Deployed:
@@ -171,6 +163,7 @@ PROGRAMS: dict[str, Callable[[Deployable, int | None], Deployed]] = {
     "triton": triton,
     "deepstream": deepstream,
     "trtexec": trtexec,
+    "ros2": ros2,
 }
 
 

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 from edgeres.bundle import steady
-from edgeres.deploy.network import network_of
-from edgeres.deploy.programs import PROGRAMS, Deployed
+from edgeres.deploy.network import Deployed, network_of
+from edgeres.deploy.programs import PROGRAMS
 from edgeres.errors import EnvironmentError_, UsageError
 from edgeres.files import DISK_FULL, FREE_SPACE, make_folder, temporary_name, write_file
 
@@ -16,7 +16,7 @@ def deploy(bundle: Path, to: str, output: Path, max_batch: int | None = None) ->
     """Write ``output``, complete or not at all.
 
     Args:
-        to: ``triton``, ``deepstream`` or ``trtexec``.
+        to: ``triton``, ``deepstream``, ``trtexec`` or ``ros2``.
         output: a folder that does not exist yet.
         max_batch: largest batch; None: what the engine takes, else 8 for Triton and 1 for the others.
 

@@ -1,6 +1,8 @@
 """A ROS 2 node that classifies camera images: sensor_msgs/Image in, vision_msgs/Classification out (Humble, Jazzy).
 
-    python3 ros2_classifier.py --ros-args -p bundle:=resnet18.edgeres -p topic:=/camera/image_raw
+    python3 -m edgeres.deploy.ros2_node --ros-args -p bundle:=resnet18.edgeres -p topic:=/camera/image_raw
+
+`edgeres deploy BUNDLE --to ros2` writes it as a package with a launch file.
 
 Parameters:
     bundle     directory of the bundle
