@@ -244,7 +244,8 @@ def test_no_text_of_a_bundle_begins_a_line_of_its_own(to: str, tmp_path: Path) -
     record = replace(RECORD, version=HOSTILE, file="engines/a.engine", portability=Portability(("8.7/../../x",)))
     Bundle(path).add_engines({record: plan(MODEL)}, {})
     made = deploy(path, to, tmp_path / "out")
-    texts = {name: text.decode() for name, text in made.files.items() if name.endswith((".txt", ".pbtxt", ".sh"))}
+    kinds = (".txt", ".pbtxt", ".sh", ".py", ".xml", ".cfg", ".yaml")
+    texts = {name: text.decode() for name, text in made.files.items() if name.endswith(kinds) and text}
     assert texts and not any(path.name == "x.plan" for path in tmp_path.rglob("*"))
     for name, text in texts.items():
         assert "\n".join(text.splitlines()) + "\n" == text and text.replace("\n", "").isprintable()
