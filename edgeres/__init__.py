@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from edgeres.pipeline.options import BuildOptions
     from edgeres.pipeline.python import bench_bundle, compare_bundles, quantize_model, verify_bundle
     from edgeres.pipeline.results import BuildResult, VerifyResult
-    from edgeres.runtime import Classifier, load
+    from edgeres.runtime import Classifier
+    from edgeres.task.load import load
 
 _WHERE = {
     "build": "edgeres.pipeline.build",
@@ -35,7 +36,7 @@ _WHERE = {
     "VerifyResult": "edgeres.pipeline.results",
     "bench_bundle": "edgeres.pipeline.python",
     "compare_bundles": "edgeres.pipeline.python",
-    "load": "edgeres.runtime",
+    "load": "edgeres.task.load",
     "quantize_model": "edgeres.pipeline.python",
     "verify_bundle": "edgeres.pipeline.python",
 }

@@ -244,17 +244,34 @@ def complete_preprocess(holder: Mapping[str, Any], schema: int) -> dict[str, Any
 
 
 @dataclass(frozen=True)
+class Head:
+    """One output of a network, and what it is for.
+
+    Attributes:
+        output: name of the graph's output.
+        task: name of a module in :mod:`edgeres.task`.
+    """
+
+    output: str
+    task: str
+
+
+CLASSIFICATION = "classification"
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """The description of a network, without its graph.
 
     Attributes:
         name: architecture or file stem, e.g. ``resnet18``.
         preprocess: the preprocessing that the network was trained with.
-        labels: one name per class, in the order of the outputs.
+        labels: one name per class, or per value where the output holds other values, in the order of the outputs.
         weights: where the weights came from, in words (``signs``, ``imagenet (V1)``, a file's name).
         weights_sha256: digest of the weights' file, None for random weights.
         output: ``probabilities`` where the graph ends in Softmax.
         given: the preprocessing as the user gave it, where the graph took over mean and std; else None.
+        heads: the outputs, where they are other than one row of scores of classes.
     """
 
     name: str
@@ -264,6 +281,7 @@ class ModelSpec:
     weights_sha256: str | None = None
     output: Literal["logits", "probabilities"] = "logits"
     given: Preprocess | None = field(default=None, metadata=OPTIONAL)
+    heads: tuple[Head, ...] = field(default=(), metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         require(self.weights_sha256 is None or is_sha256(self.weights_sha256), "weights_sha256 must have 64 hex digits")
@@ -271,6 +289,11 @@ class ModelSpec:
     @property
     def num_classes(self) -> int:
         return len(self.labels)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks of its heads, each once."""
+        return tuple(dict.fromkeys(head.task for head in self.heads)) or (CLASSIFICATION,)
 
     def to_dict(self) -> dict[str, Any]:
         found: dict[str, Any] = plain(self)
@@ -775,16 +798,17 @@ class ImagePrediction:
     """The prediction for an image file.
 
     Attributes:
+        prediction: a :class:`Prediction`, or the answer of another task.
         jpeg: a small picture, :data:`THUMBNAIL_PX` on its longer side; empty where none was asked for.
     """
 
     file: ImageFile
-    prediction: Prediction
+    prediction: Any
     jpeg: bytes = b""
 
     @property
     def wrong(self) -> bool:
-        return self.file.label not in (None, self.prediction.label)
+        return self.file.label is not None and self.file.label != self.prediction.label
 
 
 @dataclass(frozen=True)

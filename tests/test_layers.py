@@ -43,6 +43,7 @@ FLOORS = (
     ("engine",),
     ("verify",),
     ("judge",),
+    ("task",),
     ("report",),
     ("bench", "deploy", "live", "profiling"),
     ("pipeline",),

@@ -98,7 +98,9 @@ def _model(name: str, given: dict[str, Any]) -> Any:
     from edgeres.pipeline.input_choice import InputChoice
     from edgeres.pipeline.take import ModelChoice
 
-    own = {key: given[key] for key in ("weights", "num_classes", "labels", "ema", "head_activation", "input_px")}
+    own = {
+        key: given[key] for key in ("weights", "num_classes", "labels", "ema", "head_activation", "input_px", "task")
+    }
     return ModelChoice(name, **own, input=InputChoice.of(options.input_choice(given)))
 
 

@@ -26,6 +26,7 @@ from edgeres.errors import UsageError, reading
 from edgeres.files import read_file
 from edgeres.judge.asked import ConfigFile, GateChoice, OnUnsure, Weaker
 from edgeres.judge.gates import LIMITS, METRICS, Limits
+from edgeres.task import brought_gates
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -36,7 +37,7 @@ FILE = "pyproject.toml"
 _MOST_BYTES, _MOST_DOTS = 1 << 20, 500
 # Keys are the names of the options.
 _TYPES: dict[str, Any] = {
-    **dict.fromkeys(LIMITS, float | bool),
+    **dict.fromkeys((*LIMITS, *brought_gates()), float | bool),
     "on_unsure": OnUnsure,
     "allow": tuple[str, ...],
     "baseline": str,
@@ -50,7 +51,7 @@ _TYPES: dict[str, Any] = {
 
 
 def _no_limit_is_true(table: Any) -> None:
-    for name in LIMITS:
+    for name in (*LIMITS, *brought_gates()):
         require(getattr(table, name) is not True, f"{_key(name)} must be a number, or false for no limit")
 
 
@@ -110,6 +111,7 @@ def gates_from(config: Config, given: Mapping[str, Any] = MappingProxyType({})) 
     values = {**config.values, **given}
     limits = Limits.of(**{name: values[name] for name in LIMITS if name in values})
     own = {f.name: values[f.name] for f in fields(GateChoice) if f.name in values}
+    own["task_limits"] = {name: values[name] for name in brought_gates() if name in values}
     kept = {name: value for name, value in config.values.items() if name not in given}
     used = ConfigFile(config.file, tuple(_weaker(kept))) if config.file else None
     return GateChoice(**{**own, "limits": limits, "allow": tuple(own.get("allow", ())), "config": used})
@@ -123,6 +125,11 @@ def _weaker(values: Mapping[str, Any]) -> Iterator[Weaker]:
         value = values[metric.option]
         if value is None or not metric.meets(value, default):
             yield Weaker(_key(metric.option), value, default)
+    for name, one in brought_gates().items():
+        if one.default is not None and name in values:
+            value = values[name]
+            if value is None or not one.metric.meets(value, one.default):
+                yield Weaker(_key(name), value, one.default)
     for check in values.get("allow", ()):
         yield Weaker("allow", check)
 
@@ -159,7 +166,7 @@ def has_table(path: Path) -> bool:
 
 
 def _value(name: str, value: Any, path: Path) -> Any:
-    if name in LIMITS and value is False:
+    if (name in LIMITS or name in brought_gates()) and value is False:
         return None
     if name not in ("baseline", "validation", "validation_labels"):
         return value

@@ -18,6 +18,7 @@ from edgeres.errors import UsageError
 from edgeres.files import refuse_output
 from edgeres.records import CODES, INTERPOLATIONS, METHODS, RESIZE_MODES
 from edgeres.refine.choice import EFFORTS, RESIDUALS
+from edgeres.task import TASKS, brought_gates
 from edgeres.words import did_you_mean
 
 if TYPE_CHECKING:
@@ -219,6 +220,7 @@ _CODE = "Let code for the CPU in version-compatible engines run though no truste
 _THUMBNAILS = "Show images that INT8 gets wrong in the report.  [default: yes]"
 _CORRUPTIONS = "Also compare on 200 images darkened, blurred, noised, compressed and rotated, in three strengths each."
 
+_TASK = "What the output is for (docs/tasks.md). Default: what the images show, else classification."
 _TABLE = "Labels of these images where they are in no class folders: CSV or text with image,label in each line."
 _SIZE = "Height and width of the input, where the graph leaves them free or a model of the zoo has others."
 _PREPROCESS = "As in training: torchvision, timm:MODEL, keras-caffe, imagenet-inception, ... (docs/preprocessing.md)."
@@ -263,7 +265,8 @@ size_option = click.option("--input-px", type=ImageSize(), metavar="PX|HxW|H W",
 input_options = section(
     "Input",
     size_option,
-    file_option("--labels", "Class names, one per line, in the order of the outputs."),
+    choice("--task", tuple(TASKS), _TASK),
+    file_option("--labels", "Names of classes or values, one per line, in the order of the outputs."),
     click.option("--mean", type=Numbers(), metavar="R G B", help="Input = (pixel * S - mean) / std; one per channel."),
     click.option("--std", type=Numbers(), metavar="R G B", help="See --mean; the default is ImageNet's."),
     click.option(
@@ -343,11 +346,14 @@ class Limit(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
     name = "limit"
     OFF = "off"
 
+    def __init__(self, *, percent: bool = False) -> None:
+        self._percent = percent  # a sign behind the number is taken
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == self.OFF or isinstance(value, float):
             return value
         try:
-            number = float(value)
+            number = float(value.removesuffix("%") if self._percent else value)
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
@@ -356,7 +362,7 @@ class Limit(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
 
 
 def _limit(flag: str, metavar: str, text: str) -> Decorator:
-    return click.option(flag, type=Limit(), metavar=metavar, help=text)
+    return click.option(flag, type=Limit(percent=metavar == "%"), metavar=metavar, help=text)
 
 
 validation_options = section(
@@ -380,6 +386,7 @@ gate_options = section(
     _limit("--max-regression", "PP", "Gate: top-1 lost against the baseline.  [default: 0.5]"),
     _limit("--max-sqnr-loss", "DB", "Gate: logit SQNR lost against the baseline.  [default: 3]"),
     _limit("--max-slowdown", "%", "Gate: latency against the baseline, in units of FP32's.  [default: 15]"),
+    *(_limit(f"--{name.replace('_', '-')}", one.metavar, one.help) for name, one in brought_gates().items()),
     click.option("--corruptions", is_flag=True, default=None, help=_CORRUPTIONS),
     click.option("--any-machine", is_flag=True, default=None, help="Compare latency also between different machines."),
     choice("--on-unsure", ("warn", "fail"), "Outcome of gates that too few images leave uncertain.  [default: warn]"),
@@ -401,7 +408,16 @@ def gate_choice(given: dict[str, Any]) -> dict[str, Any]:
     from edgeres.judge.gates import LIMITS
 
     config, own = read_config(), {}
-    for name in (*LIMITS, "baseline", "any_machine", "corruptions", "on_unsure", "allow", "thumbnails"):
+    for name in (
+        *LIMITS,
+        *brought_gates(),
+        "baseline",
+        "any_machine",
+        "corruptions",
+        "on_unsure",
+        "allow",
+        "thumbnails",
+    ):
         said = given.pop(name)
         if said not in (None, ()):
             own[name] = None if said == Limit.OFF else said

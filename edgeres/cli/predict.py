@@ -44,7 +44,7 @@ def command(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Classify images with a bundle's INT8 network: the given files, and all images below the given directories.
+    """Answer images with a bundle's INT8 network: the given files, and all images below the given directories.
 
     Where folders are named as the network's labels, wrong answers are marked and counted. Images in directories that
     cannot be read are left out and listed; a file given by name must be readable.
@@ -55,12 +55,14 @@ def command(
     """
     from edgeres.errors import SourceError
     from edgeres.files import write_file
-    from edgeres.runtime import Classifier
     from edgeres.runtime.predictions import classify_all, find_images
+    from edgeres.task.load import load
 
     _check_sheet(sheet)
-    with Classifier(bundle, backend=given.pop("backend"), trust=trusted(given)) as classify:
-        listing = find_images(images, classify.labels)
+    with load(bundle, backend=given.pop("backend"), trust=trusted(given)) as classify:
+        classes = classify.classes
+        _check_asked({"--sheet": sheet, "--sort": sort, "--top": top} if not classes else {}, classify.task)
+        listing = find_images(images, classes)
         found = listing.files
         with progress(quiet=as_json).task("classifying", len(found)) as advance:
             told = list(classify_all(classify, found, pictures=sheet is not None, advance=advance))
@@ -69,6 +71,9 @@ def command(
     unreadable = [answer for answer in told if isinstance(answer, UnreadableImage)]
     if not answers:
         raise SourceError(f"none of {len(told):,} images can be read: {_named(unreadable)}", where=images[0])
+    if not classes:
+        _tell(answers, unreadable, backend, listing.notes, as_json=as_json)
+        return
     answers = in_order(answers, sort or "path")
     if sheet is not None:
         write_file(sheet, _sheet(sheet, bundle, answers, unreadable, sort or "unsure"))
@@ -92,6 +97,37 @@ def _check_sheet(sheet: Path | None) -> None:
 
     if sheet is not None and sheet.suffix.lower() not in {".html", ".png"}:
         raise UsageError("is neither a page nor a picture", where=sheet, hint="give a name that ends in .html or .png")
+
+
+def _check_asked(asked: dict[str, Any], task: str) -> None:
+    """Refuse options that need scores of classes."""
+    from edgeres.errors import UsageError
+
+    for option, value in asked.items():
+        if value is not None:
+            raise UsageError(f"needs scores of classes, and the task is {task}", where=option, hint="leave it out")
+
+
+def _tell(
+    answers: Sequence[ImagePrediction],
+    unreadable: Sequence[UnreadableImage],
+    backend: str,
+    notes: Sequence[str],
+    *,
+    as_json: bool,
+) -> None:
+    """Print answers that are no classes, in their own words."""
+    if as_json:
+        rows = [{"image": str(one.file.path), "backend": backend, **one.prediction.to_dict()} for one in answers]
+        print_json([*rows, *({"image": str(one.file.path), "error": one.why} for one in unreadable)])
+    for answer in () if as_json else answers:
+        click.secho(escaped(str(answer.file.path)), bold=True)
+        for line in answer.prediction.words():
+            echo(f"  {line}")
+    for note in notes:
+        echo(f"note: {note}", err=True)
+    if unreadable:
+        echo(_left_out(unreadable), err=True)
 
 
 def _sheet(

@@ -42,7 +42,7 @@ def command(model: Path, output: Path, target: str, as_json: bool, **given: Any)
         raise UsageError("is not named .onnx", where=model, hint="edgeres export writes a model of the zoo as ONNX")
     if output.resolve() == model.resolve():
         raise UsageError("would overwrite the FP32 graph", where=output, hint="choose another -o")
-    own = {name: given.pop(name) for name in ("labels", "input_px")}
+    own = {name: given.pop(name) for name in ("labels", "input_px", "task")}
     choice = ModelChoice(model, **own, input=InputChoice.of(options.input_choice(given)))
     data = DataChoice(given.pop("calibration"), None, given.pop("calibration_size"), None, given.pop("seed"))
     refine = RefineChoice(given.pop("effort"), given.pop("residual"))

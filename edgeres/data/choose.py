@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,9 +113,36 @@ def choose_validation(
     return _said(match_labels(source, spec.labels), "validation", progress), {}
 
 
-def choose_sources(choice: DataChoice, spec: ModelSpec, progress: Progress = SILENT) -> Sources:
-    """Open both sources; wrong labels are found before anything is computed."""
-    validation, reasons = choose_validation(choice, spec, progress)
+def choose_with_truth(
+    choice: DataChoice, spec: ModelSpec, read: Callable[[Source, Path | None], Source], progress: Progress = SILENT
+) -> Source:
+    """The validation images of a model whose answers are no classes.
+
+    Args:
+        read: gives the images with their truth, from all images of the source and the table of their labels, if any.
+
+    Raises:
+        UsageError, SourceError: as :func:`choose_validation`.
+    """
+    table = _table(choice)
+    source = read(_open(choice.validation, spec, "validation", labelled=True), table)
+    if choice.validation_size is not None:
+        source = subset(source, choice.validation_size, choice.seed)
+    return _said(source, "validation", progress)
+
+
+Validate = Callable[[DataChoice, ModelSpec, Progress], tuple[Source, Mapping[str, str]]]
+
+
+def choose_sources(
+    choice: DataChoice, spec: ModelSpec, progress: Progress = SILENT, validate: Validate = choose_validation
+) -> Sources:
+    """Open both sources; wrong labels are found before anything is computed.
+
+    Args:
+        validate: opens the validation images with their truth, and says why figures will be missing.
+    """
+    validation, reasons = validate(choice, spec, progress)
     return Sources(choose_calibration(choice, spec, progress), validation, reasons).with_overlap_noted()
 
 

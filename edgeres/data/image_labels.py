@@ -20,7 +20,7 @@ from edgeres.errors import SourceError
 _HOW = "write image,label in each line, or one label per line in the order of the images' names"
 # Names of columns, without case, spaces and underscores; those in front are preferred.
 _LABEL_COLUMNS = ("label", "labels", "class", "classname", "classid", "category", "target", "predictionstring", "y")
-_IMAGE_COLUMNS = ("image", "filename", "file", "path", "filepath", "imagepath", "imageid", "imagename", "img", "name")
+IMAGE_COLUMNS = ("image", "filename", "file", "path", "filepath", "imagepath", "imageid", "imagename", "img", "name")
 _WNID = re.compile(r"(n\d{8})\b.*")
 _NO_LABEL = ("", "-1", "-1.0", "nan", "NaN")
 
@@ -49,7 +49,7 @@ def label_images(source: Source, path: Path, spec_labels: tuple[str, ...]) -> So
     """
     lines = read_lines(path, "image labels", _HOW)
     names = [source.name(index) for index in range(len(source))]
-    table, numbers = _split(lines, path)
+    table, numbers = split_table(lines, path)
     notes: list[str] = []
     words = not set("\t;,") & set(lines[0]) and len(table) == len(names)  # class names of several words
     if len(table[0]) == 1 or (words and not _has_image(table, names)):
@@ -81,8 +81,12 @@ def _some(names: Sequence[str]) -> str:
     return some(names, len(names), 3)
 
 
-def _split(lines: Sequence[str], path: Path) -> tuple[list[list[str]], list[int]]:
-    """The cells of each line that is not empty, and the numbers of these lines."""
+def split_table(lines: Sequence[str], path: Path) -> tuple[list[list[str]], list[int]]:
+    """The cells of each line that is not empty, and the numbers of these lines.
+
+    Raises:
+        SourceError: it has no columns, or not as many in each line.
+    """
     kept = [(number, line) for number, line in enumerate(lines, 1) if line]
     texts = [line for _, line in kept]
     mark = next((mark for mark in "\t;," if all(mark in line for line in texts)), None)
@@ -109,7 +113,7 @@ def _rows(
 ) -> tuple[dict[int, _Row], list[str]]:
     """The row of each image by its index, and the images in the table that the source has not."""
     image, label, start = _columns(table, names, path)
-    find = _finder([row[image] for row in table[start:]], names)
+    find = finder([row[image] for row in table[start:]], names)
     given: dict[int, _Row] = {}
     strangers = []
     for number, row in zip(numbers[start:], table[start:], strict=True):
@@ -131,11 +135,11 @@ def _rows(
 def _columns(table: list[list[str]], names: Sequence[str], path: Path) -> tuple[int, int, int]:
     """The columns of images and labels, and the first row that is no header."""
     head = [plain(cell) for cell in table[0]]
-    is_head = any(cell in (*_LABEL_COLUMNS, *_IMAGE_COLUMNS) for cell in head) and not _has_image(table[:1], names)
+    is_head = any(cell in (*_LABEL_COLUMNS, *IMAGE_COLUMNS) for cell in head) and not _has_image(table[:1], names)
     rows = table[1:] if is_head else table
     hits = [_hits([row[column] for row in rows[:1000]], names) for column in range(len(head))]
     label = next((head.index(name) for name in _LABEL_COLUMNS if name in head), None) if is_head else None
-    named = [head.index(name) for name in _IMAGE_COLUMNS if name in head] if is_head else []
+    named = [head.index(name) for name in IMAGE_COLUMNS if name in head] if is_head else []
     others = [column for column in range(len(head)) if column != label]
     image = max(others, key=lambda column: (hits[column], column in named, -column))
     if label is None and len(head) == 2:
@@ -151,11 +155,11 @@ def _has_image(table: list[list[str]], names: Sequence[str]) -> bool:
 
 
 def _hits(cells: Sequence[str], names: Sequence[str]) -> int:
-    find = _finder(cells, names)
+    find = finder(cells, names)
     return sum(find(cell) is not None for cell in cells)
 
 
-def _finder(cells: Sequence[str], names: Sequence[str]) -> Callable[[str], int | None]:
+def finder(cells: Sequence[str], names: Sequence[str]) -> Callable[[str], int | None]:
     """What finds an image by a cell: by its path, file name or stem, whichever finds the most of these cells."""
     best: tuple[int, Callable[[str], int | None]] = (-1, lambda cell: None)
     counts = Counter(cells)

@@ -67,6 +67,17 @@ def triton(network: Deployable, max_batch: int | None) -> Deployed:
     return Deployed(written, tuple(notes))
 
 
+def _refuse_outputs(network: Deployable) -> None:
+    """Raise a ModelError where nvinfer cannot name the output, or would misread it."""
+    if re.search(r"[;\s]", network.output.name):
+        raise ModelError(
+            f"nvinfer cannot name the output {network.output.name!r:.100}", hint="rename it, and build again"
+        )
+    if network.model.heads:
+        what = f"nvinfer would read its answers as scores of classes, and its task is {network.model.heads[0].task}"
+        raise ModelError(what, hint="deploy it to triton, or load it with edgeres.load")
+
+
 def deepstream(network: Deployable, max_batch: int | None) -> Deployed:
     """The configuration of DeepStream's ``nvinfer`` as a primary classifier, with graph, engine and labels.
 
@@ -75,10 +86,7 @@ def deepstream(network: Deployable, max_batch: int | None) -> Deployed:
         ModelError: ``nvinfer`` cannot feed such a network.
     """
     preprocess, graph = network.model.preprocess, _graph_for_tensorrt(network)
-    if re.search(r"[;\s]", network.output.name):
-        raise ModelError(
-            f"nvinfer cannot name the output {network.output.name!r:.100}", hint="rename it, and build again"
-        )
+    _refuse_outputs(network)
     colour = {("RGB", 3): 0, ("BGR", 3): 1, ("RGB", 1): 2}.get((preprocess.channel_order, preprocess.channels))
     if colour is None:
         raise ModelError(f"nvinfer has no images of {preprocess.channels} channels", hint="edgeres.load takes them")

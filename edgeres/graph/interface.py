@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import onnx
 from onnx import ModelProto, TensorProto, shape_inference
@@ -14,6 +15,9 @@ from edgeres.records import Layout
 
 HALF = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 CHANNELS = (3, 1, 4)
+# What the output is: scores of two or more classes, or a row of any values, one is enough.
+Outputs = Literal["scores", "values"]
+OTHER_ANSWERS = "answers other than scores of classes need --task"
 _QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"}
 
 
@@ -59,8 +63,8 @@ def fix_size(model: ModelProto, size_px: tuple[int, int], where: object) -> None
         del model.graph.value_info[:]  # inferred for a free size
 
 
-def find_interface(model: ModelProto, where: object) -> Interface:
-    """Find image and scores.
+def find_interface(model: ModelProto, where: object, outputs: Outputs = "scores") -> Interface:
+    """Find image and output.
 
     Raises:
         ModelError: not one image of fixed size with 3, 1 or 4 channels, not one row of scores, or codes of a quantized
@@ -70,7 +74,7 @@ def find_interface(model: ModelProto, where: object) -> Interface:
     image = _image(model, where)
     dims = [max(dim.dim_value, 0) for dim in image.type.tensor_type.shape.dim]
     layout, size = _layout(dims, where)
-    output = _scores(model, where)
+    output = _row(model, where, outputs)
     return Interface(
         input=image.name,
         output=output,
@@ -128,12 +132,12 @@ def _axes(dims: Sequence[int], where: object) -> tuple[Layout, tuple[int, int]]:
     raise ModelError(what, where=where, hint="RGB or BGR, gray, and RGB with a fourth channel are taken")
 
 
-def _scores(model: ModelProto, where: object) -> str:
+def _row(model: ModelProto, where: object, wanted: Outputs) -> str:
     """The output. Of several, the one that looks like scores and from which no other such output is computed."""
     if len(model.graph.output) == 1:
         return str(model.graph.output[0].name)
     outputs = shape_inference.infer_shapes(model).graph.output
-    candidates = {value.name: width for value in outputs if (width := score_width(value))}
+    candidates = {value.name: width for value in outputs if (width := row_width(value, wanted))}
     graph = Graph(model)
     earlier = {name: graph.ancestors(name) for name in candidates}
     last = [name for name in candidates if not any(name in earlier[other] for other in candidates if other != name)]
@@ -141,12 +145,19 @@ def _scores(model: ModelProto, where: object) -> str:
         found = ", ".join(f"{name} (N, {candidates[name]})" for name in last) or "none"
         names = ", ".join(value.name for value in outputs)
         what = f"{len(outputs)} outputs ({names}), and {len(last)} may be the scores: {found}"
-        raise ModelError(what, where=where, hint="export one (N, classes) output")
+        raise ModelError(what, where=where, hint=f"export one (N, {'classes' if wanted == 'scores' else 'K'}) output")
     return str(last[0])
 
 
-def score_width(value: onnx.ValueInfoProto) -> int | None:
-    """Number of scores of a float output (N, classes), further axes of size 1 allowed; None for any other output."""
+def row_width(value: onnx.ValueInfoProto, wanted: Outputs = "scores") -> int | None:
+    """Number of values of a float output (N, K), further axes of size 1 allowed; None for any other output.
+
+    One value is a row, too, but one score is none.
+    """
     tensor = value.type.tensor_type
-    wide = [int(dim.dim_value) for dim in tensor.shape.dim[1:] if dim.dim_value != 1]
-    return wide[0] if tensor.elem_type == TensorProto.FLOAT and len(wide) == 1 and wide[0] > 1 else None
+    dims = tensor.shape.dim[1:]
+    wide = [int(dim.dim_value) for dim in dims if dim.dim_value != 1]
+    if tensor.elem_type != TensorProto.FLOAT or len(wide) > 1 or not dims:
+        return None
+    width = wide[0] if wide else 1
+    return width if width > (1 if wanted == "scores" else 0) else None

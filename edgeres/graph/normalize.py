@@ -31,7 +31,7 @@ from edgeres.graph.fold_sizes import fold_sizes
 from edgeres.graph.fold_transposes import fold_transposes
 from edgeres.graph.free_batch import BATCH, free_batch
 from edgeres.graph.graph import Graph, attributes, opset_of
-from edgeres.graph.interface import HALF, Interface, find_interface, fix_size, score_width
+from edgeres.graph.interface import HALF, OTHER_ANSWERS, Interface, Outputs, find_interface, fix_size, row_width
 from edgeres.graph.outputs import refuse_features, take_scores_before_selection
 from edgeres.graph.plain import (
     all_tensors,
@@ -159,7 +159,9 @@ def _pointer_beside(path: Path) -> str | None:
     return next((name for name in inside if is_lfs_pointer_at(path.parent / name)), None)
 
 
-def normalize_foreign(model: ModelProto, *, where: object, size_px: tuple[int, int] | None = None) -> Canonical:
+def normalize_foreign(
+    model: ModelProto, *, where: object, size_px: tuple[int, int] | None = None, outputs: Outputs = "scores"
+) -> Canonical:
     """:func:`normalize` of a graph from elsewhere: in a process with limits, where arithmetic does not tell its cost.
 
     Raises:
@@ -168,8 +170,8 @@ def normalize_foreign(model: ModelProto, *, where: object, size_px: tuple[int, i
     """
     content = model.SerializeToString()
     if not admit(content, where, free_px=max(size_px or (FREE_PX,)), often=True):
-        return normalize(model, where=where, size_px=size_px)
-    asked = {"size_px": size_px}
+        return normalize(model, where=where, size_px=size_px, outputs=outputs)
+    asked = {"size_px": size_px, "outputs": outputs}
     found, data = confined(f"{__name__}:_normalized", asked, content, where)
     found |= {"size_px": tuple(found["size_px"]), "notes": tuple(found["notes"])}
     return Canonical(model=onnx.load_from_string(data), **found)
@@ -178,20 +180,23 @@ def normalize_foreign(model: ModelProto, *, where: object, size_px: tuple[int, i
 def _normalized(asked: dict[str, Any], content: bytes) -> tuple[dict[str, Any], bytes]:
     """In the other process: the canonical graph, and what was found about it."""
     size = asked["size_px"] and tuple(asked["size_px"])
-    canonical = normalize(onnx.load_from_string(content), size_px=size)
+    canonical = normalize(onnx.load_from_string(content), size_px=size, outputs=asked["outputs"])
     found = {field.name: getattr(canonical, field.name) for field in fields(Canonical) if field.name != "model"}
     return found, canonical.model.SerializeToString()
 
 
-def normalize(model: ModelProto, *, where: object = None, size_px: tuple[int, int] | None = None) -> Canonical:
+def normalize(
+    model: ModelProto, *, where: object = None, size_px: tuple[int, int] | None = None, outputs: Outputs = "scores"
+) -> Canonical:
     """Bring a graph into canonical form and check that it still computes the same.
 
     Args:
         size_px: height and width of the image where the graph leaves them free.
+        outputs: what the output has to be.
 
     Raises:
-        ModelError: not one image and one row of scores, already quantized, an opset that cannot be converted, a batch
-            that cannot be freed, operators outside ONNX, or a result that differs from the original's.
+        ModelError: not one image and one row of such values, already quantized, an opset that cannot be converted, a
+            batch that cannot be freed, operators outside ONNX, or a result that differs from the original's.
         UsageError: the graph has another size.
     """
     model = deepcopy(model)
@@ -200,11 +205,11 @@ def normalize(model: ModelProto, *, where: object = None, size_px: tuple[int, in
     fold_standardized_weights(model)
     if size_px is not None:
         fix_size(model, size_px, where)
-    selection = take_scores_before_selection(model, where)
+    selection = take_scores_before_selection(model, where) if outputs == "scores" else None
     work, notes = deepcopy(model), [selection] if selection else []
     types = float_types(model)
     single_precision(work, _OTHER_FLOATS)
-    interface = find_interface(work, where)
+    interface = find_interface(work, where, outputs)
     notes += [f"output {name} dropped" for name in interface.dropped]
     notes += [f"{_OTHER_FLOATS[kind]} parts made float32" for kind in _OTHER_FLOATS if kind in types]
     _keep(work, interface)
@@ -222,10 +227,10 @@ def normalize(model: ModelProto, *, where: object = None, size_px: tuple[int, in
     work = _fold_all(work, interface.batch, where)
     if interface.batch is not None:
         notes.append(f"batch of {interface.batch} made dynamic")
-    classes = _flatten_scores(work, where)
+    classes = _flatten_row(work, where, outputs)
     _name_everything(work.graph)
     values = "pixels" if interface.bytes_in else input_values(work, interface.batch or 1, where)
-    if features := refuse_features(Graph(work), where):
+    if outputs == "scores" and (features := refuse_features(Graph(work), where)):
         notes.append(features)
     if values != "normalized":
         limit = "0 to 255" if values == "pixels" else "0 to 1"
@@ -393,17 +398,22 @@ def _fold(model: ModelProto, where: object) -> ModelProto:
     return shape_inference.infer_shapes(folded, data_prop=True)
 
 
-def _flatten_scores(model: ModelProto, where: object) -> int:
-    """Bring the output to (N, classes), and return the number of classes."""
+def _flatten_row(model: ModelProto, where: object, wanted: Outputs) -> int:
+    """Bring the output to (N, K), and return K."""
     graph = model.graph
     output = graph.output[0]
-    classes = score_width(output)
+    classes = row_width(output, wanted)
     if classes is None:
         dims = output.type.tensor_type.shape.dim
         shape = ", ".join(dim.dim_param or str(dim.dim_value or "?") for dim in dims)
         kind = TensorProto.DataType.Name(output.type.tensor_type.elem_type).lower()
+        if wanted == "values":
+            what = f"output {output.name} is {kind} ({shape}), and one of values is float (N, K)"
+            raise ModelError(what, where=where, hint="export one row of values an image")
         what = f"output {output.name} is {kind} ({shape}), and a classifier's is float (N, classes)"
-        raise ModelError(what, where=where, hint="export the scores themselves: no argmax, no feature map")
+        raise ModelError(
+            what, where=where, hint=f"export the scores themselves: no argmax, no feature map; {OTHER_ANSWERS}"
+        )
     name = output.name
     if len(output.type.tensor_type.shape.dim) > 2:
         name = f"{output.name}/flat"

@@ -9,6 +9,7 @@ from onnx import ModelProto, NodeProto, helper, shape_inference
 
 from edgeres.errors import ModelError
 from edgeres.graph.graph import Graph
+from edgeres.graph.interface import OTHER_ANSWERS
 
 # Operators that select among scores. What comes behind them has no row of scores in the order of the classes.
 _SELECTING = frozenset({"TopK", "ArgMax", "ArgMin", "NonMaxSuppression", "Hardmax", "Multinomial"})
@@ -71,7 +72,7 @@ def refuse_features(graph: Graph, where: object) -> str | None:
         ModelError: the output is a pooled sum of residual branches, or is normalized to length 1.
     """
     output = graph.source_of(graph.output)
-    hint = "export the network with its classifier"
+    hint = f"export the network with its classifier; {OTHER_ANSWERS}"
     if _has_unit_length(graph, output):
         what = f"output {graph.output} is normalized to length 1, as embeddings are; these are no scores of classes"
         raise ModelError(what, where=where, hint=hint)

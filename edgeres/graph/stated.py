@@ -17,22 +17,24 @@ _PREFIX = "edgeres."
 
 @dataclass(frozen=True)
 class Stated:
-    """Preprocessing and class names; None and () where the file does not state them."""
+    """Preprocessing, class names and the task; None and () where the file does not state them."""
 
     preprocess: Preprocess | None = field(default=None, metadata=OPTIONAL)
     labels: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
+    task: str | None = field(default=None, metadata=OPTIONAL)
 
 
 _KIND = DocumentKind(
     Stated, "metadata of edgeres", "export it again", error=ModelError, root="metadata", upgrade=complete_preprocess
 )
-_NAMES = tuple(f"{_PREFIX}{name}" for name in ("preprocess", "labels"))
+_NAMES = tuple(f"{_PREFIX}{name}" for name in ("preprocess", "labels", "task"))
 
 
 def state(model: ModelProto, spec: ModelSpec) -> None:
-    """Write preprocessing and class names into the model's metadata."""
+    """Write preprocessing, class names, and another task than classification into the model's metadata."""
     _take_out(model)
-    for name, value in zip(_NAMES, (plain(spec.preprocess), spec.labels), strict=True):
+    task = spec.heads[0].task if spec.heads else None
+    for name, value in zip(_NAMES, (plain(spec.preprocess), spec.labels, *([task] if task else [])), strict=False):
         model.metadata_props.add(key=name, value=json.dumps(value))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +56,8 @@ class GateChoice:
         baseline: file of an accepted build to compare with, written by ``edgeres baseline accept``.
         any_machine: compare latency with a baseline of another machine, too.
         corruptions: also compare INT8 with FP32 on darkened, blurred, noised, compressed and rotated images.
+        task_limits: limits of the gates that the network's task brings, by option; None sets no gate, and one that is
+            missing has the task's default.
         config: where the command line found choices that the user did not write on it; None: in no file.
     """
 
@@ -64,12 +67,16 @@ class GateChoice:
     baseline: Path | None = None
     any_machine: bool = False
     corruptions: bool = False
+    task_limits: Mapping[str, float | None] = field(default_factory=dict)
     config: ConfigFile | None = None
 
     def __post_init__(self) -> None:
         """Raise UsageError where ``on_unsure`` or a name in ``allow`` does not exist."""
         if self.on_unsure not in get_args(OnUnsure):
             raise UsageError(f"no such on_unsure: {self.on_unsure!r}", hint=f"one of {', '.join(get_args(OnUnsure))}")
+        for option, limit in self.task_limits.items():
+            if limit is not None and not (math.isfinite(limit) and limit >= 0):
+                raise UsageError(f"{limit:g} is no limit", where=option, hint="give a number from 0 on")
         for name in self.allow:
             if name not in CHECKS:
                 hint = did_you_mean(name, CHECKS) or f"choose one of {', '.join(CHECKS)}"

@@ -39,6 +39,13 @@ class Baseline:
         return figures_of(self.document, "the baseline")
 
 
+def refuse_other_task(report: Mapping[str, Any], where: str | Path) -> None:
+    """Raise an InputError where the answers are no classes: builds are compared by these alone."""
+    if task := report.get("task"):
+        what = f"is a build of {task['name']}, and only builds of classification are compared yet"
+        raise InputError(what, where=where, hint="edgeres verify BUNDLE judges it against its FP32 reference")
+
+
 def accept(report: Mapping[str, Any], where: str | Path) -> Json:
     """The content of baseline.json for an accepted report.
 
@@ -49,6 +56,7 @@ def accept(report: Mapping[str, Any], where: str | Path) -> Json:
         InputError: the report has no answers.
     """
     accuracy, latency = report["accuracy"], report["latency"]
+    refuse_other_task(report, where)
     if accuracy["answers"] is None:
         raise InputError("its report has no answers to accept", where=where, hint="verify the bundle, then accept it")
     content = {

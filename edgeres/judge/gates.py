@@ -171,6 +171,8 @@ class Limits:
 
 
 _SPEEDUPS = tuple(f.name for f in fields(SpeedupLimits))
+# The figures that every network has, whatever its outputs are for.
+COMMON = ("speedup", "speedup_fp16", "p99_ms", "size_mb")
 LIMITS = tuple(dict.fromkeys(metric.option for metric in METRICS.values()))
 _WORSE: tuple[Outcome, ...] = ("passed", "unsure", "failed")  # the worst last
 
@@ -190,7 +192,9 @@ def gate(metric: str, limit: float) -> Gate:
     return Gate(metric, float(limit), METRICS[metric].unit)
 
 
-def judge_gates(gates: Iterable[Gate], figures: Mapping[str, Any]) -> list[Verdict]:
+def judge_gates(
+    gates: Iterable[Gate], figures: Mapping[str, Any], metrics: Mapping[str, Metric] = METRICS
+) -> list[Verdict]:
     """Compare the figures and their intervals with the limits.
 
     A gate fails where its figure was not measured, and is unsure where the figure cannot be compared with the
@@ -198,8 +202,10 @@ def judge_gates(gates: Iterable[Gate], figures: Mapping[str, Any]) -> list[Verdi
 
     Args:
         figures: the sections ``accuracy``, ``latency``, ``sizes``, ``baseline`` and ``reasons`` of a report.
+        metrics: what is limited, by the names in the gates.
     """
-    return [_judge_classes(gate, figures) if not METRICS[gate.metric].path else _judge(gate, figures) for gate in gates]
+    pairs = ((gate, metrics[gate.metric]) for gate in gates)
+    return [_judge(gate, metric, figures) if metric.path else _judge_classes(gate, figures) for gate, metric in pairs]
 
 
 @dataclass(frozen=True)
@@ -213,12 +219,11 @@ class _Reading:
     outcome: Outcome
 
 
-def _judge(gate: Gate, figures: Mapping[str, Any]) -> Verdict:
-    metric = METRICS[gate.metric]
+def _judge(gate: Gate, metric: Metric, figures: Mapping[str, Any]) -> Verdict:
     paths = expand(metric.path, figures)
     missing = [path for path in paths if look_up(path, figures) is None]
     if missing or not paths:
-        return _unmeasured(gate, missing[0] if missing else metric.path, figures)
+        return _unmeasured(gate, metric, missing[0] if missing else metric.path, figures)
     readings = [_read(metric, gate.limit, path, figures) for path in paths]
     outcome = max((reading.outcome for reading in readings), key=_WORSE.index)
     sign = 1 if metric.bound == "ceiling" else -1
@@ -268,9 +273,9 @@ def _disturbed(limit: float, figures: Mapping[str, Any]) -> bool:
     return bool(look_up("latency.noise", figures)) and float(look_up("latency.int8.p50_ms", figures)) <= limit
 
 
-def _unmeasured(gate: Gate, path: str, figures: Mapping[str, Any]) -> Verdict:
+def _unmeasured(gate: Gate, metric: Metric, path: str, figures: Mapping[str, Any]) -> Verdict:
     why = why_missing(path, figures)
-    if METRICS[gate.metric].against == "baseline":
+    if metric.against == "baseline":
         return Verdict(gate, None, "unsure", f"not comparable: {why}")
     return Verdict(gate, None, "failed", f"not measured: {why}")
 
@@ -287,6 +292,8 @@ def _images_needed(metric: Metric, limit: float, figures: Mapping[str, Any], pat
     if metric.name == "sqnr_loss_db" and look_up("baseline.same_images", figures):
         loss = Estimate(group["sqnr_loss_db"], *group["sqnr_loss_db_ci95"])
         return images_for_mean(loss, look_up("accuracy.images", figures), limit)
+    if metric.name not in METRICS and (limits := look_up(f"{path}_ci95", figures)) is not None:
+        return images_for_mean(Estimate(look_up(path, figures), *limits), group["images"], limit)
     return None
 
 
@@ -340,7 +347,7 @@ def _judge_classes(gate: Gate, figures: Mapping[str, Any]) -> Verdict:
     path = "accuracy.graphs" if metric.against == "fp32" else "baseline.graphs"
     groups = {name: group["classes"] for name, group in (look_up(path, figures) or {}).items()}
     if not groups or any(classes is None for classes in groups.values()):
-        return _unmeasured(gate, f"{path}.*.classes", figures)
+        return _unmeasured(gate, metric, f"{path}.*.classes", figures)
     fallen = [(row, name) for name, classes in groups.items() for row in classes["falling"]]
     fallen.sort(key=lambda pair: -pair[0]["drop_pp"])
     significant = [(row, name) for row, name in fallen if row["p_holm"] < groups[name]["alpha"]]

@@ -14,7 +14,8 @@ from edgeres.judge.build_figures import BuildFigures, finite_sqnr, unpacked_powe
 from edgeres.judge.checks import Evidence, check
 from edgeres.judge.corruptions import corruption_rows
 from edgeres.judge.document import Json, Section, to_json
-from edgeres.judge.gates import METRICS, judge_gates
+from edgeres.judge.gates import Metric, judge_gates
+from edgeres.judge.part import TaskPart, part_of_scores
 from edgeres.judge.regression import regression
 from edgeres.judge.sections import (
     accuracy_section,
@@ -34,8 +35,13 @@ from edgeres.verify.measure import Measured
 from edgeres.words import relative_path
 
 
-def judge(asked: Asked, made: Made, measured: Measured) -> Json:
-    """The content of report.json: plain JSON types, no NaN, no infinity."""
+def judge(asked: Asked, made: Made, measured: Measured, part: TaskPart | None = None) -> Json:
+    """The content of report.json: plain JSON types, no NaN, no infinity.
+
+    Args:
+        part: what the network's task adds; None: that of scores of classes.
+    """
+    part = part or part_of_scores(asked.gates, labels="accuracy" not in measured.reasons)
     facts: Json = json.loads(json.dumps(made.facts))  # tuples become lists, as in a baseline
     making = made.making
     sections = {
@@ -47,14 +53,16 @@ def judge(asked: Asked, made: Made, measured: Measured) -> Json:
         "calibration": calibration_section(making),
     }
     sections["baseline"] = _baseline(asked, _figures(made, measured, sections["latency"].content, facts))
+    if part.section is not None:
+        sections["task"] = part.section
     reasons = {name: why for path, section in sections.items() for name, why in section.reasons_below(path).items()}
     reasons |= dict(making.reasons if making else {}) | dict(measured.reasons)
     figures: Json = {name: section.content for name, section in sections.items()} | {"reasons": reasons}
     if asked.baseline is None:
         figures["baseline"] = None
-    gates = asked.gates.limits.gates(baseline=asked.baseline is not None, labels="accuracy" not in measured.reasons)
-    verdicts = [_verdict(verdict, asked.gates) for verdict in judge_gates(gates, figures)]
-    found = check(_evidence(asked, made, measured, figures["baseline"]))
+    judged = judge_gates(part.gates, figures, part.metrics)
+    verdicts = [_verdict(verdict, part.metrics[verdict.gate.metric], asked.gates) for verdict in judged]
+    found = check(_evidence(asked, made, measured, figures["baseline"]), part.checks)
     checks = [asdict(result) | {"allowed": result.name in asked.gates.allow} for result in found]
     report = {
         "schema": REPORT_FORMAT,
@@ -138,8 +146,7 @@ def _config(config: ConfigFile | None) -> Json | None:
     return {"file": relative_path(config.file), "weaker": [asdict(one) for one in config.weaker]}
 
 
-def _verdict(verdict: Verdict, gates: GateChoice) -> Json:
-    metric = METRICS[verdict.gate.metric]
+def _verdict(verdict: Verdict, metric: Metric, gates: GateChoice) -> Json:
     return verdict.to_dict() | {
         "passed": verdict.outcome == "passed" or (verdict.outcome == "unsure" and gates.on_unsure == "warn"),
         "title": metric.title,

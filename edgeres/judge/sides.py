@@ -11,6 +11,7 @@ from edgeres.bundle import CALIBRATION, REPORT, Bundle, steady
 from edgeres.calibrate.ranges_file import read_calibration
 from edgeres.errors import BundleError, InputError
 from edgeres.graph.forms import PLANNED
+from edgeres.judge.baseline import refuse_other_task
 from edgeres.judge.build_figures import figures_of
 from edgeres.judge.document import Json
 from edgeres.made import artefacts_of
@@ -77,6 +78,7 @@ def _side_of(bundle: Bundle) -> Side:
 
 def _checked(report: Json, where: Path) -> Json:
     """The report, after checking that its answers can be unpacked."""
+    refuse_other_task(report, where)
     try:
         figures_of(report, "")
     except InputError as error:

@@ -16,9 +16,9 @@ from edgeres.data.files import read_image
 from edgeres.data.preprocess import geometry, normalize
 from edgeres.data.thumbnails import thumbnail
 from edgeres.errors import InputError
-from edgeres.records import F32, U8, ModelSpec
+from edgeres.records import CLASSIFICATION, F32, U8, ModelSpec
 from edgeres.runtime.choose import Choice, graph_file, open_backend
-from edgeres.runtime.classifier import outputs_of, predictions
+from edgeres.runtime.classifier import check_task, outputs_of, predictions
 from edgeres.runtime.ort import OrtRunner
 from edgeres.runtime.runner import Backend
 from edgeres.signing import Anyone, permit_for
@@ -51,6 +51,7 @@ class SideBySide:
         self, bundle: str | Path, *, backend: Choice = "auto", trust: str | Path | Anyone | None = None
     ) -> None:
         def open_in(bundle: Bundle) -> tuple[ModelSpec, Backend, Backend, tuple[str, ...]]:
+            check_task(bundle, CLASSIFICATION)
             permit = permit_for(bundle, trust)
             fp32 = OrtRunner(graph_file(bundle, FP32, _NO_FP32))
             int8, passed_over = open_backend(bundle, backend, 0, 0, permit)

@@ -16,7 +16,6 @@ from edgeres.data.plausible import check_images
 from edgeres.device.environment import recorded_time
 from edgeres.judge.asked import Asked
 from edgeres.judge.document import Json
-from edgeres.judge.judge import judge
 from edgeres.pipeline.keywords import BuildKeywords
 from edgeres.pipeline.make import Stopwatch, choose_images, choose_targets, make
 from edgeres.pipeline.network import take_network, with_class_names
@@ -24,8 +23,10 @@ from edgeres.pipeline.options import BuildOptions
 from edgeres.pipeline.render import write_report
 from edgeres.pipeline.results import BuildResult
 from edgeres.pipeline.sbom import write_sbom
+from edgeres.pipeline.tasks import task_notes, with_task
 from edgeres.pipeline.verify import VALIDATION_BATCH, keep_answers, measure_bundle
 from edgeres.progress import SILENT, Numbered, Progress
+from edgeres.task import task_of
 from edgeres.verify.measure import MeasurePlan, Validation
 from edgeres.words import public
 
@@ -59,10 +60,14 @@ def build(
     baseline = o.gates.read_baseline()
     if o.output is not None:
         _check_output(o.output, o.force, progress)
+    o = replace(o, model=with_task(o.model, o.data, progress))
     progress = Numbered(progress, stages_of(o))
     with watch.stage("export"), progress.stage("model", f"reading {o.model.shown()}"):
         network = take_network(o.model, o.data, o.ranges, o.refine, progress=progress)
     o = replace(o, ranges=network.ranges, refine=network.refine)
+    task = task_of(network.fp32.spec)
+    for line in task_notes(task, o.gates):
+        progress.say(line)
     if o.gates.corruptions:
         check_corruptible(network.fp32.spec.preprocess)
     images = choose_images(network, o.data, progress)
@@ -81,8 +86,8 @@ def build(
         made = make(folder, network, calibration, o, watch, progress)
         plan = MeasurePlan(thumbnails=o.thumbnails, corruptions=o.gates.corruptions)
         measured = measure_bundle(made, Validation(validation, o.data, images.reasons), plan, progress)
-        keep_answers(folder, measured)
-        report: Json = public(judge(Asked(command, o.to_dict(), o.gates, baseline), made, measured))
+        keep_answers(folder, measured.common)
+        report: Json = public(task.judge(Asked(command, o.to_dict(), o.gates, baseline), made, measured))
         write_report(folder, report)
         write_sbom(folder, made.manifest)
         seal(folder, made.manifest)

@@ -5,7 +5,7 @@ What each means is said at the record that has it; tests hold the names equal.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -14,6 +14,7 @@ from edgeres.engine.builder import Precision
 from edgeres.judge.asked import GateChoice, OnUnsure
 from edgeres.records import ChannelOrder, Codes, Interpolation, Method, ResizeMode
 from edgeres.refine.choice import Effort, Residual
+from edgeres.task.keywords import TaskKeywords
 
 
 class ImageKeywords(TypedDict, total=False):
@@ -28,7 +29,7 @@ class ImageKeywords(TypedDict, total=False):
     on_unreadable: OnUnreadable
 
 
-class GateKeywords(TypedDict, total=False):
+class GateKeywords(TaskKeywords, total=False):
     """:class:`GateChoice` and :class:`Limits`; None as a limit sets no gate."""
 
     max_drop: float | None
@@ -47,6 +48,7 @@ class GateKeywords(TypedDict, total=False):
     corruptions: bool
     on_unsure: OnUnsure
     allow: Sequence[str]
+    task_limits: Mapping[str, float | None]
 
 
 class VerifyKeywords(ImageKeywords, GateKeywords, total=False):
@@ -63,6 +65,7 @@ class ModelKeywords(TypedDict, total=False):
     input_px: tuple[int, int]
     ema: bool
     head_activation: str
+    task: str
     mean: Sequence[float]
     std: Sequence[float]
     pixel_scale: float

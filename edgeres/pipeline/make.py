@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeres.bundle import CALIBRATION, FP32, LABELS, PIXELS, PROBES
 from edgeres.calibrate.record import IMPORTED, to_json
-from edgeres.data.choose import DataChoice, Sources, choose_sources, choose_validation
+from edgeres.data.choose import DataChoice, Sources, choose_sources
 from edgeres.data.loader import Loader
 from edgeres.data.pixels import sample_pixels
 from edgeres.data.record import CalibrationRecord, DataRecord
@@ -31,6 +31,7 @@ from edgeres.pipeline.take import Fp32Model
 from edgeres.progress import SILENT, Progress
 from edgeres.records import Codes, EngineRecord, LeftOut, Manifest, ModelSpec, Style, TensorInfo
 from edgeres.runtime.probes import ProbeSet
+from edgeres.task import task_of
 from edgeres.words import escaped
 
 if TYPE_CHECKING:
@@ -127,9 +128,10 @@ def choose_targets(names: Sequence[str]) -> tuple[Target, ...]:
 def choose_images(network: Network, data: DataChoice, progress: Progress = SILENT) -> Sources:
     """The calibration and validation images; recorded ranges only have a description of their calibration images."""
     recorded, spec = network.recorded, network.fp32.spec
+    validate = task_of(spec).validate
     if recorded is None or data.calibration is not None:
-        return choose_sources(data, spec, progress)
-    validation, reasons = choose_validation(data, spec, progress)
+        return choose_sources(data, spec, progress, validate)
+    validation, reasons = validate(data, spec, progress)
     return Sources(recorded.images(), validation, reasons)
 
 

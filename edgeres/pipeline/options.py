@@ -19,6 +19,7 @@ from edgeres.pipeline.take import ModelChoice
 from edgeres.records import CODES, METHODS, Codes, Method
 from edgeres.refine.choice import EFFORTS, RESIDUALS, RefineChoice
 from edgeres.signing import Anyone
+from edgeres.task import brought_gates
 from edgeres.words import shown_argument
 
 _WORDS = {
@@ -35,6 +36,7 @@ _NO_FACTS = {
     "validation_labels",
     *("scheduler", "thumbnails", "limits", "baseline", "any_machine", "corruptions", "on_unsure", "allow", "config"),
     *LIMITS,
+    *brought_gates(),
 }
 
 
@@ -111,6 +113,8 @@ class BuildOptions:
             gates = pick(GateChoice)
             if limits := {name: left.pop(name) for name in LIMITS if name in left}:
                 gates["limits"] = Limits.of(**limits)
+            if brought := {name: left.pop(name) for name in brought_gates() if name in left}:
+                gates["task_limits"] = {**gates.get("task_limits", {}), **brought}
             options = BuildOptions(choice, **{**parts, "gates": GateChoice(**gates), **own})
         if left:
             raise UsageError(f"no such option: {', '.join(sorted(left))}", where="build")
@@ -154,7 +158,12 @@ def flat(options: Any) -> dict[str, Any]:
     """The fields of a record of options and of the records in it, by name; ``config`` has a part of its own."""
     by_name: dict[str, Any] = {}
     for name, value in vars(options).items():
-        by_name |= flat(value) if isinstance(value, _PARTS) else {name: value} if name != "config" else {}
+        if name == "task_limits":
+            by_name |= value
+        elif isinstance(value, _PARTS):
+            by_name |= flat(value)
+        elif name != "config" and not (name == "task" and value is None):
+            by_name[name] = value
     return by_name
 
 

@@ -19,7 +19,8 @@ from edgeres.data.text import read_class_names, repeated_names
 from edgeres.errors import InputError, UsageError, needs
 from edgeres.pipeline.input_choice import InputChoice, usual_resize
 from edgeres.progress import SILENT, Progress
-from edgeres.records import ModelSpec, Preprocess, TensorRange
+from edgeres.records import CLASSIFICATION, ModelSpec, Preprocess, TensorRange
+from edgeres.task import task_named
 from edgeres.zoo.architectures import ARCHITECTURES
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from edgeres.graph.normalize import Canonical
     from edgeres.graph.stated import Stated
+    from edgeres.task import Task
     from edgeres.zoo.checkpoint import Loaded
 
 
@@ -48,6 +50,8 @@ class ModelChoice:
         name: name of a module.
         input_px: height and width of the input: of a module (None: 224x224), of a graph that leaves them free, or of a
             zoo model in place of its own.
+        task: what the outputs are for, a name in :data:`edgeres.task.TASKS`; None: scores of classes, unless the file
+            states another one.
         ema: take the averaged weights of a checkpoint.
         head_activation: what stands between the matrices of a checkpoint's classifier of several layers.
     """
@@ -61,6 +65,7 @@ class ModelChoice:
     input_px: tuple[int, int] | None = None
     ema: bool = False
     head_activation: str | None = None
+    task: str | None = None
 
     def shown(self) -> str:
         """The model in the user's words."""
@@ -115,6 +120,7 @@ def take(choice: ModelChoice, progress: Progress = SILENT) -> Fp32Model:
     except ImportError as error:
         raise needs("export", "onnx") from error
     notes: tuple[str, ...] = ()
+    task_named(choice.task or CLASSIFICATION)  # a misspelt one fails before anything is read
     if isinstance(choice.labels, str | Path):
         named = read_class_names(choice.labels)
         choice, notes = replace(choice, labels=named.names), named.notes
@@ -170,7 +176,8 @@ def _take_zoo(name: str, choice: ModelChoice, progress: Progress) -> Fp32Model:
     spec = _described(spec, choice)
     progress.say(f"{name}: weights {spec.weights}, {spec.num_classes} classes")
     with progress.task("exporting", total=None):
-        exported = export(module, spec)
+        exported = export(module, spec, _task(choice).outputs)
+    spec = _answering(spec, exported.canonical, choice)
     return Fp32Model(exported.model, spec, exported.relative_error, (*notes, *exported.canonical.notes))
 
 
@@ -193,7 +200,7 @@ def _take_module(choice: ModelChoice, progress: Progress) -> Fp32Model:
     known = Preprocess(crop_px=size, resize_px=usual_resize(size))
     spec = ModelSpec(choice.name or type(choice.model).__name__.lower(), known, (), weights="module")
     with progress.task("exporting", total=None):
-        exported = export(choice.model, spec)
+        exported = export(choice.model, spec, _task(choice).outputs)
     spec = _described_by_graph(spec, exported.canonical, choice)
     return Fp32Model(exported.model, spec, exported.relative_error, exported.canonical.notes)
 
@@ -209,7 +216,8 @@ def _take_onnx(path: Path, choice: ModelChoice) -> Fp32Model:
     model = load_onnx(path, tried=False)
     said = stated(model, path)
     size = choice.input_px or (said.preprocess.crop_px if said.preprocess else None)
-    canonical = normalize_foreign(model, where=path, size_px=size)
+    choice = replace(choice, task=choice.task or said.task)
+    canonical = normalize_foreign(model, where=path, size_px=size, outputs=_task(choice).outputs)
     known, notes = _known_input(canonical, said, choice.input, path)
     spec = ModelSpec(path.stem, known, (), weights=path.name, weights_sha256=sha256(path))
     spec = _described_by_graph(spec, canonical, replace(choice, labels=choice.labels or _fitting(said, canonical)))
@@ -243,7 +251,17 @@ def _known_input(
 def _described_by_graph(spec: ModelSpec, canonical: Canonical, choice: ModelChoice) -> ModelSpec:
     labels = tuple(f"class {i}" for i in range(canonical.num_classes))
     known = replace(spec, labels=labels, output="probabilities" if canonical.ends_in_softmax else "logits")
-    return _described(known, choice)
+    return _answering(_described(known, choice), canonical, choice)
+
+
+def _task(choice: ModelChoice) -> Task:
+    return task_named(choice.task or CLASSIFICATION)
+
+
+def _answering(spec: ModelSpec, canonical: Canonical, choice: ModelChoice) -> ModelSpec:
+    """The spec as its task describes it, with the user's names of the outputs."""
+    described = _task(choice).describe(spec, canonical.model.graph.output[0].name)
+    return replace(described, labels=spec.labels) if choice.labels is not None else described
 
 
 def _described(spec: ModelSpec, choice: ModelChoice) -> ModelSpec:

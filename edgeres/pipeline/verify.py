@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgeres.bundle import ANSWERS, CALIBRATION, Bundle, steady
 from edgeres.calibrate.ranges_file import read_calibration
-from edgeres.data.choose import DataChoice, choose_validation
+from edgeres.data.choose import DataChoice
 from edgeres.data.corruptions import check_corruptible
 from edgeres.data.loader import Loader
 from edgeres.data.plausible import check_images, check_normalization
@@ -16,23 +16,24 @@ from edgeres.graph.forms import FORMS
 from edgeres.judge.asked import Asked
 from edgeres.judge.baseline import Baseline, accept
 from edgeres.judge.document import Json
-from edgeres.judge.judge import judge
 from edgeres.made import Made, read_made
 from edgeres.pipeline.candidates import candidates_in
 from edgeres.pipeline.options import VerifyOptions, flat, json_value
+from edgeres.pipeline.tasks import task_notes
 from edgeres.progress import SILENT, Numbered, Progress
 from edgeres.reports import read_report
 from edgeres.signing import permit_for
+from edgeres.task import TaskMeasured, task_of
 from edgeres.verify.answers import REFERENCE
 from edgeres.verify.candidates import KnownAnswers
 from edgeres.verify.known import write_known
-from edgeres.verify.measure import Measured, MeasurePlan, Validation, measure
+from edgeres.verify.measure import Measured, MeasurePlan, Validation
 from edgeres.words import public
 
 VALIDATION_BATCH = 16
 
 
-def measure_bundle(made: Made, images: Validation, plan: MeasurePlan, progress: Progress = SILENT) -> Measured:
+def measure_bundle(made: Made, images: Validation, plan: MeasurePlan, progress: Progress = SILENT) -> TaskMeasured:
     """Measure every candidate of a bundle that runs on this machine.
 
     Raises:
@@ -41,7 +42,7 @@ def measure_bundle(made: Made, images: Validation, plan: MeasurePlan, progress: 
     """
     plan = replace(plan, zeros=zeros_in(made.folder / CALIBRATION))
     candidates = candidates_in(made, engines=plan.scheduler is None)
-    return measure(candidates, made.model, images, progress, plan)
+    return task_of(made.model).measure(candidates, made.model, images, progress, plan)
 
 
 def keep_answers(folder: Path, measured: Measured) -> None:
@@ -84,9 +85,12 @@ def _verify(
     except UsageError as error:
         hint = "build it again with the mean and std of training"
         raise BundleError(error.what, where=bundle.path, hint=hint) from error
+    task = task_of(made.model)
+    for line in task_notes(task, options.gates):
+        progress.say(line)
     if options.gates.corruptions:
         check_corruptible(contract)
-    source, reasons = choose_validation(data, made.model, progress)
+    source, reasons = task.validate(data, made.model, progress)
     for line in (*told, *check_images(source, contract)):
         progress.say(line)
     loader = Loader(source, contract, VALIDATION_BATCH, options.on_unreadable)
@@ -95,7 +99,7 @@ def _verify(
     measured = measure_bundle(made, Validation(loader, data, reasons), plan, progress)
     given = {name: value for name, value in flat(options).items() if name not in ("command", "trust")}
     asked = Asked(options.command, json_value({"bundle": bundle.path, **vars(data), **given}), options.gates, baseline)
-    report: Json = public(judge(asked, made, measured))
+    report: Json = public(task.judge(asked, made, measured))
     return report
 
 

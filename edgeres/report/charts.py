@@ -23,6 +23,7 @@ WIDTH_IN = 4.6  # at 72 points per inch: full size on a phone, 1.5 times as larg
 _COLOURS = {"#010101": "var(--ink)", "#020202": "var(--soft)", "#030303": "var(--line)", "#040404": "var(--fp32)"}
 _COLOURS |= {"#050505": "var(--int8)", "#060606": "var(--pass)", "#070707": "var(--fail)", "#080808": "var(--other)"}
 INK, SOFT, LINE, FP32, INT8, PASS, FAIL, OTHER = _COLOURS
+_COLOUR_OF = {"fp32": FP32, "int8": INT8, "other": OTHER}
 _STYLE: dict[str, Any] = {"svg.fonttype": "none", "text.parse_math": False, "font.size": 9.0, "text.color": INK}
 _STYLE |= dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color"), SOFT)
 _STYLE |= dict.fromkeys(("axes.edgecolor", "grid.color"), LINE)
@@ -119,6 +120,44 @@ def depth_chart(anatomy: dict[str, Any]) -> Html:
         if stream:
             ends.append(f"{name} graph from {stream[0]:.1f} to {stream[-1]:.1f} dB, least {min(stream):.1f} dB")
     return _chart("depth", f"SQNR of the residual stream along the depth: {'; '.join(ends)}", draw, height_in=2.6)
+
+
+def point_chart(plot: dict[str, Any], name: str) -> Html:
+    """Points of several series, with the line y = x where ``plot`` asks for it."""
+
+    def draw(axes: Axes) -> None:
+        for number, one in enumerate(plot["series"]):
+            style: Any = {"marker": "os"[number % 2], "linestyle": "none", "markersize": 3.2 - number, "alpha": 0.75}
+            axes.plot(one["x"], one["y"], color=_COLOUR_OF[one["colour"]], label=_words(one["name"]), **style)
+        if plot["diagonal"]:
+            ends = [value for one in plot["series"] for value in (*one["x"], *one["y"])]
+            axes.plot([min(ends), max(ends)], [min(ends), max(ends)], color=SOFT, linewidth=0.8)
+        _labelled(axes, plot)
+
+    return _chart(name, plot["said"], draw, height_in=3.2)
+
+
+def bar_chart(plot: dict[str, Any], name: str) -> Html:
+    """Bars of equal width, those of several series beside each other."""
+
+    def draw(axes: Axes) -> None:
+        series = plot["series"]
+        for number, one in enumerate(series):
+            step = (one["x"][1] - one["x"][0]) if len(one["x"]) > 1 else 1.0
+            width = 0.9 * step / len(series)
+            middles = [x + (number - (len(series) - 1) / 2) * width for x in one["x"]]
+            axes.bar(middles, one["y"], width, color=_COLOUR_OF[one["colour"]], label=_words(one["name"]))
+        axes.grid(axis="x", visible=False)
+        _labelled(axes, plot)
+
+    return _chart(name, plot["said"], draw, height_in=2.3)
+
+
+def _labelled(axes: Axes, plot: dict[str, Any]) -> None:
+    axes.set_xlabel(_words(plot["x"]))
+    axes.set_ylabel(_words(plot["y"]))
+    if len(plot["series"]) > 1:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.18), ncols=2)
 
 
 def _columns(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:

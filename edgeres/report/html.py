@@ -12,6 +12,7 @@ from edgeres.judge.document import not_measurable, titled, to_json, why_missing
 from edgeres.report.charts import depth_chart, latency_chart, missing
 from edgeres.report.figures import NOT_MEASURED, decibels, interval, megabytes, percent, points, significant, times
 from edgeres.report.html_accuracy import SHOWN_ROWS, accuracy_section
+from edgeres.report.html_task import task_section
 from edgeres.report.markup import Html, el, join, more, prose, render_page, section, table
 from edgeres.report.text import (
     NOT_CERTAIN,
@@ -26,6 +27,7 @@ from edgeres.report.text import (
     outcome_words,
     precision_of,
     remarks,
+    task_part,
     top1_line,
     verdict_word,
     warned,
@@ -42,7 +44,7 @@ def render_html(report: Report) -> str:
         _gates,
         _checks,
         _baseline,
-        accuracy_section,
+        _answers,
         _corruptions,
         _latency,
         _inside,
@@ -51,6 +53,11 @@ def render_html(report: Report) -> str:
     )
     title = f"{report['model']['name']} INT8: {outcome_words(report).lower()}"
     return render_page(title, join(*(part(report) for part in (*parts, _provenance))))
+
+
+def _answers(report: Report) -> Html:
+    """What the network's answers are worth: of classes, or of another task."""
+    return task_section(report) if task_part(report) else accuracy_section(report)
 
 
 _KINDS = {"passed": "banner", "failed": "banner failed", "unsure": "banner unsure"}
@@ -86,9 +93,14 @@ def _tiles(report: Report) -> Html:
     over_fp16 = (f"Speedup{of_int8} over FP16", "latency.speedup_fp16", times(latency.get("speedup_fp16")), fp16)
     from_to = f"{percent(a['fp32']['top1'])} to {percent(a['int8']['top1'])}"
     drop = f"FP32 to {precision_of(report)}; drop {points(a['drop_pp'])}, 95 %: {interval(a['drop_pp_ci95'])}"
-    tiles = (
+    of_scores = (
         ("Top-1", "accuracy.drop_pp", NOT_MEASURED if a["drop_pp"] is None else from_to, drop),
         ("Agreement", "accuracy.agreement", percent(a["agreement"]), f"95 %: {interval(a['agreement_ci95'])}"),
+    )
+    task = task_part(report)
+    of_task = [(tile["title"], "task", tile["figure"], tile["below"]) for tile in task.get("tiles", ())]
+    tiles = (
+        *(of_task if task else of_scores),
         (f"Speedup{of_int8}", "latency.speedup", speedup, p50),
         *([over_fp16] if latency.get("fp16") else []),
         ("Size", "sizes", times(int8 / fp32 if int8 and fp32 else None), f"{megabytes(fp32)} to {megabytes(int8)}"),

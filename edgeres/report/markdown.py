@@ -20,6 +20,7 @@ from edgeres.report.text import (
     outcome_words,
     precision_of,
     remarks,
+    task_part,
     top1_line,
     verdict_word,
 )
@@ -60,8 +61,13 @@ def _gates(report: Report) -> str:
 
 
 def _figures(report: Report) -> str:
-    accuracy = report["accuracy"]
-    rows = []
+    accuracy, task = report["accuracy"], task_part(report)
+    rows: list[tuple[str, ...]] = []
+    if task:
+        for row, graph in zip(figure_rows(report), ("fp32", task["graph"]), strict=False):
+            ms = (significant(row.taken[key]) for key in ("p50_ms", "p99_ms"))
+            rows.append((row.name, *task["cells"][graph], *ms, megabytes(row.size)))
+        return _table(("", *task["columns"], "p50 ms", "p99 ms", "Size"), rows, right=range(1, len(rows[0])))
     for row in figure_rows(report):
         ms = (significant(row.taken[key]) for key in ("p50_ms", "p99_ms"))
         rows.append((row.name, percent(row.hits["top1"]), *ms, megabytes(row.size)))

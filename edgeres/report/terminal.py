@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +23,7 @@ from edgeres.report.text import (
     observed,
     outcome_line,
     remarks,
+    task_part,
     top1_line,
     unreadable,
     verdict_word,
@@ -61,6 +63,8 @@ def render_terminal(report: Report, console: Console) -> None:
 
 def _figures(report: Report) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
+    if task := task_part(report):
+        return _task_figures(report, task, table)
     top5 = ("top-5",) if report["accuracy"]["fp32"].get("top5") is not None else ()  # too few classes for it otherwise
     for column in ("", "top-1", *top5, "p50 ms", "p90 ms", "p99 ms", "img/s", "size"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
@@ -68,6 +72,17 @@ def _figures(report: Report) -> Table:
         ms = (significant(row.taken[key]) for key in ("p50_ms", "p90_ms", "p99_ms", "throughput_ips"))
         hits = (percent(row.hits[name.replace("-", "")]) for name in ("top-1", *top5))
         table.add_row(row.name, *hits, *ms, megabytes(row.size))
+    return table
+
+
+def _task_figures(report: Report, task: dict[str, Any], table: Table) -> Table:
+    """The task's own columns beside latency and size."""
+    times = ("p50 ms", "p99 ms", "size")
+    for column in ("", *task["columns"], *times):
+        table.add_column(escaped(column), justify="right" if column else "left", no_wrap=column in times)
+    for row, graph in zip(figure_rows(report), ("fp32", task["graph"]), strict=False):
+        ms = (significant(row.taken[key]) for key in ("p50_ms", "p99_ms"))
+        table.add_row(row.name, *map(words_of, task["cells"][graph]), *ms, megabytes(row.size))
     return table
 
 

@@ -77,7 +77,13 @@ def remarks(report: Report) -> list[str]:
 
 def precision_of(report: Report) -> str:
     """Precision of what comes first in the report: FP16 where the device's clock chose an FP16 engine, else INT8."""
-    return "FP16" if " fp16 " in (report["accuracy"]["graph"] or "") else "INT8"
+    return "FP16" if " fp16 " in (task_part(report).get("graph") or report["accuracy"]["graph"] or "") else "INT8"
+
+
+def task_part(report: Report) -> dict[str, Any]:
+    """What the network's task shows in place of the accuracy of classes; empty where it scores classes."""
+    found: dict[str, Any] = report.get("task") or {}
+    return found
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,9 @@ def warned(report: Report) -> bool:
 
 
 def top1_line(report: Report) -> str:
-    """Top-1 of FP32 and of INT8, or why there is none."""
+    """Top-1 of FP32 and of INT8, or why there is none; of another task its own line."""
+    if task := task_part(report):
+        return str(task["line"])
     a = report["accuracy"]
     if a["fp32"]["top1"] is None:
         return f"top-1 not measured: {why_missing('accuracy.fp32.top1', report)}"
@@ -178,16 +186,21 @@ def findings(report: Report, *, brief: bool = False) -> list[tuple[str, str]]:
     speedup = f"{times(m['speedup'])}, 95 % interval {interval(m['speedup_ci95'])}, on {m['backend']}, {m['scope']}"
     speedup = not_measurable(m) or speedup
     of_int8 = "" if precision_of(report) == "INT8" else " of INT8"
-    figures = [
+    of_scores = [
         ("top-1 drop", "accuracy.drop_pp", _drop(a)),
         ("agreement", "accuracy.agreement", agreement),
         ("logit SQNR", "accuracy.logit_sqnr_db", decibels(a["logit_sqnr_db"])),
+    ]
+    task = task_part(report)
+    figures = [
+        *([] if task else of_scores),
         (f"speedup{of_int8}", "latency.speedup", speedup),
     ]
     if m.get("speedup_fp16") is not None:
         over = f"{times(m['speedup_fp16'])}, 95 % interval {interval(m['speedup_fp16_ci95'])}"
         figures.append((f"speedup{of_int8} over FP16", "latency.speedup_fp16", over))
-    told = [
+    told = [(name, words) for name, words in task.get("findings", ())]
+    told += [
         (name, words if look_up(path, report) is not None else f"not measured: {why_missing(path, report)}")
         for name, path, words in figures
     ]

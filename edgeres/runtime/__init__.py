@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgeres.records import Prediction
 from edgeres.runtime.choose import Choice
-from edgeres.runtime.classifier import Classifier
+from edgeres.runtime.classifier import Classifier, Predictor
 from edgeres.runtime.engine import EngineFile, TensorRTRunner
 from edgeres.runtime.frames import Frame
 from edgeres.runtime.health import Health
@@ -26,6 +26,7 @@ __all__ = [
     "Health",
     "OrtRunner",
     "Prediction",
+    "Predictor",
     "Runner",
     "TensorRTRunner",
     "TensorSpec",
@@ -40,7 +41,7 @@ def load(
     health: bool = True,
     trust: str | Path | Anyone | None = None,
 ) -> Classifier:
-    """Load a bundle for inference: ``edgeres.load("resnet18.edgeres")(image).label``.
+    """Load a classifier's bundle: ``load("resnet18.edgeres")(image).label``; :func:`edgeres.load` takes any task's.
 
     Args:
         backend: what runs it: ``tensorrt``, ``rtx``, ``cuda`` or ``cpu``; ``auto`` takes the first that runs here.

@@ -1,4 +1,4 @@
-"""Classify images with a bundle: the entry point for applications."""
+"""Answer images with a bundle: the entry point for applications."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -19,13 +19,13 @@ from edgeres.data.files import is_pil, read_image, read_pil
 from edgeres.data.headers import bounded
 from edgeres.data.preprocess import geometry, normalize, pixels_read
 from edgeres.data.seen import PIXELS_KIND, Seen
-from edgeres.errors import InputError, UsageError
-from edgeres.records import F32, F64, U8, FrameSpec, ModelSpec, PixelReading, Prediction
+from edgeres.errors import BundleError, InputError, UsageError
+from edgeres.records import CLASSIFICATION, F32, F64, U8, FrameSpec, ModelSpec, PixelReading, Prediction
 from edgeres.runtime.choose import Choice, open_backend, open_frames
 from edgeres.runtime.engine import TensorRTRunner
 from edgeres.runtime.frames import Frame, flat_bytes
 from edgeres.runtime.health import Health, Watch
-from edgeres.runtime.runner import Backend
+from edgeres.runtime.runner import Backend, Feed
 from edgeres.signing import Anyone, permit_for
 
 if TYPE_CHECKING:
@@ -37,12 +37,15 @@ Picture: TypeAlias = "U8 | str | Path | bytes | bytearray | memoryview | array[i
 # The first inference of a batch size sets shapes, the second records a CUDA graph, the third is as fast as later ones.
 _WARM = 3
 
+Answer = TypeVar("Answer")
+Own = TypeVar("Own", bound="Predictor[Any]")
 
-class Classifier:
-    """A bundle's INT8 network, ready to be called; a context manager.
 
-    Any number of threads may use one classifier at the same time. On a GPU, each gets an execution context and a stream
-    of its own; on a CPU, all share one session.
+class Predictor(Generic[Answer]):
+    """A bundle's INT8 network, ready to be called; a context manager. Subclasses say what its outputs mean.
+
+    Any number of threads may use one at the same time. On a GPU, each gets an execution context and a stream of its
+    own; on a CPU, all share one session.
 
     Args:
         bundle: directory of a bundle.
@@ -59,19 +62,21 @@ class Classifier:
         backend: name and version of what runs the network.
         passed_over: one line for each preferred backend, and each engine for frames, that does not run here.
         frames: the kinds of frame that go to the network as they are; others are prepared on the CPU. See :meth:`way`.
-        labels, preprocess: of the bundle.
+        labels, preprocess, spec: of the bundle.
 
     Raises:
-        BundleError: the bundle is incomplete, was changed, or its network is not what its manifest says; with
-            ``trust``, it is not signed, by another key, or was changed after it was signed.
+        BundleError: the bundle is incomplete, was changed, has another task, or its network is not what its manifest
+            says; with ``trust``, it is not signed, by another key, or was changed after it was signed.
         EngineError: the backend that was asked for cannot run here. An engine for another device or version is
             refused before it is loaded.
-
-    Example:
-        >>> classify = Classifier("resnet18.edgeres")        # doctest: +SKIP
-        >>> classify("photo.jpg").label                      # doctest: +SKIP
-        'stop'
     """
+
+    task: ClassVar[str]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that it scores; () where its answers are no classes."""
+        return ()
 
     def __init__(
         self,
@@ -84,6 +89,7 @@ class Classifier:
         trust: str | Path | Anyone | None = None,
     ) -> None:
         def open_in(bundle: Bundle) -> tuple[ModelSpec, Seen | None, _Networks]:
+            check_task(bundle, self.task)
             permit = permit_for(bundle, trust)
             seen = PIXELS_KIND.read(bundle.file(PIXELS)) if health and bundle.has(PIXELS) else None
             runner, notes = open_backend(bundle, backend, threads, gpu, permit)
@@ -100,14 +106,14 @@ class Classifier:
         self.frames = tuple(self._networks.by_frame)
         self.labels = spec.labels
         self.preprocess = spec.preprocess
-        self._probabilities = spec.output == "probabilities"
+        self.spec = spec
         self._buffer = _InputBuffer(spec.preprocess.shape)
         self.backend = self._runner.name
         watched = health and self.preprocess.channels == 3  # its figures are of colours
         self._watch = Watch(seen, bgr=spec.preprocess.channel_order == "BGR") if watched else None
 
-    def __call__(self, image: Picture) -> Prediction:
-        """Classify one image: an array (H, W, 3) uint8 RGB, an image of Pillow, a file, a file's bytes, or a
+    def __call__(self, image: Picture) -> Answer:
+        """Answer one image: an array (H, W, 3) uint8 RGB, an image of Pillow, a file, a file's bytes, or a
         camera's :class:`Frame`.
 
         Raises:
@@ -115,8 +121,8 @@ class Classifier:
         """
         return self.batch([image])[0]
 
-    def batch(self, images: Iterable[Picture]) -> list[Prediction]:
-        """Classify several images; they may differ in size and in kind.
+    def batch(self, images: Iterable[Picture]) -> list[Answer]:
+        """Answer several images; they may differ in size and in kind.
 
         Args:
             images: any iterable, also a generator, which is read to its end first; an array (N, H, W, 3) is N images.
@@ -131,7 +137,7 @@ class Classifier:
         for at, image in enumerate(images):
             if (laid := self._as_it_is(image)) is not None:
                 by_frame.setdefault(laid[0], {})[at] = laid[1]
-        answers: dict[int, Prediction] = {}
+        answers: dict[int, Answer] = {}
         for frame, arrays in by_frame.items():
             rows = list(arrays.values())
             feed = rows[0][None] if len(rows) == 1 else np.stack(rows)
@@ -140,7 +146,7 @@ class Classifier:
         answers |= zip(left, self._prepared([images[at] for at in left]), strict=True)
         return [answers[at] for at in range(len(images))]
 
-    def _prepared(self, images: Sequence[Picture]) -> list[Prediction]:
+    def _prepared(self, images: Sequence[Picture]) -> list[Answer]:
         """The answers to images that are prepared on the CPU."""
         if not images:
             return []
@@ -192,8 +198,8 @@ class Classifier:
             return geometry(image.pixels(p.reading, lambda size_px: pixels_read(size_px, p)), p)
         return geometry(_pixels(image, p.reading), p)
 
-    def batch_of_prepared(self, images: Sequence[U8]) -> list[Prediction]:
-        """Classify what :meth:`prepare` gave."""
+    def batch_of_prepared(self, images: Sequence[U8]) -> list[Answer]:
+        """Answer what :meth:`prepare` gave."""
         if not images:
             return []
         feed = self._buffer.of(len(images))
@@ -256,20 +262,51 @@ class Classifier:
         return self._watch.health(self._sureness)
 
     def close(self) -> None:
-        """Free the network and its memory, after all threads that are classifying have finished."""
+        """Free the network and its memory, after all threads that are using it have finished."""
         self._networks.close()
 
-    def __enter__(self) -> Classifier:
+    def __enter__(self: Own) -> Own:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _predict(self, feed: F32 | U8, runner: Backend) -> list[Prediction]:
-        return predictions(outputs_of(runner, feed), self.labels, probabilities=self._probabilities)
+    def _predict(self, feed: F32 | U8, runner: Backend) -> list[Answer]:
+        outputs = runner.infer({runner.input_name: feed.astype(runner.inputs[0].dtype, copy=False)})
+        return self.answers(outputs, runner)
+
+    def answers(self, outputs: Feed, runner: Backend) -> list[Answer]:
+        """One answer per image, from the arrays that a runner gave for a batch."""
+        raise NotImplementedError
 
     def _sureness(self, images: Sequence[U8]) -> F64:
-        """The highest probability of each image, (h, w, 3) in the network's channel order."""
+        """How sure the network is of each image, (h, w, 3) in the network's channel order; equal where it says not."""
+        return np.zeros(len(images))
+
+
+class Classifier(Predictor[Prediction]):
+    """A bundle's INT8 network of scores of classes, ready to be called; :class:`Predictor` has its arguments.
+
+    Example:
+        >>> classify = Classifier("resnet18.edgeres")        # doctest: +SKIP
+        >>> classify("photo.jpg").label                      # doctest: +SKIP
+        'stop'
+    """
+
+    task = CLASSIFICATION
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the scores."""
+        return self.labels
+
+    def answers(self, outputs: Feed, runner: Backend) -> list[Prediction]:
+        """The scores, logits and names of each image."""
+        scores = outputs[runner.output_name].astype(np.float32, copy=False)
+        return predictions(scores, self.labels, probabilities=self.spec.output == "probabilities")
+
+    def _sureness(self, images: Sequence[U8]) -> F64:
+        """The highest probability of each image."""
         feeds = (normalize(image, self.preprocess)[None] for image in images)
         return np.array([self._predict(feed, self._runner)[0].score for feed in feeds])
 
@@ -350,6 +387,13 @@ def _on_the_cpu(image: object) -> U8:
 def _is_column(image: Pixels) -> bool:
     """Whether it is a file's content as OpenCV's imencode gave it before 4.5: (N, 1) bytes, no picture."""
     return image.ndim == 2 and image.dtype == np.uint8 and 1 in image.shape
+
+
+def check_task(bundle: Bundle, task: str) -> None:
+    """Raise a BundleError where the network is for another task."""
+    if (tasks := bundle.manifest.model.tasks) != (task,):
+        what = f"its task is {' and '.join(tasks)}, not {task}"
+        raise BundleError(what, where=bundle.path, hint="edgeres.load and edgeres predict take it")
 
 
 def outputs_of(runner: Backend, feed: F32 | U8) -> F32:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from edgeres.data.thumbnails import thumbnail
 from edgeres.data.tree import arrange
 from edgeres.errors import SourceError
 from edgeres.records import U8, ImageFile, ImagePrediction, UnreadableImage
-from edgeres.runtime.classifier import Classifier
+from edgeres.runtime.classifier import Predictor
 
 _AT_ONCE = 16  # images of one batch
 
@@ -89,9 +89,9 @@ def _labels(root: Path, names: Sequence[str], labels: tuple[str, ...]) -> list[s
 
 
 def classify_all(
-    classify: Classifier, images: Sequence[ImageFile], *, pictures: bool = False, advance: Callable[[int], None]
+    classify: Predictor[Any], images: Sequence[ImageFile], *, pictures: bool = False, advance: Callable[[int], None]
 ) -> Iterator[ImagePrediction | UnreadableImage]:
-    """Classify images in their order, some files at a time.
+    """Answer images in their order, some files at a time.
 
     Args:
         pictures: whether to make a small picture of each.
@@ -120,7 +120,7 @@ class _Prepared(NamedTuple):
     picture: bytes
 
 
-def _read(classify: Classifier, found: ImageFile, *, pictures: bool) -> _Prepared | str:
+def _read(classify: Predictor[Any], found: ImageFile, *, pictures: bool) -> _Prepared | str:
     """The image, or the reason why it cannot be read. No more than one image a thread is in memory at full size."""
     try:
         pixels = read_image(found.path, None, classify.preprocess.reading)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from edgeres.verify.answers import REFERENCE, AnswerTable, Mask
 from edgeres.verify.device import DeviceRun
 from edgeres.verify.statistics import Sqnr
 
+R = TypeVar("R")
 TOP_K = 5
 KEPT_SCORES = 1 << 20  # so many scores of the reference travel with a bundle, 4 MB of float32
 
@@ -218,7 +220,12 @@ def compare(
     labels: list[I64] = []
     positions: list[I64] = []
     with progress.task("comparing INT8 with FP32", total=len(source)) as advance:
-        for batch, all_scores in _scored_batches([reference, *candidates.values()], loader, spec, workers):
+
+        def answer(runner: Runner, batch: Batch) -> F32:
+            _check_labels(batch, spec, source)
+            return scores_of(runner, batch, spec, source)
+
+        for batch, all_scores in answered([reference, *candidates.values()], loader, answer, workers):
             signal = logits(all_scores[0], spec)
             for column, scores in zip(columns.values(), all_scores, strict=True):
                 column.add(scores, batch.labels)
@@ -240,28 +247,30 @@ def compare(
     return Comparison(table, scored, names, indices, pixels.pixels, reference_scores=kept)
 
 
-def _scored_batches(
-    runners: Sequence[Runner], loader: Loader, spec: ModelSpec, workers: int
-) -> Iterator[tuple[Batch, list[F32]]]:
-    """Batches in order with the scores of every runner; a few batches are computed ahead."""
-    source = loader.source
+def answered(
+    runners: Sequence[Runner], loader: Loader, answer: Callable[[Runner, Batch], R], workers: int
+) -> Iterator[tuple[Batch, list[R]]]:
+    """Batches in order with the answers of every runner; a few batches are computed ahead.
+
+    Args:
+        answer: what a runner says to a batch.
+        workers: how many graphs run at the same time.
+    """
     if workers == 1:
         for batch in loader:
-            _check_labels(batch, spec, source)
-            yield batch, [scores_of(runner, batch, spec, source) for runner in runners]
+            yield batch, [answer(runner, batch) for runner in runners]
         return
-    waiting: deque[tuple[Batch, list[Future[F32]]]] = deque()
+    waiting: deque[tuple[Batch, list[Future[R]]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="edgeres-verify")
     try:
         for batch in loader:
-            _check_labels(batch, spec, source)
-            waiting.append((batch, [pool.submit(scores_of, runner, batch, spec, source) for runner in runners]))
+            waiting.append((batch, [pool.submit(answer, runner, batch) for runner in runners]))
             if len(waiting) > workers:
-                done, scores = waiting.popleft()
-                yield done, [score.result() for score in scores]
+                done, answers = waiting.popleft()
+                yield done, [one.result() for one in answers]
         while waiting:
-            done, scores = waiting.popleft()
-            yield done, [score.result() for score in scores]
+            done, answers = waiting.popleft()
+            yield done, [one.result() for one in answers]
     finally:
         pool.shutdown(cancel_futures=True)
 

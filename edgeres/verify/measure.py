@@ -113,22 +113,36 @@ def measure(
     start, created, loader = perf_counter(), recorded_time(), images.loader
     with progress.stage("compare", f"comparing INT8 with FP32 on {len(loader.source):,} images"):
         comparison = _compared(candidates, spec, images, plan, progress)
-    with progress.stage("time", "measuring noise layer by layer, and latency"):
-        noise, why_none = _noise(candidates, loader, plan, progress)
-        latency = _latency(candidates, loader, progress)
-    reasons = {**images.reasons, **why_none, **_no_latency(candidates, latency)}
+    common = measure_common(candidates, loader, plan, progress)
     return Measured(
         images=DataRecord.of(loader, comparison.images, comparison.pixels),
         headline=candidates.headline,
         comparison=comparison,
-        latency=latency,
-        layer_noise=noise,
+        latency=common.latency,
+        layer_noise=common.layer_noise,
         thumbnails=_thumbnails(loader.source, comparison, candidates.headline) if plan.thumbnails else {},
         seconds=perf_counter() - start,
-        reasons=reasons,
+        reasons={**images.reasons, **common.reasons},
         created=created,
         environment=environment(),
     )
+
+
+@dataclass(frozen=True)
+class CommonFigures:
+    """What is measured of every network, whatever its outputs are for; as in :class:`Measured`."""
+
+    latency: Mapping[str, Measurement] | None
+    layer_noise: Mapping[str, LayerNoise] | None
+    reasons: Mapping[str, str]
+
+
+def measure_common(candidates: Candidates, loader: Loader, plan: MeasurePlan, progress: Progress) -> CommonFigures:
+    """Measure the noise of each layer and the latency."""
+    with progress.stage("time", "measuring noise layer by layer, and latency"):
+        noise, why_none = _noise(candidates, loader, plan, progress)
+        latency = _latency(candidates, loader, progress)
+    return CommonFigures(latency, noise, {**why_none, **_no_latency(candidates, latency)})
 
 
 def _compared(

@@ -395,3 +395,33 @@ def ratio_of_medians(numerator: F64, denominator: F64, *, resamples: int = 1000,
 
     limits = block_bootstrap(figure, numerator, denominator, resamples=resamples, seed=seed)
     return Estimate(figure(numerator, denominator), *limits)
+
+
+def ratios_of_means(above: F64, below: F64, *, resamples: int = 1000, seed: int = 0) -> list[Estimate | None]:
+    """Ratio of the means of two figures of the same images, by column, with a paired bootstrap interval of 95 %.
+
+    Images are drawn with replacement, the same ones for both (Efron 1979); the limits are percentiles of the ratios.
+
+    Args:
+        above, below: float64 (N, K), not negative.
+
+    Returns:
+        None for a column whose mean below is zero, in the images or in a draw.
+    """
+    images, columns = below.shape
+    draws = np.random.RandomState(seed)
+    tops, bottoms = (np.empty((resamples, columns)) for _ in range(2))
+    step = max(1, (1 << 22) // images)  # draws at a time, so that their counts take some 32 MB
+    for start in range(0, resamples, step):
+        rows = slice(start, min(start + step, resamples))
+        chosen = draws.randint(0, images, (rows.stop - rows.start, images))
+        counts = np.array([np.bincount(row, minlength=images) for row in chosen], np.float64)
+        tops[rows], bottoms[rows] = counts @ above, counts @ below
+    found: list[Estimate | None] = []
+    for column in range(columns):
+        if not (below[:, column].any() and bottoms[:, column].all()):
+            found.append(None)
+            continue
+        low, high = np.quantile(tops[:, column] / bottoms[:, column], [0.025, 0.975])
+        found.append(Estimate(float(above[:, column].sum() / below[:, column].sum()), float(low), float(high)))
+    return found

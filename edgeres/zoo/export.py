@@ -18,6 +18,7 @@ import onnx
 import torch
 
 from edgeres.errors import ModelError
+from edgeres.graph.interface import Outputs
 from edgeres.graph.normalize import OPSET, Canonical, normalize
 from edgeres.records import F32, ModelSpec
 
@@ -44,11 +45,12 @@ class Exported:
         return self.canonical.model
 
 
-def export(module: torch.nn.Module, spec: ModelSpec) -> Exported:
-    """Export a classifier in eval mode and float32; the module itself is not changed.
+def export(module: torch.nn.Module, spec: ModelSpec, outputs: Outputs = "scores") -> Exported:
+    """Export a network in eval mode and float32; the module itself is not changed.
 
     Args:
-        module: maps (N, C, H, W) float32 of ``spec.preprocess.crop_px`` to (N, classes).
+        module: maps (N, C, H, W) float32 of ``spec.preprocess.crop_px`` to (N, classes), or (N, K) values.
+        outputs: what the output has to be.
 
     Raises:
         ModelError: the module does not run, cannot be traced, does not return (N, classes), or the graph's logits
@@ -71,7 +73,7 @@ def export(module: torch.nn.Module, spec: ModelSpec) -> Exported:
         raise
     except Exception as error:  # the user's own forward runs here and may raise anything
         raise ModelError(f"torch cannot export this module ({str(error).strip()[:160]})", where=spec.name) from error
-    canonical = normalize(onnx.load_from_string(traced), where=spec.name)
+    canonical = normalize(onnx.load_from_string(traced), where=spec.name, outputs=outputs)
     worst = float(np.abs(expected.numpy().reshape(len(images), -1) - _logits(canonical.model, images)).max())
     share = worst / max(float(expected.abs().max()), 1e-12)
     if not share <= PARITY_LIMIT:

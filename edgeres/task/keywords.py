@@ -1,0 +1,11 @@
+"""The limits of gates that tasks bring, as keyword arguments with their types; tests hold the names equal."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+
+class TaskKeywords(TypedDict, total=False):
+    """By option; None sets no gate."""
+
+    max_mae_increase: float | None

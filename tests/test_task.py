@@ -1,0 +1,389 @@
+"""Tasks beside classification: truth, figures, gates, checks, report and predictor. A new one is one module."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from click.testing import CliRunner
+from engine_graphs import resnet
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+import edgeres
+from edgeres.cli import cli
+from edgeres.data.sources import open_source
+from edgeres.data.values import from_jetracer_names, with_values
+from edgeres.errors import BundleError, EdgeresError, InputError, SourceError, UsageError
+from edgeres.graph.normalize import normalize
+from edgeres.judge.asked import GateChoice
+from edgeres.judge.checks import Evidence
+from edgeres.judge.document import Section
+from edgeres.judge.gates import Limits, judge_gates
+from edgeres.pipeline.tasks import task_notes
+from edgeres.pipeline.verify import accept_baseline
+from edgeres.report.html import render_html
+from edgeres.report.junit import render_junit
+from edgeres.report.markdown import render_markdown
+from edgeres.reports import SCHEMAS, read_report
+from edgeres.runtime import Classifier, Predictor
+from edgeres.runtime.runner import Backend, Feed
+from edgeres.task import TASKS, regression
+from edgeres.task.keywords import TaskKeywords
+from edgeres.task.part import part_of
+from edgeres.task.record import Clues, Task
+from edgeres.task.regression import Answered, Regressor, Values
+from edgeres.verify.statistics import ratios_of_means
+
+pytestmark = pytest.mark.xdist_group("task")  # its bundle is built once
+PX, VALUES, IMAGES = 16, 3, 40
+
+
+def network(values: int = VALUES) -> onnx.ModelProto:
+    """A residual network of three values: the first of ten outputs, spread out as values of images are."""
+    model = resnet(quantized=False, width=4, px=PX)
+    matrix = np.zeros((10, values), np.float32)
+    matrix[range(values), range(values)] = 1 + np.arange(values)
+    model.graph.initializer.append(numpy_helper.from_array(matrix, "chosen"))
+    last = model.graph.output[0].name
+    model.graph.node.append(helper.make_node("MatMul", [last, "chosen"], ["values"], name="choose"))
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info("values", TensorProto.FLOAT, ["n", values]))
+    return model
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A network with its images, the values that FP32 gives for them, and a bundle."""
+
+    folder: Path
+    model: Path
+    said: np.ndarray[Any, Any]
+    truth: np.ndarray[Any, Any]
+    result: Any
+
+    @property
+    def bundle(self) -> Path:
+        return self.folder / "values.edgeres"
+
+
+def write_table(path: Path, truth: np.ndarray[Any, Any], names: str = "a,b,c") -> Path:
+    rows = [f"{index:03d}.png,{','.join(f'{one:.6f}' for one in row)}" for index, row in enumerate(truth)]
+    path.write_text("\n".join([f"image,{names}", *rows]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    folder = tmp_path_factory.mktemp("task")
+    (folder / "images").mkdir()
+    rng = np.random.default_rng(0)
+    shades = rng.uniform(30, 220, (IMAGES, 1, 1, 3))
+    images = np.clip(shades + rng.normal(0, 30, (IMAGES, PX, PX, 3)), 0, 255).astype(np.uint8)
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(folder / "images" / f"{index:03d}.png")
+    model = folder / "values.onnx"
+    model.write_bytes(network().SerializeToString())
+    session = ort.InferenceSession(str(model))
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    inputs = ((images / 255 - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
+    said = session.run(None, {session.get_inputs()[0].name: inputs})[0]
+    truth = said + rng.normal(0, 0.2, said.shape) * said.std(axis=0)
+    table = write_table(folder / "truth.csv", truth)
+    result = edgeres.build(
+        model,
+        calibration=folder / "images",
+        validation=folder / "images",
+        validation_labels=table,
+        targets="cpu",
+        effort="fast",
+        max_mae_increase=100.0,
+        output=folder / "values.edgeres",
+    )
+    return Shop(folder, model, said, truth, result)
+
+
+def test_figures_are_those_of_the_float_graph_and_the_table(shop: Shop) -> None:
+    task = shop.result.report["task"]
+    found = task["figures"]["fp32"]["values"]
+    errors = np.abs(shop.said - shop.truth)
+    assert [found[name]["mae"] for name in "abc"] == pytest.approx(errors.mean(axis=0), rel=1e-3)
+    assert [found[name]["rmse"] for name in "abc"] == pytest.approx((errors**2).mean(axis=0) ** 0.5, rel=1e-3)
+    r2 = 1 - (errors**2).mean(axis=0) / shop.truth.var(axis=0)
+    assert [found[name]["r2"] for name in "abc"] == pytest.approx(r2, rel=1e-3)
+    (graph,) = task["figures"].keys() - {"fp32"}
+    with edgeres.load(shop.bundle) as predict:
+        answers = predict.batch(sorted((shop.folder / "images").iterdir()))
+    int8 = np.stack([answer.values for answer in answers])
+    rise = np.abs(int8 - shop.truth).mean(axis=0) / errors.mean(axis=0) - 1
+    rises = [row["mae_increase_percent"] for row in task["gated"].values()]
+    assert rises == pytest.approx(100 * rise, abs=0.02)
+    assert task["graph"] == graph
+
+
+def test_the_task_is_recognised_and_its_bundle_says_so(shop: Shop) -> None:
+    manifest = json.loads((shop.bundle / "manifest.json").read_text())
+    assert manifest["model"]["heads"] == [{"output": "values", "task": "regression"}]
+    assert manifest["model"]["labels"] == ["a", "b", "c"]
+    assert (shop.bundle / "labels.txt").read_text() == "a\nb\nc\n"
+    assert shop.result.passed
+    assert [check["outcome"] for check in shop.result.report["checks"] if check["name"] in ("fp32", "labels")] == [
+        "passed",
+        "passed",
+    ]
+
+
+def test_the_report_keeps_the_schema_and_is_shown_everywhere(shop: Shop, tmp_path: Path) -> None:
+    report = read_report(shop.bundle / "report.json")
+    schema = json.loads((SCHEMAS / "schema.json").read_text())
+    jsonschema.validate(report, schema, jsonschema.Draft202012Validator)
+    page = render_html(report)
+    assert page.count("predicted against true") >= 3
+    assert "Images that INT8 moves furthest" in page and "MAE of a" in page and "Top-1" not in page
+    assert "MAE a" in render_markdown(report)
+    assert 'name="MAE increase at most 100 %"' in render_junit(report)
+    assert "MAE of a FP32" in repr(shop.result)
+
+
+def test_a_program_gets_values(shop: Shop) -> None:
+    with edgeres.load(shop.bundle) as predict:
+        answer = predict(shop.folder / "images" / "000.png")
+        assert isinstance(answer, Values) and isinstance(predict, Regressor)
+        assert answer.values == pytest.approx(shop.said[0], abs=0.2 * float(np.abs(shop.said).max()))
+        assert answer["b"] == float(answer.values[1])
+    with pytest.raises(
+        BundleError, match=r"its task is regression, not classification; edgeres.load and edgeres predict take it"
+    ):
+        Classifier(shop.bundle)
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def test_predict_prints_values(shop: Shop) -> None:
+    image = shop.folder / "images" / "001.png"
+    shown = run("predict", shop.bundle, image)
+    assert [line.split()[0] for line in shown.output.splitlines()[1:4]] == ["a", "b", "c"]
+    (row,) = json.loads(run("predict", shop.bundle, image, "--json").output)
+    assert set(row["values"]) == {"a", "b", "c"}
+    refused = run("predict", shop.bundle, image, "--top", "3")
+    assert str(refused.exception) == "--top: needs scores of classes, and the task is regression; leave it out"
+
+
+def verified(shop: Shop, table: Path | None, **options: Any) -> dict[str, Any]:
+    labels = {} if table is None else {"validation_labels": table}
+    report: dict[str, Any] = edgeres.verify_bundle(
+        shop.bundle, validation=shop.folder / "images", **labels, **options
+    ).report
+    return report
+
+
+def found(truth: np.ndarray[Any, Any], said: np.ndarray[Any, Any], name: str) -> tuple[str, str]:
+    names = tuple(f"image {index}" for index in range(len(said)))
+    answers = Answered(("a", "b", "c"), names, truth, {"fp32": said}, {"fp32": "somewhere"})
+    made = regression.checks_of(answers)[name][1](Evidence(()))
+    return made[0], made[1]
+
+
+def test_values_in_other_units_are_named(shop: Shop) -> None:
+    assert found(shop.truth, shop.said, "labels")[0] == "passed"
+    outcome, reason = found(112 * shop.truth + 112, shop.said, "labels")
+    assert outcome == "failed"
+    assert re.match(r"a looks to be in other units than the output: true a is about 1\d\d x output \+1\d\d", reason)
+
+
+def test_exchanged_columns_are_named(shop: Shop) -> None:
+    assert found(shop.truth[:, [1, 2, 0]], shop.said, "labels") == (
+        "failed",
+        "columns look exchanged: outputs follow c, a, b, and they are given as a, b, c",
+    )
+
+
+def test_values_of_other_images_are_told(shop: Shop) -> None:
+    assert found(shop.truth, shop.said, "fp32")[0] == "passed"
+    other = np.random.default_rng(5).normal(size=shop.truth.shape)
+    outcome, reason = found(other, shop.said, "fp32")
+    assert outcome == "failed" and "no more than chance" in reason
+    assert found(other, 0 * shop.said + 3, "fp32")[0] == "failed"
+    assert found(shop.truth[:5], shop.said[:5], "fp32") == ("unsure", "5 images are too few to tell")
+
+
+def test_without_values_int8_is_compared_with_fp32_alone(shop: Shop) -> None:
+    report = verified(shop, None)
+    assert report["verdicts"] == [] and report["passed"]
+    assert report["reasons"]["task"].startswith("the validation images have no values")
+    assert report["task"]["figures"]["fp32"]["values"]["a"]["mae"] is None
+    gates = GateChoice(task_limits={"max_mae_increase": 2.0})
+    section = Section({}, {"": "the validation images have no values"})
+    (gate,) = part_of(gates, section, {}, regression.TASK.gates, truth=False).gates
+    figures = {"task": {"gated": {}}, "reasons": {"task": "there are no values"}}
+    (verdict,) = judge_gates([gate], figures, {gate.metric: regression.MAE_INCREASE.metric})
+    assert (verdict.outcome, verdict.reason) == ("failed", "not measured: there are no values")
+
+
+def test_what_a_task_has_not_is_refused_or_told(shop: Shop, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="builds of regression are not compared with a baseline yet"):
+        [*task_notes(TASKS["regression"], GateChoice(baseline=tmp_path / "b.json"))]
+    limits = GateChoice(Limits(max_drop=0.5), task_limits={"max_mae_increase": 1.0})
+    assert [*task_notes(TASKS["regression"], limits)] == ["--max-drop is no gate of regression, but of classification"]
+    assert [*task_notes(TASKS["classification"], limits)] == [
+        "--max-mae-increase is no gate of classification, but of regression"
+    ]
+    with pytest.raises(UsageError, match=r"there is no task 'regresion'; did you mean regression\?"):
+        edgeres.build(shop.model, task="regresion")
+    with pytest.raises(UsageError, match="--corruptions: is for classification alone, and the task is regression"):
+        verified(shop, shop.folder / "truth.csv", corruptions=True)
+
+
+def test_builds_of_other_tasks_are_not_compared_in_silence(shop: Shop) -> None:
+    why = "is a build of regression, and only builds of classification are compared yet"
+    for step in (lambda: edgeres.compare_bundles(shop.bundle, shop.bundle), lambda: accept_baseline(shop.bundle)):
+        with pytest.raises(InputError, match=why):
+            step()
+
+
+def test_one_value_is_a_regression_but_no_score() -> None:
+    assert normalize(network(1), outputs="values").num_classes == 1
+    with pytest.raises(EdgeresError, match="answers other than scores of classes need --task"):
+        normalize(network(1))
+
+
+def images_at(folder: Path, names: list[str], size: tuple[int, int] = (40, 20)) -> Path:
+    folder.mkdir()
+    for name in names:
+        Image.new("RGB", size, (90, 90, 90)).save(folder / name)
+    return folder
+
+
+def opened(folder: Path) -> Any:
+    return open_source(folder, role="validation", px=8, labelled=True)
+
+
+def test_columns_go_to_outputs_by_name_and_else_by_order(tmp_path: Path) -> None:
+    source = opened(images_at(tmp_path / "i", ["1.png", "2.png"]))
+    table = tmp_path / "t.csv"
+    table.write_text("file,split,throttle,angle\n2.png,a,0.5,-1\n1.png,b,0.25,3e-1\n")
+    named = with_values(source, table, ("angle", "throttle"))
+    assert named.values.tolist() == [[0.3, 0.25], [-1.0, 0.5]]
+    generic = with_values(source, table, ("value 0", "value 1"))
+    assert generic.values.tolist() == [[0.25, 0.3], [0.5, -1.0]]
+    assert generic.classes == ("throttle", "angle")
+    with pytest.raises(SourceError, match="has the columns throttle, angle, and the outputs are x, y"):
+        with_values(source, table, ("x", "y"))
+    with pytest.raises(SourceError, match="the network has 4 outputs"):
+        with_values(source, table, tuple("abcd"))
+    assert named.at(np.array([1])).values.tolist() == [[-1.0, 0.5]]
+    assert named.digest() != generic.digest()
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("image,y\n1.png,1.5\n2.png,much\n", "line 3 has 'much', which is no number"),
+        ("image,y\n1.png,1.5\n2.png,nan\n", "line 3 has 'nan', which is no number"),
+        ("image,y\n1.png,1.5\n1.png,2.5\n", "1.png has other values in line 3"),
+        ("image,y\na.png,1.5\nb.png,2.5\n", "names none of the images"),
+        ("", "it is empty"),
+    ],
+)
+def test_damaged_tables_are_refused_in_one_line(tmp_path: Path, text: str, why: str) -> None:
+    source = opened(images_at(tmp_path / "i", ["1.png", "2.png"]))
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises((SourceError, InputError), match=why):
+        with_values(source, tmp_path / "t.csv", ("y",))
+
+
+def test_names_of_jetracer_are_points_of_the_image(tmp_path: Path) -> None:
+    source = opened(images_at(tmp_path / "i", ["xy_000_020_ab-1.png", "xy_030_005_cd.png"]))
+    valued = from_jetracer_names(source, ("value 0", "value 1"))
+    assert valued.values.tolist() == [[-1.0, 1.0], [0.5, -0.5]]
+    assert valued.classes == ("x", "y")
+    assert regression.TASK.recognises(Clues(str(tmp_path / "i")))
+    outside = opened(images_at(tmp_path / "j", ["xy_050_005_cd.png"]))
+    with pytest.raises(SourceError, match=r"the name says 50, 5, and the image has 40x20 pixels"):
+        from_jetracer_names(outside, ("x", "y"))
+
+
+def test_values_in_an_npz(shop: Shop, tmp_path: Path) -> None:
+    images = np.zeros((4, PX, PX, 3), np.uint8)
+    for values, why in ((np.zeros((4, 2)), "for 4 images and 3 outputs"), (np.full((4, 3), np.inf), "not finite")):
+        np.savez(tmp_path / "v.npz", images=images, values=values)
+        with pytest.raises(SourceError, match=why):
+            edgeres.verify_bundle(shop.bundle, validation=tmp_path / "v.npz")
+
+
+def test_intervals_are_those_of_resampled_images() -> None:
+    rng = np.random.default_rng(0)
+    below = rng.gamma(2, size=(60, 1))
+    above = below * rng.uniform(0.9, 1.3, (60, 1))
+    (found,) = ratios_of_means(above, below, resamples=4000)
+    draws = [rng.integers(0, 60, 60) for _ in range(4000)]
+    ratios = [above[rows].mean() / below[rows].mean() for rows in draws]
+    assert found is not None and found.value == pytest.approx(above.mean() / below.mean())
+    assert [found.low, found.high] == pytest.approx(np.quantile(ratios, [0.025, 0.975]), abs=0.003)
+    assert ratios_of_means(above, 0 * below) == [None]
+
+
+class Sum(Predictor[float]):
+    """The sum of the values."""
+
+    task = "sum"
+
+    def answers(self, outputs: Feed, runner: Backend) -> list[float]:
+        return outputs[runner.output_name].sum(axis=1).tolist()
+
+
+def test_a_new_task_is_one_record(shop: Shop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def describe(spec: Any, output: str) -> Any:
+        described = regression.TASK.describe(spec, output)
+        return replace(described, heads=(replace(described.heads[0], task="sum"),))
+
+    toy: Task = replace(regression.TASK, name="sum", describe=describe, predictor=Sum, recognises=lambda clues: False)
+    monkeypatch.setitem(TASKS, "sum", toy)
+    made = edgeres.build(
+        shop.model,
+        task="sum",
+        calibration=shop.folder / "images",
+        validation=shop.folder / "images",
+        targets="cpu",
+        effort="fast",
+        output=tmp_path / "sum.edgeres",
+    )
+    assert made.passed
+    with edgeres.load(made.path) as predict:
+        answer = predict(shop.folder / "images" / "000.png")
+    assert answer == pytest.approx(shop.said[0].sum(), abs=0.3 * float(np.abs(shop.said).max()))
+    monkeypatch.delitem(TASKS, "sum")
+    with pytest.raises(EdgeresError, match="its task is sum, which is not known here; upgrade edgeres"):
+        edgeres.load(made.path)
+
+
+def test_no_stage_asks_which_task_it_is() -> None:
+    package = Path(edgeres.__file__).parent
+    names = {*TASKS} - {"classification"}
+    for path in package.rglob("*.py"):
+        if path.parent.name != "task":
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            said = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+            assert not said & names, path
+
+
+def test_editors_complete_the_limits_of_tasks() -> None:
+    brought = {gate.metric.option for task in TASKS.values() for gate in task.gates}
+    assert set(TaskKeywords.__annotations__) == brought
+
+
+def test_the_answers_of_no_image_are_kept_in_order() -> None:
+    rows = {"fp32": np.array([[1.0], [2.0], [4.0]]), "cpu": np.array([[1.5], [2.0], [3.0]])}
+    answers = Answered(("y",), ("a", "b", "c"), np.empty((3, 0)), rows, {"fp32": "x", "cpu": "y"})
+    assert answers.moved("cpu").ravel().tolist() == [0.5, 0.0, 1.0]
