@@ -131,7 +131,7 @@ def _gates(report: Report) -> Html:
 def _checks(report: Report) -> Html:
     rows = ((check["title"], _made(check), prose(check["reason"])) for check in report["checks"])
     said = "Known faults that were checked for, whether or not they cost accuracy."
-    return section("Checks", el("p", said, class_="soft small"), table("Checks", ("Check", "", "Found"), rows))
+    return section("Checks", el("p", said, class_="soft small"), table("Checks", ("Check", "Outcome", "Found"), rows))
 
 
 _CLASSES = {"pass": "pass", "FAIL": "fail", "warning": "unsure", NOT_CERTAIN: "unsure", "allowed": "unsure"}
@@ -232,7 +232,7 @@ def _layers(name: str, graph: dict[str, Any]) -> Html:
     )
     head = ("Quantized activation", "Own SQNR", "Covered")
     return join(
-        more(f"{name} graph, layer by layer", table(f"Layers, {name}", ("Tensor", "", "SQNR"), rows, (2,))),
+        more(f"{name} graph, layer by layer", table(f"Layers, {name}", ("Tensor", "Where", "SQNR"), rows, (2,))),
         more(f"{name} graph, scales with the lowest SQNR", table(f"Scales, {name}", head, ranges, (1, 2))),
     )
 

@@ -46,7 +46,7 @@ def _builds(found: Json) -> Html:
         ("Measured", *(side["created"][:16].replace("T", " ") for side in sides)),
         ("Images", *(prose(side["validation"] or "none") for side in sides)),
     ]
-    return section("Builds", table("Builds", ("", *(side["name"] for side in sides)), rows))
+    return section("Builds", table("Builds", ("What", *(side["name"] for side in sides)), rows))
 
 
 def _since(found: Json) -> Html:
@@ -54,13 +54,13 @@ def _since(found: Json) -> Html:
     same = "Both were measured on the same images, so they are compared image by image."
     if not found["same_images"]:
         same = f"They cannot be compared image by image: {why_missing('same_images', found)}."
-    return section("Losses", el("p", same), table("Losses", ("", "Since the first"), rows))
+    return section("Losses", el("p", same), table("Losses", ("What", "Since the first"), rows))
 
 
 def _accuracy(found: Json) -> Html:
     rows = (
         (
-            name if side == "before" else "",
+            name,
             side,
             *(_two_lines(row[side][key], row[side][f"{key}_ci95"]) for key in ("top1", "drop_pp", "agreement")),
             decibels(row[side]["logit_sqnr_db"]),
@@ -68,7 +68,7 @@ def _accuracy(found: Json) -> Html:
         for name, row in graphs(found)
         for side in ("before", "after")
     )
-    head = ("Graph", "", "Top-1 %", "Drop pp", "Agreement %", "Logit SQNR")
+    head = ("Graph", "Build", "Top-1 %", "Drop pp", "Agreement %", "Logit SQNR")
     small = el("p", "Small figures are 95 % intervals.", class_="soft small")
     return section("Accuracy", table("Accuracy", head, rows, range(2, 6)), small)
 
@@ -93,7 +93,7 @@ def _latency(found: Json) -> Html:
                 prose(side["machine"] or "-"),
             )
         )
-    head = ("", "FP32 p50 ms", "p99", "INT8 p50 ms", "p99", "Speedup", "Busy machine", "Machine")
+    head = ("Build", "FP32 p50 ms", "p99", "INT8 p50 ms", "p99", "Speedup", "Busy machine", "Machine")
     told = dict(since(found))["latency"]
     return section("Latency", table("Latency", head, rows, range(1, 6)), el("p", f"{told[:1].upper()}{told[1:]}."))
 
@@ -129,13 +129,13 @@ def _placements(found: Json) -> Html:
         ]
         rows += [(prose(one["what"]), "left in float", prose(one["reason"])) for one in places["left_in_float"]]
         same = el("p", f"{style} graph: the same {places['both']} tensors have a pair.")
-        listed = table(f"Q/DQ pairs, {style} graph", (f"{style} graph", "", "Why"), rows)
+        listed = table(f"Q/DQ pairs, {style} graph", ("Tensor", "Pair", "Why"), rows)
         parts.append(listed if rows else same)
     return section("Q/DQ pairs", *parts)
 
 
 def _sizes(found: Json) -> Html:
-    return section("Sizes", table("Sizes", ("", "Before", "After", "Ratio"), map(size, found["sizes"]), (1, 2, 3)))
+    return section("Sizes", table("Sizes", ("File", "Before", "After", "Ratio"), map(size, found["sizes"]), (1, 2, 3)))
 
 
 def _changed(found: Json) -> Html:
