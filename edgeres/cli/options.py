@@ -233,8 +233,8 @@ _HEAD = "What stands between the layers of a checkpoint's classifier, if it has 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print only the result, as JSON on stdout.")
 
-_BACKENDS = ("auto", *get_args(Flavour), "cuda", "cpu")
-backend_option = choice("--backend", _BACKENDS, "auto: the bundle's engines where they run here, else the CPU.", "auto")
+BACKENDS = ("auto", *get_args(Flavour), "cuda", "cpu", "ort-tensorrt", "ort-rtx")
+backend_option = choice("--backend", BACKENDS, "auto: the bundle's engines where they run here, else the CPU.", "auto")
 
 trust_option = file_option("--trust", _TRUST)
 key_options = _all(file_option("--trust", _TRUST_FIRST), file_option("--key", _KEY_AFTER))

@@ -6,11 +6,12 @@ import json
 import re
 import textwrap
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
 from edgeres.cli.options import (
+    BACKENDS,
     UserPath,
     as_json,
     choice,
@@ -22,11 +23,9 @@ from edgeres.cli.options import (
 )
 from edgeres.cli.progress import progress
 from edgeres.cli.show import echo, print_json
-from edgeres.device.targets import Flavour
 from edgeres.words import escaped
 
 Json = dict[str, Any]
-_BACKENDS = ("auto", *get_args(Flavour), "cuda", "cpu")
 _WIDTH = 80
 _KIND, _PRECISION, _MS, _SHARE = 12, 16, 9, 7
 _NAME = _WIDTH - (_KIND + _PRECISION + _MS + _SHARE) - 4  # a space between columns
@@ -36,7 +35,7 @@ _MOST_KINDS = 4
 
 @click.command("profile")
 @click.argument("path", type=UserPath(), metavar="BUNDLE|JSON")
-@choice("--backend", _BACKENDS, "auto: what edgeres.load takes on this machine.", "auto")
+@choice("--backend", BACKENDS, "auto: what edgeres.load takes on this machine.", "auto")
 @whole_number("--batch", "Images per inference.", 1)
 @whole_number("--threads", "Threads on the CPU; 0: every core.", 1, least=0)
 @click.option("--runs", type=click.IntRange(1, 1000), default=50, show_default=True, help="Inferences to profile.")

@@ -45,6 +45,7 @@ def load(
 
     Args:
         backend: what runs it: ``tensorrt``, ``rtx``, ``cuda`` or ``cpu``; ``auto`` takes the first that runs here.
+            ``ort-tensorrt`` and ``ort-rtx`` build an engine inside ONNX Runtime when they start.
         health: whether some of the images are looked at for ``classify.health()``.
         trust: a file of public keys; only a bundle that one of their owners signed is loaded. None: any bundle, without
             version-compatible engines, which hold code for the CPU. :data:`ANYONE`: any bundle, and that code runs.

@@ -10,23 +10,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from edgeres.bundle import FP32, Bundle
-from edgeres.device.targets import Flavour
+from edgeres.device.targets import RUNTIME_TITLES, Flavour
 from edgeres.errors import BundleError, EngineError, EnvironmentError_, UsageError
 from edgeres.graph.forms import best_on_cpu, forms_in
 from edgeres.records import EngineRecord, FrameSpec, ModelSpec
 from edgeres.runtime.engine import EngineFile, TensorRTRunner
 from edgeres.runtime.memory import default_device, is_there
 from edgeres.runtime.ort import OrtRunner
+from edgeres.runtime.ort_engines import EngineProvider
 from edgeres.runtime.runner import Backend
 from edgeres.signing import NOBODY, Permit
 
 if TYPE_CHECKING:
     from edgeres.runtime.memory import Device
 
-Choice = Literal["auto", Flavour, "cuda", "cpu"]
+Choice = Literal["auto", Flavour, "cuda", "cpu", "ort-tensorrt", "ort-rtx"]
 _MOST_THREADS = 1024  # ONNX Runtime starts as many as it is told to
-# In the order of preference.
-BACKENDS: tuple[Choice, ...] = (*get_args(Flavour), "cuda", "cpu")
+# In the order of preference of ``auto``, then ONNX Runtime's providers that build an engine when they start.
+BACKENDS: tuple[Choice, ...] = (*get_args(Flavour), "cuda", "cpu", "ort-tensorrt", "ort-rtx")
+_AUTO = BACKENDS[:-2]
 
 
 def open_backend(
@@ -52,11 +54,11 @@ def open_backend(
             f"threads are a number from 0 to {_MOST_THREADS:,}, found {threads!r}", hint="0 takes every core"
         )
     passed_over: dict[Choice, str] = {}
-    for name in BACKENDS if choice == "auto" else (choice,):
+    for name in _AUTO if choice == "auto" else (choice,):
         try:
             backend = _open(bundle, name, threads, gpu, permit)
         except EnvironmentError_ as error:
-            if choice != "auto" or name == BACKENDS[-1]:
+            if choice != "auto" or name == _AUTO[-1]:
                 raise
             passed_over[name] = str(error)
         else:
@@ -67,8 +69,10 @@ def open_backend(
 
 
 def _open(bundle: Bundle, name: Choice, threads: int, gpu: int, permit: Permit) -> Backend:
-    if name != "cuda" and name != "cpu" and name != "auto":
+    if name == "tensorrt" or name == "rtx":
         return _open_best_engine(bundle, name, gpu, permit)
+    if name == "ort-tensorrt" or name == "ort-rtx":
+        return _open_with_provider(bundle, "tensorrt" if name == "ort-tensorrt" else "rtx", threads, gpu)
     if name == "cuda":  # it has no INT8 kernels: codes would cost both time and accuracy
         return OrtRunner(graph_file(bundle, FP32), device="cuda", gpu=gpu)
     forms = forms_in(bundle.has)
@@ -76,6 +80,21 @@ def _open(bundle: Bundle, name: Choice, threads: int, gpu: int, permit: Permit) 
         raise BundleError("holds no INT8 graph", where=bundle.path, hint="build it again")
     form = best_on_cpu(forms)
     return OrtRunner(graph_file(bundle, form.file), threads=threads, integer=form.integer)
+
+
+def _open_with_provider(bundle: Bundle, runtime: Flavour, threads: int, gpu: int) -> Backend:
+    """The bundle's INT8 graph for a runtime, on ONNX Runtime's provider of it.
+
+    Raises:
+        EngineError: the bundle has no such graph, or the provider is missing.
+    """
+    form = bundle.default_form(runtime)
+    if form is None:
+        hint = f"build the bundle with --target {runtime}"
+        raise EngineError(f"holds no INT8 graph for {RUNTIME_TITLES[runtime]}", where=bundle.path, hint=hint)
+    kept = cache_folder() / f"ort-{runtime}-{bundle.manifest.files[form.file][:16]}"
+    provider = EngineProvider(runtime, form.between == "float16", kept)
+    return OrtRunner(graph_file(bundle, form.file), threads=threads, device=provider, gpu=gpu)
 
 
 def _warn(bundle: Bundle, backend: Backend, passed_over: Mapping[Choice, str]) -> None:

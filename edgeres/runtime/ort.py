@@ -11,10 +11,13 @@ from typing import Any, Literal
 import numpy as np
 
 from edgeres.device.cpu import usable_cores
+from edgeres.device.targets import RUNTIME_TITLES
 from edgeres.errors import EngineError, ModelError, UsageError, reading
 from edgeres.graph.trial import NUMPY_NAMES, read_graph
+from edgeres.runtime.ort_engines import EngineProvider, add_rtx, tensorrt_providers
 from edgeres.runtime.runner import Feed, TensorSpec, any_batch, check_feed, closed, parts
 
+OrtDevice = Literal["cpu", "cuda"] | EngineProvider
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -26,12 +29,13 @@ class OrtRunner:
         threads: per operator on the CPU; 0 takes every core that this process may use.
         integer: whether ONNX Runtime may fuse Q/DQ pairs into its integer kernels. False computes in float32 between
             the Q/DQ pairs, as a stand-in for TensorRT, because the integer kernels round in other places.
-        device: ``cuda`` needs onnxruntime-gpu and an NVIDIA GPU.
+        device: ``cuda`` needs onnxruntime-gpu and an NVIDIA GPU; an
+            :class:`~edgeres.runtime.ort_engines.EngineProvider` builds an engine at the first start: minutes.
         gpu: number of that GPU.
 
     Raises:
         ModelError: the file is missing or ONNX Runtime cannot load the graph.
-        EngineError: the CUDA provider is missing or does not start.
+        EngineError: the provider is missing or does not start.
     """
 
     def __init__(
@@ -40,7 +44,7 @@ class OrtRunner:
         *,
         threads: int = 0,
         integer: bool = True,
-        device: Literal["cpu", "cuda"] = "cpu",
+        device: OrtDevice = "cpu",
         gpu: int = 0,
     ) -> None:
         import onnxruntime as ort
@@ -48,13 +52,18 @@ class OrtRunner:
         where = None if isinstance(model, bytes) else model
         if where is not None and (not where.exists() or where.is_dir()):
             raise ModelError("no such file", where=where)
-        self.name = f"ONNX Runtime {ort.__version__} {device.upper()}"
+        engines = device if isinstance(device, EngineProvider) else None
+        self.name = (
+            f"ONNX Runtime {ort.__version__} {RUNTIME_TITLES[engines.runtime] if engines else str(device).upper()}"
+        )
         self._file, self._setup = where, _Setup(threads, integer, device, gpu)
-        self._session: Any = _session(ort, model, _options(ort, self._setup), _providers(ort, self._setup))
+        self._session: Any = _session(ort, model, _options(ort, self._setup), self._setup)
         self.inputs = tuple(_spec(tensor) for tensor in self._session.get_inputs())
         self.outputs = tuple(_spec(tensor) for tensor in self._session.get_outputs())
         self.input_name, self.output_name = self.inputs[0].name, self.outputs[0].name
-        self.max_batch: int | None = self.inputs[0].shape[0] if self.inputs[0].shape else None
+        fixed = self.inputs[0].shape[0] if self.inputs[0].shape else None
+        self.max_batch: int | None = engines.max_batch if engines and fixed is None else fixed
+        self._smallest = fixed or 1
         self._output_names = [output.name for output in self.outputs]
         self._checked = any_batch(self.inputs)
 
@@ -65,7 +74,7 @@ class OrtRunner:
         if self.max_batch is None or len(self.inputs) != 1:
             check_feed(feed, self.inputs)
             return self._named(session.run(None, feed))
-        cut = list(parts(check_feed(feed, self._checked), self.max_batch, self.max_batch))
+        cut = list(parts(check_feed(feed, self._checked), self._smallest, self.max_batch))
         runs = [session.run(None, {self.input_name: feed[self.input_name][part]}) for part in cut]
         return self._named(runs[0] if len(runs) == 1 else map(np.concatenate, zip(*runs, strict=True)))
 
@@ -84,7 +93,7 @@ class OrtRunner:
         with TemporaryDirectory(prefix="edgeres-profile-") as folder:
             options = _options(ort, self._setup)
             options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "trace")
-            session = _session(ort, self._file, options, _providers(ort, self._setup))
+            session = _session(ort, self._file, options, self._setup)
             for _ in range(runs):
                 session.run(None, feed)
             return Path(session.end_profiling()).read_bytes()
@@ -108,7 +117,7 @@ class _Setup:
 
     threads: int
     integer: bool
-    device: str
+    device: OrtDevice
     gpu: int
 
 
@@ -124,20 +133,46 @@ def _options(ort: Any, setup: _Setup) -> Any:
 
 
 def _providers(ort: Any, setup: _Setup) -> list[Any]:
+    assert not isinstance(setup.device, EngineProvider)
     provider = _PROVIDERS[setup.device]
     if provider not in ort.get_available_providers():
         raise EngineError(f"this ONNX Runtime has no {provider}", hint="pip install onnxruntime-gpu")
     return [provider] if setup.device == "cpu" else [(provider, {"device_id": setup.gpu}), _PROVIDERS["cpu"]]
 
 
-def _session(ort: Any, model: Path | bytes, options: Any, providers: list[Any]) -> Any:
+def _session(ort: Any, model: Path | bytes, options: Any, setup: _Setup) -> Any:
     where = None if isinstance(model, bytes) else model
     if where is not None:
         read_graph(where)
     with reading(where, "ONNX Runtime cannot load this graph", error=ModelError):
-        session = ort.InferenceSession(model if where is None else str(where), options, providers=providers)
-    if len(session.get_providers()) < len(providers):  # ONNX Runtime leaves out a provider that does not start
-        raise EngineError(f"ONNX Runtime cannot start its {_PROVIDERS['cuda']} here", hint="see: edgeres doctor")
+        graph = model if isinstance(model, bytes) else str(model)
+        if isinstance(setup.device, EngineProvider):
+            return _session_with_engines(ort, graph, options, setup.device, setup.gpu)
+        providers = _providers(ort, setup)
+        session = ort.InferenceSession(graph, options, providers=providers)
+    return _started(session, _name(providers[0]))
+
+
+def _session_with_engines(ort: Any, graph: str | bytes, options: Any, provider: EngineProvider, gpu: int) -> Any:
+    """A session whose provider builds an engine; another session, which runs nothing, tells what the graph takes."""
+    quick = ort.SessionOptions()
+    quick.graph_optimization_level, quick.log_severity_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL, 4
+    tensor = _spec(ort.InferenceSession(graph, quick, providers=[_PROVIDERS["cpu"]]).get_inputs()[0])
+    if provider.runtime == "rtx":
+        name = add_rtx(ort, options, provider, gpu, tensor)
+        return _started(ort.InferenceSession(graph, options), name)
+    providers = tensorrt_providers(ort, provider, gpu, tensor)
+    return _started(ort.InferenceSession(graph, options, providers=providers), _name(providers[0]))
+
+
+def _name(provider: Any) -> str:
+    return str(provider if isinstance(provider, str) else provider[0])
+
+
+def _started(session: Any, provider: str) -> Any:
+    """The session, unless ONNX Runtime left out this provider, as it does with one that does not start."""
+    if provider not in session.get_providers():
+        raise EngineError(f"ONNX Runtime cannot start its {provider} here", hint="see: edgeres doctor")
     return session
 
 
