@@ -741,6 +741,14 @@ class Manifest:
             require(fits, f"default_form of {runtime} must be a form for it")
         digests = (*self.files.values(), *self.plan_digests.values())
         require(all(map(is_sha256, digests)), "digests must have 64 hex digits")
+        known = {head.output for head in self.model.heads} <= self.outputs.keys()
+        require(known, "heads must be of outputs of the graph")
+
+    def shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """Of each output that is used for one image, by its name: one score per class, or what each head has."""
+        if not self.model.heads:
+            return dict.fromkeys(self.outputs, (self.model.num_classes,))
+        return {head.output: self.outputs[head.output].shape[1:] for head in self.model.heads}
 
 
 THUMBNAIL_PX = 128  # longer side

@@ -37,7 +37,7 @@ from edgeres.report.markdown import render_markdown
 from edgeres.reports import SCHEMAS, read_report
 from edgeres.runtime import Classifier, Predictor
 from edgeres.runtime.runner import Backend, Feed
-from edgeres.task import TASKS, regression
+from edgeres.task import TASKS, embedding, regression
 from edgeres.task.keywords import TaskKeywords
 from edgeres.task.part import part_of
 from edgeres.task.record import Clues, Task
@@ -341,6 +341,86 @@ class Sum(Predictor[float]):
 
     def answers(self, outputs: Feed, runner: Backend) -> list[float]:
         return outputs[runner.output_name].sum(axis=1).tolist()
+
+
+def test_recall_and_accepted_pairs_are_those_of_a_search_one_by_one() -> None:
+    rng = np.random.default_rng(3)
+    identities = np.arange(60) % 6
+    rows = rng.normal(size=(60, 8)) + 2 * rng.normal(size=(6, 8))[identities]
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    found = embedding.retrieval(rows, identities)
+    impostors, hits = [], {1: 0, 5: 0}
+    for i in range(60):
+        others = [(float(rows[i] @ rows[j]), identities[j] == identities[i]) for j in range(60) if j != i]
+        for rank in hits:
+            hits[rank] += any(same for _, same in sorted(others, reverse=True)[:rank])
+        impostors += [cosine for cosine, same in others if not same]
+    assert {rank: int(one.sum()) for rank, one in found.found.items()} == hits
+    limit = np.quantile(impostors, 0.99, method="higher")
+    accepted = sum(
+        float(rows[i] @ rows[j]) > limit and identities[i] == identities[j]
+        for i in range(60)
+        for j in range(60)
+        if i != j
+    )
+    assert int(found.accepted[:, 0].sum()) == pytest.approx(accepted, abs=2)
+    assert found.genuine.tolist() == [9] * 60
+    assert found.resolved == (True, False)
+
+
+def embedded(rows: np.ndarray[Any, Any], identities: Any) -> tuple[Any, Any]:
+    unit = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    names = tuple(map(str, range(len(rows))))
+    answers = embedding.Embedded(names, np.array(identities), {"fp32": unit}, np.ones(len(rows)), {"fp32": "x"})
+    return answers, {"fp32": embedding.retrieval(unit, answers.identities)}
+
+
+def test_embeddings_that_do_not_tell_images_apart_are_named() -> None:
+    rng = np.random.default_rng(4)
+    ids = np.arange(80) % 8
+    good = rng.normal(size=(80, 16)) + 2 * rng.normal(size=(8, 16))[ids]
+
+    def said(rows: np.ndarray[Any, Any], identities: Any) -> tuple[str, str]:
+        answers, found = embedded(rows, identities)
+        return embedding.checks_of(answers, found)["fp32"][1](Evidence(()))[:2]
+
+    assert said(good, ids)[0] == "passed"
+    outcome, reason = said(good, rng.permutation(ids))
+    assert outcome == "failed" and "the identities" in reason
+    outcome, reason = said(1 + 1e-4 * good, ids)
+    assert outcome == "failed" and reason.startswith("FP32 gives nearly the same embedding for all images")
+
+
+def test_an_embedding_is_built_judged_and_of_length_one(shop: Shop, tmp_path: Path) -> None:
+    images = np.stack([np.asarray(Image.open(path)) for path in sorted((shop.folder / "images").iterdir())])
+    np.savez(tmp_path / "v.npz", images=images, labels=np.arange(IMAGES) % 4)
+    made = edgeres.build(
+        shop.model,
+        task="embedding",
+        calibration=tmp_path / "v.npz",
+        validation=tmp_path / "v.npz",
+        targets="cpu",
+        effort="fast",
+        min_cosine=0.5,
+        max_recall_drop=100.0,
+        output=tmp_path / "e.edgeres",
+        allow=("fp32",),
+    )
+    said = shop.said / np.linalg.norm(shop.said, axis=1, keepdims=True)
+    with edgeres.load(made.path) as embed:
+        answers = embed.batch(list(images))
+    rows = np.stack([one.embedding for one in answers])
+    assert np.linalg.norm(rows, axis=1) == pytest.approx(1, abs=1e-6)
+    assert answers[0].similarity(answers[1]) == pytest.approx(float(rows[0] @ rows[1]))
+    task = made.report["task"]
+    (graph,) = task["gated"]
+    assert task["gated"][graph]["cosine"] == pytest.approx((rows * said).sum(axis=1).mean(), abs=1e-4)
+    hits = [np.argsort(-(said @ said[i] - 9 * (np.arange(IMAGES) == i)))[0] % 4 == i % 4 for i in range(IMAGES)]
+    assert task["figures"]["fp32"]["recall1"] == pytest.approx(100 * np.mean(hits))
+    schema = json.loads((SCHEMAS / "schema.json").read_text())
+    jsonschema.validate(read_report(made.path / "report.json"), schema, jsonschema.Draft202012Validator)
+    assert "Recall@1" in render_html(made.report)
+    assert [verdict["title"] for verdict in made.report["verdicts"]] == ["cosine to FP32", "recall drop"]
 
 
 def test_a_new_task_is_one_record(shop: Shop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

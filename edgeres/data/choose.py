@@ -131,6 +131,30 @@ def choose_with_truth(
     return _said(source, "validation", progress)
 
 
+def choose_identities(
+    choice: DataChoice, spec: ModelSpec, progress: Progress = SILENT
+) -> tuple[Source, SourceError | None]:
+    """The validation images with their class folders or the labels of a table, whatever their names.
+
+    Returns:
+        The images, and why they have no labels; None: they have. Labels of -1 are of images without.
+
+    Raises:
+        UsageError, SourceError: as :func:`choose_validation`, but images without any labels are taken.
+    """
+    table, why = _table(choice), None
+    if table is not None:
+        source = label_images(_open(choice.validation, spec, "validation", labelled=True), table, ())
+    else:
+        try:
+            source = _open(choice.validation, spec, "validation")
+        except SourceError as error:
+            source, why = _open(choice.validation, spec, "validation", labelled=True), error
+    if choice.validation_size is not None:
+        source = subset(source, choice.validation_size, choice.seed)
+    return _said(source, "validation", progress), why
+
+
 Validate = Callable[[DataChoice, ModelSpec, Progress], tuple[Source, Mapping[str, str]]]
 
 

@@ -55,6 +55,10 @@ class Deployable:
         """The input's shape without the batch."""
         return tuple(size or 0 for size in self.input.shape[1:])
 
+    def values(self) -> tuple[int, ...]:
+        """The output's shape without the batch."""
+        return tuple(size or 0 for size in self.output.shape[1:])
+
 
 @dataclass(frozen=True)
 class Deployed:

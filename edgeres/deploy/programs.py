@@ -57,7 +57,7 @@ def triton(network: Deployable, max_batch: int | None) -> Deployed:
         f"default_model_filename: {_quoted(default)}",
         *(f"cc_model_filenames {{ key: {_quoted(gpu)} value: {_quoted(file)} }}" for gpu, file in by_gpu.items()),
         f"input [ {{ {_triton_tensor(network.input.name, str(network.input.dtype), network.image())} }} ]",
-        f"output [ {{ {_triton_tensor(network.output.name, str(network.output.dtype), (network.model.num_classes,))}"
+        f"output [ {{ {_triton_tensor(network.output.name, str(network.output.dtype), network.values())}"
         ' label_filename: "labels.txt" } ]',
         f"instance_group [ {{ kind: {kind} }} ]",
         *([f"dynamic_batching {{ max_queue_delay_microseconds: {_QUEUE_US} }}"] if batch > 1 else []),

@@ -7,7 +7,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 from edgeres.deploy.network import Deployable, Deployed
-from edgeres.errors import UsageError
+from edgeres.errors import ModelError, UsageError
 
 # The node's parameters but for the bundle, which the launch file gives. ROS takes no 0 where the node declares 0.0.
 _PARAMETERS = {
@@ -106,9 +106,13 @@ def ros2(network: Deployable, max_batch: int | None) -> Deployed:
 
     Raises:
         UsageError: ``max_batch`` is given, and the node classifies one image at a time.
+        ModelError: the answers are no classes.
     """
     if max_batch not in (None, 1):
         raise UsageError("a ROS 2 node classifies one image at a time", where="--max-batch", hint="leave it out")
+    if network.model.heads:
+        what = f"the node publishes classes, and the network's task is {network.model.heads[0].task}"
+        raise ModelError(what, hint="call edgeres.load in a node of your own")
     name = package_name(network.name)
     words = f"Classifies camera images with {network.name} ({network.model.num_classes} classes)"
     source = Path(__file__).with_name("ros2_node.py").read_text(encoding="utf-8")

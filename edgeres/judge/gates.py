@@ -53,7 +53,11 @@ class Metric:
         return value <= limit if self.bound == "ceiling" else value >= limit
 
     def words(self, limit: float) -> str:
-        return f"{'at most' if self.bound == 'ceiling' else 'at least'} {limit:g} {self.unit}"
+        return f"{'at most' if self.bound == 'ceiling' else 'at least'} {limit:g} {self.unit}".rstrip()
+
+    def shown(self, value: float) -> str:
+        """A figure without its unit; one without a unit is a share near 1, of which three digits say little."""
+        return f"{value:.3g}" if self.unit else f"{value:.5g}"
 
 
 _BASE = "baseline.graphs.*"
@@ -231,12 +235,14 @@ def _judge(gate: Gate, metric: Metric, figures: Mapping[str, Any]) -> Verdict:
     is_worst = all(sign * reading.value <= sign * worst.value for reading in readings)
     since = metric.against == "baseline" and metric.unit == "pp"
     level = look_up("baseline.interval_percent", figures) if since else 95.0
-    interval = "" if worst.low is None else f" ({level:g} % interval {worst.low:.3g} to {worst.high:.3g})"
+    interval = ""
+    if worst.low is not None and worst.high is not None:
+        interval = f" ({level:g} % interval {metric.shown(worst.low)} to {metric.shown(worst.high)})"
     head, _, tail = metric.path.partition("*")
     part = worst.path.removeprefix(head).removesuffix(tail)
     name = metric.each.format(part) if metric.each else titled(part)
     where = f" of the {name}{f', the worst of {len(readings)}' if is_worst else ''}" if len(readings) > 1 else ""
-    figure = f"{worst.value:.3g} {gate.unit}{interval}{where}"
+    figure = f"{metric.shown(worst.value)} {gate.unit}".rstrip() + f"{interval}{where}"
     if since and all(look_up(f"{path.rpartition('.')[0]}.unchanged", figures) for path in paths):
         figure = f"0 {gate.unit}: exactly unchanged, the same graph gives the same answers to the same images"
     reason = f"{figure}; the limit is {metric.words(gate.limit)}"
@@ -323,7 +329,7 @@ def _counts(metric: Metric, group: Mapping[str, Any]) -> str:
 
 def _to_prove(metric: Metric, limit: float, value: float, needed: int | None, counts: str) -> str:
     """How many images would decide a gate, and what they would prove."""
-    proved = f"{'less' if value < limit else 'more'} than {limit:g} {metric.unit}"
+    proved = f"{'less' if value < limit else 'more'} than {limit:g} {metric.unit}".rstrip()
     if needed is None:
         return f"no practical number of images proves {proved}: the figure is too close to the limit"
     images = "" if counts else " images"

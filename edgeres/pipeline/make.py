@@ -249,6 +249,11 @@ def _write_engines(folder: Path, engines: Engines) -> None:
         write_file(folder / name, log)
 
 
+def _sizes(value: Any) -> tuple[int | None, ...]:
+    """Of an output for one image."""
+    return tuple(dim.dim_value or None for dim in value.type.tensor_type.shape.dim[1:])
+
+
 def _manifest(
     fp32: Fp32Model, quantized: Quantized, engines: tuple[EngineRecord, ...], left_out: tuple[LeftOut, ...]
 ) -> Manifest:
@@ -259,7 +264,7 @@ def _manifest(
     return Manifest(
         model=spec,
         inputs={graph.input[0].name: TensorInfo("float32", (None, *spec.preprocess.shape))},
-        outputs={graph.output[0].name: TensorInfo("float32", (None, spec.num_classes))},
+        outputs={value.name: TensorInfo("float32", (None, *_sizes(value))) for value in graph.output},
         files={},
         plan_digests={style: plan_digest(plan) for style, plan in quantized.plans.items()},
         engines=engines,

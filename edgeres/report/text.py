@@ -15,7 +15,10 @@ NOT_CERTAIN, NOT_MADE = "not certain", "not made"
 
 def observed(verdict: dict[str, Any]) -> str:
     value = verdict["observed"]
-    return "not measured" if value is None else f"{value:.3g} {verdict['gate']['unit']}"
+    unit = verdict["gate"]["unit"]
+    if value is None:
+        return "not measured"
+    return f"{value:.3g} {unit}" if unit else f"{value:.5g}"
 
 
 def verdict_word(verdict: dict[str, Any]) -> str:

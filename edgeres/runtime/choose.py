@@ -13,7 +13,7 @@ from edgeres.bundle import FP32, Bundle
 from edgeres.device.targets import RUNTIME_TITLES, Flavour
 from edgeres.errors import BundleError, EngineError, EnvironmentError_, UsageError
 from edgeres.graph.forms import best_on_cpu, forms_in
-from edgeres.records import EngineRecord, FrameSpec, ModelSpec
+from edgeres.records import EngineRecord, FrameSpec
 from edgeres.runtime.engine import EngineFile, TensorRTRunner
 from edgeres.runtime.memory import default_device, is_there
 from edgeres.runtime.ort import OrtRunner
@@ -62,7 +62,7 @@ def open_backend(
                 raise
             passed_over[name] = str(error)
         else:
-            _check(backend, bundle.manifest.model, bundle)
+            _check(backend, bundle)
             _warn(bundle, backend, passed_over)
             return backend, tuple(f"{name}: {why}" for name, why in passed_over.items())
     raise AssertionError("the last backend returns or raises")
@@ -226,7 +226,7 @@ def _started(bundle: Bundle, record: EngineRecord, device: Device, permit: Permi
     assert record.file is not None and record.frame is not None
     digest, host_code = bundle.manifest.files[record.file], permit.allows_host_code(record)
     runner = start_engine(bundle.file(record.file), record, digest, device, cache_folder(), host_code=host_code)
-    _check(runner, bundle.manifest.model, bundle, record.frame)
+    _check(runner, bundle, record.frame)
     return runner
 
 
@@ -273,13 +273,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeres"
 
 
-def _check(backend: Backend, spec: ModelSpec, bundle: Bundle, frame: FrameSpec | None = None) -> None:
-    """Raise unless the network takes the image that the manifest describes and has as many outputs as labels."""
-    scores = next(tensor for tensor in backend.outputs if tensor.name == backend.output_name)
-    image = spec.preprocess.shape if frame is None else frame.shape
-    for tensor, wanted in ((backend.inputs[0], image), (scores, (spec.num_classes,))):
+def _check(backend: Backend, bundle: Bundle, frame: FrameSpec | None = None) -> None:
+    """Raise unless the network takes the image that the manifest describes and gives the outputs that it describes."""
+    manifest = bundle.manifest
+    image = manifest.model.preprocess.shape if frame is None else frame.shape
+    shapes = list(manifest.shapes().values())
+    scores = [tensor for tensor in backend.outputs if len(shapes) > 1 or tensor.name == backend.output_name]
+    pairs = [(backend.inputs[0], image), *zip(scores, shapes, strict=False)]
+    for tensor, wanted in pairs:
         sizes = tensor.shape[1:]
-        if len(sizes) != len(wanted) or any(have not in (None, want) for have, want in zip(sizes, wanted, strict=True)):
+        if len(sizes) != len(wanted) or any(
+            None not in (have, want) and have != want for have, want in zip(sizes, wanted, strict=True)
+        ):
             backend.close()
             wrong = f"{tensor.name} is {tensor}, not (N, {', '.join(map(str, wanted))})"
             what = f"{backend.name} opened another network than the manifest describes: {wrong}"

@@ -53,8 +53,8 @@ def read_probes(bundle: Bundle) -> ProbeSet:
         arrays = read_arrays(path, _LARGE)
         scores = arrays["scores"]
         inputs = _inputs(arrays, model.preprocess)
-    fits = inputs.shape[1:] == model.preprocess.shape and scores.shape == (len(inputs), model.num_classes)
-    if not (fits and len(inputs) and inputs.dtype == scores.dtype == np.float32):
+    fits = inputs.shape[1:] == model.preprocess.shape and scores.shape[1:] == _of_one(bundle)
+    if not (fits and len(inputs) == len(scores) > 0 and inputs.dtype == scores.dtype == np.float32):
         what = f"{PROBES} holds inputs {inputs.shape} and scores {scores.shape}, which are not of this network"
         raise BundleError(what, where=bundle.path, hint="build it again")
     return ProbeSet(inputs, scores)
@@ -69,6 +69,11 @@ def _inputs(arrays: Mapping[str, Any], p: Preprocess) -> F32:
     if steps.dtype != np.uint8:
         raise TypeError(f"steps are {steps.dtype}, not uint8")
     return normalize(np.cumsum(steps, axis=2, dtype=np.uint8), p)
+
+
+def _of_one(bundle: Bundle) -> tuple[int | None, ...]:
+    """Shape of the outputs for one image."""
+    return next(iter(bundle.manifest.shapes().values()))
 
 
 def _pixels(inputs: F32, p: Preprocess) -> U8 | None:

@@ -9,3 +9,5 @@ class TaskKeywords(TypedDict, total=False):
     """By option; None sets no gate."""
 
     max_mae_increase: float | None
+    min_cosine: float | None
+    max_recall_drop: float | None
