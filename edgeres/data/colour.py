@@ -14,6 +14,7 @@ rounded up. The outermost rows and columns repeat their inner neighbours.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -65,20 +66,64 @@ RULES: Mapping[Colour, YuvRule] = {
 
 
 def from_yuv(y: U8, u: U8, v: U8, colour: Colour = "bt601") -> U8:
-    """(H, W, 3) RGB from luma (H, W) and chroma planes (H or H/2, W/2)."""
-    rule, shared = RULES[colour], len(y) // len(u)
-    rgb = np.empty((*y.shape, 3), np.uint8)
+    """(H, W, 3) RGB from luma (H, W) and chroma planes (H or H/2, W/2); in memory in three planes or by pixels.
+
+    Where the program has imported OpenCV, OpenCV converts BT.601, if it gives the same bits on this processor.
+    """
+    cv2 = _opencv() if colour == "bt601" else None
+    return _from_yuv(y, u, v, RULES[colour]) if cv2 is None else _from_yuv_by_opencv(cv2, y, u, v)
+
+
+def _opencv() -> Any | None:
+    """OpenCV; None where nobody has imported it, which takes long, or where its bits are others."""
+    cv2 = sys.modules.get("cv2")
+    return cv2 if cv2 is not None and _same_bits(cv2) else None
+
+
+@lru_cache(maxsize=1)
+def _same_bits(cv2: Any) -> bool:
+    """Whether OpenCV gives our bits for both kinds of chroma: other processors have other code for it."""
+    y, u, v = np.random.default_rng(0).integers(0, 256, (3, 256, 512), np.uint8)
+    samples = [(y, plane[:, ::2], other[:, ::2]) for plane, other in ((u, v), (u[::2], v[::2]))]
+    try:
+        return all(
+            np.array_equal(_from_yuv_by_opencv(cv2, *some), _from_yuv(*some, RULES["bt601"])) for some in samples
+        )
+    except (AttributeError, getattr(cv2, "error", AttributeError)):  # it is being imported, or lacks a function
+        return False
+
+
+def _from_yuv_by_opencv(cv2: Any, y: U8, u: U8, v: U8) -> U8:
+    if len(u) < len(y):
+        found = cv2.cvtColorTwoPlane(np.ascontiguousarray(y), np.stack([u, v], -1), cv2.COLOR_YUV2RGB_NV12)
+    else:
+        packed = np.empty((*y.shape, 2), np.uint8)
+        packed[..., 0], packed[:, ::2, 1], packed[:, 1::2, 1] = y, u, v
+        found = cv2.cvtColor(packed, cv2.COLOR_YUV2RGB_YUYV)
+    rgb: U8 = found
+    return rgb
+
+
+def _from_yuv(y: U8, u: U8, v: U8, rule: YuvRule) -> U8:
+    shared, width = len(y) // len(u), y.shape[1]
+    planes = np.empty((3, *y.shape), np.uint8)
     for top in range(0, len(y), _ROWS):
         some = slice(top, top + _ROWS)
         half = slice(top // shared, (top + _ROWS) // shared)
         luma = np.maximum(y[some].astype(np.int32) - rule.black, 0) * rule.luma + (1 << (YUV_BITS - 1))
+        luma = luma.reshape(-1, shared, width)
         cu, cv = u[half].astype(np.int32) - 128, v[half].astype(np.int32) - 128
+        wide, both = np.empty((len(cu), 1, width), np.int32), np.empty_like(luma)
         for channel, (of_u, of_v) in enumerate((rule.red, rule.green, rule.blue)):
-            chroma = of_v * cv + of_u * cu if of_u and of_v else of_u * cu if of_u else of_v * cv
-            both = luma.reshape(len(chroma), shared, -1, 2) + chroma[:, None, :, None]
-            np.clip(both >> YUV_BITS, 0, 255, out=both)
-            rgb[some, :, channel] = both.reshape(luma.shape)
-    return rgb
+            # Even and odd columns one after the other: to repeat each value by broadcasting takes three times as long.
+            wide[..., ::2] = wide[..., 1::2] = (
+                of_v * cv + of_u * cu if of_u and of_v else of_u * cu if of_u else of_v * cv
+            )[:, None]
+            np.add(luma, wide, out=both)
+            np.right_shift(both, YUV_BITS, out=both)
+            np.clip(both, 0, 255, out=both)
+            planes[channel, some] = both.reshape(-1, width)
+    return np.moveaxis(planes, 0, -1)
 
 
 def demosaic(mosaic: npt.NDArray[Any], red: tuple[int, int]) -> npt.NDArray[Any]:

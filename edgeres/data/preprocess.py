@@ -258,6 +258,8 @@ def _pillow(image: U8) -> Image:
     step, pixel, channel = image.strides
     if channel == 0 or channels == 1:
         return Image.fromarray(image[..., 0])
+    if channels == 3 and pixel == 1:  # planes, as converted YUV has them
+        return Image.merge("RGB", [Image.fromarray(np.ascontiguousarray(image[..., plane])) for plane in range(3)])
     mode = _RAW_MODES.get((pixel, channel)) if channels == 3 else None
     lines = None if mode is None or step < pixel * width else _lines(image, step * (height - 1) + pixel * width)
     if lines is None:

@@ -429,8 +429,11 @@ def _converted(planes: tuple[U8, U8, U8], part: Part, colour: Colour) -> U8:
     if luma[some].shape == luma.shape:
         return from_yuv(luma, chroma[0], chroma[1], colour)
     u, v = (plane[top:bottom, left:right] for plane in chroma)
+    converted = from_yuv(luma[some], u, v, colour)
     found: U8 = np.zeros((*luma.shape, 3), np.uint8)
-    found[some] = from_yuv(luma[some], u, v, colour)
+    if converted.strides[1] == 1:  # in three planes
+        found = np.moveaxis(np.zeros((3, *luma.shape), np.uint8), 0, -1)
+    found[some] = converted
     return found
 
 
