@@ -27,7 +27,8 @@ from edgeres.errors import UsageError
 from edgeres.files import write_file, write_json
 from edgeres.graph.dla import DlaModel, for_dla
 from edgeres.graph.forms import FORMS
-from edgeres.records import Manifest, Preprocess
+from edgeres.records import Manifest, Preprocess, Skipped
+from edgeres.refine.exact_input import exact_input
 
 NX, XAVIER = TARGETS["jetson-orin-nx"], TARGETS["jetson-xavier-nx"]
 HEADER = "TRT-100300-EntropyCalibration2"
@@ -219,6 +220,66 @@ def test_an_input_in_imagenets_units() -> None:
     assert scale == pytest.approx((1 - 0.406) / 0.225 / 127)  # blue's white is the farthest from zero
 
 
+# --- exact input -----------------------------------------------------------------------------------------------------
+
+IMAGENET = Preprocess(crop_px=(32, 32))
+
+
+def camera_network(*, border: int = 1, nhwc: bool = False, seed: int = 0) -> onnx.ModelProto:
+    """A convolution that reads a normalized image with zeros around it, ReLU and the mean."""
+    weights = np.random.default_rng(seed).standard_normal((8, 3, 3, 3)).astype(np.float32)
+    nodes = [helper.make_node("Transpose", ["x"], ["image"], perm=[0, 3, 1, 2])] if nhwc else []
+    nodes += [
+        helper.make_node("Conv", ["image" if nhwc else "x", "w"], ["c"], name="c", pads=[border] * 4),
+        helper.make_node("Relu", ["c"], ["r"], name="r"),
+        helper.make_node("GlobalAveragePool", ["r"], ["y"], name="p"),
+    ]
+    shape = ("n", 32, 32, 3) if nhwc else ("n", 3, 32, 32)
+    return model(nodes, [constant("w", weights)], shape=shape, output=("n", 8, 1, 1))
+
+
+@pytest.mark.parametrize("interface", ["bytes", "normalized"])
+@pytest.mark.parametrize(("border", "nhwc"), [(0, False), (1, False), (1, True)])
+def test_exact_input_is_taken_out_again(interface: Any, border: int, nhwc: bool) -> None:
+    """The graph for a DLA, fed as it says, computes what the network did before exact input, in the border too."""
+    network = camera_network(border=border, nhwc=nhwc)
+    preprocess = replace(IMAGENET, layout="NHWC" if nhwc else "NCHW")
+    made = exact_input(network, preprocess, interface)
+    assert not isinstance(made, Skipped)
+    found = for_dla(made.graph, NX, 2, cache_of(made.graph)[0], made.preprocess)
+    onnx.checker.check_model(found.graph, full_check=True)
+    ops = [node.op_type for node in found.graph.graph.node]
+    assert "Pad" not in ops and "Mul" not in ops and "Add" not in ops
+
+    def prepared(pixels: Any, spec: Preprocess) -> Any:
+        image = (pixels * spec.pixel_scale - np.array(spec.mean)) / np.array(spec.std)
+        return (image if nhwc else image.transpose(0, 3, 1, 2)).astype(np.float32)
+
+    pixels = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3))
+    wanted = outputs(network, prepared(pixels, preprocess))
+    np.testing.assert_allclose(outputs(found.graph, prepared(pixels, found.preprocess)), wanted, rtol=2e-4, atol=1e-5)
+    if interface == "bytes":
+        np.testing.assert_allclose(found.preprocess.mean, (123.675, 116.28, 103.53), atol=1e-3)
+        assert read(found.cache)["x"] == pytest.approx((255 - 103.53) / 127, rel=1e-5)
+        assert "give it (pixel * 1 - [123.675, 116.28, 103.53]) / [1, 1, 1]" in found.rewritten[0]
+    else:
+        assert found.preprocess == preprocess and read(found.cache)["x"] == pytest.approx((1 - 0.406) / 0.225 / 127)
+
+
+def test_another_pad_before_the_first_convolution_stays() -> None:
+    """Four channels of which the last is no sum of the others, and a plain border, are the network's own."""
+    made = exact_input(camera_network(), IMAGENET, "bytes")
+    assert not isinstance(made, Skipped)
+    graph = made.graph
+    (weight,) = [one for one in graph.graph.initializer if one.name == "exact_input.weight"]
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[:, 3] += np.random.default_rng(2).standard_normal((8, 3, 3)).astype(np.float32)
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    found = for_dla(graph, NX, 1, cache_of(graph)[0], made.preprocess)
+    assert [layer.op for layer in found.layers if layer.where == "gpu"] == ["Pad", "GlobalAveragePool"]
+    assert found.preprocess == made.preprocess and not any("three channels" in line for line in found.rewritten)
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -250,7 +311,8 @@ def test_the_command_writes_what_trtexec_takes(bundle: Path, tmp_path: Path) -> 
     onnx.checker.check_model(onnx.load(tmp_path / "dla" / GRAPH), full_check=True)
     assert float(np.float32(4 / 127)) in read((tmp_path / "dla" / CACHE).read_text()).values()
     shown = CliRunner().invoke(command, [str(bundle), "--json"], catch_exceptions=False)
-    assert json.loads(shown.output)["loadables"] == 1
+    told = json.loads(shown.output)
+    assert told["loadables"] == 1 and told["input"]["mean"] == [0.485, 0.456, 0.406]
 
 
 def test_a_bundle_without_a_calibration(tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ def command(bundle: Path, target: str, batch: int, tensorrt: str, output: Path |
                 "batch": batch,
                 "loadables": found.loadables,
                 "layers": [asdict(layer) for layer in found.layers],
+                "input": {name: getattr(found.preprocess, name) for name in ("pixel_scale", "mean", "std", "layout")},
                 "rewritten": list(found.rewritten),
                 "notes": list(found.notes),
                 "files": [str(output / name) for name in (GRAPH, CACHE)] if output else [],

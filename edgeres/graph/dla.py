@@ -19,6 +19,7 @@ from onnx import ModelProto, NodeProto, helper
 from edgeres.device.targets import Target
 from edgeres.errors import UsageError
 from edgeres.graph.graph import Graph, attributes, input_at
+from edgeres.graph.plain_input import with_plain_input
 from edgeres.records import Preprocess
 
 Where = Literal["dla", "gpu", "unsure"]
@@ -56,11 +57,13 @@ class DlaModel:
     Attributes:
         graph: of fixed sizes; operators that a DLA refuses are replaced where others compute the same.
         layers: one per node of the graph, in its order.
+        preprocess: of its input.
         rewritten, notes: what was changed, and what to check before it is used, in words.
     """
 
     graph: ModelProto
     cache: str
+    preprocess: Preprocess
     layers: tuple[DlaLayer, ...]
     rewritten: tuple[str, ...]
     notes: tuple[str, ...] = ()
@@ -83,13 +86,17 @@ def for_dla(model: ModelProto, target: Target, batch: int, cache: str, preproces
     if not 1 <= batch <= MAX_BATCH:
         raise UsageError(f"a DLA takes batches of 1 to {MAX_BATCH}, not {batch}", where="--batch")
     graph = Graph.copy_of(model)
-    _fix_sizes(graph.model, batch)
-    rewritten = (*_pool_in_windows(graph), *_classify_by_convolution(graph))
-    graph.prune()
     header, scales = _read(cache)
+    plain = with_plain_input(graph, preprocess)
+    if plain is not None:
+        scales.pop(graph.input, None)  # of another preprocessing
+    _fix_sizes(graph.model, batch)
+    rewritten = (*_input_in_words(plain), *_pool_in_windows(graph), *_classify_by_convolution(graph))
+    graph.prune()
+    preprocess = plain or preprocess
     scales = _complete(graph, scales, preprocess)
     layers = tuple(_layer(_Node(graph, node, target), scales) for node in graph.nodes)
-    found = DlaModel(graph.model, _write(header, scales), layers, rewritten)
+    found = DlaModel(graph.model, _write(header, scales), preprocess, layers, rewritten)
     return replace(found, notes=tuple(_notes(found, target)))
 
 
@@ -102,6 +109,13 @@ def _notes(found: DlaModel, target: Target) -> Iterator[str]:
         yield "for JetPack 6 (TensorRT 10.3): 10.8 to 11.3 have no DLA, and 11.4.1 takes Q/DQ on AGX Orin only"
     yield "this float graph has no refinements of the INT8 graph (biases, rounding): verify the engine on the device"
     yield "this was not tried on a DLA: the builder's log names what runs each layer"
+
+
+def _input_in_words(plain: Preprocess | None) -> Iterator[str]:
+    if plain is not None:
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (plain.mean, plain.std))
+        formula = f"(pixel * {plain.pixel_scale:.6g} - [{mean}]) / [{std}]"
+        yield f"the image has its three channels, for a DLA has no Pad: give it {formula}"
 
 
 # --- the graph -------------------------------------------------------------------------------------------------------
