@@ -397,6 +397,16 @@ def opset_of(model: ModelProto) -> int:
     return max((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), default=0)
 
 
+def type_name(data_type: int) -> str:
+    """ONNX's name of a type of values; files state other numbers, too.
+
+    >>> type_name(1), type_name(999)
+    ('FLOAT', 'type 999, which is unknown')
+    """
+    known = data_type in onnx.TensorProto.DataType.values()
+    return str(onnx.TensorProto.DataType.Name(data_type)) if known else f"type {data_type}, which is unknown"
+
+
 def attributes(node: NodeProto) -> dict[str, Any]:
     """A node's attributes by name; their types depend on the operator."""
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}

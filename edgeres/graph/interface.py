@@ -10,7 +10,7 @@ import onnx
 from onnx import ModelProto, TensorProto, shape_inference
 
 from edgeres.errors import ModelError, UsageError
-from edgeres.graph.graph import Graph
+from edgeres.graph.graph import Graph, type_name
 from edgeres.records import Layout
 
 HALF = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
@@ -101,7 +101,7 @@ def _image(model: ModelProto, where: object) -> onnx.ValueInfoProto:
         raise ModelError(f"expected one image input, found {found}", where=where, hint="export the classifier alone")
     kind = inputs[0].type.tensor_type.elem_type
     if kind not in {TensorProto.FLOAT, TensorProto.UINT8, *HALF}:
-        what = f"input {inputs[0].name} is {TensorProto.DataType.Name(kind).lower()}"
+        what = f"input {inputs[0].name} is {type_name(kind).lower()}"
         raise ModelError(what, where=where, hint="float32, float16 or uint8 images are taken")
     return inputs[0]
 

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, defs
 
-from edgeres.graph.graph import Graph, attributes, input_at
+from edgeres.graph.graph import Graph, attributes, input_at, type_name
 
 # refused: parser or builder stops. wrong: accepted, but computes something else. slow: accepted, but the layer runs in
 # floating point. version: accepted by some of TensorRT 10.3 to 11.x and RTX, or undocumented.
@@ -86,10 +86,6 @@ def _is_weight(graph: Graph, tensor: str) -> bool:
     return quantized or graph.is_constant(tensor)
 
 
-def _type_name(data_type: int) -> str:
-    return str(TensorProto.DataType.Name(data_type))
-
-
 def _about_opsets(model: ModelProto) -> Iterator[Finding]:
     for opset in model.opset_import:
         if opset.domain in _ONNX_DOMAINS and opset.version not in OPSETS:
@@ -103,8 +99,8 @@ def _about_types(graph: Graph) -> Iterator[Finding]:
     declared += [("", tensor.name, tensor.data_type) for tensor in graph.model.graph.initializer]
     declared += [(_name(cast), cast.output[0], attributes(cast)["to"]) for cast in graph.of("Cast")]
     for node_name, tensor, data_type in declared:
-        kind = _type_name(data_type)
-        if kind in _MISSING_TYPES:
+        kind = type_name(data_type)
+        if kind in _MISSING_TYPES or "unknown" in kind:
             yield Finding(node_name, tensor, "type", "refused", f"TensorRT has no {kind.lower()}; export in float32")
         elif kind == "DOUBLE":
             yield Finding(node_name, tensor, "type", "wrong", "float64 is narrowed to float32; export in float32")
@@ -153,9 +149,9 @@ def _code_types(graph: Graph, node: NodeProto) -> _Found:
     tensor = input_at(node, 0) if node.op_type == "DequantizeLinear" else node.output[0]
     codes, zero_point = graph.stored(tensor), graph.stored(input_at(node, 2))
     if (typed := zero_point if codes is None else codes) is not None:
-        kind = _type_name(typed.data_type)
+        kind = type_name(typed.data_type)
     elif node.op_type == "QuantizeLinear" and not input_at(node, 2):
-        kind = _type_name(attributes(node).get("output_dtype") or TensorProto.UINT8)  # ONNX's default
+        kind = type_name(attributes(node).get("output_dtype") or TensorProto.UINT8)  # ONNX's default
     else:
         return
     if kind == "UINT8" and codes is not None:

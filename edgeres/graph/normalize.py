@@ -30,7 +30,7 @@ from edgeres.graph.fold_affine import fold_affine
 from edgeres.graph.fold_sizes import fold_sizes
 from edgeres.graph.fold_transposes import fold_transposes
 from edgeres.graph.free_batch import BATCH, free_batch
-from edgeres.graph.graph import Graph, attributes, opset_of
+from edgeres.graph.graph import Graph, attributes, opset_of, type_name
 from edgeres.graph.interface import HALF, OTHER_ANSWERS, Interface, Outputs, find_interface, fix_size, row_width
 from edgeres.graph.outputs import refuse_features, take_scores_before_selection
 from edgeres.graph.plain import (
@@ -406,7 +406,7 @@ def _flatten_row(model: ModelProto, where: object, wanted: Outputs) -> int:
     if classes is None:
         dims = output.type.tensor_type.shape.dim
         shape = ", ".join(dim.dim_param or str(dim.dim_value or "?") for dim in dims)
-        kind = TensorProto.DataType.Name(output.type.tensor_type.elem_type).lower()
+        kind = type_name(output.type.tensor_type.elem_type).lower()
         if wanted == "values":
             what = f"output {output.name} is {kind} ({shape}), and one of values is float (N, K)"
             raise ModelError(what, where=where, hint="export one row of values an image")

@@ -18,6 +18,7 @@ from onnx import TensorProto, numpy_helper
 from torch import Tensor
 
 from edgeres.errors import ModelError
+from edgeres.graph.graph import type_name
 from edgeres.refine.torch_windows import WINDOWS, Attributes, Op, torch_pads
 
 
@@ -81,7 +82,7 @@ _TYPES = {
 
 def _cast(a: Attributes, inputs: list[Any]) -> Any:
     if a["to"] not in _TYPES:
-        raise ModelError(f"Cast to {TensorProto.DataType.Name(a['to'])} has no torch form here")
+        raise ModelError(f"Cast to {type_name(a['to'])} has no torch form here")
     return inputs[0].to(_TYPES[a["to"]])
 
 

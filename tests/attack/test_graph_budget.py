@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import workshop
 from bombs import BOMBS, classifier, node
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from edgeres.errors import EdgeresError, ModelError
 from edgeres.graph import confined
 from edgeres.graph.budget import admit
+from edgeres.graph.lint import lint
 from edgeres.graph.normalize import load_onnx, normalize_foreign
 from edgeres.graph.sizes import _Sum
 from edgeres.graph.skeleton import Damaged, Skeleton
@@ -168,10 +170,24 @@ def test_weights_beside_a_graph_are_held_to_their_files(tmp_path: Path) -> None:
         tensor = model.graph.initializer.add(name=f"far{index}", data_type=1, dims=[250], data_location=1)
         for key, value in (("location", "w.bin"), ("length", "1000")):
             tensor.external_data.add(key=key, value=value)
-    (tmp_path / "a.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(ModelError, match="take 9,000 bytes from files of 1,000"):
         load_onnx(tmp_path / "a.onnx")
     with (tmp_path / "w.bin").open("wb") as stream:
         stream.truncate(10 << 30)
     with pytest.raises(ModelError, match=r"bytes are stored|bytes, and 0 are stored"):
         load_onnx(tmp_path / "a.onnx")
+
+
+@pytest.mark.parametrize("where", ["input", "output", "Cast"])
+def test_a_type_of_values_that_onnx_does_not_know_is_refused(where: str) -> None:
+    model = onnx.load_from_string(workshop.network())
+    if where == "Cast":
+        scores, model.graph.node[-1].output[0] = model.graph.output[0].name, "before"
+        model.graph.node.append(onnx.helper.make_node("Cast", ["before"], [scores], to=1))
+        model.graph.node[-1].attribute[0].i = 999
+    else:
+        getattr(model.graph, where)[0].type.tensor_type.elem_type = 999
+    with pytest.raises(ModelError):
+        normalize_foreign(model, where="a.onnx")
+    told = [one.hint for one in lint(model) if one.rule == "type"]
+    assert told == ([] if where == "output" else ["TensorRT has no type 999, which is unknown; export in float32"])
