@@ -17,15 +17,19 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import bombs
 import click
 import fuzz
 import harness
+import onnx
 import workshop
 from harness import Tally
 from workshop import Reader
 
+NOT_SEALED = ("b.edgeres/manifest.json", "b.edgeres/signature.json")
+HEAD = 24_000  # bytes that hold the structure of a ResNet-20's checkpoint
 LARGE = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 62, (1 << 64) - 1)
 # What stands in texts of others: for terminals, shells, file systems, XML and spreadsheets.
 WORDS = (
@@ -48,7 +52,11 @@ def attempts(reader: Reader, seed: int) -> Iterator[bytes]:
     """Mutants of a good input without end."""
     for turn in count():
         rng = random.Random(f"{seed}.{turn}")
-        if reader.is_json and turn % 4:
+        if reader.form == "ONNX" and turn % 4:
+            yield fields(reader.good, rng)
+        elif reader.form == "ends" and turn % 8:
+            yield ends(reader.good, rng)
+        elif reader.is_json and turn % 4:
             yield next(iter(fuzz.wrong_json(reader.good, 1, rng.randrange(1 << 30), reader.seal)))
         elif turn % 3 == 1:
             yield numbers(reader.good, rng)
@@ -57,6 +65,75 @@ def attempts(reader: Reader, seed: int) -> Iterator[bytes]:
         else:
             *_, mutant = fuzz.mutations(reader.good or b"x", 8, rng.randrange(1 << 30))
             yield mutant
+
+
+def fields(content: bytes, rng: random.Random) -> bytes:
+    """One to three fields of an ONNX file with another value of their type, doubled or lost."""
+    model = onnx.load_from_string(content)
+    for _ in range(rng.randrange(1, 4)):
+        message: Any = model
+        for _ in range(rng.randrange(1, 9)):
+            field, value = rng.choice(message.ListFields() or [(None, None)])
+            if field is None:
+                break
+            if field.type != field.TYPE_MESSAGE or rng.random() < 0.08:
+                _change(message, field, rng)
+                break
+            message = rng.choice(value) if hasattr(value, "append") and len(value) else value
+            if not hasattr(message, "ListFields"):
+                break
+    return bytes(model.SerializeToString())
+
+
+def _change(message: Any, field: Any, rng: random.Random) -> None:
+    """Give a field of protobuf a value that nobody expects."""
+    value, name = getattr(message, field.name), field.name
+    if hasattr(value, "append"):
+        if rng.random() < 0.4 and len(value):
+            del value[rng.randrange(len(value))]
+        elif field.type == field.TYPE_MESSAGE and len(value):
+            value.add().CopyFrom(rng.choice(value))
+        elif len(value):
+            value[rng.randrange(len(value))] = _of_type(field, value[0], rng)
+        return
+    if field.type == field.TYPE_MESSAGE or rng.random() < 0.2:
+        message.ClearField(name)
+    else:
+        setattr(message, name, _of_type(field, value, rng))
+
+
+def _of_type(field: Any, value: Any, rng: random.Random) -> Any:
+    if isinstance(value, bytes):
+        return words(value, rng) if rng.random() < 0.5 else value[: rng.randrange(len(value) + 1)]
+    if isinstance(value, str):
+        return rng.choice((value + "x", "", *(word.encode("utf-8", "replace").decode() for word in WORDS)))
+    if isinstance(value, float):
+        return rng.choice((0.0, -1.0, 1e38, float("nan"), float("inf"), 1e-45))
+    signed, bits = field.type not in (field.TYPE_UINT32, field.TYPE_UINT64), 32
+    if field.type in (field.TYPE_INT64, field.TYPE_UINT64):
+        bits = 64
+    most = (1 << (bits - signed)) - 1
+    return rng.choice((*(min(one, most) for one in LARGE), *((-1, -2, -most - 1) if signed else ()), value + 1))
+
+
+def ends(content: bytes, rng: random.Random) -> bytes:
+    """A mutant of the first or of the last bytes."""
+    head, tail = content[:HEAD], content[HEAD:]
+    if rng.random() < 0.3:
+        head, tail = content[:-HEAD], content[-HEAD:]
+        return head + one_of(tail, rng)
+    return one_of(head, rng) + tail
+
+
+def one_of(content: bytes, rng: random.Random) -> bytes:
+    """A mutant of one of the plain kinds."""
+    way = rng.randrange(3)
+    if way == 0:
+        return numbers(content, rng)
+    if way == 1:
+        return words(content, rng)
+    *_, mutant = fuzz.mutations(content, 8, rng.randrange(1 << 30))
+    return mutant
 
 
 def numbers(content: bytes, rng: random.Random) -> bytes:
@@ -131,7 +208,7 @@ class Fuzzer:
             target.write_bytes(content)
             for beside in ("a.png", "b.png") if reader.file.startswith("i/") else ():
                 (here / "i" / beside).write_bytes(workshop.image("PNG"))
-            if reader.file.startswith("b.edgeres/") and reader.file.endswith(".onnx"):
+            if reader.file.startswith("b.edgeres/") and reader.file not in NOT_SEALED:
                 reseal(here / "b.edgeres")
             return harness.run(reader.command, here, seconds=seconds)
 
@@ -183,11 +260,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="kinds that contain this word")
     parser.add_argument("--quick", action="store_true")
     asked = parser.parse_args(arguments)
-    until = time.monotonic() + asked.seconds
     harness.preload(torch=not asked.quick)
     folder = Path(tempfile.mkdtemp(prefix="attack-"))
     try:
         fuzzer = Fuzzer((workshop.write if asked.quick else workshop.build)(folder), asked.seed)
+        until = time.monotonic() + asked.seconds
         kinds = [kind for kind, reader in fuzzer.readers.items() if asked.only in kind]
         kinds = [kind for kind in kinds if not (asked.quick and fuzzer.readers[kind].torch)]
         for turn in count():

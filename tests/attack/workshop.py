@@ -50,6 +50,8 @@ class Reader:
         sealed: a JSON document that carries its own digest.
         torch: whether torch reads it.
         rounds: it gets a mutant in one of so many rounds, since its command takes seconds.
+        form: how its parts can be told: ``ONNX`` by the fields of protobuf, ``ends`` where all but plain
+            numbers lies in the first and the last bytes.
     """
 
     file: str
@@ -59,6 +61,7 @@ class Reader:
     seal: Callable[[str], str] = str
     torch: bool = False
     rounds: int = 1
+    form: str = ""
 
 
 def write(folder: Path) -> Path:
@@ -75,17 +78,34 @@ def build(folder: Path) -> Path:
     (folder / "net.onnx").write_bytes(network())
     common = ["--effort", "fast", "--target", "cpu", *QUIET]
     build = ["build", "--model", "net.onnx", "--calibration", "signs:8", "--validation", "signs:32", *common]
-    commands = [[*build, "-o", "b.edgeres"], ["baseline", "accept", "b.edgeres", "-o", "baseline.json"]]
+    commands = [
+        [*build, "-o", "b.edgeres"],
+        ["baseline", "accept", "b.edgeres", "-o", "baseline.json"],
+        ["calibrate", "b.edgeres", "--export", "trt-cache", "-o", "t.cache"],
+        ["calibrate", "net.onnx", "--calibration", "signs:8", "--shard", "1/2", "-o", "one.state"],
+        ["calibrate", "net.onnx", "--calibration", "signs:8", "--shard", "2/2", "-o", "two.state"],
+        *([["sign", "b.edgeres", "--key", "k"]] if _key(folder) else []),
+    ]
     for command in commands:
         done = subprocess.run([sys.executable, "-m", "edgeres", *command], cwd=folder, capture_output=True, check=False)
         assert done.returncode in (0, 1), done.stderr  # random weights fail checks
     return folder
 
 
+def _key(folder: Path) -> bool:
+    """Make a pair of keys, k and k.pub; False where there is no OpenSSH."""
+    if shutil.which("ssh-keygen") is None:
+        return False
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "k"], check=True)
+    return True
+
+
 def place(folder: Path, attempt: Path) -> None:
-    """The bundle and network of ``build`` in the folder of an attempt; the bundle is a copy."""
+    """What ``build`` made in the folder of an attempt; all of it is a copy."""
     shutil.copytree(folder / "b.edgeres", attempt / "b.edgeres")
-    shutil.copy(folder / "net.onnx", attempt / "net.onnx")
+    for name in ("net.onnx", "baseline.json", "k.pub", "two.state"):
+        if (folder / name).is_file():
+            shutil.copy(folder / name, attempt / name)
 
 
 def readers(folder: Path) -> Mapping[str, Reader]:
@@ -100,47 +120,39 @@ def readers(folder: Path) -> Mapping[str, Reader]:
         "labels": Reader(
             "l.txt",
             "\n".join(f"class {i}" for i in range(CLASSES)).encode(),
-            (
-                "export",
-                "--model",
-                "resnet20",
-                "--weights",
-                "random",
-                "--num-classes",
-                "16",
-                "--labels",
-                "l.txt",
-                "-o",
-                "o.onnx",
-            ),
-            torch=True,
+            ("calibrate", "net.onnx", "--labels", "l.txt", *SIGNS, *to),
         ),
-        "ONNX": Reader("m.onnx", (folder / "net.onnx").read_bytes(), ("calibrate", "m.onnx", *SIGNS, *to)),
-        "ONNX, inspected": Reader("m.onnx", (bundle / "model.int8.cpu.onnx").read_bytes(), ("inspect", "m.onnx")),
+        "ONNX": Reader("m.onnx", (folder / "net.onnx").read_bytes(), ("calibrate", "m.onnx", *SIGNS, *to), form="ONNX"),
+        "ONNX, inspected": Reader(
+            "m.onnx", (bundle / "model.int8.cpu.onnx").read_bytes(), ("inspect", "m.onnx"), form="ONNX"
+        ),
         "graph of a bundle": Reader(
-            "b.edgeres/model.int8.cpu.onnx", (bundle / "model.int8.cpu.onnx").read_bytes(), (*predict, "a.png")
+            "b.edgeres/model.int8.cpu.onnx",
+            (bundle / "model.int8.cpu.onnx").read_bytes(),
+            (*predict, "a.png"),
+            form="ONNX",
+        ),
+        "manifest, deployed": Reader(
+            "b.edgeres/manifest.json", manifest, ("deploy", "b.edgeres", "--to", "triton"), True, resealed
         ),
         "npz": Reader("i.npz", npz(), (*calibrate, "i.npz", *to)),
         "zip": Reader("i.zip", zipped(), (*calibrate, "i.zip", *to)),
         "tar": Reader("i.tar", tarred(), (*calibrate, "i.tar", *to)),
         "CIFAR pickle": Reader("cifar/data_batch_1", cifar(), (*calibrate, "cifar", *to)),
         "engine": Reader("e.engine", b"ftrt" + bytes(200), ("inspect", "e.engine")),
-        "calibration cache": Reader("t.cache", cache(), ("calibrate", "net.onnx", "--import", "t.cache", *to)),
+        "calibration cache": Reader(
+            "t.cache",
+            (_made(folder, "t.cache") or b"TRT-100300-EntropyCalibration2\n") + b"data: 3c010a14\n",
+            ("calibrate", "net.onnx", "--import", "t.cache", *to),
+        ),
         "signature": Reader(
             "b.edgeres/signature.json",
-            json.dumps({"schema": 1, "manifest": manifest.decode(), "signature": "x"}).encode(),
+            _made(folder, "b.edgeres/signature.json")
+            or json.dumps({"schema": 1, "manifest": manifest.decode(), "signature": "x"}).encode(),
             ("verify-signature", "b.edgeres", "--trust", "k.pub"),
             True,
         ),
-        "checkpoint": Reader(
-            "w.pt", checkpoint(), ("export", "--model", "resnet20", "--weights", "w.pt", "-o", "o.onnx"), torch=True
-        ),
-        "safetensors": Reader(
-            "w.safetensors",
-            safetensors(),
-            ("export", "--model", "resnet20", "--weights", "w.safetensors", "-o", "o.onnx"),
-            torch=True,
-        ),
+        **(_of_checkpoints() if (bundle / "report.json").exists() else {}),
     }
     if (bundle / "report.json").exists():
         found |= _of_builds(folder)
@@ -154,8 +166,8 @@ def _of_builds(folder: Path) -> dict[str, Reader]:
     verify = ("verify", "b.edgeres", "--validation", "i", "--validation-labels", "i/labels.csv", *QUIET)
     check = ("baseline", "check", "b.edgeres")
     texts = {name: (folder / "b.edgeres" / name).read_bytes() for name in ("report.json", "calibration.json")}
-    toml = b'[tool.edgeres]\nmax-drop = 1.0\nvalidation = "signs:16"\nbaseline = "../baseline.json"\n'
-    quantize = ("quantize", "net.onnx", "--calibration-file", "c.json", "-o", "q.onnx")
+    toml = b'[tool.edgeres]\nmax-drop = 1.0\nvalidation = "signs:16"\nbaseline = "baseline.json"\n'
+    quantize = ("quantize", "net.onnx", "--calibration-file", "c.json", "--target", "cpu", "-o", "q.onnx")
     return {
         "report.json": Reader("r.json", texts["report.json"], ("compare", "r.json", "r.json"), True),
         "baseline.json": Reader(
@@ -163,7 +175,32 @@ def _of_builds(folder: Path) -> dict[str, Reader]:
         ),
         "calibration.json": Reader("c.json", texts["calibration.json"], quantize, True, resealed),
         "pyproject.toml": Reader("pyproject.toml", toml, check),
+        "state of a shard": Reader(
+            "one.state", _made(folder, "one.state"), ("calibrate", "--merge", "one.state", "two.state", "-o", "o.json")
+        ),
+        "trusted keys": Reader("t.pub", _made(folder, "k.pub"), ("verify-signature", "b.edgeres", "--trust", "t.pub")),
+        "pixels.json": Reader(
+            "b.edgeres/pixels.json", _made(folder, "b.edgeres/pixels.json"), ("predict", "b.edgeres", "a.png"), True
+        ),
+        "bill of materials": Reader(
+            "b.edgeres/sbom.cdx.json", _made(folder, "b.edgeres/sbom.cdx.json"), ("sbom", "b.edgeres"), True
+        ),
         "labels CSV": Reader("i/labels.csv", b"image,label\na.png,3\nb.png,4\n", verify, rounds=16),
+    }
+
+
+def _made(folder: Path, name: str) -> bytes:
+    path = folder / name
+    return path.read_bytes() if path.is_file() else b""
+
+
+def _of_checkpoints() -> dict[str, Reader]:
+    """Weights of a whole ResNet-20, so that a mutant gets as far as the network."""
+    export = ("export", "--model", "resnet20", "-o", "o.onnx", "--weights")
+    contents = {"checkpoint": checkpoint(), "checkpoint, old form": checkpoint(old=True), "safetensors": safetensors()}
+    return {
+        name: Reader(file, contents[name], (*export, file), torch=True, form="ends")
+        for name, file in (("checkpoint", "w.pt"), ("checkpoint, old form", "w.th"), ("safetensors", "w.safetensors"))
     }
 
 
@@ -216,35 +253,38 @@ def cifar() -> bytes:
     return pickle.dumps({b"data": planes, b"labels": list(range(6)), b"filenames": [b"a.png"] * 6}, protocol=2)
 
 
-def cache() -> bytes:
-    return b"TRT-100300-EntropyCalibration2\ndata: 3c010a14\nRelu_2:0: 3d010a14\n"
+def weights() -> dict[str, Any]:
+    """The state dict of a ResNet-20 for ten classes, of random numbers, as tensors."""
+    import torch
+
+    from edgeres.zoo.architectures import ARCHITECTURES
+    from edgeres.zoo.resnet import ResNet
+
+    torch.manual_seed(0)
+    return dict(ResNet(ARCHITECTURES["resnet20"], 10).state_dict())
 
 
-def weights() -> dict[str, np.ndarray]:
-    """Shapes of a CIFAR ResNet-20 would be large: a state dict with the right names for its stem alone."""
-    rng = np.random.default_rng(0)
-    return {
-        "conv1.weight": rng.standard_normal((16, 3, 3, 3)).astype(np.float32),
-        "bn1.weight": np.ones(16, np.float32),
-    }
-
-
-def checkpoint() -> bytes:
+def checkpoint(*, old: bool = False) -> bytes:
+    """As ``torch.save`` writes it; the newer form without checksums, which would refuse every mutant."""
     import torch
 
     stream = io.BytesIO()
-    torch.save({"state_dict": {name: torch.from_numpy(value) for name, value in weights().items()}, "epoch": 3}, stream)
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"state_dict": weights(), "epoch": 3}, stream, _use_new_zipfile_serialization=not old)
+    finally:
+        torch.serialization.set_crc32_options(before)
     return stream.getvalue()
 
 
 def safetensors() -> bytes:
     header, data = {}, b""
-    for name, value in weights().items():
-        header[name] = {
-            "dtype": "F32",
-            "shape": list(value.shape),
-            "data_offsets": [len(data), len(data) + value.nbytes],
-        }
+    for name, tensor in weights().items():
+        value = tensor.numpy()
+        kind = {"float32": "F32", "int64": "I64"}[str(value.dtype)]
+        offsets = [len(data), len(data) + value.nbytes]
+        header[name] = {"dtype": kind, "shape": list(value.shape), "data_offsets": offsets}
         data += value.tobytes()
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + data
