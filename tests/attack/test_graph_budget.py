@@ -170,6 +170,7 @@ def test_weights_beside_a_graph_are_held_to_their_files(tmp_path: Path) -> None:
         tensor = model.graph.initializer.add(name=f"far{index}", data_type=1, dims=[250], data_location=1)
         for key, value in (("location", "w.bin"), ("length", "1000")):
             tensor.external_data.add(key=key, value=value)
+    (tmp_path / "a.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(ModelError, match="take 9,000 bytes from files of 1,000"):
         load_onnx(tmp_path / "a.onnx")
     with (tmp_path / "w.bin").open("wb") as stream:
