@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 
 SECONDS := 1800
 
-.PHONY: demo quick attack test lint types unit audit clean
+.PHONY: demo quick site attack test lint types unit audit clean
 
 demo: $(VENV)/.installed
 	$(BIN)/edgeres build --model resnet18 --int8
@@ -31,6 +31,10 @@ types: $(VENV)/.installed-dev
 
 unit: $(VENV)/.installed-dev
 	$(BIN)/pytest -n 2 --dist loadgroup
+
+# The docs as a site in build/site, with a search that works without a network; a warning is an error.
+site: $(VENV)/.installed-dev
+	$(BIN)/python docs/make_site.py
 
 # Known vulnerabilities of what is installed and allowed; says so where PyPI cannot be asked.
 audit: $(VENV)/.installed-dev
