@@ -31,7 +31,7 @@ from edgeres.data.preprocess import apply
 from edgeres.deploy import ros2
 from edgeres.errors import UsageError
 from edgeres.records import F32, U8, EngineRecord, Portability, Preprocess
-from edgeres.runtime import Classifier
+from edgeres.runtime import Classifier, TensorSpec, classifier
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 STAND_INS = Path(__file__).parent / "cpp"
@@ -358,11 +358,21 @@ def compile_(sources: list[Path], *flags: str) -> None:
 
 @dataclass(frozen=True)
 class Program:
+    """The example; ``logits`` is the same with a main that writes logits."""
+
     file: Path
+    logits: Path
 
     def __call__(self, *words: Any, fail: str = "") -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "FAKE_FAIL": fail, "ASAN_OPTIONS": "detect_leaks=0"}
         return subprocess.run([self.file, *map(str, words)], env=env, capture_output=True, text=True, timeout=120)
+
+    def logits_of(self, *words: Any, fail: str = "", jetson: bool = False) -> tuple[bytes, str]:
+        """What it writes, and how often the stand-in launched a graph and copied."""
+        env = {**os.environ, "FAKE_FAIL": fail, "FAKE_COUNTS": "1", **({"FAKE_INTEGRATED": "1"} if jetson else {})}
+        done = subprocess.run([self.logits, *map(str, words)], env=env, capture_output=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout, done.stderr.decode().strip()
 
 
 @pytest.fixture(scope="module")
@@ -375,8 +385,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Program:
         others = [source for source in sources if source.name != "bundle.cpp"]
         compile_(others, "-isystem", str(STAND_INS), "-fsyntax-only")
         pytest.skip("compiled all but bundle.cpp: nlohmann/json is not installed (Debian: nlohmann-json3-dev)")
-    compile_([*sources, STAND_INS / "stand_in.cpp"], "-isystem", str(STAND_INS), "-o", str(folder / "classify"))
-    return Program(folder / "classify")
+    stand_in = (STAND_INS / "stand_in.cpp", "-isystem", str(STAND_INS), "-o")
+    compile_([*sources, stand_in[0]], *stand_in[1:], str(folder / "classify"))
+    without_main = [source for source in sources if source.name != "main.cpp"]
+    compile_([*without_main, STAND_INS / "logits_driver.cpp", stand_in[0]], *stand_in[1:], str(folder / "logits"))
+    return Program(folder / "classify", folder / "logits")
 
 
 @dataclass(frozen=True)
@@ -514,6 +527,81 @@ def test_cpp_says_what_numpy_says(
         np.testing.assert_allclose([score for _, score in got], [score for _, score in wanted], atol=2e-6)
 
 
+@dataclass
+class StandIn:
+    """The stand-in's engine as a backend of Python: the same sums of doubles in the same order."""
+
+    name = "stand-in"
+    input_name, output_name = "pixels", "scores"
+    inputs = (TensorSpec("pixels", np.dtype(np.float32), (None, 3, SIDE, SIDE)),)
+    outputs = (TensorSpec("scores", np.dtype(np.float32), (None, len(CLASSES))),)
+    max_batch = None
+
+    def infer(self, feed: Any) -> Any:
+        images = feed["pixels"].astype(np.float64)
+        return {"scores": np.stack([self._scores(image) for image in images]).astype(np.float32)}
+
+    def _scores(self, image: Any) -> Any:
+        sums = [sum(plane.ravel().tolist(), 0.0) for plane in image]
+        scores = np.zeros(len(CLASSES))
+        for channel, total in enumerate(sums):
+            scores += WEIGHTS[:, channel].astype(np.float64) * total / float(SIDE * SIDE)
+        return scores
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> StandIn:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+CONTRACTS: list[dict[str, Any]] = [
+    {},
+    {"resize_px": 10, "interpolation": "bicubic", "channel_order": "BGR"},
+    {"mean": (128.0,) * 3, "std": (1.0,) * 3, "pixel_scale": 1.0, "interpolation": "lanczos"},
+]
+
+
+@cpp
+@pytest.mark.parametrize("changes", CONTRACTS, ids=["imagenet", "bgr bicubic", "bytes lanczos"])
+@pytest.mark.parametrize("jetson", [False, True])
+def test_cpp_answers_with_the_bytes_that_python_answers_with(
+    built: Program, tmp_path: Path, changes: dict[str, Any], jetson: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the picture to the logits, each on its stand-in; the second image is recorded, all further ones launched."""
+    images = [noise(20 + seed, 31, seed) for seed in range(5)]
+    path = robot(tmp_path, **changes)
+    pictures = [ppm(tmp_path / f"{index}.ppm", image) for index, image in enumerate(images)]
+    monkeypatch.setattr(classifier, "open_backend", lambda *given: (StandIn(), ()))
+    with Classifier(path) as classify:
+        wanted = b"".join(classify(image).logits.tobytes() for image in images)
+    found, counts = built.logits_of(path, *pictures, jetson=jetson)
+    assert len(found) == len(wanted) == 4 * len(CLASSES) * len(images) and found == wanted
+    assert counts == f"4 launches, {0 if jetson else 10} copies"
+
+
+@cpp
+@pytest.mark.parametrize("step", ["cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiateWithFlags"])
+def test_cpp_runs_without_a_graph_where_none_can_be_recorded(built: Program, tmp_path: Path, step: str) -> None:
+    pictures = [ppm(tmp_path / f"{seed}.ppm", noise(SIDE, SIDE, seed)) for seed in range(3)]
+    path = robot(tmp_path)
+    found, counts = built.logits_of(path, *pictures, fail=step)
+    assert (found, counts) == (built.logits_of(path, *pictures)[0], "0 launches, 6 copies")
+
+
+@cpp
+def test_cpp_shows_several_images_below_their_names(built: Program, tmp_path: Path) -> None:
+    path = robot(tmp_path)
+    pictures = [ppm(tmp_path / f"{seed}.ppm", noise(SIDE, SIDE, seed)) for seed in range(3)]
+    done = built(path, *pictures)
+    alone = [built(path, picture).stdout for picture in pictures]
+    assert done.stdout == "".join(f"{picture}:\n{one}" for picture, one in zip(pictures, alone, strict=True))
+    assert "launching the graph: out of memory" in built(path, *pictures, fail="cudaGraphLaunch").stderr
+
+
 @cpp
 def test_cpp_takes_the_int8_engine_for_this_gpu(built: Program, tmp_path: Path) -> None:
     """Engines for another runtime, precision or GPU, and version-compatible ones, are skipped."""
@@ -544,7 +632,7 @@ FAILURES = {
     "cudaStreamCreateWithFlags": "making a stream: out of memory",
     "getTensorDataType": "pixels is not float32",
     "cudaMalloc": "memory on the GPU: out of memory",
-    "cudaMallocHost": "page-locked memory: out of memory",
+    "cudaHostAlloc": "page-locked memory: out of memory",
     "setTensorAddress": "pixels cannot be given its memory",
     "upload": "copying to the GPU",
     "enqueueV3": "the engine did not run",

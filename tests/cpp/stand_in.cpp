@@ -1,6 +1,7 @@
 // A GPU and TensorRT to run docs/examples/cpp without either; strict where they are. Memory has a side, work happens
 // when somebody waits, parents outlive what they made. Misuse ends the process with 98, what was not freed with 99.
-// FAKE_FAIL=function lets that function fail.
+// FAKE_FAIL=function lets that function fail. FAKE_INTEGRATED=1 is a Jetson, whose GPU takes mapped host memory and no
+// copies. FAKE_COUNTS=1 prints how often a graph was launched and memory copied.
 //
 // An engine is a file "FAKE", four int32 (channels, height, width, classes) and float32 weights (classes, channels):
 // scores = weights * mean of each channel's plane.
@@ -15,8 +16,19 @@
 #include <string>
 #include <vector>
 
+using Work = std::vector<std::function<void()>>;
+
 struct CUstream_st {
-    std::vector<std::function<void()>> work;
+    Work work, recorded;
+    bool recording = false, waited = false;
+
+    void add(std::function<void()> step) { (recording ? recorded : work).push_back(std::move(step)); }
+};
+struct CUgraph_st {
+    Work work;
+};
+struct CUgraphExec_st {
+    Work work;
 };
 
 namespace {
@@ -33,11 +45,15 @@ bool fails(const char* function) {
     return chosen != nullptr && std::string(chosen) == function;
 }
 
+bool integrated() { return std::getenv("FAKE_INTEGRATED") != nullptr; }
+
 struct Live {
-    int streams = 0, runtimes = 0, engines = 0, contexts = 0;
-    Memory device, host;
+    int streams = 0, runtimes = 0, engines = 0, contexts = 0, graphs = 0;
+    int launches = 0, copies = 0;
+    Memory device, host, mapped;
     ~Live() {
-        if (streams + runtimes + engines + contexts != 0 || !device.empty() || !host.empty()) end(99, "LEAKED");
+        if (std::getenv("FAKE_COUNTS") != nullptr) std::fprintf(stderr, "%d launches, %d copies\n", launches, copies);
+        if (streams + runtimes + engines + contexts + graphs != 0 || !device.empty() || !host.empty()) end(99, "LEAKED");
     }
 } live;
 
@@ -73,7 +89,8 @@ cudaError_t cudaGetDevice(int* device) {
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-    *value = attribute == cudaDevAttrComputeCapabilityMajor ? 8 : 7;
+    const bool about_memory = attribute == cudaDevAttrIntegrated || attribute == cudaDevAttrCanMapHostMemory;
+    *value = about_memory ? integrated() : attribute == cudaDevAttrComputeCapabilityMajor ? 8 : 7;
     return cudaSuccess;
 }
 
@@ -81,13 +98,25 @@ cudaError_t cudaMalloc(void** address, std::size_t count) {
     return fails("cudaMalloc") ? cudaErrorMemoryAllocation : allocate(live.device, address, count);
 }
 
-cudaError_t cudaMallocHost(void** address, std::size_t count) {
-    return fails("cudaMallocHost") ? cudaErrorMemoryAllocation : allocate(live.host, address, count);
+cudaError_t cudaHostAlloc(void** address, std::size_t count, unsigned int flags) {
+    if (fails("cudaHostAlloc")) return cudaErrorMemoryAllocation;
+    allocate(live.host, address, count);
+    if (flags == cudaHostAllocMapped) live.mapped[static_cast<char*>(*address)] = count;
+    return cudaSuccess;
+}
+
+cudaError_t cudaHostGetDevicePointer(void** address, void* host, unsigned int) {
+    if (live.mapped.count(static_cast<char*>(host)) == 0) end(98, "MISUSE: this memory is not mapped");
+    *address = host;
+    return fails("cudaHostGetDevicePointer") ? cudaErrorMemoryAllocation : cudaSuccess;
 }
 
 cudaError_t cudaFree(void* address) { return release(live.device, address); }
 
-cudaError_t cudaFreeHost(void* address) { return release(live.host, address); }
+cudaError_t cudaFreeHost(void* address) {
+    live.mapped.erase(static_cast<char*>(address));
+    return release(live.host, address);
+}
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned int flags) {
     if (flags != cudaStreamNonBlocking) end(98, "MISUSE: a stream that waits for the default stream");
@@ -104,7 +133,9 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    if (stream->recording) end(98, "MISUSE: waiting for a stream that is recorded");
     for (const auto& step : stream->work) step();
+    stream->waited = stream->waited || !stream->work.empty();
     stream->work.clear();
     return fails("cudaStreamSynchronize") ? cudaErrorMemoryAllocation : cudaSuccess;
 }
@@ -114,7 +145,56 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t count, cudaM
     if (fails(up ? "upload" : "download")) return cudaErrorMemoryAllocation;
     inside(up ? live.device : live.host, to, count);
     inside(up ? live.host : live.device, from, count);
-    stream->work.push_back([=] { std::memcpy(to, from, count); });
+    if (integrated()) end(98, "MISUSE: a copy within one memory");
+    stream->add([=] {
+        ++live.copies;
+        std::memcpy(to, from, count);
+    });
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
+    if (mode != cudaStreamCaptureModeThreadLocal) end(98, "MISUSE: other threads may not allocate meanwhile");
+    if (!stream->waited) end(98, "MISUSE: recorded before it was enqueued once and waited for");
+    if (fails("cudaStreamBeginCapture")) return cudaErrorMemoryAllocation;
+    stream->recording = true;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+    stream->recording = false;
+    Work recorded = std::move(stream->recorded);
+    stream->recorded.clear();
+    *graph = nullptr;
+    if (fails("cudaStreamEndCapture")) return cudaErrorMemoryAllocation;
+    ++live.graphs;
+    *graph = new CUgraph_st{std::move(recorded)};
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* made, cudaGraph_t graph, unsigned long long) {
+    if (fails("cudaGraphInstantiateWithFlags")) return cudaErrorMemoryAllocation;
+    ++live.graphs;
+    *made = new CUgraphExec_st{graph->work};
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
+    if (fails("cudaGraphLaunch")) return cudaErrorMemoryAllocation;
+    ++live.launches;
+    for (const auto& step : graph->work) stream->add(step);
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    --live.graphs;
+    delete graph;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) {
+    --live.graphs;
+    delete graph;
     return cudaSuccess;
 }
 
@@ -142,8 +222,9 @@ void compute() {
     const auto plane = static_cast<std::size_t>(plan.height * plan.width);
     const auto channels = static_cast<std::size_t>(plan.channels);
     const auto classes = static_cast<std::size_t>(plan.classes);
-    inside(live.device, input, channels * plane * sizeof(float));
-    inside(live.device, output, classes * sizeof(float));
+    const Memory& mine = integrated() ? live.mapped : live.device;
+    inside(mine, input, channels * plane * sizeof(float));
+    inside(mine, output, classes * sizeof(float));
     for (std::size_t k = 0; k < classes; ++k) {
         double score = 0;
         for (std::size_t c = 0; c < channels; ++c) {
@@ -228,7 +309,7 @@ bool IExecutionContext::enqueueV3(cudaStream_t stream) noexcept {
     if (!shaped || input == nullptr || output == nullptr)
         end(98, "MISUSE: enqueued before shapes and addresses are set");
     if (fails("enqueueV3")) return false;
-    stream->work.push_back(compute);
+    stream->add(compute);
     return true;
 }
 

@@ -18,6 +18,13 @@ std::vector<char> read(const std::filesystem::path& file) {
     return bytes;
 }
 
+bool attribute(cudaDeviceAttr which) {
+    int device = 0, value = 0;
+    check(cudaGetDevice(&device), "no GPU can be used");
+    check(cudaDeviceGetAttribute(&value, which, device), "asking the GPU");
+    return value != 0;
+}
+
 }  // namespace
 
 std::string compute_capability() {
@@ -39,7 +46,8 @@ void Engine::fail(const std::string& what) const {
     throw std::runtime_error(logger_.last_error.empty() ? what : what + ": " + logger_.last_error);
 }
 
-Engine::Engine(const std::filesystem::path& file) {
+Engine::Engine(const std::filesystem::path& file)
+    : one_memory_(attribute(cudaDevAttrIntegrated) && attribute(cudaDevAttrCanMapHostMemory)) {
     const std::vector<char> plan = read(file);
     runtime_.reset(nvinfer1::createInferRuntime(logger_));
     if (!runtime_) fail("TensorRT does not start");
@@ -58,7 +66,7 @@ Engine::Engine(const std::filesystem::path& file) {
         tensor = allocate(name);
         if (is_input && !context_->setInputShape(name.c_str(), one_image(name)))
             fail(name + " does not take one image");
-        if (!context_->setTensorAddress(name.c_str(), tensor.device.get())) fail(name + " cannot be given its memory");
+        if (!context_->setTensorAddress(name.c_str(), tensor.address)) fail(name + " cannot be given its memory");
     }
     if (input_.name.empty() || output_.name.empty()) fail("this engine has no input or no output");
 }
@@ -80,11 +88,16 @@ Engine::Tensor Engine::allocate(const std::string& name) {
     tensor.name = name;
     tensor.count = 1;
     for (int axis = 0; axis < shape.nbDims; ++axis) tensor.count *= static_cast<std::size_t>(shape.d[axis]);
-    void *device = nullptr, *host = nullptr;
-    check(cudaMalloc(&device, tensor.count * sizeof(float)), "memory on the GPU");
-    tensor.device.reset(device);
-    check(cudaMallocHost(&host, tensor.count * sizeof(float)), "page-locked memory");
+    const std::size_t bytes = tensor.count * sizeof(float);
+    void* host = nullptr;
+    check(cudaHostAlloc(&host, bytes, one_memory_ ? cudaHostAllocMapped : cudaHostAllocDefault), "page-locked memory");
     tensor.host.reset(static_cast<float*>(host));
+    if (one_memory_) {
+        check(cudaHostGetDevicePointer(&tensor.address, host, 0), "mapping memory");
+    } else {
+        check(cudaMalloc(&tensor.address, bytes), "memory on the GPU");
+        tensor.device.reset(tensor.address);
+    }
     return tensor;
 }
 
@@ -92,13 +105,41 @@ std::vector<float> Engine::infer(const std::vector<float>& image) {
     if (image.size() != input_.count)
         fail("the engine takes " + std::to_string(input_.count) + " values, found " + std::to_string(image.size()));
     std::copy(image.begin(), image.end(), input_.host.get());
-    check(cudaMemcpyAsync(input_.device.get(), input_.host.get(), input_.count * sizeof(float), cudaMemcpyHostToDevice,
-                          stream_.get()),
-          "copying to the GPU");
-    if (!context_->enqueueV3(stream_.get())) fail("the engine did not run");
-    check(cudaMemcpyAsync(output_.host.get(), output_.device.get(), output_.count * sizeof(float),
-                          cudaMemcpyDeviceToHost, stream_.get()),
-          "copying from the GPU");
+    if (warm_ && records_ && !graph_) records_ = record();
+    if (graph_)
+        check(cudaGraphLaunch(graph_.get(), stream_.get()), "launching the graph");
+    else
+        enqueue();
     check(cudaStreamSynchronize(stream_.get()), "running the engine");
+    warm_ = true;
     return {output_.host.get(), output_.host.get() + output_.count};
+}
+
+void Engine::enqueue() {
+    if (!one_memory_)
+        check(cudaMemcpyAsync(input_.address, input_.host.get(), input_.count * sizeof(float), cudaMemcpyHostToDevice,
+                              stream_.get()),
+              "copying to the GPU");
+    if (!context_->enqueueV3(stream_.get())) fail("the engine did not run");
+    if (!one_memory_)
+        check(cudaMemcpyAsync(output_.host.get(), output_.address, output_.count * sizeof(float),
+                              cudaMemcpyDeviceToHost, stream_.get()),
+              "copying from the GPU");
+}
+
+bool Engine::record() {
+    if (cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal) != cudaSuccess) return false;
+    bool worked = true;
+    try {
+        enqueue();
+    } catch (const std::exception&) {  // a call that cannot be recorded; the capture must be ended nevertheless
+        worked = false;
+    }
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t made = nullptr;
+    worked = cudaStreamEndCapture(stream_.get(), &graph) == cudaSuccess && worked;
+    worked = worked && cudaGraphInstantiateWithFlags(&made, graph, 0) == cudaSuccess;
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    if (worked) graph_.reset(made);
+    return worked;
 }

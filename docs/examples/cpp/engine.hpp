@@ -22,7 +22,8 @@ class Engine {
     std::size_t inputs() const { return input_.count; }
     std::size_t outputs() const { return output_.count; }
 
-    // Takes one image of `inputs()` values, returns `outputs()` scores. One thread at a time.
+    // Takes one image of `inputs()` values, returns `outputs()` scores. One thread at a time. The second image's work is
+    // recorded as a CUDA graph; from then on an inference is one launch. An engine that cannot be recorded runs without.
     std::vector<float> infer(const std::vector<float>& image);
 
   private:
@@ -37,20 +38,27 @@ class Engine {
     struct FreeHost {
         void operator()(float* memory) const noexcept { cudaFreeHost(memory); }
     };
+    struct FreeGraph {
+        void operator()(cudaGraphExec_t graph) const noexcept { cudaGraphExecDestroy(graph); }
+    };
     struct FreeStream {
         void operator()(cudaStream_t stream) const noexcept { cudaStreamDestroy(stream); }
     };
-    // A tensor of batch 1, on the GPU and page-locked on the host.
+    // A tensor of batch 1, on the GPU and page-locked on the host. On a Jetson both are one memory: `address` is that of
+    // `host` for the GPU, and there is no `device`.
     struct Tensor {
         std::string name;
         std::size_t count = 0;
         std::unique_ptr<void, FreeDevice> device;
         std::unique_ptr<float, FreeHost> host;
+        void* address = nullptr;
     };
 
     [[noreturn]] void fail(const std::string& what) const;
     nvinfer1::Dims one_image(const std::string& name) const;
     Tensor allocate(const std::string& name);
+    void enqueue();  // copies where there are two memories, and kernels
+    bool record();   // the same as a graph; false where that is not possible
 
     // Freed from the last to the first: buffers before the context, the context before the engine, the logger last.
     Logger logger_;
@@ -60,4 +68,8 @@ class Engine {
     std::unique_ptr<std::remove_pointer_t<cudaStream_t>, FreeStream> stream_;
     Tensor input_;
     Tensor output_;
+    std::unique_ptr<std::remove_pointer_t<cudaGraphExec_t>, FreeGraph> graph_;
+    bool warm_ = false;       // it was enqueued once and waited for, as TensorRT requires before a recording
+    bool records_ = true;     // until a recording fails
+    bool one_memory_ = false;
 };
