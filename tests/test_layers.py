@@ -205,6 +205,20 @@ def test_heavy_packages_are_imported_at_module_level_only_where_allowed(package:
     assert {name for name in found if not name.startswith(HEAVY[package] or ("nowhere",))} == set()
 
 
+def test_every_session_of_onnx_runtime_says_how_many_threads() -> None:
+    """Left at 0, it pins threads to cores that a container or a Jetson's power mode may have taken away."""
+    opened = Counter(
+        (name, node.func.attr)
+        for name, tree in MODULES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    )
+    said = {name: ast.unparse(tree).count("intra_op_num_threads") for name, tree in MODULES.items()}
+    made = {name: count for (name, what), count in opened.items() if what == "SessionOptions"}
+    assert len(made) > 4 and {name: said[name] for name in made} == made
+    assert {name for name, what in opened if what == "InferenceSession"} == made.keys()
+
+
 def in_new_python(code: str, *arguments: str) -> str:
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

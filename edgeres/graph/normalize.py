@@ -380,7 +380,7 @@ def _fold(model: ModelProto, where: object) -> ModelProto:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(target)
-        options.log_severity_level = 4
+        options.log_severity_level, options.intra_op_num_threads = 4, 1  # nothing is run but what is folded
         with (
             temporary_space(folder),
             reading(where, "ONNX Runtime cannot load this graph", error=ModelError, short=in_words),

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnx
 from onnx import ModelProto, TensorProto, helper
 
+from edgeres.device.cpu import usable_cores
 from edgeres.errors import ModelError, reading
 from edgeres.graph.graph import Graph, opset_of
 from edgeres.graph.interface import HALF, Interface
@@ -167,7 +168,7 @@ def opened(model: ModelProto, where: object) -> Callable[[npt.NDArray[Any], Sequ
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.log_severity_level = 4
+    options.log_severity_level, options.intra_op_num_threads = 4, usable_cores()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     with reading(where, "ONNX Runtime cannot run this graph", error=ModelError, short=in_words):
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

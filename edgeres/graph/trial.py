@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from edgeres.device.cpu import usable_cores
 from edgeres.errors import ModelError, reading
 from edgeres.graph.budget import FREE_PX, admit, read_bounded
 from edgeres.graph.confined import confined
@@ -53,7 +54,7 @@ def _tried(asked: dict[str, Any], content: bytes) -> tuple[dict[str, Any], bytes
         with reading(None, "its sizes cannot be inferred", error=ModelError):
             onnx.shape_inference.infer_shapes(onnx.load_from_string(content), data_prop=True)
     options = ort.SessionOptions()
-    options.log_severity_level = 4
+    options.log_severity_level, options.intra_op_num_threads = 4, usable_cores()
     with reading(None, "ONNX Runtime cannot run this graph", error=ModelError):
         try:
             session = ort.InferenceSession(asked["path"] or content, options, providers=["CPUExecutionProvider"])

@@ -157,6 +157,7 @@ def _session_with_engines(ort: Any, graph: str | bytes, options: Any, provider: 
     """A session whose provider builds an engine; another session, which runs nothing, tells what the graph takes."""
     quick = ort.SessionOptions()
     quick.graph_optimization_level, quick.log_severity_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL, 4
+    quick.intra_op_num_threads = 1
     tensor = _spec(ort.InferenceSession(graph, quick, providers=[_PROVIDERS["cpu"]]).get_inputs()[0])
     if provider.runtime == "rtx":
         name = add_rtx(ort, options, provider, gpu, tensor)

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import torch
 
+from edgeres.device.cpu import usable_cores
 from edgeres.errors import ModelError
 from edgeres.graph.interface import Outputs
 from edgeres.graph.normalize import OPSET, Canonical, normalize
@@ -95,6 +96,8 @@ def _trace(network: torch.nn.Module, shape: tuple[int, ...]) -> bytes:
 def _logits(model: onnx.ModelProto, images: F32) -> F32:
     import onnxruntime as ort
 
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = usable_cores()
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     logits: F32 = session.run(None, {"input": images})[0]
     return logits
