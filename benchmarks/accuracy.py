@@ -67,9 +67,7 @@ class Choice:
 def range_methods(case: Case, methods: Sequence[Method]) -> Iterator[Result]:
     """Each range method without refinement, with the input quantized like other tensors, as in the other tools."""
     for method in methods:
-        done = quantize(
-            case.fp32.graph, ["tensorrt", "cpu"], case.calibration, RangeChoice(method, weight_bits(), codes="full")
-        )
+        done = quantize(case.fp32.graph, ["tensorrt", "cpu"], case.calibration, RangeChoice(method, weight_bits()))
         yield Result(f"edgeres {method}", "edgeres", done.graphs["tensorrt"], case.validation)
         yield Result(f"edgeres {method}, cpu graph", "edgeres", done.graphs["cpu"], case.validation, "cpu")
 
@@ -84,7 +82,7 @@ def recipes(case: Case, choice: Choice) -> Iterator[Result]:
         work = partial(quantize_with_recipe, exact.graph, ["tensorrt"], calibration, ranges, chosen)
         refined, cost = timed(case, clocked(partial(_from_the_start, work)), repeat=True)
         yield Result(
-            f"edgeres {effort}, {residual} residual" + ("" if codes == "full" else f", {codes} codes"),
+            f"edgeres {effort}, {residual} residual" + ("" if codes == "free" else f", {codes} codes"),
             "edgeres",
             refined.quantized.graphs["tensorrt"],
             validation,
@@ -184,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
         "--codes",
         action="append",
         choices=CODES,
-        help="codes of activations behind a ReLU; repeatable.  [default: full]",
+        help="codes of activations behind a ReLU; repeatable.  [default: free]",
     )
     add(
         "--seed",
@@ -235,7 +233,7 @@ def main() -> None:
         return
     subjects, modelopt = _choose(given, parser), _modelopt(given.modelopt, parser)
     choice = Choice(
-        given.method or METHODS, given.effort or EFFORTS, given.residual or ("int8", "auto"), given.codes or ("full",)
+        given.method or METHODS, given.effort or EFFORTS, given.residual or ("int8", "auto"), given.codes or ("free",)
     )
     logging.disable(logging.WARNING)
     found = accuracy_docs.read(given.out) if given.out and given.out.is_file() else {"models": {}}
