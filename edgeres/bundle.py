@@ -78,6 +78,7 @@ LABELS = "labels.txt"
 PIXELS = "pixels.json"
 PROBES = "probes.npz"
 SBOM = "sbom.cdx.json"
+_OF_BYTES = ".bytes.onnx"  # ends the file of a graph that takes prepared bytes
 ENGINES = "engines"
 R = TypeVar("R")
 _TRIES = 20  # readers and writers that meet, each time at the moment of a replacement
@@ -154,6 +155,14 @@ class Bundle:
             self._checked(other)
         return self.path / name
 
+    def for_engines(self, name: str) -> Path:
+        """The graph that an engine is built from, checked as by :meth:`file`: for prepared bytes, where there is one.
+
+        Args:
+            name: of the graph that takes prepared values in float32.
+        """
+        return self.file(bytes_file(name) if self.has(bytes_file(name)) else name)
+
     def _checked(self, name: str) -> frozenset[str]:
         """Check a file's hash; returns the files that it takes weights from."""
         expected = self.manifest.files.get(name)
@@ -197,7 +206,8 @@ class Bundle:
 
     def _check_unlisted(self) -> None:
         """Refuse a file that would be read by its name, while no hash says that it belongs to the bundle."""
-        known = {FP32, FP16, CALIBRATION, ANSWERS, REPORT, LABELS, PIXELS, PROBES, SBOM, *GRAPH_FILES}
+        graphs = (FP32, FP16, *GRAPH_FILES)
+        known = {CALIBRATION, ANSWERS, REPORT, LABELS, PIXELS, PROBES, SBOM, *graphs, *map(bytes_file, graphs)}
         found = next((name for name in sorted(known) if os.path.lexists(self.path / name) and not self.has(name)), None)
         if found is not None:
             what = f"holds {found}, which its manifest does not list"
@@ -298,6 +308,16 @@ def keep_signature(bundle: Bundle, content: Json) -> None:
         if bundle.was_moved():
             raise BundleError("was changed meanwhile", where=bundle.path, hint="sign it again")
         write_below(bundle.path, SIGNATURE, json_bytes(content))
+
+
+def bytes_file(graph: str) -> str:
+    """The file beside a graph with the same network for prepared bytes, uint8 (N, h, w, channels), as its input."""
+    return f"{graph.removesuffix('.onnx')}{_OF_BYTES}"
+
+
+def is_of_bytes(graph: Path | bytes) -> bool:
+    """Whether a graph's file says that it takes prepared bytes."""
+    return isinstance(graph, Path) and graph.name.endswith(_OF_BYTES)
 
 
 def log_of(engine: str) -> str:

@@ -502,11 +502,13 @@ class EngineOrigin:
         build_seconds: None where it was not built, or not timed.
         form: name of the graph's form, where an engine takes frames; "": see :class:`FormTrial`, or the default form.
         frame: the camera's frame that it takes as its input; None: it takes prepared images.
+        takes_bytes: whether prepared images go in as bytes, uint8 (N, h, w, channels), not as float32.
     """
 
     build_seconds: float | None = None
     form: str = field(default="", metadata=OPTIONAL)
     frame: FrameSpec | None = field(default=None, metadata=OPTIONAL)
+    takes_bytes: bool = field(default=False, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         require(self.build_seconds is None or self.build_seconds >= 0, "build_seconds must not be negative")

@@ -27,10 +27,10 @@ from bundles import CLASSES, SIDE, spec, write_bundle
 from fake_ros import MESSAGES, Ros
 
 from edgeres.bundle import Bundle
-from edgeres.data.preprocess import apply
+from edgeres.data.preprocess import apply, geometry
 from edgeres.deploy import ros2
 from edgeres.errors import UsageError
-from edgeres.records import F32, U8, EngineRecord, Portability, Preprocess
+from edgeres.records import F32, U8, EngineOrigin, EngineRecord, Portability, Preprocess
 from edgeres.runtime import Classifier, TensorSpec, classifier
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
@@ -603,6 +603,23 @@ def test_cpp_shows_several_images_below_their_names(built: Program, tmp_path: Pa
 
 
 @cpp
+@pytest.mark.parametrize("changes", [{}, {"resize_px": 10, "interpolation": "bicubic", "channel_order": "BGR"}])
+def test_cpp_gives_an_engine_of_bytes_the_prepared_bytes(
+    built: Program, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    weights = WEIGHTS / np.float32(255)
+    data = b"FAKB" + struct.pack("4i", 3, SIDE, SIDE, len(weights)) + weights.tobytes()
+    record = replace(RECORD, origin=EngineOrigin(takes_bytes=True))
+    path, image = robot(tmp_path, data, record, **changes), noise(60, 80)
+    pixels = geometry(image, spec(**changes).preprocess)
+    logits = weights.astype(np.float64) @ pixels.astype(np.float64).mean(axis=(0, 1))
+    scores = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    found = answers(built(path, ppm(tmp_path / "a.ppm", image)))
+    assert [label for label, _ in found] == [CLASSES[i] for i in np.argsort(-scores, kind="stable")[:5]]
+    np.testing.assert_allclose([score for _, score in found], np.sort(scores)[::-1][:5], atol=2e-6)
+
+
+@cpp
 def test_cpp_takes_the_int8_engine_for_this_gpu(built: Program, tmp_path: Path) -> None:
     """Engines for another runtime, precision or GPU, and version-compatible ones, are skipped."""
     others = {
@@ -630,7 +647,7 @@ FAILURES = {
     "createInferRuntime": "TensorRT does not start",
     "createExecutionContext": "no execution context",
     "cudaStreamCreateWithFlags": "making a stream: out of memory",
-    "getTensorDataType": "pixels is not float32",
+    "getTensorDataType": "pixels is neither float32 nor an image of bytes",
     "cudaMalloc": "memory on the GPU: out of memory",
     "cudaHostAlloc": "page-locked memory: out of memory",
     "setTensorAddress": "pixels cannot be given its memory",

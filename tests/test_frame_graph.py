@@ -18,7 +18,7 @@ from PIL import Image
 from edgeres.data.preprocess import apply, geometry, pixels_read
 from edgeres.data.taps import pillow_taps
 from edgeres.errors import UsageError
-from edgeres.graph.frame import multiply_adds, pixels_of, with_frame
+from edgeres.graph.frame import multiply_adds, pixels_of, with_bytes, with_frame
 from edgeres.graph.graph import Graph
 from edgeres.graph.half import to_fp16
 from edgeres.records import (
@@ -204,11 +204,12 @@ def test_the_network_says_the_same_of_a_frame(exact: bool, layout: Any, form: st
     model = to_fp16(model) if form == "fp16" else model
     frame = frame_spec("48x30:nv12")
     data = noise(*frame.shape)
-    wanted = run(model, apply(Frame(data, "nv12").rgb(), p))
+    rgb = Frame(data, "nv12").rgb()
+    wanted = run(model, apply(rgb, p))
     tolerance = 0 if exact else 1e-5 if form == "fp32" else 2e-2  # float32's affine line, and float16's rounding of it
-    graph = with_frame(model, p, frame)
-    assert not Graph(graph).of("Pad")
-    np.testing.assert_allclose(run(graph, data), wanted, rtol=0, atol=tolerance * float(np.abs(wanted).max()))
+    for graph, image in ((with_frame(model, p, frame), data), (with_bytes(model, p), geometry(rgb, p))):
+        assert not Graph(graph).of("Pad")
+        np.testing.assert_allclose(run(graph, image), wanted, rtol=0, atol=tolerance * float(np.abs(wanted).max()))
 
 
 def test_several_frames_at_once() -> None:

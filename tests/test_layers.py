@@ -140,8 +140,9 @@ def test_the_report_only_renders() -> None:
 
 
 def test_verification_takes_any_runner() -> None:
-    """It opens none itself: of the runtime it uses the contract alone."""
-    assert importers("verify", lambda name: floor(name) != "runtime" or name == "edgeres.runtime.runner") == set()
+    """It opens none itself: of the runtime it uses the contract of runners and of their images alone."""
+    contract = {"edgeres.runtime.runner", "edgeres.runtime.prepared"}
+    assert importers("verify", lambda name: floor(name) != "runtime" or name in contract) == set()
 
 
 def defined(kind: type[Definition]) -> list[tuple[str, Definition]]:

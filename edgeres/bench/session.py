@@ -25,6 +25,7 @@ from edgeres.device.environment import environment
 from edgeres.device.gpu import this_gpu
 from edgeres.progress import SILENT, Progress
 from edgeres.records import F64, Measurement, percentile_nearest
+from edgeres.runtime.prepared import takes_bytes
 from edgeres.verify.latency import LatencyPlan, measure_latency, noise, speedup
 
 if TYPE_CHECKING:
@@ -145,8 +146,10 @@ def _gpu_name() -> str:
 
 def _feed(bundle: Bundle, options: BenchOptions) -> Callable[[Runner], Feed]:
     spec = bundle.manifest.model.preprocess
-    images = np.random.default_rng(options.seed).standard_normal((options.batch, *spec.shape)).astype(np.float32)
-    return lambda runner: {runner.input_name: images}
+    rng = np.random.default_rng(options.seed)
+    images = rng.standard_normal((options.batch, *spec.shape)).astype(np.float32)
+    pixels = rng.integers(0, 256, (options.batch, *spec.crop_px, spec.channels), np.uint8)
+    return lambda runner: {runner.input_name: pixels if takes_bytes(runner) else images}
 
 
 def _power(

@@ -37,8 +37,9 @@ class Deployable:
     Attributes:
         path: of the bundle.
         name: a word for files and servers.
-        input, output: of its graphs and engines; the first axis is the batch.
-        engines: for TensorRT, the one that a clock chose or the INT8 one of each GPU.
+        input, output: of its graphs; the first axis is the batch.
+        engines: for TensorRT, the one that a clock chose or the INT8 one of each GPU; all take the same input.
+        engine_input: of the engines; None where there is none.
         for_gpu, for_cpu: INT8 graphs for TensorRT and for ONNX Runtime; None where the bundle has none.
     """
 
@@ -48,6 +49,7 @@ class Deployable:
     input: TensorSpec
     output: TensorSpec
     engines: tuple[Engine, ...]
+    engine_input: TensorSpec | None
     for_gpu: bytes | None
     for_cpu: bytes | None
 
@@ -79,9 +81,9 @@ def network_of(bundle: Bundle) -> Deployable:
     graphs = {name: bundle.file(form.file).read_bytes() for name, form in forms.items()}
     if not graphs:
         raise BundleError("holds no INT8 graph", where=bundle.path, hint="build it again")
-    with OrtRunner(bundle.file(FP32), threads=1) as runner:
-        given = next(tensor for tensor in runner.inputs if tensor.name == runner.input_name)
-        scores = next(tensor for tensor in runner.outputs if tensor.name == runner.output_name)
+    given, scores = _ends(bundle.file(FP32))
+    engines = _engines(bundle)
+    of_bytes = bool(engines) and engines[0].record.origin.takes_bytes
     on_cpu = best_on_cpu(forms)
     return Deployable(
         path=bundle.path.resolve(),
@@ -89,10 +91,18 @@ def network_of(bundle: Bundle) -> Deployable:
         model=model,
         input=given,
         output=scores,
-        engines=tuple(_engines(bundle)),
+        engines=tuple(engine for engine in engines if engine.record.origin.takes_bytes == of_bytes),
+        engine_input=(_ends(bundle.for_engines(FP32))[0] if of_bytes else given) if engines else None,
         for_gpu=graphs.get(FLOAT.name),
         for_cpu=graphs[on_cpu.name] if on_cpu.integer else None,
     )
+
+
+def _ends(graph: Path) -> tuple[TensorSpec, TensorSpec]:
+    """Input and output of a graph."""
+    with OrtRunner(graph, threads=1) as runner:
+        given = next(tensor for tensor in runner.inputs if tensor.name == runner.input_name)
+        return given, next(tensor for tensor in runner.outputs if tensor.name == runner.output_name)
 
 
 def _engines(bundle: Bundle) -> list[Engine]:

@@ -24,7 +24,8 @@ def triton(network: Deployable, max_batch: int | None) -> Deployed:
         EngineError: the bundle has neither an engine of TensorRT nor a graph for the CPU, or ``max_batch`` is more
             than an engine takes.
     """
-    notes = [_contract(network.model.preprocess)]
+    of_bytes = bool(network.engines) and network.engines[0].record.origin.takes_bytes
+    notes = [_contract(network.model.preprocess, of_bytes=of_bytes)]
     files: dict[str, bytes] = {}
     by_gpu: dict[str, str] = {}
     if network.engines:
@@ -49,6 +50,8 @@ def triton(network: Deployable, max_batch: int | None) -> Deployed:
         hint = "build an engine on the GPU: edgeres engine BUNDLE; or build the bundle with --target cpu"
         raise EngineError("the bundle has neither a TensorRT engine nor a graph for the CPU", hint=hint)
     name, default = network.name, next(iter(files))
+    given = network.engine_input or network.input
+    sizes = tuple(size or 0 for size in given.shape[1:])
     kind = "KIND_GPU" if backend == "tensorrt" else "KIND_CPU"
     lines = [
         f"name: {_quoted(name)}",
@@ -56,7 +59,7 @@ def triton(network: Deployable, max_batch: int | None) -> Deployed:
         f"max_batch_size: {batch}",
         f"default_model_filename: {_quoted(default)}",
         *(f"cc_model_filenames {{ key: {_quoted(gpu)} value: {_quoted(file)} }}" for gpu, file in by_gpu.items()),
-        f"input [ {{ {_triton_tensor(network.input.name, str(network.input.dtype), network.image())} }} ]",
+        f"input [ {{ {_triton_tensor(given.name, str(given.dtype), sizes)} }} ]",
         f"output [ {{ {_triton_tensor(network.output.name, str(network.output.dtype), network.values())}"
         ' label_filename: "labels.txt" } ]',
         f"instance_group [ {{ kind: {kind} }} ]",
@@ -93,6 +96,11 @@ def deepstream(network: Deployable, max_batch: int | None) -> Deployed:
     files = {"model.int8.onnx": graph, "labels.txt": _text([";".join(_label(name) for name in network.model.labels)])}
     notes, batch = [], max_batch or 1
     engine = network.engines[0] if network.engines else None
+    if engine is not None and engine.record.origin.takes_bytes:
+        notes.append(
+            "the bundle's engine takes bytes, which nvinfer does not give: nvinfer builds its own at the start"
+        )
+        engine = None
     if engine is not None:
         batch, more = _engine_batch(network, max_batch)
         files["model.engine"] = engine.content
@@ -194,8 +202,12 @@ def _graph_for_tensorrt(network: Deployable) -> bytes:
     return network.for_gpu
 
 
-def _contract(preprocess: Preprocess) -> str:
-    """What a client sends, in words."""
+def _contract(preprocess: Preprocess, *, of_bytes: bool = False) -> str:
+    """What a client sends, in words.
+
+    Args:
+        of_bytes: whether that is bytes.
+    """
     height, width = preprocess.crop_px
     how = {
         "crop": f"shorter side to {preprocess.resize_px}, centre cut to {height}x{width}",
@@ -206,6 +218,8 @@ def _contract(preprocess: Preprocess) -> str:
     }[preprocess.resize_mode]
     values = f"(pixel * {preprocess.pixel_scale:.6g} - {_list(preprocess.mean)}) / {_list(preprocess.std)}"
     order = preprocess.channel_order if preprocess.channels > 1 else "gray"
+    if of_bytes:
+        return f"a client sends uint8 NHWC {order}, {how} ({preprocess.interpolation}), as bytes from 0 to 255"
     return f"a client sends {preprocess.layout} {order}, {how} ({preprocess.interpolation}), {values}"
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from edgeres.bundle import is_of_bytes
 from edgeres.device.libraries import VendorLog, available, load, vendor_log
 from edgeres.device.messages import explain
 from edgeres.device.targets import JETSON_SM, RTX_COMPUTE_CAPABILITIES, RTX_PORTABLE, Flavour
@@ -104,6 +105,7 @@ class BuiltEngine:
         batch: smallest, best and largest batch that it takes.
         compute_capabilities: of the GPUs it is for; empty: RTX's portable default.
         log: the vendor's messages during the build, ``[W] ...``.
+        takes_bytes: whether it takes prepared images as bytes.
     """
 
     data: bytes
@@ -114,6 +116,7 @@ class BuiltEngine:
     compute_capabilities: tuple[str, ...]
     build_seconds: float
     log: tuple[str, ...]
+    takes_bytes: bool = False
 
     @property
     def file_name(self) -> str:
@@ -131,6 +134,7 @@ class BuiltEngine:
             "for": ", ".join(f"SM {capability}" for capability in self.compute_capabilities) or "portable",
             "precision": self.request.precision,
             **({"frame": str(self.request.frame)} if self.request.frame else {}),
+            **({"input": "prepared images as bytes"} if self.takes_bytes else {}),
             "batch": "min {}, opt {}, max {}".format(*self.batch),
             "seconds": f"{self.build_seconds:.1f}",
             **self.request.settings,
@@ -150,7 +154,7 @@ class BuiltEngine:
             file=file,
             size_bytes=len(self.data),
             portability=Portability(self.compute_capabilities, asked.version_compatible, asked.hardware_compatible),
-            origin=EngineOrigin(self.build_seconds, frame=asked.frame),
+            origin=EngineOrigin(self.build_seconds, frame=asked.frame, takes_bytes=self.takes_bytes),
         )
 
 
@@ -182,7 +186,10 @@ def build_engine(
             raise error from RuntimeError("\n".join(log.lines))
         meter.complete()
         version, seconds = str(trt.__version__), time.monotonic() - started
-        return BuiltEngine(data, request, flavour, version, batch, capabilities, seconds, tuple(log.lines))
+        lines = tuple(log.lines)
+        return BuiltEngine(
+            data, request, flavour, version, batch, capabilities, seconds, lines, takes_bytes=is_of_bytes(model)
+        )
 
 
 def _capabilities(request: BuildRequest, flavour: Flavour) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeres.bundle import ENGINES, FP16, FP32, log_of
+from edgeres.bundle import ENGINES, FP16, FP32, bytes_file, log_of
 from edgeres.device.libraries import available
 from edgeres.device.targets import TARGETS, Runtime, Target
 from edgeres.engine.builder import BuildRequest, Precision, build_engine
@@ -157,14 +157,15 @@ def _no_engine(target: Target, precision: Precision, status: str) -> EngineRecor
 
 
 def graph_of(folder: Path, precision: Precision, runtime: Runtime, preprocess: Preprocess) -> Path | bytes:
-    """The graph that an engine is built from; a form that the bundle does not hold is rewritten and compared here."""
-    if precision == "fp32":
-        return folder / FP32
-    if precision == "fp16" and (folder / FP16).is_file():
-        return folder / FP16
+    """The graph that an engine is built from, for prepared bytes where there is one; a form that the bundle does not
+    hold is rewritten and compared here, and takes float32.
+    """
     form = form_for(runtime)
-    if precision == "int8" and (form.made_from is None or (folder / form.file).is_file()):
-        return folder / form.file
+    file = {"fp32": FP32, "fp16": FP16, "int8": form.file}[precision]
+    if (folder / bytes_file(file)).is_file():
+        return folder / bytes_file(file)
+    if precision == "fp32" or (precision == "int8" and form.made_from is None) or (folder / file).is_file():
+        return folder / file
     from edgeres.graph.half import to_fp16
     from edgeres.graph.normalize import load_onnx
     from edgeres.quantize.trial import compare_half, compare_rewritten, random_images

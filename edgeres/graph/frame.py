@@ -36,7 +36,7 @@ from edgeres.errors import UsageError
 from edgeres.graph.graph import Graph
 from edgeres.records import F32, PLANAR, Colour, FrameSpec, Preprocess
 
-FRAME, PIXELS = "frame", "pixels"  # names of the input, and of what comes of the preprocessing alone
+FRAME, PIXELS = "frame", "pixels"  # names of inputs; PIXELS also of what comes of the preprocessing alone
 _STEM = "from_camera"
 _HALF, _ONE = 1 << (WEIGHT_BITS - 1), 1 << WEIGHT_BITS
 _ROWS, _COLUMNS, _CHANNELS = 1, 2, 3  # axes of an image (N, h, w, C)
@@ -51,7 +51,18 @@ def with_frame(model: ModelProto, p: Preprocess, frame: FrameSpec) -> ModelProto
     _check(p)
     graph = Graph.copy_of(model)
     made = _Nodes(graph.free_name(FRAME))
-    return _joined(graph, made, _prepared(made, p, frame), p, frame.shape)
+    image = _prepared(made, p, frame)
+    return _joined(graph, made, (image.tensor, _order(image, p)), p, frame.shape)
+
+
+def with_bytes(model: ModelProto, p: Preprocess) -> ModelProto:
+    """The network with what :func:`edgeres.data.preprocess.geometry` gives as its input: uint8 (N, h, w, channels).
+
+    The channels are in the network's order already. The model given is not changed.
+    """
+    graph = Graph.copy_of(model)
+    made = _Nodes(graph.free_name(PIXELS))
+    return _joined(graph, made, (made.input, list(range(p.channels))), p, (*p.crop_px, p.channels))
 
 
 def pixels_of(p: Preprocess, frame: FrameSpec) -> ModelProto:
@@ -341,14 +352,21 @@ def _order(image: _Image, p: Preprocess) -> list[int]:
     return list(range(p.channels)) if p.channel_order == "RGB" else [2, 1, 0]
 
 
-def _joined(graph: Graph, made: _Nodes, image: _Image, p: Preprocess, shape: tuple[int, ...]) -> ModelProto:
-    """The network behind an image of bytes; ``shape`` is that of the input of one frame."""
-    order, (scale, shift) = _order(image, p), _line(p)
+def _joined(
+    graph: Graph, made: _Nodes, image: tuple[str, list[int]], p: Preprocess, shape: tuple[int, ...]
+) -> ModelProto:
+    """The network behind an image of bytes.
+
+    Args:
+        image: the tensor, and which of its channels is each of the network's.
+        shape: of the graph's input, without the batch.
+    """
+    (tensor, order), (scale, shift) = image, _line(p)
     pad = _fourth_channel(graph, p)
     if pad is not None:
         order, scale = [*order, 0], np.append(scale, np.float32(0))
         shift = np.append(shift, graph.constant(pad.input[2]).astype(np.float32))
-    values = made.add("Cast", [image.tensor], to=TensorProto.FLOAT)
+    values = made.add("Cast", [tensor], to=TensorProto.FLOAT)
     if order != list(range(p.channels)):
         values = made.add("Gather", [values, np.array(order)], axis=_CHANNELS)
     values = values if (scale == 1).all() else made.add("Mul", [values, scale])

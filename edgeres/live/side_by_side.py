@@ -13,13 +13,14 @@ import numpy as np
 
 from edgeres.bundle import FP32, Bundle, steady
 from edgeres.data.files import read_image
-from edgeres.data.preprocess import geometry, normalize
+from edgeres.data.preprocess import geometry
 from edgeres.data.thumbnails import thumbnail
 from edgeres.errors import InputError
 from edgeres.records import CLASSIFICATION, F32, U8, ModelSpec
 from edgeres.runtime.choose import Choice, graph_file, open_backend
 from edgeres.runtime.classifier import check_task, outputs_of, predictions
 from edgeres.runtime.ort import OrtRunner
+from edgeres.runtime.prepared import taken
 from edgeres.runtime.runner import Backend
 from edgeres.signing import Anyone, permit_for
 from edgeres.words import escaped
@@ -64,10 +65,11 @@ class SideBySide:
         self._spec, self._fp32, self._int8, self.passed_over = steady(bundle, open_in, drop)
         self.name, self.fp32, self.int8 = self._spec.name, self._fp32.name, self._int8.name
         self._one_at_a_time = threading.Lock()
-        shape = self._spec.preprocess.shape
+        p = self._spec.preprocess
+        black = np.zeros((*p.crop_px, p.channels), np.uint8)
         for runner in (self._fp32, self._int8):
             for _ in range(_WARM):
-                outputs_of(runner, np.zeros((1, *shape), np.float32))
+                outputs_of(runner, taken(runner, black, p))
 
     def answer(self, content: bytes) -> dict[str, Any]:
         """What both networks say to an image; threads wait for each other.
@@ -87,9 +89,9 @@ class SideBySide:
             started = time.perf_counter()
             p = self._spec.preprocess
             pixels = geometry(read_image(BytesIO(content), "image", p.reading), p)
-            feed = normalize(pixels, p)[None]
+            feeds = [taken(runner, pixels, p) for runner in (self._fp32, self._int8)]
             prepare_ms = 1e3 * (time.perf_counter() - started)
-            fp32, int8 = self._told(self._fp32, feed), self._told(self._int8, feed)
+            fp32, int8 = self._told(self._fp32, feeds[0]), self._told(self._int8, feeds[1])
         return {
             "seen": b64encode(thumbnail(_in_rgb(pixels, p.channel_order))).decode("ascii"),
             "prepare_ms": prepare_ms,
@@ -98,7 +100,7 @@ class SideBySide:
             "same": fp32["top"][0]["label"] == int8["top"][0]["label"],
         }
 
-    def _told(self, runner: Backend, feed: F32) -> dict[str, Any]:
+    def _told(self, runner: Backend, feed: F32 | U8) -> dict[str, Any]:
         started = time.perf_counter()
         outputs = outputs_of(runner, feed)
         ms = 1e3 * (time.perf_counter() - started)

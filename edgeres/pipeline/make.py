@@ -24,6 +24,7 @@ from edgeres.errors import ModelError, why_left_out
 from edgeres.files import write_file, write_json
 from edgeres.graph.forms import FORMS, form_for
 from edgeres.made import Made, Making, artefacts, graph_sizes
+from edgeres.pipeline.byte_graphs import write_byte_graphs
 from edgeres.pipeline.forms import write_alternatives
 from edgeres.pipeline.network import Network, quantize_network
 from edgeres.pipeline.options import BuildOptions, facts_among
@@ -81,9 +82,10 @@ def make(
         records = {name: FORMS[name].record(o.ranges.codes, tried.figure(name)) for name in tried.graphs}
         forms = tuple(replace(record, weights=weights[name]) for name, record in records.items())
         if _engines_of(targets):
-            material = _material(fp32, refined, o.ranges.codes, targets, probes)
+            material, p = _material(fp32, refined, o.ranges.codes, targets, probes), fp32.spec.preprocess
             forms += write_alternatives(folder, material, tried, probes, progress)
-            write_file(folder / PROBES, ProbeSet(probes.images, probes.exact).to_npz(fp32.spec.preprocess))
+            write_file(folder / PROBES, ProbeSet(probes.images, probes.exact).to_npz(p))
+            write_byte_graphs(folder, forms, p, probes.first(), progress)
     with watch.stage("engines"):
         able = [target for target in targets if form_for(target.runtime).name in tried.graphs]
         names = ", ".join(target.name for target in able if target.runtime != "onnxruntime")

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from edgeres.bench.board import Board, BoardState
-from edgeres.bundle import ENGINES, FP32, PROBES, Bundle, log_of
+from edgeres.bundle import ENGINES, FP32, PROBES, Bundle, is_of_bytes, log_of
+from edgeres.data.preprocess import normalize
 from edgeres.device.libraries import available
 from edgeres.device.targets import Flavour, Target
 from edgeres.engine.builder import BuiltEngine, Precision, build_engine
@@ -25,10 +26,11 @@ from edgeres.errors import EdgeresError, EngineError, UsageError, why_left_out
 from edgeres.pipeline.select import MIN_SQNR_DB, MeasuredForm, choose, on_probes, why_wrong
 from edgeres.pipeline.trials import Budget, Kept, folder
 from edgeres.progress import SILENT, Progress
-from edgeres.records import F32, EngineRecord, FormTrial, KernelCounts
+from edgeres.records import F32, EngineRecord, FormTrial, KernelCounts, Preprocess
 from edgeres.runtime.engine import EngineFile, TensorRTRunner
 from edgeres.runtime.memory import default_device
 from edgeres.runtime.ort import OrtRunner
+from edgeres.runtime.prepared import fed
 from edgeres.runtime.probes import read_probes
 from edgeres.verify.latency import measure_latency, percentile_ms
 
@@ -98,7 +100,7 @@ def forms_to_try(bundle: Bundle, runtime: Flavour) -> list[FormFile]:
     default = bundle.default_form(runtime)
     fit = [form for form in bundle.forms if runtime in form.runtimes]
     fit.sort(key=lambda form: default is None or form.name != default.name)
-    return [FormFile(form.name, form.precision, bundle.file(form.file), form.sqnr_db) for form in fit]
+    return [FormFile(form.name, form.precision, bundle.for_engines(form.file), form.sqnr_db) for form in fit]
 
 
 def tune_engines(
@@ -116,11 +118,11 @@ def tune_engines(
     forms = [form for form in forms_to_try(bundle, target.runtime) if tune.form in (None, form.name)]
     if tune.form is None and not any(form.precision == "fp16" for form in forms):
         forms += _fp16_form(target.runtime, bundle, progress)
-    reference = FormFile("fp32", "fp32", bundle.file(FP32))
+    reference = FormFile("fp32", "fp32", bundle.for_engines(FP32))
     files = _kept(target, choice, [*forms, reference], bundle.manifest.files[FP32])
     run = _Tuning(target, target.runtime, choice, tune, progress, Budget(tune.budget_seconds, progress), files)
     _build_all(run, forms)
-    tried, clocks = _measure(run, forms, _probes(bundle))
+    tried, clocks = _measure(run, forms, _probes(bundle), bundle.manifest.model.preprocess)
     if not tried:
         reasons = "; ".join(f"{name}: {why}" for name, why in run.reasons.items())
         raise EngineError(f"no form gives a right engine on this device ({reasons})", where=bundle.path)
@@ -174,7 +176,9 @@ def _build(run: _Tuning, form: FormFile, others: int) -> None:
     if path.is_file():
         run.progress.say(f"{form.name}: built by an earlier run")
         sm = (gpu.sm,) if gpu is not None and run.runtime == "tensorrt" else request.compute_capabilities
-        run.built[form.name] = BuiltEngine(path.read_bytes(), request, run.runtime, version, request.batch, sm, 0.0, ())
+        run.built[form.name] = BuiltEngine(
+            path.read_bytes(), request, run.runtime, version, request.batch, sm, 0.0, (), is_of_bytes(form.graph)
+        )
         return
     try:
         with run.budget.building(others) as progress:
@@ -215,15 +219,17 @@ def _probes(bundle: Bundle) -> tuple[F32, F32]:
     if bundle.has(PROBES):
         known = read_probes(bundle)
         return known.inputs, known.scores
-    preprocess = bundle.manifest.model.preprocess
-    shape = (3, *preprocess.crop_px) if preprocess.layout == "NCHW" else (*preprocess.crop_px, 3)
-    inputs = np.random.default_rng(0).standard_normal((RANDOM_PROBES, *shape)).astype(np.float32)
+    p = bundle.manifest.model.preprocess
+    pixels = np.random.default_rng(0).integers(0, 256, (RANDOM_PROBES, *p.crop_px, p.channels), np.uint8)
+    inputs = normalize(pixels, p)
     with OrtRunner(bundle.file(FP32)) as fp32:
         scores = fp32.infer({fp32.input_name: inputs})[fp32.output_name]
     return inputs, scores.reshape(len(inputs), -1)
 
 
-def _measure(run: _Tuning, forms: list[FormFile], probes: tuple[F32, F32]) -> tuple[dict[str, MeasuredForm], str]:
+def _measure(
+    run: _Tuning, forms: list[FormFile], probes: tuple[F32, F32], p: Preprocess
+) -> tuple[dict[str, MeasuredForm], str]:
     """Open every engine, hold it against the probes, and time those that are right, in alternating blocks."""
     inputs, reference = probes
     board, found = Board(), dict[str, tuple[float, float]]()
@@ -233,7 +239,8 @@ def _measure(run: _Tuning, forms: list[FormFile], probes: tuple[F32, F32]) -> tu
             try:
                 runner = stack.enter_context(_open(run, run.built[form.name]))
                 run.kernels[form.name] = count_kernels(runner.layers())
-                scores = runner.infer({runner.input_name: inputs})[runner.output_name].reshape(len(inputs), -1)
+                given = {runner.input_name: fed(runner, inputs, p)}
+                scores = runner.infer(given)[runner.output_name].reshape(len(inputs), -1)
             except Exception as error:  # as above
                 run.reasons[form.name] = f"does not run here: {_why(error)}"
                 continue
@@ -251,7 +258,13 @@ def _measure(run: _Tuning, forms: list[FormFile], probes: tuple[F32, F32]) -> tu
         before = board.look()
         with run.kept.turns({name: run.built[name].data for name in runners}) as turns:
             plan = run.budget.plan(SCOPE, len(runners))
-            times = measure_latency(runners, lambda runner: {runner.input_name: inputs[:1]}, plan, run.progress, turns)
+            times = measure_latency(
+                runners,
+                lambda runner: {runner.input_name: fed(runner, inputs[:1], p)},
+                plan,
+                run.progress,
+                turns,
+            )
         clocks = _clocks(before, board.look())
     precisions = {form.name: form.precision for form in forms}
     return {name: MeasuredForm(precisions[name], *found[name], time) for name, time in times.items()}, clocks

@@ -20,6 +20,7 @@ from edgeres.progress import SILENT, Progress
 from edgeres.runtime.choose import Choice, open_backend
 from edgeres.runtime.engine import TensorRTRunner
 from edgeres.runtime.ort import OrtRunner
+from edgeres.runtime.prepared import takes_bytes
 from edgeres.runtime.runner import Backend, Feed
 from edgeres.signing import Anyone, permit_for
 
@@ -90,8 +91,9 @@ def profile_bundle(path: Path, options: ProfileOptions, progress: Progress = SIL
             hint = f"--batch {backend.max_batch}, or build an engine that takes more: --max-batch"
             raise UsageError(f"{backend.name} takes at most {backend.max_batch} images at once", hint=hint)
         shape = (options.batch, *(size or 1 for size in backend.inputs[0].shape[1:]))
-        images = np.random.default_rng(options.seed).standard_normal(shape).astype(backend.inputs[0].dtype)
-        feed = {backend.input_name: images}
+        rng = np.random.default_rng(options.seed)
+        images = rng.integers(0, 256, shape) if takes_bytes(backend) else rng.standard_normal(shape)
+        feed = {backend.input_name: images.astype(backend.inputs[0].dtype)}
         with progress.task("profiling layers", total=options.runs) as advance:
             if isinstance(backend, TensorRTRunner):
                 profile = _engine(backend, feed, options, advance)

@@ -18,6 +18,7 @@ from edgeres.runtime.engine import EngineFile, TensorRTRunner
 from edgeres.runtime.memory import default_device, is_there
 from edgeres.runtime.ort import OrtRunner
 from edgeres.runtime.ort_engines import EngineProvider
+from edgeres.runtime.prepared import takes_bytes
 from edgeres.runtime.runner import Backend
 from edgeres.signing import NOBODY, Permit
 
@@ -276,7 +277,9 @@ def cache_folder() -> Path:
 def _check(backend: Backend, bundle: Bundle, frame: FrameSpec | None = None) -> None:
     """Raise unless the network takes the image that the manifest describes and gives the outputs that it describes."""
     manifest = bundle.manifest
-    image = manifest.model.preprocess.shape if frame is None else frame.shape
+    p = manifest.model.preprocess
+    prepared = (*p.crop_px, p.channels) if takes_bytes(backend) else p.shape
+    image = prepared if frame is None else frame.shape
     shapes = list(manifest.shapes().values())
     scores = [tensor for tensor in backend.outputs if len(shapes) > 1 or tensor.name == backend.output_name]
     pairs = [(backend.inputs[0], image), *zip(scores, shapes, strict=False)]

@@ -20,11 +20,22 @@ from edgeres.data.headers import bounded
 from edgeres.data.preprocess import geometry, normalize, pixels_read
 from edgeres.data.seen import PIXELS_KIND, Seen
 from edgeres.errors import BundleError, InputError, UsageError
-from edgeres.records import CLASSIFICATION, F32, F64, U8, FrameSpec, ModelSpec, PixelReading, Prediction
+from edgeres.records import (
+    CLASSIFICATION,
+    F32,
+    F64,
+    U8,
+    FrameSpec,
+    ModelSpec,
+    PixelReading,
+    Prediction,
+    Preprocess,
+)
 from edgeres.runtime.choose import Choice, open_backend, open_frames
 from edgeres.runtime.engine import TensorRTRunner
 from edgeres.runtime.frames import Frame, flat_bytes
 from edgeres.runtime.health import Health, Watch
+from edgeres.runtime.prepared import takes_bytes
 from edgeres.runtime.runner import Backend, Feed
 from edgeres.signing import Anyone, permit_for
 
@@ -107,7 +118,7 @@ class Predictor(Generic[Answer]):
         self.labels = spec.labels
         self.preprocess = spec.preprocess
         self.spec = spec
-        self._buffer = _InputBuffer(spec.preprocess.shape)
+        self._buffer = _InputBuffer(spec.preprocess, takes_bytes=takes_bytes(self._runner))
         self.backend = self._runner.name
         watched = health and self.preprocess.channels == 3  # its figures are of colours
         self._watch = Watch(seen, bgr=spec.preprocess.channel_order == "BGR") if watched else None
@@ -207,8 +218,8 @@ class Predictor(Generic[Answer]):
             self._fill(row, pixels, "")
         return self._predict(feed, self._runner)
 
-    def _fill(self, row: F32, pixels: U8, form: str) -> None:
-        normalize(pixels, self.preprocess, row)
+    def _fill(self, row: F32 | U8, pixels: U8, form: str) -> None:
+        self._buffer.fill(row, pixels)
         if self._watch is not None and self._watch.wants():
             self._watch.look(pixels, form)
 
@@ -307,8 +318,11 @@ class Classifier(Predictor[Prediction]):
 
     def _sureness(self, images: Sequence[U8]) -> F64:
         """The highest probability of each image."""
-        feeds = (normalize(image, self.preprocess)[None] for image in images)
-        return np.array([self._predict(feed, self._runner)[0].score for feed in feeds])
+        feed, scores = self._buffer.of(1), []
+        for image in images:
+            self._buffer.fill(feed[0], image)
+            scores.append(self._predict(feed, self._runner)[0].score)
+        return np.array(scores)
 
 
 @dataclass(frozen=True)
@@ -327,14 +341,27 @@ class _Networks:
 class _InputBuffer(threading.local):
     """A thread's input array, kept between calls, because allocating it costs more than filling it."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self._shape = shape
-        self._feed = np.empty((0, *shape), np.float32)
+    def __init__(self, p: Preprocess, *, takes_bytes: bool) -> None:
+        self._preprocess, self._normalized = p, not takes_bytes
+        self._feed = self._new(0)
 
-    def of(self, batch: int) -> F32:
+    def of(self, batch: int) -> F32 | U8:
         if len(self._feed) != batch:
-            self._feed = np.empty((batch, *self._shape), np.float32)
+            self._feed = self._new(batch)
         return self._feed
+
+    def fill(self, row: F32 | U8, pixels: U8) -> None:
+        """Write prepared pixels, (h, w, channels), as the network takes them."""
+        if self._normalized:
+            normalize(pixels, self._preprocess, row)  # type: ignore[arg-type]  # its rows are float32
+        else:
+            row[...] = pixels
+
+    def _new(self, batch: int) -> F32 | U8:
+        p = self._preprocess
+        if self._normalized:
+            return np.empty((batch, *p.shape), np.float32)
+        return np.empty((batch, *p.crop_px, p.channels), np.uint8)
 
 
 def _several(images: Iterable[Picture]) -> list[Picture]:

@@ -21,6 +21,7 @@ from edgeres.data.npz import read_arrays
 from edgeres.data.preprocess import normalize
 from edgeres.errors import BundleError, reading
 from edgeres.records import F32, U8, Preprocess
+from edgeres.runtime.prepared import bytes_of
 
 _LARGE = 1 << 26  # bytes; float32 inputs take four times as many
 _LEFT = np.uint8(0)  # of the first pixel of a row
@@ -35,7 +36,7 @@ class ProbeSet:
 
     def to_npz(self, preprocess: Preprocess) -> bytes:
         """The content of a probes.npz."""
-        pixels = _pixels(self.inputs, preprocess)
+        pixels = exact_bytes(self.inputs, preprocess)
         images = {"inputs": self.inputs} if pixels is None else {"steps": np.diff(pixels, axis=2, prepend=_LEFT)}
         with io.BytesIO() as file:
             np.savez_compressed(file, scores=self.scores, **images)
@@ -76,9 +77,7 @@ def _of_one(bundle: Bundle) -> tuple[int | None, ...]:
     return next(iter(bundle.manifest.shapes().values()))
 
 
-def _pixels(inputs: F32, p: Preprocess) -> U8 | None:
+def exact_bytes(inputs: F32, p: Preprocess) -> U8 | None:
     """The bytes that give these inputs; None where there are none that give them exactly."""
-    last = np.moveaxis(inputs, 1, -1) if p.layout == "NCHW" else inputs
-    values = (last.astype(np.float64) * np.asarray(p.std) + np.asarray(p.mean)) / p.pixel_scale
-    pixels = np.ascontiguousarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
+    pixels = bytes_of(inputs, p)
     return pixels if np.array_equal(normalize(pixels, p), inputs) else None

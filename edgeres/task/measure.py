@@ -22,6 +22,7 @@ from edgeres.device.environment import environment, recorded_time
 from edgeres.errors import ModelError, SourceError, UsageError
 from edgeres.progress import Progress
 from edgeres.records import I64, ModelSpec
+from edgeres.runtime.prepared import fed
 from edgeres.runtime.runner import Feed, Runner
 from edgeres.task.record import TaskMeasured
 from edgeres.verify.accuracy import answered
@@ -101,7 +102,9 @@ def _columns(
     workers = min(cores, MAX_WORKERS)
 
     def answer(runner: Runner, batch: Batch) -> Feed:
-        return _finite(runner.infer({runner.input_name: batch.inputs}), runner, batch, loader)
+        return _finite(
+            runner.infer({runner.input_name: fed(runner, batch.inputs, loader.preprocess)}), runner, batch, loader
+        )
 
     with ExitStack() as stack:
         opened = {REFERENCE: candidates.reference, **candidates.others}

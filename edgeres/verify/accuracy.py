@@ -17,6 +17,7 @@ from edgeres.data.pixels import Pixels, PixelTally
 from edgeres.errors import ModelError, SourceError
 from edgeres.progress import SILENT, Progress
 from edgeres.records import F32, F64, I64, Accuracy, ModelSpec
+from edgeres.runtime.prepared import fed
 from edgeres.runtime.runner import Feed, Runner
 from edgeres.verify.answers import REFERENCE, AnswerTable, Mask
 from edgeres.verify.device import DeviceRun
@@ -283,7 +284,7 @@ def scores_of(runner: Runner, batch: Batch, spec: ModelSpec, source: Source) -> 
     """
     if isinstance(runner, KnownRunner):
         return runner.scores_at(batch)
-    output = runner.infer({runner.input_name: batch.inputs})[runner.output_name]
+    output = runner.infer({runner.input_name: fed(runner, batch.inputs, spec.preprocess)})[runner.output_name]
     scores: F32 = output.reshape(len(batch.labels), -1).astype(np.float32, copy=False)
     if scores.shape[1] != spec.num_classes:
         raise ModelError(

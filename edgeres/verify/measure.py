@@ -20,6 +20,7 @@ from edgeres.device.environment import environment, recorded_time
 from edgeres.errors import SourceError, why_left_out
 from edgeres.progress import SILENT, Progress
 from edgeres.records import Measurement, ModelSpec
+from edgeres.runtime.prepared import fed
 from edgeres.verify.accuracy import Comparison, CorruptedAnswers, compare
 from edgeres.verify.candidates import Candidate, Candidates
 from edgeres.verify.device import DeviceRun
@@ -239,7 +240,9 @@ def _latency(candidates: Candidates, loader: Loader, progress: Progress) -> Mapp
     plan = LatencyPlan(LATENCY_SCOPE if on_cpu else ENGINE_SCOPE, on_cpu=on_cpu)
     with ExitStack() as stack:
         runners = {name: stack.enter_context(network.open(1)) for name, network in networks.items()}
-        return measure_latency(runners, lambda runner: {runner.input_name: image}, plan, progress)
+        return measure_latency(
+            runners, lambda runner: {runner.input_name: fed(runner, image, loader.preprocess)}, plan, progress
+        )
 
 
 def _engines_to_time(candidates: Candidates) -> dict[str, Candidate]:

@@ -10,7 +10,7 @@
 namespace nvinfer1 {
 
 using AsciiChar = char;
-enum class DataType : std::int32_t { kFLOAT = 0, kHALF = 1, kINT8 = 2 };
+enum class DataType : std::int32_t { kFLOAT = 0, kHALF = 1, kINT8 = 2, kINT32 = 3, kBOOL = 4, kUINT8 = 5 };
 enum class TensorIOMode : std::int32_t { kNONE = 0, kINPUT = 1, kOUTPUT = 2 };
 
 class Dims64 {

@@ -4,7 +4,7 @@
 // copies. FAKE_COUNTS=1 prints how often a graph was launched and memory copied.
 //
 // An engine is a file "FAKE", four int32 (channels, height, width, classes) and float32 weights (classes, channels):
-// scores = weights * mean of each channel's plane.
+// scores = weights * mean of each channel's plane. "FAKB" takes the image as bytes (height, width, channels).
 
 #include <NvInfer.h>
 
@@ -208,8 +208,8 @@ struct Plan {
 
 // One of each is enough for a program that loads one engine.
 Plan plan;
-bool shaped;
-float *input, *output;
+bool shaped, of_bytes;
+void *input, *output;
 ILogger* logger;
 
 std::int32_t size_at(const char* bytes, std::size_t index) {
@@ -223,16 +223,16 @@ void compute() {
     const auto channels = static_cast<std::size_t>(plan.channels);
     const auto classes = static_cast<std::size_t>(plan.classes);
     const Memory& mine = integrated() ? live.mapped : live.device;
-    inside(mine, input, channels * plane * sizeof(float));
+    inside(mine, input, channels * plane * (of_bytes ? 1 : sizeof(float)));
     inside(mine, output, classes * sizeof(float));
     for (std::size_t k = 0; k < classes; ++k) {
         double score = 0;
         for (std::size_t c = 0; c < channels; ++c) {
             double sum = 0;
-            for (std::size_t i = 0; i < plane; ++i) sum += input[c * plane + i];
+            for (std::size_t i = 0; i < plane; ++i) sum += of_bytes ? static_cast<std::uint8_t*>(input)[i * channels + c] : static_cast<float*>(input)[c * plane + i];
             score += plan.weights[k * channels + c] * sum / static_cast<double>(plane);
         }
-        output[k] = static_cast<float>(score);
+        static_cast<float*>(output)[k] = static_cast<float>(score);
     }
 }
 
@@ -253,7 +253,8 @@ IRuntime::~IRuntime() noexcept {
 
 ICudaEngine* IRuntime::deserializeCudaEngine(void const* blob, std::size_t size) noexcept {
     const char* bytes = static_cast<const char*>(blob);
-    if (size < 20 || std::memcmp(bytes, "FAKE", 4) != 0) {
+    of_bytes = size >= 20 && std::memcmp(bytes, "FAKB", 4) == 0;
+    if (size < 20 || (std::memcmp(bytes, "FAKE", 4) != 0 && !of_bytes)) {
         logger->log(ILogger::Severity::kERROR, "deserializeCudaEngine: this is no plan");
         return nullptr;
     }
@@ -277,11 +278,13 @@ TensorIOMode ICudaEngine::getTensorIOMode(char const* name) const noexcept {
     return std::string(name) == "pixels" ? TensorIOMode::kINPUT : TensorIOMode::kOUTPUT;
 }
 
-DataType ICudaEngine::getTensorDataType(char const*) const noexcept {
+DataType ICudaEngine::getTensorDataType(char const* name) const noexcept {
+    if (of_bytes && std::string(name) == "pixels") return DataType::kUINT8;
     return fails("getTensorDataType") ? DataType::kHALF : DataType::kFLOAT;
 }
 
 Dims ICudaEngine::getTensorShape(char const* name) const noexcept {
+    if (std::string(name) == "pixels" && of_bytes) return {4, {-1, plan.height, plan.width, plan.channels}};
     if (std::string(name) == "pixels") return {4, {-1, plan.channels, plan.height, plan.width}};
     return {2, {-1, plan.classes}};
 }
@@ -295,13 +298,14 @@ IExecutionContext* ICudaEngine::createExecutionContext() noexcept {
 IExecutionContext::~IExecutionContext() noexcept { --live.contexts; }
 
 bool IExecutionContext::setInputShape(char const* name, Dims const& shape) noexcept {
-    shaped = std::string(name) == "pixels" && shape.nbDims == 4 && shape.d[0] == 1 && shape.d[1] == plan.channels &&
-             shape.d[2] == plan.height && shape.d[3] == plan.width;
+    const int first = of_bytes ? 3 : 1, rows = of_bytes ? 1 : 2;
+    shaped = std::string(name) == "pixels" && shape.nbDims == 4 && shape.d[0] == 1 && shape.d[first] == plan.channels &&
+             shape.d[rows] == plan.height && shape.d[rows + 1] == plan.width;
     return shaped;
 }
 
 bool IExecutionContext::setTensorAddress(char const* name, void* address) noexcept {
-    (std::string(name) == "pixels" ? input : output) = static_cast<float*>(address);
+    (std::string(name) == "pixels" ? input : output) = address;
     return !fails("setTensorAddress");
 }
 

@@ -1,6 +1,7 @@
 #include "engine.hpp"
 
 #include <algorithm>
+#include <cstring>
 #include <fstream>
 #include <iterator>
 #include <stdexcept>
@@ -82,16 +83,20 @@ nvinfer1::Dims Engine::one_image(const std::string& name) const {
 }
 
 Engine::Tensor Engine::allocate(const std::string& name) {
-    if (engine_->getTensorDataType(name.c_str()) != nvinfer1::DataType::kFLOAT) fail(name + " is not float32");
+    const nvinfer1::DataType type = engine_->getTensorDataType(name.c_str());
+    const bool of_bytes = type == nvinfer1::DataType::kUINT8;
+    const bool is_input = engine_->getTensorIOMode(name.c_str()) == nvinfer1::TensorIOMode::kINPUT;
+    if (type != nvinfer1::DataType::kFLOAT && !(of_bytes && is_input)) fail(name + " is neither float32 nor an image of bytes");
     const nvinfer1::Dims shape = one_image(name);
     Tensor tensor;
+    tensor.item = of_bytes ? sizeof(std::uint8_t) : sizeof(float);
     tensor.name = name;
     tensor.count = 1;
     for (int axis = 0; axis < shape.nbDims; ++axis) tensor.count *= static_cast<std::size_t>(shape.d[axis]);
-    const std::size_t bytes = tensor.count * sizeof(float);
+    const std::size_t bytes = tensor.count * tensor.item;
     void* host = nullptr;
     check(cudaHostAlloc(&host, bytes, one_memory_ ? cudaHostAllocMapped : cudaHostAllocDefault), "page-locked memory");
-    tensor.host.reset(static_cast<float*>(host));
+    tensor.host.reset(host);
     if (one_memory_) {
         check(cudaHostGetDevicePointer(&tensor.address, host, 0), "mapping memory");
     } else {
@@ -101,10 +106,11 @@ Engine::Tensor Engine::allocate(const std::string& name) {
     return tensor;
 }
 
-std::vector<float> Engine::infer(const std::vector<float>& image) {
-    if (image.size() != input_.count)
-        fail("the engine takes " + std::to_string(input_.count) + " values, found " + std::to_string(image.size()));
-    std::copy(image.begin(), image.end(), input_.host.get());
+std::vector<float> Engine::run(const void* image, std::size_t count, std::size_t item) {
+    if (item != input_.item) fail(takes_bytes() ? "the engine takes bytes" : "the engine takes float32");
+    if (count != input_.count)
+        fail("the engine takes " + std::to_string(input_.count) + " values, found " + std::to_string(count));
+    std::memcpy(input_.host.get(), image, count * item);
     if (warm_ && records_ && !graph_) records_ = record();
     if (graph_)
         check(cudaGraphLaunch(graph_.get(), stream_.get()), "launching the graph");
@@ -112,12 +118,13 @@ std::vector<float> Engine::infer(const std::vector<float>& image) {
         enqueue();
     check(cudaStreamSynchronize(stream_.get()), "running the engine");
     warm_ = true;
-    return {output_.host.get(), output_.host.get() + output_.count};
+    const float* scores = static_cast<const float*>(output_.host.get());
+    return {scores, scores + output_.count};
 }
 
 void Engine::enqueue() {
     if (!one_memory_)
-        check(cudaMemcpyAsync(input_.address, input_.host.get(), input_.count * sizeof(float), cudaMemcpyHostToDevice,
+        check(cudaMemcpyAsync(input_.address, input_.host.get(), input_.count * input_.item, cudaMemcpyHostToDevice,
                               stream_.get()),
               "copying to the GPU");
     if (!context_->enqueueV3(stream_.get())) fail("the engine did not run");

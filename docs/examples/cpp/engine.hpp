@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -22,9 +23,13 @@ class Engine {
     std::size_t inputs() const { return input_.count; }
     std::size_t outputs() const { return output_.count; }
 
-    // Takes one image of `inputs()` values, returns `outputs()` scores. One thread at a time. The second image's work is
+    // Whether the image goes in as bytes (height, width, channels), which the engine normalizes itself.
+    bool takes_bytes() const { return input_.item == sizeof(std::uint8_t); }
+
+    // Take one image of `inputs()` values, return `outputs()` scores. One thread at a time. The second image's work is
     // recorded as a CUDA graph; from then on an inference is one launch. An engine that cannot be recorded runs without.
-    std::vector<float> infer(const std::vector<float>& image);
+    std::vector<float> infer(const std::vector<float>& image) { return run(image.data(), image.size(), sizeof(float)); }
+    std::vector<float> infer(const std::vector<std::uint8_t>& image) { return run(image.data(), image.size(), 1); }
 
   private:
     class Logger : public nvinfer1::ILogger {
@@ -36,7 +41,7 @@ class Engine {
         void operator()(void* memory) const noexcept { cudaFree(memory); }
     };
     struct FreeHost {
-        void operator()(float* memory) const noexcept { cudaFreeHost(memory); }
+        void operator()(void* memory) const noexcept { cudaFreeHost(memory); }
     };
     struct FreeGraph {
         void operator()(cudaGraphExec_t graph) const noexcept { cudaGraphExecDestroy(graph); }
@@ -49,10 +54,13 @@ class Engine {
     struct Tensor {
         std::string name;
         std::size_t count = 0;
+        std::size_t item = 0;  // bytes of a value
         std::unique_ptr<void, FreeDevice> device;
-        std::unique_ptr<float, FreeHost> host;
+        std::unique_ptr<void, FreeHost> host;
         void* address = nullptr;
     };
+
+    std::vector<float> run(const void* image, std::size_t count, std::size_t item);
 
     [[noreturn]] void fail(const std::string& what) const;
     nvinfer1::Dims one_image(const std::string& name) const;

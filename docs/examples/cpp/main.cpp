@@ -30,7 +30,8 @@ void run(const std::filesystem::path& folder, std::vector<const char*> files) {
     Engine engine(engine_for(bundle, compute_capability()));
     for (const char* file : files) {
         const Image image = raw ? read_raw(file, size) : read_ppm(file);
-        const std::vector<float> logits = engine.infer(preprocess(image, bundle.contract));
+        const std::vector<float> logits = engine.takes_bytes() ? engine.infer(prepare(image, bundle.contract))
+                                                               : engine.infer(preprocess(image, bundle.contract));
         if (logits.size() != bundle.labels.size())
             throw std::runtime_error("the engine has other classes than the bundle");
         const std::vector<float> scores = bundle.probabilities ? logits : softmax(logits);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>
+#include <utility>
 
 namespace {
 
@@ -165,20 +166,25 @@ void check(const Image& image, const Contract& contract) {
 
 }  // namespace
 
-std::vector<float> preprocess(const Image& image, const Contract& contract) {
+std::vector<std::uint8_t> prepare(const Image& image, const Contract& contract) {
     check(image, contract);
-    const Image crop = crop_of(image, contract);
-    const std::size_t pixels = crop.pixels.size() / 3;
-    std::vector<float> out(crop.pixels.size());
+    std::vector<std::uint8_t> out = crop_of(image, contract).pixels;
+    for (std::size_t pixel = 0; contract.bgr && pixel < out.size(); pixel += 3) std::swap(out[pixel], out[pixel + 2]);
+    return out;
+}
+
+std::vector<float> preprocess(const Image& image, const Contract& contract) {
+    const std::vector<std::uint8_t> bytes = prepare(image, contract);
+    const std::size_t pixels = bytes.size() / 3;
+    std::vector<float> out(bytes.size());
     for (std::size_t channel = 0; channel < 3; ++channel) {
         std::array<float, 256> table{};  // each value in double, rounded once
         for (int byte = 0; byte < 256; ++byte)
             table[count(byte)] =
                 static_cast<float>((byte * contract.pixel_scale - contract.mean[channel]) / contract.std[channel]);
-        const std::size_t source = contract.bgr ? 2 - channel : channel;
         const std::size_t first = contract.nhwc ? channel : channel * pixels, step = contract.nhwc ? 3 : 1;
         for (std::size_t pixel = 0; pixel < pixels; ++pixel)
-            out[first + pixel * step] = table[crop.pixels[pixel * 3 + source]];
+            out[first + pixel * step] = table[bytes[pixel * 3 + channel]];
     }
     return out;
 }

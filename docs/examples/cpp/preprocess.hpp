@@ -30,5 +30,9 @@ struct Contract {
     bool nhwc = false;
 };
 
+// The bytes of the network's input before they are normalized: (height, width, channels), in the network's order.
+// Throws std::invalid_argument for an invalid image or preprocessing.
+std::vector<std::uint8_t> prepare(const Image& image, const Contract& contract);
+
 // Values in the order of the network's layout. Throws std::invalid_argument for an invalid image or preprocessing.
 std::vector<float> preprocess(const Image& image, const Contract& contract);
