@@ -89,4 +89,5 @@ def _without_network(site: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{build(Path(sys.argv[1]) if sys.argv[1:] else REPOSITORY / 'build') / 'index.html'}\n")
+    made = build(Path(sys.argv[1]) if sys.argv[1:] else REPOSITORY / "build")
+    sys.stdout.write(f"{made / 'index.html'}\n")

@@ -23,6 +23,7 @@ from click.testing import CliRunner
 from engine_graphs import resnet
 from junitparser import JUnitXml
 from onnx import numpy_helper
+from packaging.requirements import Requirement
 from PIL import Image
 from test_cli import brief
 
@@ -130,7 +131,7 @@ class Ended:
 
 def bash(script: str, folder: Path, env: Mapping[str, str], *options: str) -> Ended:
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    kept = {name: value for name, value in os.environ.items() if name in {"HOME", "LANG", "LC_ALL"}}
+    kept = {name: value for name, value in os.environ.items() if name in {"HOME", "LANG", "LC_ALL", "PYTHONPATH"}}
     done = subprocess.run(
         ["bash", "--noprofile", "--norc", *options, "-c", script],
         cwd=folder,
@@ -150,17 +151,21 @@ def action() -> dict[str, Any]:
     return content
 
 
+RUNNER = {"GITHUB_ACTION_PATH": str(ACTION.parent), "GITHUB_JOB": "verify", "GITHUB_REPOSITORY": "OWNER/robot"}
+RUNNER |= {"RUNNER_OS": "Linux", "RUNNER_ARCH": "X64"}
+
+
 def github(folder: Path, **inputs: str) -> tuple[Ended, str, dict[str, str]]:
     """Run the action's shell steps as a runner does; returns the result, the job's summary, and the outputs."""
     content = action()
     given = {name: entry.get("default", "") for name, entry in content["inputs"].items()} | inputs
-    known = {f"inputs.{name}": value for name, value in given.items()} | {"github.action_path": str(ACTION.parent)}
+    known = {f"inputs.{name}": value for name, value in given.items()}
     for file in ("summary", "output"):
         (folder / file).write_text("")
-    runner = {"GITHUB_STEP_SUMMARY": str(folder / "summary"), "GITHUB_OUTPUT": str(folder / "output")}
+    runner = RUNNER | {"GITHUB_STEP_SUMMARY": str(folder / "summary"), "GITHUB_OUTPUT": str(folder / "output")}
     done = Ended(0, "", "")
     for step in content["runs"]["steps"]:
-        if "run" not in step or done.code:
+        if "run" not in step or "if" in step or done.code:
             continue
         assert step["shell"] == "bash"
         env = {
@@ -175,8 +180,10 @@ def github(folder: Path, **inputs: str) -> tuple[Ended, str, dict[str, str]]:
 
 def test_the_action_passes_a_good_bundle(work: Path) -> None:
     done, summary, outputs = github(work, bundle="good.edgeres", validation="images.npz", baseline="baseline.json")
-    assert (done.code, outputs) == (0, {"exit-code": "0"}), done
+    assert (done.code, outputs["exit-code"]) == (0, "0"), done
     assert summary.startswith("## model in INT8: ")
+    assert outputs["artifact"] == "edgeres-verify-good.edgeres-Linux-X64"
+    assert "::error" not in done.out
     report = json.loads((work / "edgeres-report" / REPORT).read_text())
     assert report["baseline"]["same_images"] is True
     assert (work / "edgeres-report" / "report.html").stat().st_size > 1000
@@ -184,9 +191,14 @@ def test_the_action_passes_a_good_bundle(work: Path) -> None:
 
 def test_the_action_fails_a_bad_one_and_says_why(work: Path) -> None:
     done, summary, outputs = github(work, bundle="bad.edgeres", validation="images.npz", baseline="baseline.json")
-    assert (done.code, outputs) == (1, {"exit-code": "1"}), done
+    assert (done.code, outputs["exit-code"]) == (1, "1"), done
     assert "❌ failed" in summary
     assert "scales of activations" in summary
+    printed, mark, annotations = done.out.partition(
+        re.findall("::stop-commands::([0-9a-f]{32})\n", done.out)[0] + "::\n"
+    )
+    assert mark and "::error title=model%3A scales of activations::" in annotations
+    assert not re.search("^::(error|warning)", printed, re.M)
     suites = JUnitXml.fromfile(str(work / "edgeres-report" / "edgeres.xml"))
     assert any(case.name == "scales of activations" and case.result for suite in suites for case in suite)
 
@@ -203,10 +215,11 @@ def test_the_action_keeps_the_exit_code(work: Path, inputs: dict[str, str], code
     (work / "edgeres-report").mkdir()
     (work / "edgeres-report" / "summary.md").write_text("of the run before")
     done, summary, outputs = github(work, validation="images.npz", **inputs)
-    assert (done.code, outputs) == (code, {"exit-code": str(code)})
+    assert (done.code, outputs["exit-code"]) == (code, str(code))
     assert f"not verified, exit code {code}" in summary
     assert words in summary
     assert words in done.err
+    assert words in done.out.splitlines()[-1] and done.out.splitlines()[-1].startswith("::error title=edgeres verify::")
     assert not (work / "pwned").exists()
 
 
@@ -221,8 +234,55 @@ def test_the_report_is_uploaded_whatever_the_verdict() -> None:
     assert upload["uses"].startswith("actions/upload-artifact@")
     assert "always()" in upload["if"]
     assert upload["with"]["path"] == "${{ inputs.output }}"
-    install = action()["runs"]["steps"][0]["env"]["SOURCE"].replace("${{ github.action_path }}", str(ACTION.parent))
-    assert (Path(install) / "pyproject.toml").is_file()
+    install = next(step["run"] for step in action()["runs"]["steps"] if step["name"] == "Install edgeres")
+    (above,) = re.findall(r"source=\$GITHUB_ACTION_PATH(\S+)", install)
+    source = Path(f"{ACTION.parent}{above}")
+    assert (source / "pyproject.toml").is_file() and (source / "constraints.txt").is_file()
+    assert '-c "$source/constraints.txt"' in install
+
+
+GH = """#!/bin/sh
+echo "$*" >> calls
+case "$*" in
+  *--paginate*) [ -z "$BROKEN" ] || exit 1; [ ! -f posted ] || echo 17 ;;
+  *POST*) cp report/comment.md posted ;;
+  *PATCH*) cp report/comment.md patched ;;
+esac
+"""
+
+
+def comment(folder: Path, **more: str) -> Ended:
+    step = next(step for step in action()["runs"]["steps"] if step["name"] == "Comment on the pull request")
+    assert "${{" not in step["run"] and "github.event.pull_request.number" in step["if"]
+    given = {"BUNDLE": "models/a.edgeres", "OUTPUT": "report", "GH_TOKEN": "t", "PULL": "7", **more}
+    assert given.keys() >= step["env"].keys()
+    return bash(step["run"], folder, RUNNER | given, "-eo", "pipefail")
+
+
+def test_the_comment_on_a_pull_request_is_updated_by_later_runs(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/gh").write_text(GH)
+    (tmp_path / "bin/gh").chmod(0o755)
+    (tmp_path / "report").mkdir()
+    for text, written in (("first", "posted"), ("second", "patched")):
+        (tmp_path / "report/summary.md").write_text(text)
+        assert comment(tmp_path) == Ended(0, "", "")
+        assert (tmp_path / written).read_text() == f"<!-- edgeres-verify-models-a.edgeres -->\n{text}"
+    posted, patched = [call for call in (tmp_path / "calls").read_text().splitlines() if "-X" in call]
+    assert "POST repos/OWNER/robot/issues/7/comments" in posted
+    assert "PATCH repos/OWNER/robot/issues/comments/17" in patched
+    assert 'startswith("<!-- edgeres-verify-models-a.edgeres -->")' in (tmp_path / "calls").read_text()
+
+
+def test_a_token_that_may_not_comment_fails_no_job(tmp_path: Path) -> None:
+    """That of a pull request from a fork may only read."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/gh").write_text(GH)
+    (tmp_path / "bin/gh").chmod(0o755)
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report/summary.md").write_text("x")
+    done = comment(tmp_path, BROKEN="1")
+    assert done.code == 0 and done.out.startswith("::warning title=edgeres verify::the comment could not be written")
 
 
 # --------------------------------------------------------------------------------------------------------------- GitLab
@@ -244,14 +304,29 @@ def test_the_template_for_gitlab(work: Path, bundle: str, code: int, shell: str)
     failed = [case.name for suite in suites for case in suite if case.result and case.result[0].type == "FAIL"]
     assert ("scales of activations" in failed) is bool(code)
     assert (work / job["artifacts"]["paths"][0] / "report.html").is_file()
-    assert job["artifacts"]["when"] == "always"
+    assert job["artifacts"]["when"] == "always" and job["artifacts"]["expose_as"]
+    metrics = (work / job["artifacts"]["reports"]["metrics"]).read_text()
+    assert f'edgeres_passed{{model="model"}} {0.0 if code else 1.0}' in metrics and metrics.endswith("# EOF\n")
 
 
 def test_an_image_without_edgeres_says_what_to_set(work: Path) -> None:
     shutil.rmtree(work / "bin")
     job = yaml.safe_load(GITLAB.read_text(encoding="utf-8"))[".edgeres-verify"]
-    done = bash(job["before_script"][0], work, {**job["variables"], "PATH": "/usr/bin:/bin"}, "-e")
-    assert (done.code, "set EDGERES_INSTALL" in done.out) == (3, True)
+    for source in ("", "edgeres"):  # by a name alone pip would take a stranger's package
+        given = {**job["variables"], "PATH": "/usr/bin:/bin", "EDGERES_SOURCE": source}
+        done = bash(job["before_script"][0], work, given, "-e")
+        assert (done.code, "set EDGERES_SOURCE" in done.out) == (3, True)
+
+
+def test_pip_understands_the_template_s_requirement() -> None:
+    (name,) = re.findall(r'pip install --quiet "(.*?)"', GITLAB.read_text(encoding="utf-8"))
+    for url in (
+        "https://gitlab.example.org/o/e/-/archive/v1/e-v1.tar.gz",
+        "git+https://example.org/o/e@v1",
+        "file:///e",
+    ):
+        requirement = Requirement(name.replace("${EDGERES_SOURCE}", url))
+        assert (requirement.name, requirement.extras, requirement.url) == ("edgeres", {"report"}, url)
 
 
 # -------------------------------------------------------------------------------------------- what a report gives away

@@ -15,7 +15,7 @@ from judged import judged
 from markdown_it import MarkdownIt
 from test_report import CLASSES, VARIANTS, described
 
-from edgeres.pipeline.render import write_junit, write_markdown
+from edgeres.pipeline.render import write_rendered
 from edgeres.records import ModelSpec, Preprocess
 from edgeres.report.junit import render_junit
 from edgeres.report.markdown import render_markdown
@@ -33,7 +33,7 @@ def report(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 def _cases(report: dict[str, Any], tmp_path: Path) -> dict[str, junitparser.TestCase]:
-    write_junit(tmp_path / "edgeres.xml", report)
+    write_rendered(tmp_path / "edgeres.xml", "junit", report)
     parsed = junitparser.JUnitXml.fromfile(str(tmp_path / "edgeres.xml"))
     return {case.name: case for suite in parsed for case in suite}
 
@@ -42,7 +42,7 @@ def test_junit_has_a_case_for_every_gate_and_check(report: dict[str, Any], tmp_p
     cases = _cases(report, tmp_path)
     assert len(cases) == len(report["verdicts"]) + len(report["checks"])
     for verdict in report["verdicts"]:
-        case = cases[f"{verdict['title']} {verdict['rule']}"]
+        case = cases[verdict["title"]]
         kind = {True: junitparser.Skipped, False: junitparser.Failure}[verdict["passed"]]
         told = [result for result in case.result if isinstance(result, junitparser.Skipped | junitparser.Failure)]
         assert [type(result) for result in told] == ([] if verdict["outcome"] == "passed" else [kind])
@@ -102,7 +102,7 @@ def _rows(rendered: str) -> list[list[str]]:
 
 
 def test_markdown_says_the_verdict_and_every_gate(report: dict[str, Any], tmp_path: Path) -> None:
-    write_markdown(tmp_path / "summary.md", report)
+    write_rendered(tmp_path / "summary.md", "markdown", report)
     assert (tmp_path / "summary.md").read_text(encoding="utf-8") == render_markdown(report)
     rendered = _html(report)
     assert rendered.startswith("<h2>resnet18 in INT8: ") or "net in INT8" in rendered

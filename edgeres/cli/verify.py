@@ -23,6 +23,8 @@ from edgeres.cli.show import command_line, print_report
 @options.trust_options
 @options.written_file("--junit", "Write gates and checks as JUnit XML.")
 @options.written_file("--markdown", "Write a summary as Markdown.")
+@options.written_file("--metrics", "Write the figures as OpenMetrics.")
+@options.written_file("--annotations", "Write what did not pass as GitHub's workflow commands.")
 @options.as_json
 @click.pass_context
 def command(ctx: click.Context, /, bundle: Path, output: Path | None, as_json: bool, **given: Any) -> None:
@@ -47,7 +49,7 @@ def command(ctx: click.Context, /, bundle: Path, output: Path | None, as_json: b
     from edgeres.data.choose import DataChoice
     from edgeres.errors import UsageError
     from edgeres.pipeline.options import VerifyOptions
-    from edgeres.pipeline.render import write_junit, write_markdown, write_report
+    from edgeres.pipeline.render import RENDERERS, write_rendered, write_report
     from edgeres.pipeline.verify import verify_bundle
 
     if output is not None and (output / MANIFEST).exists():
@@ -68,9 +70,8 @@ def command(ctx: click.Context, /, bundle: Path, output: Path | None, as_json: b
     report = verify_bundle(bundle, data, chosen, progress(quiet=as_json))
     if output is not None:
         write_report(output, report)
-    if given["junit"]:
-        write_junit(given["junit"], report)
-    if given["markdown"]:
-        write_markdown(given["markdown"], report)
+    for form in RENDERERS:
+        if given[form]:
+            write_rendered(given[form], form, report)
     print_report(report, as_json=as_json)
     ctx.exit(0 if report["passed"] else 1)

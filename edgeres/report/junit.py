@@ -1,7 +1,8 @@
 """The report as JUnit XML, with a suite of gates and a suite of checks, for Jenkins, GitLab, GitHub and others.
 
 An unsure gate is a skipped test under ``--on-unsure warn`` and a failed one under ``fail``; a check that could not be
-made is a skipped test. The document follows Jenkins' junit-10.xsd: counts and ``time`` on every suite, ``classname``
+made is a skipped test. A case has the name of its gate without the limit, so that its history goes on where a limit
+changes. The document follows Jenkins' junit-10.xsd: counts and ``time`` on every suite, ``classname``
 and ``name`` on every case.
 """
 
@@ -24,8 +25,8 @@ def render_junit(report: Report) -> str:
     root = ElementTree.Element("testsuites", name="edgeres")
     gates = _suite(root, report, f"edgeres gates: {name}")
     for verdict in report["verdicts"]:
-        word, told = verdict_word(verdict), f"observed {observed(verdict)}: {verdict['reason']}"
-        _case(gates, "edgeres.gates", f"{verdict['title']} {verdict['rule']}", word, told)
+        told = f"{verdict['rule']}; observed {observed(verdict)}: {verdict['reason']}"
+        _case(gates, "edgeres.gates", verdict["title"], verdict_word(verdict), told)
     checks = _suite(root, report, f"edgeres checks: {name}")
     for check in report["checks"]:
         _case(checks, "edgeres.checks", check["title"], check_word(check), check["reason"])
