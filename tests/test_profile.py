@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -215,9 +216,9 @@ def test_older_profiles_have_total_times_alone_and_engines_names_alone(tmp_path:
         ([{"count": 3}], "counts no run or names no layer"),
         ([{"count": 0}, {"name": "a", "timeMs": 1}], "counts no run"),
         ([{"name": "a", "averageMs": 1}], "counts no run"),
-        ([{"count": 3}, {"name": "a", "averageMs": "fast"}], "is no profile of trtexec ('fast' is no number"),
+        ([{"count": 3}, {"name": "a", "averageMs": "fast"}], "is no profile of trtexec ('fast' is no time"),
         ([{"count": 3}, {"name": "a"}], "is no profile of trtexec"),
-        ([{"count": 3}, {"name": "a", "averageMs": -1}], "below zero"),
+        ([{"count": 3}, {"name": "a", "averageMs": -1}], "-1 is no time"),
         ('[{"count": 3}, {"name": "a", "averageMs": NaN}]', "expected a finite number"),
         ("[" * 100 + "]" * 100, "nested more than"),
         ([{"ph": "X", "name": "model_run", "ts": 0, "dur": 3}], "names no layer"),
@@ -242,6 +243,43 @@ def test_layers_of_another_engine_and_options_that_do_not_fit(tmp_path: Path) ->
         run(profile, "--runs", 3)
     with pytest.raises(UsageError, match="lists its layers itself"):
         run(graph_bundle(tmp_path), "--layers", layers)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+ENTRY = st.fixed_dictionaries(
+    {},
+    optional={
+        key: JSON | value
+        for key, value in {
+            "count": st.integers(1, 9),
+            "name": st.sampled_from(["model_run", "a_kernel_time"]),
+            "averageMs": st.floats(0, 1e300),
+            "timeMs": st.floats(0, 1e300),
+            "ph": st.just("X"),
+            "cat": st.just("Node"),
+            "ts": st.integers(0, 9),
+            "dur": st.integers(0, 9),
+            "args": st.fixed_dictionaries({}, optional={"input_type_shape": JSON, "op_name": JSON}),
+        }.items()
+    },
+)
+
+
+@given(st.lists(ENTRY, max_size=4) | JSON, JSON | st.fixed_dictionaries({"Layers": st.lists(JSON, max_size=3)}))
+def test_whatever_a_file_holds_is_read_or_refused(content: object, layers: object) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        files = [write(Path(folder) / f"{index}.json", one) for index, one in enumerate((content, layers))]
+        for given_layers in (None, files[1]):
+            try:
+                profile = read_profile(files[0], given_layers)
+            except InputError:
+                continue
+            json.dumps(profile.to_dict(), allow_nan=False)
+            json.dumps(chrome_trace(profile, ""), allow_nan=False)
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------
