@@ -196,7 +196,7 @@ class Bundle:
             try:
                 for name in self.manifest.files:
                     self.file(name)
-                self._check_unlisted()
+                self.check_unlisted()
             except BundleError:
                 if not left or not self.was_moved():
                     raise
@@ -204,7 +204,7 @@ class Bundle:
             else:
                 return
 
-    def _check_unlisted(self) -> None:
+    def check_unlisted(self) -> None:
         """Refuse a file that would be read by its name, while no hash says that it belongs to the bundle."""
         graphs = (FP32, FP16, *GRAPH_FILES)
         known = {CALIBRATION, ANSWERS, REPORT, LABELS, PIXELS, PROBES, SBOM, *graphs, *map(bytes_file, graphs)}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,11 @@ from edgeres.data.preprocess import geometry, normalize
 from edgeres.deploy.network import network_of
 from edgeres.deploy.programs import deepstream, triton
 from edgeres.engine.engines import EngineChoice
-from edgeres.errors import InputError
+from edgeres.errors import BundleError, InputError
 from edgeres.files import write_file
 from edgeres.graph.frame import with_bytes
 from edgeres.pipeline.engines import add_engines
+from edgeres.pipeline.tune import TuneChoice
 from edgeres.records import FormRecord, Manifest, Preprocess
 from edgeres.runtime import Classifier, EngineFile, TensorRTRunner
 from edgeres.runtime.conformance import CHECKS, Subject
@@ -82,10 +81,7 @@ def test_engines_take_bytes_where_the_bundle_has_graphs_for_them(gpu: Gpu, tmp_p
     answers = {}
     for of_bytes in (True, False):
         path = bundle_with(tmp_path, of_bytes=of_bytes)
-        more = (
-            {} if tune else {"tune": replace(importlib.import_module("edgeres.pipeline.tune").EVERY_FORM, tune=False)}
-        )
-        records = add_engines(path, "tensorrt", EngineChoice(also=("fp32",)), **more)
+        records = add_engines(path, "tensorrt", EngineChoice(also=("fp32",)), tune=TuneChoice(tune=tune))
         assert {one.origin.takes_bytes for one in records if one.file} == {of_bytes}
         with Classifier(path) as classify:
             assert classify._runner.inputs[0].dtype == (np.uint8 if of_bytes else np.float32)
@@ -128,6 +124,17 @@ def test_a_build_writes_graphs_of_bytes_that_say_what_those_of_float32_say(tmp_p
     (bundle.path / bytes_file(FP32)).write_bytes(b"changed")
     with pytest.raises(Exception, match="was changed"):
         bundle.for_engines(FP32)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_no_engine_is_built_from_a_graph_of_bytes_that_is_not_the_bundles(
+    gpu: Gpu, tmp_path: Path, listed: bool
+) -> None:
+    path = bundle_with(tmp_path, of_bytes=listed)
+    (path / bytes_file("model.int8.onnx")).write_bytes(OF_BYTES + b"\x00" * listed)
+    with pytest.raises(BundleError, match="was changed" if listed else "does not list"):
+        add_engines(path, "tensorrt", EngineChoice(), tune=TuneChoice(tune=False))
+    assert not Bundle(path).manifest.engines
 
 
 def test_verification_and_bench_feed_bytes(gpu: Gpu, tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeres.bundle import FP32, Bundle, steady
+from edgeres.bundle import FP16, FP32, Bundle, steady
 from edgeres.device.libraries import MODULES, available
 from edgeres.device.targets import Target, get_target, this_board
 from edgeres.engine.engines import EngineChoice, build_engines, not_built
 from edgeres.engine.frames import needs_onnx
 from edgeres.errors import BundleError, EngineError, EnvironmentError_, UsageError, needs
-from edgeres.graph.forms import FLOAT
+from edgeres.graph.forms import FLOAT, GRAPH_FILES
 from edgeres.pipeline.calibrate import recorded_at
 from edgeres.pipeline.frames import add_frame_engines
 from edgeres.pipeline.tune import EVERY_FORM, TuneChoice, tune_engines
@@ -122,8 +122,11 @@ def _with_graphs(bundle: Bundle) -> Bundle:
         raise BundleError(
             "has no graph for TensorRT", where=bundle.path, hint="build it with --target rtx, tensorrt or a Jetson"
         )
-    bundle.file(FLOAT.file)
-    bundle.file(FP32)
+    bundle.check_unlisted()
+    for name in (FP32, FP16, *GRAPH_FILES):
+        if bundle.has(name):
+            bundle.file(name)
+            bundle.for_engines(name)
     return bundle
 
 
