@@ -749,7 +749,7 @@ class Manifest:
     def shapes(self) -> dict[str, tuple[int | None, ...]]:
         """Of each output that is used for one image, by its name: one score per class, or what each head has."""
         if not self.model.heads:
-            return dict.fromkeys(self.outputs, (self.model.num_classes,))
+            return {next(iter(self.outputs), "scores"): (self.model.num_classes,)}
         return {head.output: self.outputs[head.output].shape[1:] for head in self.model.heads}
 
 

@@ -21,6 +21,8 @@ from PIL import Image
 
 import edgeres
 from edgeres.cli import cli
+from edgeres.data.masks import with_masks
+from edgeres.data.preprocess import normalize as normalized
 from edgeres.data.sources import open_source
 from edgeres.data.values import from_jetracer_names, with_values
 from edgeres.errors import BundleError, EdgeresError, InputError, SourceError, UsageError
@@ -29,15 +31,18 @@ from edgeres.judge.asked import GateChoice
 from edgeres.judge.checks import Evidence
 from edgeres.judge.document import Section
 from edgeres.judge.gates import Limits, judge_gates
+from edgeres.pipeline.deploy import deploy
 from edgeres.pipeline.tasks import task_notes
 from edgeres.pipeline.verify import accept_baseline
+from edgeres.records import Fit, Preprocess
 from edgeres.report.html import render_html
 from edgeres.report.junit import render_junit
 from edgeres.report.markdown import render_markdown
 from edgeres.reports import SCHEMAS, read_report
 from edgeres.runtime import Classifier, Predictor
+from edgeres.runtime.rows import rows, weights, width
 from edgeres.runtime.runner import Backend, Feed
-from edgeres.task import TASKS, embedding, regression
+from edgeres.task import TASKS, embedding, regression, segmentation
 from edgeres.task.keywords import TaskKeywords
 from edgeres.task.part import part_of
 from edgeres.task.record import Clues, Task
@@ -46,6 +51,7 @@ from edgeres.verify.statistics import ratios_of_means
 
 pytestmark = pytest.mark.xdist_group("task")  # its bundle is built once
 PX, VALUES, IMAGES = 16, 3, 40
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
 def network(values: int = VALUES) -> onnx.ModelProto:
@@ -94,8 +100,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     model = folder / "values.onnx"
     model.write_bytes(network().SerializeToString())
     session = ort.InferenceSession(str(model))
-    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    inputs = ((images / 255 - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
+    inputs = ((images / 255 - MEAN) / STD).transpose(0, 3, 1, 2).astype(np.float32)
     said = session.run(None, {session.get_inputs()[0].name: inputs})[0]
     truth = said + rng.normal(0, 0.2, said.shape) * said.std(axis=0)
     table = write_table(folder / "truth.csv", truth)
@@ -423,9 +428,168 @@ def test_an_embedding_is_built_judged_and_of_length_one(shop: Shop, tmp_path: Pa
     assert [verdict["title"] for verdict in made.report["verdicts"]] == ["cosine to FP32", "recall drop"]
 
 
+def maps() -> onnx.ModelProto:
+    """The residual network with three outputs of other sizes and scales: a map, a row and the map before it."""
+    model = resnet(quantized=False, width=4, px=PX)
+    known = {value.name: value for value in onnx.shape_inference.infer_shapes(model).graph.value_info}
+    inner = [node.output[0] for node in model.graph.node if node.op_type == "Relu"][-2:]
+    model.graph.node.append(helper.make_node("Mul", [inner[0], "small"], ["early"], name="early"))
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(0.01), "small"))
+    shape = [dim.dim_value or "n" for dim in known[inner[0]].type.tensor_type.shape.dim]
+    model.graph.output.append(helper.make_tensor_value_info("early", TensorProto.FLOAT, shape))
+    model.graph.output.append(known[inner[1]])
+    return model
+
+
+def test_each_of_several_outputs_is_compared_with_fp32(shop: Shop, tmp_path: Path) -> None:
+    (tmp_path / "maps.onnx").write_bytes(maps().SerializeToString())
+    made = edgeres.build(
+        tmp_path / "maps.onnx",
+        task="features",
+        calibration=shop.folder / "images",
+        validation=shop.folder / "images",
+        targets=("cpu", "tensorrt"),
+        effort="fast",
+        min_cosine=0.5,
+        output=tmp_path / "maps.edgeres",
+    )
+    fp32, cpu = (ort.InferenceSession(str(made.path / name)) for name in ("model.fp32.onnx", "model.int8.cpu.onnx"))
+    names = [value.name for value in fp32.get_outputs()]
+    assert len(names) == 3 and names == [head["output"] for head in made.report["model"]["heads"]]
+    manifest = json.loads((made.path / "manifest.json").read_text())
+    assert manifest["outputs"]["early"]["shape"] == [None, *fp32.get_outputs()[1].shape[1:]]
+    with edgeres.load(made.path) as extract:
+        paths = sorted((shop.folder / "images").iterdir())
+        answers = extract.batch(paths)
+        inputs = np.stack([normalized(extract.prepare(path), extract.preprocess) for path in paths])
+    exact = dict(zip(names, fp32.run(None, {fp32.get_inputs()[0].name: inputs}), strict=True))
+    for name in names:
+        own = np.stack([answer.features[name] for answer in answers])
+        a, b = (one.reshape(IMAGES, -1).astype(np.float64) for one in (exact[name], own))
+        cosine = ((a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).mean()
+        row = made.report["task"]["figures"]["cpu"]["outputs"][name]
+        assert row["cosine"] == pytest.approx(cosine, abs=1e-5)
+        assert row["sqnr_db"] == pytest.approx(10 * np.log10((a**2).sum() / ((a - b) ** 2).sum()), abs=0.05)
+    gates = {verdict["title"] for verdict in made.report["verdicts"]}
+    assert gates == {"cosine to FP32"} and len(made.report["task"]["gated"]) >= 6
+    assert cpu.get_outputs()[0].shape[1:] == fp32.get_outputs()[0].shape[1:]
+    config = deploy(made.path, "triton", tmp_path / "triton").files["maps/config.pbtxt"].decode()
+    assert all(f'name: "{name}"' in config for name in names)
+
+
+def test_an_output_of_small_values_counts_as_much_as_the_others() -> None:
+    rng = np.random.default_rng(0)
+    outputs = {
+        "a": rng.normal(size=(50, 4)).astype(np.float32),
+        "b": (1e-3 * rng.normal(size=(50, 2, 3))).astype(np.float32),
+    }
+    together = rows(outputs)
+    assert together.shape == (50, 10)
+    factors = weights(together, {"a": (4,), "b": (2, 3)})
+    assert factors is not None
+    powers = ((together * factors) ** 2).sum(axis=0)
+    assert powers[:4].sum() == pytest.approx(50, rel=1e-5) and powers[4:].sum() == pytest.approx(50, rel=1e-5)
+    assert weights(together[:, :4], {"a": (4,)}) is None
+    large = rng.normal(size=(2, 3, 200, 200)).astype(np.float32)
+    kept = rows({"map": large})
+    assert kept.shape == (2, width((3, 200, 200))) and kept.shape[1] <= 1 << 15
+    assert set(kept[0].tolist()) <= set(large[0].ravel().tolist())
+
+
+def seg_network() -> onnx.ModelProto:
+    """A residual network of three classes for each of 8x8 places."""
+    model = maps()
+    early = next(value for value in model.graph.output if value.name == "early")
+    channels, side = (early.type.tensor_type.shape.dim[axis].dim_value for axis in (1, 2))
+    weights_ = np.random.default_rng(2).normal(0, 100, (3, channels, 1, 1)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(weights_, "head"))
+    model.graph.node.append(helper.make_node("Conv", ["early", "head"], ["places"], name="places"))
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info("places", TensorProto.FLOAT, ["n", 3, side, side]))
+    return model
+
+
+def test_masks_are_judged_by_the_float_graphs_own(shop: Shop, tmp_path: Path) -> None:
+    (tmp_path / "seg.onnx").write_bytes(seg_network().SerializeToString())
+    session = ort.InferenceSession(str(tmp_path / "seg.onnx"))
+    paths = sorted((shop.folder / "images").iterdir())
+    inputs = np.stack([(np.asarray(Image.open(path)) / 255 - MEAN) / STD for path in paths]).transpose(0, 3, 1, 2)
+    said = session.run(None, {session.get_inputs()[0].name: inputs.astype(np.float32)})[0].argmax(axis=1)
+    (tmp_path / "masks").mkdir()
+    rng, step = np.random.default_rng(1), PX // said.shape[1]
+    true = np.where(rng.random(said.shape) < 0.2, rng.integers(0, 3, said.shape), said)
+    true[:, 0, 0] = 255
+    for path, mask in zip(paths, true, strict=True):
+        Image.fromarray(mask.astype(np.uint8).repeat(step, 0).repeat(step, 1)).save(
+            tmp_path / "masks" / f"{path.stem}_mask.png"
+        )
+    made = edgeres.build(
+        tmp_path / "seg.onnx",
+        task="segmentation",
+        labels=["road", "wall", "sky"],
+        calibration=shop.folder / "images",
+        validation=shop.folder / "images",
+        validation_labels=tmp_path / "masks",
+        targets="cpu",
+        effort="fast",
+        max_miou_drop=100.0,
+        output=tmp_path / "seg.edgeres",
+    )
+    judged = true != 255
+    expected = [
+        ((said == c) & (true == c)).sum() / (((said == c) | (true == c)) & judged).sum()
+        for c in range(3)
+        if (said == c).any()
+    ]
+    fp32 = made.report["task"]["figures"]["fp32"]
+    assert fp32["miou"] == pytest.approx(100 * np.mean(expected), abs=1e-3)
+    assert set(fp32["iou"]) == {"road", "wall", "sky"}
+    with edgeres.load(made.path) as segment:
+        masks = np.stack([answer.mask for answer in segment.batch(paths)])
+    assert made.report["task"]["figures"]["cpu"]["agreement"] == pytest.approx(100 * (masks == said).mean(), abs=1e-6)
+    assert made.passed and "IoU by class" in render_html(made.report)
+    schema = json.loads((SCHEMAS / "schema.json").read_text())
+    jsonschema.validate(read_report(made.path / "report.json"), schema, jsonschema.Draft202012Validator)
+
+
+def test_masks_of_other_classes_are_named(tmp_path: Path) -> None:
+    table = np.full((3, 3), 1) + 50 * np.roll(np.eye(3, dtype=np.int64), 1, axis=1)
+    same = {"fp32": np.ones(2), "cpu": np.ones(2)}
+    answers = segmentation.Segmented(("a", "b", "c"), ("x", "y"), {}, same, table, {})
+    outcome, reason = segmentation.checks_of(answers)["labels"][1](Evidence(()))[:2]
+    assert outcome == "failed" and reason.startswith("classes of the masks are 1 too low")
+    right = replace(answers, confusion=50 * np.eye(3, dtype=np.int64))
+    assert segmentation.checks_of(right)["labels"][1](Evidence(()))[0] == "passed"
+
+
+def test_masks_are_found_beside_images_and_refused_in_one_line(tmp_path: Path) -> None:
+    for folder in ("leftImg8bit/val/a", "gtFine/val/a"):
+        (tmp_path / folder).mkdir(parents=True)
+    Image.new("RGB", (8, 6)).save(tmp_path / "leftImg8bit/val/a/x_leftImg8bit.png")
+    for kind, value in (("labelIds", 7), ("labelTrainIds", 1), ("color", 3)):
+        Image.new("L", (8, 6), value).save(tmp_path / f"gtFine/val/a/x_gtFine_{kind}.png")
+    found = with_masks(opened(tmp_path), tmp_path, None)
+    assert len(found) == 1 and found.masks[0].name == "x_gtFine_labelTrainIds.png"
+    contract = Preprocess((8, 8), fit=Fit((114, 114, 114)))
+    mask = found.mask(0, contract)
+    assert mask.tolist() == [[255] * 8, *[[1] * 8] * 6, [255] * 8]
+    with pytest.raises(SourceError, match="has no masks, and none is named as one of the images"):
+        with_masks(opened(images_at(tmp_path / "plain", ["1.png"])), tmp_path / "plain", None)
+    (tmp_path / "m").mkdir()
+    Image.new("RGB", (40, 20)).save(tmp_path / "m" / "1.png")
+    with pytest.raises(SourceError, match="holds pixels of RGB, and a mask holds indices of classes"):
+        with_masks(opened(tmp_path / "plain"), tmp_path / "plain", tmp_path / "m")
+    Image.new("L", (20, 40)).save(tmp_path / "m" / "1.png")
+    with pytest.raises(SourceError, match="has 40x20 pixels, and its image 20x40"):
+        with_masks(opened(tmp_path / "plain"), tmp_path / "plain", tmp_path / "m")
+    truth = segmentation.Truth(found, contract)
+    with pytest.raises(SourceError, match="holds class 1, and the network has 1, 0 to 0"):
+        truth(0, (8, 8), 1)
+
+
 def test_a_new_task_is_one_record(shop: Shop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def describe(spec: Any, output: str) -> Any:
-        described = regression.TASK.describe(spec, output)
+    def describe(spec: Any, outputs: Any) -> Any:
+        described = regression.TASK.describe(spec, outputs)
         return replace(described, heads=(replace(described.heads[0], task="sum"),))
 
     toy: Task = replace(regression.TASK, name="sum", describe=describe, predictor=Sum, recognises=lambda clues: False)

@@ -71,7 +71,7 @@ def check_paths(choice: DataChoice) -> None:
     for text in (choice.calibration, choice.validation):
         if text is not None:
             locate(text)
-    if (table := _table(choice)) is not None and not table.is_file():
+    if (table := _table(choice)) is not None and not table.exists():
         raise SourceError("no such file", where=table, hint="check the path of the labels")
 
 
@@ -126,6 +126,21 @@ def choose_with_truth(
     """
     table = _table(choice)
     source = read(_open(choice.validation, spec, "validation", labelled=True), table)
+    if choice.validation_size is not None:
+        source = subset(source, choice.validation_size, choice.seed)
+    return _said(source, "validation", progress)
+
+
+def choose_unlabelled(choice: DataChoice, spec: ModelSpec, progress: Progress = SILENT) -> Source:
+    """The validation images of a model whose answers are compared with nothing but FP32's; labels are not read.
+
+    Raises:
+        UsageError: labels are given. UsageError, SourceError: as :func:`choose_calibration`.
+    """
+    if choice.validation_labels is not None:
+        what = "is not read: the answers are compared with FP32's alone"
+        raise UsageError(what, where=choice.validation_labels, hint="leave out --validation-labels")
+    source = _open(choice.validation, spec, "validation", labelled=True)
     if choice.validation_size is not None:
         source = subset(source, choice.validation_size, choice.seed)
     return _said(source, "validation", progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +38,7 @@ class Deployable:
     Attributes:
         path: of the bundle.
         name: a word for files and servers.
-        input, output: of its graphs; the first axis is the batch.
+        input, outputs: of its graphs; the first axis is the batch.
         engines: for TensorRT, the one that a clock chose or the INT8 one of each GPU; all take the same input.
         engine_input: of the engines; None where there is none.
         for_gpu, for_cpu: INT8 graphs for TensorRT and for ONNX Runtime; None where the bundle has none.
@@ -47,7 +48,7 @@ class Deployable:
     name: str
     model: ModelSpec
     input: TensorSpec
-    output: TensorSpec
+    outputs: tuple[TensorSpec, ...]
     engines: tuple[Engine, ...]
     engine_input: TensorSpec | None
     for_gpu: bytes | None
@@ -57,9 +58,10 @@ class Deployable:
         """The input's shape without the batch."""
         return tuple(size or 0 for size in self.input.shape[1:])
 
-    def values(self) -> tuple[int, ...]:
-        """The output's shape without the batch."""
-        return tuple(size or 0 for size in self.output.shape[1:])
+    @property
+    def output(self) -> TensorSpec:
+        """The first output; a classifier has no other."""
+        return self.outputs[0]
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def network_of(bundle: Bundle) -> Deployable:
     graphs = {name: bundle.file(form.file).read_bytes() for name, form in forms.items()}
     if not graphs:
         raise BundleError("holds no INT8 graph", where=bundle.path, hint="build it again")
-    given, scores = _ends(bundle.file(FP32))
+    given, outputs = _ends(bundle.file(FP32), {head.output for head in model.heads})
     engines = _engines(bundle)
     of_bytes = bool(engines) and engines[0].record.origin.takes_bytes
     on_cpu = best_on_cpu(forms)
@@ -90,7 +92,7 @@ def network_of(bundle: Bundle) -> Deployable:
         name=re.sub(r"[^\w.-]+", "-", bundle.path.resolve().name.removesuffix(".edgeres")).strip("-.") or "network",
         model=model,
         input=given,
-        output=scores,
+        outputs=outputs,
         engines=tuple(engine for engine in engines if engine.record.origin.takes_bytes == of_bytes),
         engine_input=(_ends(bundle.for_engines(FP32))[0] if of_bytes else given) if engines else None,
         for_gpu=graphs.get(FLOAT.name),
@@ -98,11 +100,15 @@ def network_of(bundle: Bundle) -> Deployable:
     )
 
 
-def _ends(graph: Path) -> tuple[TensorSpec, TensorSpec]:
-    """Input and output of a graph."""
+def _ends(graph: Path, used: Collection[str] = ()) -> tuple[TensorSpec, tuple[TensorSpec, ...]]:
+    """Input and outputs of a graph.
+
+    Args:
+        used: names of the outputs; none: the first.
+    """
     with OrtRunner(graph, threads=1) as runner:
         given = next(tensor for tensor in runner.inputs if tensor.name == runner.input_name)
-        return given, next(tensor for tensor in runner.outputs if tensor.name == runner.output_name)
+        return given, tuple(tensor for tensor in runner.outputs if tensor.name in (used or {runner.output_name}))
 
 
 def _engines(bundle: Bundle) -> list[Engine]:

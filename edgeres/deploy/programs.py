@@ -10,6 +10,7 @@ from edgeres.deploy.network import Deployable, Deployed
 from edgeres.deploy.ros2 import ros2
 from edgeres.errors import EngineError, ModelError
 from edgeres.records import Preprocess
+from edgeres.runtime.runner import TensorSpec
 from edgeres.words import escaped
 
 _TRITON_TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8", "int8": "TYPE_INT8"}
@@ -60,14 +61,24 @@ def triton(network: Deployable, max_batch: int | None) -> Deployed:
         f"default_model_filename: {_quoted(default)}",
         *(f"cc_model_filenames {{ key: {_quoted(gpu)} value: {_quoted(file)} }}" for gpu, file in by_gpu.items()),
         f"input [ {{ {_triton_tensor(given.name, str(given.dtype), sizes)} }} ]",
-        f"output [ {{ {_triton_tensor(network.output.name, str(network.output.dtype), network.values())}"
-        ' label_filename: "labels.txt" } ]',
+        f"output [ {', '.join(map(_triton_output(network), network.outputs))} ]",
         f"instance_group [ {{ kind: {kind} }} ]",
         *([f"dynamic_batching {{ max_queue_delay_microseconds: {_QUEUE_US} }}"] if batch > 1 else []),
     ]
     written = {f"{name}/1/{file}": content for file, content in files.items()}
     written |= {f"{name}/config.pbtxt": _text(lines), f"{name}/labels.txt": _text(network.model.labels)}
     return Deployed(written, tuple(notes))
+
+
+def _triton_output(network: Deployable) -> Callable[[TensorSpec], str]:
+    """What writes one output; that of a row has the names of its values."""
+    named = ' label_filename: "labels.txt"' if network.model.labels else ""
+
+    def written(tensor: TensorSpec) -> str:
+        sizes = tuple(size or 0 for size in tensor.shape[1:])
+        return f"{{ {_triton_tensor(tensor.name, str(tensor.dtype), sizes)}{named} }}"
+
+    return written
 
 
 def _refuse_outputs(network: Deployable) -> None:

@@ -82,6 +82,11 @@ class Graph:
         """The first output: a canonical graph has no other."""
         return self.outputs[0]
 
+    def output_shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """Of each output for one image, by name; None where a size is not known."""
+        values = self.model.graph.output
+        return {v.name: tuple(d.dim_value or None for d in v.type.tensor_type.shape.dim[1:]) for v in values}
+
     def of(self, *ops: str) -> list[NodeProto]:
         """The nodes with these operators."""
         return [node for node in self.nodes if node.op_type in ops]

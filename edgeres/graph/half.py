@@ -112,8 +112,9 @@ class _Conversion:
             self._to_half(node, parameters)
         else:
             self._keep_single(node)
-        if output == graph.output and output in self.half:
-            graph.put_behind(node, "Cast", [], "output_single", to=_FLOAT)
+        if output in graph.outputs and output in self.half:
+            number = graph.outputs.index(output)
+            graph.put_behind(node, "Cast", [], f"output{number or ''}_single", to=_FLOAT)
             self.half.discard(output)
 
     def _is_only_quantized(self, tensor: str) -> bool:

@@ -15,8 +15,9 @@ from edgeres.records import Layout
 
 HALF = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 CHANNELS = (3, 1, 4)
-# What the output is: scores of two or more classes, or a row of any values, one is enough.
-Outputs = Literal["scores", "values"]
+# What the outputs are: one of scores of two or more classes; one row of any values, one is enough; one map of at least
+# two values per place; or any number of any shape.
+Outputs = Literal["scores", "values", "map", "any"]
 OTHER_ANSWERS = "answers other than scores of classes need --task"
 _QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"}
 
@@ -27,12 +28,13 @@ class Interface:
 
     Attributes:
         batch: the size that the file fixes; None: it is dynamic.
+        outputs: names of the outputs that are used, in the order of the file.
         kind: ONNX's data type of the image: float32, float16, bfloat16 or uint8.
         dropped: names of the file's other outputs.
     """
 
     input: str
-    output: str
+    outputs: tuple[str, ...]
     layout: Layout
     size_px: tuple[int, int]
     batch: int | None
@@ -74,15 +76,15 @@ def find_interface(model: ModelProto, where: object, outputs: Outputs = "scores"
     image = _image(model, where)
     dims = [max(dim.dim_value, 0) for dim in image.type.tensor_type.shape.dim]
     layout, size = _layout(dims, where)
-    output = _row(model, where, outputs)
+    used = _used(model, where, outputs)
     return Interface(
         input=image.name,
-        output=output,
+        outputs=used,
         layout=layout,
         size_px=size,
         batch=dims[0] or None,
         kind=image.type.tensor_type.elem_type,
-        dropped=tuple(value.name for value in model.graph.output if value.name != output),
+        dropped=tuple(value.name for value in model.graph.output if value.name not in used),
     )
 
 
@@ -130,6 +132,17 @@ def _axes(dims: Sequence[int], where: object) -> tuple[Layout, tuple[int, int]]:
     shape = ", ".join(str(dim or "?") for dim in dims)
     what = f"input ({shape}) has no axis of three channels, nor one of 1 or 4"
     raise ModelError(what, where=where, hint="RGB or BGR, gray, and RGB with a fourth channel are taken")
+
+
+def _used(model: ModelProto, where: object, wanted: Outputs) -> tuple[str, ...]:
+    """The outputs that are used."""
+    if wanted in ("scores", "values"):
+        return (_row(model, where, wanted),)
+    names = tuple(value.name for value in model.graph.output)
+    if wanted == "map" and len(names) != 1:
+        what = f"{len(names)} outputs ({', '.join(names)}), and one map is needed"
+        raise ModelError(what, where=where, hint="export the map alone, (N, classes, H, W)")
+    return names
 
 
 def _row(model: ModelProto, where: object, wanted: Outputs) -> str:

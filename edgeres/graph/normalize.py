@@ -227,7 +227,7 @@ def normalize(
     work = _fold_all(work, interface.batch, where)
     if interface.batch is not None:
         notes.append(f"batch of {interface.batch} made dynamic")
-    classes = _flatten_row(work, where, outputs)
+    classes = _shape_outputs(work, where, outputs)
     _name_everything(work.graph)
     values = "pixels" if interface.bytes_in else input_values(work, interface.batch or 1, where)
     if outputs == "scores" and (features := refuse_features(Graph(work), where)):
@@ -250,8 +250,8 @@ def normalize(
 def _keep(model: ModelProto, interface: Interface) -> None:
     """Leave the image and the scores as the only input and output, and set the IR version."""
     graph = model.graph
-    for values, name in ((graph.input, interface.input), (graph.output, interface.output)):
-        kept = [value for value in values if value.name == name]
+    for values, names in ((graph.input, (interface.input,)), (graph.output, interface.outputs)):
+        kept = [value for value in values if value.name in names]
         del values[:]
         values.extend(kept)
     model.ir_version = IR_VERSION
@@ -260,7 +260,7 @@ def _keep(model: ModelProto, interface: Interface) -> None:
     Graph(model).prune()
     if interface.batch is None:
         del graph.value_info[:]
-        for value in (graph.input[0], graph.output[0]):
+        for value in (graph.input[0], *graph.output):
             for dim in value.type.tensor_type.shape.dim[:1]:
                 dim.dim_param = BATCH
 
@@ -398,6 +398,11 @@ def _fold(model: ModelProto, where: object) -> ModelProto:
     return shape_inference.infer_shapes(folded, data_prop=True)
 
 
+def _shape_outputs(model: ModelProto, where: object, wanted: Outputs) -> int:
+    """Bring a row to (N, K), free the batch of maps; returns the number of values or channels of the first output."""
+    return _keep_maps(model, where, wanted) if wanted in ("map", "any") else _flatten_row(model, where, wanted)
+
+
 def _flatten_row(model: ModelProto, where: object, wanted: Outputs) -> int:
     """Bring the output to (N, K), and return K."""
     graph = model.graph
@@ -422,6 +427,27 @@ def _flatten_row(model: ModelProto, where: object, wanted: Outputs) -> int:
     graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [BATCH, classes]))
     del graph.value_info[:]  # inferred for the batch of the file
     return classes
+
+
+def _keep_maps(model: ModelProto, where: object, wanted: Outputs) -> int:
+    """Free the batch of all outputs, which keep their shapes; returns the number of channels of the first."""
+    graph = model.graph
+    for value in graph.output:
+        tensor = value.type.tensor_type
+        sizes = [dim.dim_value for dim in tensor.shape.dim[1:]]
+        if tensor.elem_type != TensorProto.FLOAT or not sizes or 0 in sizes:
+            kind = TensorProto.DataType.Name(tensor.elem_type).lower()
+            shape = ", ".join(map(str, ("N", *(size or "?" for size in sizes))))
+            what = f"output {value.name} is {kind} ({shape}), and one of maps is float with known sizes"
+            raise ModelError(what, where=where, hint="export the float maps, before any argmax")
+        if wanted == "map" and not (len(sizes) == 3 and sizes[0] > 1):
+            what = (
+                f"output {value.name} is ({', '.join(map(str, ('N', *sizes)))}), and a map of classes is (N, C, H, W)"
+            )
+            raise ModelError(what, where=where, hint="export the scores of all classes, two or more, for each place")
+        tensor.shape.dim[0].dim_param = BATCH
+    del graph.value_info[:]  # inferred for the batch of the file
+    return int(graph.output[0].type.tensor_type.shape.dim[1].dim_value)
 
 
 def _name_everything(graph: onnx.GraphProto) -> None:

@@ -68,13 +68,14 @@ def compare(original: ModelProto, model: ModelProto, interface: Interface, value
     given = images.astype(_given_type(original))
     images = given.astype(np.float32)
     run = opened(original, where)
-    parts = [run(given[i : i + batch], [interface.output])[0].reshape(batch, -1) for i in range(3)]
+    parts = [_rows(run(given[i : i + batch], interface.outputs), batch) for i in range(3)]
     before = np.concatenate([parts[0], parts[1][-1:], parts[2][-1:]]).astype(np.float32)
     if not np.isfinite(before).all():
         hint = "the weights may be damaged: export again"
         raise ModelError("the scores of random images are not finite", where=where, hint=hint)
     try:
-        after = _run(model, images, model.graph.output[0].name, where)
+        found = run_graph(model, images, [value.name for value in model.graph.output], where)
+        after = _rows(found, len(found[0]))
         built_in = f"{len(after)} rows of scores for {len(images)} images" if after.shape != before.shape else ""
     except ModelError as failed:
         built_in = in_words(failed.__cause__ or failed)
@@ -145,6 +146,11 @@ def _random_images(shape: list[int], values: InputValues) -> F32:
         return generator.standard_normal(shape).astype(np.float32)
     pixels = generator.integers(0, 256, shape).astype(np.float32)
     return pixels if values == "pixels" else pixels / np.float32(255)
+
+
+def _rows(outputs: Sequence[npt.NDArray[Any]], images: int) -> npt.NDArray[Any]:
+    """All values of each image, (N, V)."""
+    return np.concatenate([output.reshape(images, -1) for output in outputs], axis=1)
 
 
 def _run(model: ModelProto, images: npt.NDArray[Any], output: str, where: object) -> F32:

@@ -260,7 +260,8 @@ def _task(choice: ModelChoice) -> Task:
 
 def _answering(spec: ModelSpec, canonical: Canonical, choice: ModelChoice) -> ModelSpec:
     """The spec as its task describes it, with the user's names of the outputs."""
-    described = _task(choice).describe(spec, canonical.model.graph.output[0].name)
+    outputs = [str(value.name) for value in canonical.model.graph.output]
+    described = _task(choice).describe(spec, outputs)
     return replace(described, labels=spec.labels) if choice.labels is not None else described
 
 

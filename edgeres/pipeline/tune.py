@@ -11,6 +11,7 @@ import math
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,6 +33,7 @@ from edgeres.runtime.memory import default_device
 from edgeres.runtime.ort import OrtRunner
 from edgeres.runtime.prepared import fed
 from edgeres.runtime.probes import read_probes
+from edgeres.runtime.rows import rows
 from edgeres.verify.latency import measure_latency, percentile_ms
 
 RANDOM_PROBES = 64
@@ -214,24 +216,33 @@ def _kept(target: Target, choice: EngineChoice, forms: list[FormFile], network: 
     return Kept({form.name: path(form) for form in forms})
 
 
-def _probes(bundle: Bundle) -> tuple[F32, F32]:
+class _ProbeRows(NamedTuple):
+    """Inputs, rows of FP32's outputs for them, and the names of these outputs."""
+
+    inputs: F32
+    scores: F32
+    outputs: tuple[str, ...]
+
+
+def _probes(bundle: Bundle) -> _ProbeRows:
     """Inputs and FP32's logits for them: those in the bundle, else random ones that ONNX Runtime runs here."""
+    names = tuple(bundle.manifest.shapes())
     if bundle.has(PROBES):
         known = read_probes(bundle)
-        return known.inputs, known.scores
+        return _ProbeRows(known.inputs, known.scores, names)
     p = bundle.manifest.model.preprocess
     pixels = np.random.default_rng(0).integers(0, 256, (RANDOM_PROBES, *p.crop_px, p.channels), np.uint8)
     inputs = normalize(pixels, p)
     with OrtRunner(bundle.file(FP32)) as fp32:
-        scores = fp32.infer({fp32.input_name: inputs})[fp32.output_name]
-    return inputs, scores.reshape(len(inputs), -1)
+        return _ProbeRows(inputs, rows(fp32.infer({fp32.input_name: inputs}), names), names)
 
 
 def _measure(
-    run: _Tuning, forms: list[FormFile], probes: tuple[F32, F32], p: Preprocess
+    run: _Tuning, forms: list[FormFile], probes: _ProbeRows, p: Preprocess
 ) -> tuple[dict[str, MeasuredForm], str]:
     """Open every engine, hold it against the probes, and time those that are right, in alternating blocks."""
-    inputs, reference = probes
+    inputs, reference, outputs = probes
+    names = outputs if len(outputs) > 1 else ()  # an engine may call its only output otherwise
     board, found = Board(), dict[str, tuple[float, float]]()
     with ExitStack() as stack:
         runners: dict[str, TensorRTRunner] = {}
@@ -240,7 +251,7 @@ def _measure(
                 runner = stack.enter_context(_open(run, run.built[form.name]))
                 run.kernels[form.name] = count_kernels(runner.layers())
                 given = {runner.input_name: fed(runner, inputs, p)}
-                scores = runner.infer(given)[runner.output_name].reshape(len(inputs), -1)
+                scores = rows(runner.infer(given), names)
             except Exception as error:  # as above
                 run.reasons[form.name] = f"does not run here: {_why(error)}"
                 continue

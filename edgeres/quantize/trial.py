@@ -23,12 +23,14 @@ from edgeres.device.memory import return_freed
 from edgeres.device.targets import Runtime
 from edgeres.errors import ModelError, why_left_out
 from edgeres.graph.forms import FORMS, GraphForm, forms_for
+from edgeres.graph.graph import Graph
 from edgeres.graph.lint import lint
 from edgeres.progress import SILENT, Progress
 from edgeres.quantize.graphs import Quantized
 from edgeres.quantize.rewrite import insert_pairs
-from edgeres.records import F32, Preprocess
+from edgeres.records import F32, F64, Preprocess
 from edgeres.runtime.ort import OrtRunner
+from edgeres.runtime.rows import rows, weights
 
 PROBES = 8
 _PROBE_BYTES = 64 << 20
@@ -42,22 +44,31 @@ _FP16_NOISE = 1e-2
 
 @dataclass(frozen=True)
 class Probes:
-    """Network inputs, (N, C, h, w) or (N, h, w, C), and the scores that FP32 gives for them, (N, classes)."""
+    """Network inputs, (N, C, h, w) or (N, h, w, C), and the scores that FP32 gives for them, (N, classes).
+
+    Attributes:
+        weights: factors that let each of several outputs count the same, float64 (classes,); None: there is one output.
+    """
 
     images: F32
     exact: F32
+    weights: F64 | None = None
 
     @classmethod
     def of(cls, fp32: ModelProto, images: F32) -> Probes:
-        return cls(images, _scores(fp32, images))
+        exact = _scores(fp32, images)
+        return cls(images, exact, weights(exact, Graph(fp32).output_shapes()))
 
     def first(self, count: int = PROBES) -> Probes:
         """The first few of them."""
-        return Probes(self.images[:count], self.exact[:count])
+        return Probes(self.images[:count], self.exact[:count], self.weights)
 
     def noise(self, found: F32) -> float:
         """Power of the difference to FP32's scores, as a share of their power, over all images together."""
         exact = self.exact.astype(np.float64)
+        if self.weights is not None:
+            exact *= self.weights
+            return float(((found * self.weights - exact) ** 2).sum() / max(float((exact**2).sum()), 1e-30))
         return float(((found - exact) ** 2).sum() / max(float((exact**2).sum()), 1e-30))
 
 
@@ -200,7 +211,7 @@ def _scores(graph: ModelProto, images: F32, *, integer: bool = False) -> F32:
     serialized = graph.SerializeToString()
     return_freed()
     with OrtRunner(serialized, integer=integer) as runner:
-        return runner.infer({runner.input_name: images})[runner.output_name]
+        return rows(runner.infer({runner.input_name: images}))
 
 
 def _refuse_unparsable(model: ModelProto) -> None:

@@ -12,6 +12,7 @@ from edgeres.device.memory import return_freed
 from edgeres.quantize.rewrite import insert_pairs
 from edgeres.records import F32, QuantPlan
 from edgeres.runtime.ort import OrtRunner
+from edgeres.runtime.rows import rows
 
 _BATCH, _BATCH_BYTES = 32, 2 << 20  # 32 images at 32 px, 3 at 224 px
 
@@ -32,7 +33,7 @@ class CandidatePlan:
 
 
 def logits(model: ModelProto, images: F32 | Sequence[F32]) -> F32:
-    """The graph's output, (N, classes), with float arithmetic between pairs.
+    """The graph's outputs as rows, (N, classes), with float arithmetic between pairs.
 
     Args:
         images: inputs (N, ...) of the graph, in one part or several.
@@ -45,7 +46,7 @@ def logits(model: ModelProto, images: F32 | Sequence[F32]) -> F32:
         del serialized
         return_freed()  # what making the session took
         parts = (part for every in inputs for part in batches(every))
-        return np.concatenate([runner.infer({runner.input_name: part})[runner.output_name] for part in parts])
+        return np.concatenate([rows(runner.infer({runner.input_name: part})) for part in parts])
 
 
 def batches(images: F32, limit: int = _BATCH_BYTES) -> Iterator[F32]:

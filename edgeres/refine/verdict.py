@@ -26,8 +26,10 @@ import numpy as np
 from onnx import ModelProto
 
 from edgeres.device.memory import return_freed
+from edgeres.graph.graph import Graph
 from edgeres.records import F32, F64
 from edgeres.refine.candidate import CandidatePlan, logits
+from edgeres.runtime.rows import weights
 
 WORST = 0.05
 RISES = 0.6
@@ -57,18 +59,21 @@ class ImageErrors:
 class ImageJudge:
     """Measures candidates against FP32 on ``held`` images and on ``used`` ones, (N, ...) inputs of the graphs.
 
-    ``reference`` has FP32's logits, (N, classes), of both in this order.
+    ``reference`` has FP32's logits, (N, classes), of both in this order. Of several outputs each counts the same.
     """
 
     def __init__(self, model: ModelProto, held: F32, used: F32) -> None:
         self._images = (held, used)
         self.reference = logits(model, self._images)
+        self._weights = weights(self.reference, Graph(model).output_shapes())
 
     def errors(self, candidate: CandidatePlan) -> ImageErrors:
         return_freed()  # what the step took
         reference = self.reference.astype(np.float64)
-        squares = ((logits(candidate.quantized(), self._images) - reference) ** 2).sum(axis=1)
-        power = (reference**2).sum(axis=1)
+        noise = logits(candidate.quantized(), self._images) - reference
+        if self._weights is not None:
+            noise, reference = noise * self._weights, reference * self._weights
+        squares, power = (noise**2).sum(axis=1), (reference**2).sum(axis=1)
         floor = 1e-30
         relative = np.maximum(squares / np.maximum(power, floor), floor)
         return ImageErrors(relative, squares / max(power.mean(), floor), len(self._images[0]))

@@ -280,9 +280,13 @@ def _check(backend: Backend, bundle: Bundle, frame: FrameSpec | None = None) -> 
     p = manifest.model.preprocess
     prepared = (*p.crop_px, p.channels) if takes_bytes(backend) else p.shape
     image = prepared if frame is None else frame.shape
-    shapes = list(manifest.shapes().values())
-    scores = [tensor for tensor in backend.outputs if len(shapes) > 1 or tensor.name == backend.output_name]
-    pairs = [(backend.inputs[0], image), *zip(scores, shapes, strict=False)]
+    shapes, made = manifest.shapes(), {tensor.name: tensor for tensor in backend.outputs}
+    if len(shapes) == 1:
+        made = {next(iter(shapes)): made[backend.output_name]}
+    if missing := shapes.keys() - made.keys():
+        backend.close()
+        raise BundleError(f"{backend.name} gives no output {min(missing)}", where=bundle.path, hint="build it again")
+    pairs = [(backend.inputs[0], image), *((made[name], shape) for name, shape in shapes.items())]
     for tensor, wanted in pairs:
         sizes = tensor.shape[1:]
         if len(sizes) != len(wanted) or any(

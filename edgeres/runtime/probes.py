@@ -4,7 +4,7 @@ probes.npz   steps   uint8 (N, h, w, channels), in the network's channel order, 
                      the one on its left, modulo 256, which packs into three quarters of the bytes
              pixels  uint8 (N, h, w, channels): the pixels as they are, in place of steps, in bundles of 0.1
              inputs  float32, as the network takes them: in place of steps where pixels do not give them exactly
-             scores  float32 (N, classes)
+             scores  float32 (N, classes), or rows of values of the outputs, see :mod:`edgeres.runtime.rows`
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from edgeres.data.preprocess import normalize
 from edgeres.errors import BundleError, reading
 from edgeres.records import F32, U8, Preprocess
 from edgeres.runtime.prepared import bytes_of
+from edgeres.runtime.rows import width
 
 _LARGE = 1 << 26  # bytes; float32 inputs take four times as many
 _LEFT = np.uint8(0)  # of the first pixel of a row
@@ -54,7 +55,7 @@ def read_probes(bundle: Bundle) -> ProbeSet:
         arrays = read_arrays(path, _LARGE)
         scores = arrays["scores"]
         inputs = _inputs(arrays, model.preprocess)
-    fits = inputs.shape[1:] == model.preprocess.shape and scores.shape[1:] == _of_one(bundle)
+    fits = inputs.shape[1:] == model.preprocess.shape and scores.shape[1:] == (_values(bundle),)
     if not (fits and len(inputs) == len(scores) > 0 and inputs.dtype == scores.dtype == np.float32):
         what = f"{PROBES} holds inputs {inputs.shape} and scores {scores.shape}, which are not of this network"
         raise BundleError(what, where=bundle.path, hint="build it again")
@@ -72,9 +73,9 @@ def _inputs(arrays: Mapping[str, Any], p: Preprocess) -> F32:
     return normalize(np.cumsum(steps, axis=2, dtype=np.uint8), p)
 
 
-def _of_one(bundle: Bundle) -> tuple[int | None, ...]:
-    """Shape of the outputs for one image."""
-    return next(iter(bundle.manifest.shapes().values()))
+def _values(bundle: Bundle) -> int:
+    """How many values of the outputs are kept of one image."""
+    return sum(map(width, bundle.manifest.shapes().values()))
 
 
 def exact_bytes(inputs: F32, p: Preprocess) -> U8 | None:

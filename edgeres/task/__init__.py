@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from edgeres.errors import ModelError, UsageError
 from edgeres.records import ModelSpec
-from edgeres.task import classification, embedding, regression
+from edgeres.task import classification, embedding, features, regression, segmentation
 from edgeres.task.record import Clues, Task, TaskGate, TaskMeasured
 from edgeres.words import did_you_mean
 
 __all__ = ["TASKS", "Clues", "Task", "TaskGate", "TaskMeasured", "brought_gates", "recognised", "task_named", "task_of"]
 
-TASKS: dict[str, Task] = {task.name: task for task in (classification.TASK, regression.TASK, embedding.TASK)}
+_ALL = (classification.TASK, regression.TASK, embedding.TASK, features.TASK, segmentation.TASK)
+TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
 
 def task_named(name: str) -> Task:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from edgeres.judge.gates import LIMITS
@@ -25,7 +25,7 @@ def _recognises(clues: Clues) -> bool:
     return False  # it is what a network is for where nothing shows another task
 
 
-def _describe(spec: ModelSpec, output: str) -> ModelSpec:
+def _describe(spec: ModelSpec, outputs: Sequence[str]) -> ModelSpec:
     return spec
 
 

@@ -6,7 +6,7 @@ those of the training. Without them, INT8 is compared with FP32 alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,7 @@ MIN_COSINE = TaskGate(
     Metric("cosine", "cosine to FP32", "floor", "", "task.gated.*.cosine", "min_cosine"),
     0.995,
     "X",
-    "Gate of embeddings: mean cosine of INT8's to FP32's.  [default: 0.995]",
+    "Gate of embeddings and features: mean cosine to FP32's.  [default: 0.995]",
 )
 RECALL_DROP = TaskGate(
     Metric(
@@ -208,8 +208,8 @@ def _recognises(clues: Clues) -> bool:
     return False  # folders of identities look as folders of classes
 
 
-def _describe(spec: ModelSpec, output: str) -> ModelSpec:
-    return replace(spec, labels=(), output="logits", heads=(Head(output, NAME),))
+def _describe(spec: ModelSpec, outputs: Sequence[str]) -> ModelSpec:
+    return replace(spec, labels=(), output="logits", heads=(Head(outputs[0], NAME),))
 
 
 def _validate(choice: DataChoice, spec: ModelSpec, progress: Progress) -> tuple[Source, Mapping[str, str]]:

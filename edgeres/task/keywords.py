@@ -11,3 +11,4 @@ class TaskKeywords(TypedDict, total=False):
     max_mae_increase: float | None
     min_cosine: float | None
     max_recall_drop: float | None
+    max_miou_drop: float | None

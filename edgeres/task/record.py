@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from edgeres.data.base import Source
     from edgeres.data.choose import DataChoice
@@ -76,7 +76,7 @@ class Task:
         name: the word for ``--task``, and the name of the module.
         outputs: what the output of the graph has to be.
         recognises: whether the validation images show this task without doubt.
-        describe: the spec with its heads and names, from that of a graph and the name of its output.
+        describe: the spec with its heads and names, from that of a graph and the names of its outputs.
         validate: opens the validation images with their truth, and says why figures will be missing.
         measure: runs every candidate on the images.
         judge: makes the report.
@@ -88,7 +88,7 @@ class Task:
     name: str
     outputs: Outputs
     recognises: Callable[[Clues], bool]
-    describe: Callable[[ModelSpec, str], ModelSpec]
+    describe: Callable[[ModelSpec, Sequence[str]], ModelSpec]
     validate: Callable[[DataChoice, ModelSpec, Progress], tuple[Source, Mapping[str, str]]]
     measure: Callable[[Candidates, ModelSpec, Validation, Progress, MeasurePlan], TaskMeasured]
     judge: Callable[[Asked, Made, TaskMeasured], Json]

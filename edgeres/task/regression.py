@@ -6,7 +6,7 @@ them) or from the array ``values`` of an .npz. Without it, INT8 is compared with
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -178,10 +178,10 @@ def _recognises(clues: Clues) -> bool:
     return False
 
 
-def _describe(spec: ModelSpec, output: str) -> ModelSpec:
+def _describe(spec: ModelSpec, outputs: Sequence[str]) -> ModelSpec:
     from edgeres.data.values import generic_names
 
-    return replace(spec, labels=generic_names(spec.num_classes), output="logits", heads=(Head(output, NAME),))
+    return replace(spec, labels=generic_names(spec.num_classes), output="logits", heads=(Head(outputs[0], NAME),))
 
 
 def _validate(choice: DataChoice, spec: ModelSpec, progress: Progress) -> tuple[Source, Mapping[str, str]]:

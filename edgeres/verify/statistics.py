@@ -9,7 +9,7 @@ information: ``lost`` (FP32 right, INT8 wrong) and ``gained`` (the reverse). Int
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -397,6 +397,15 @@ def ratio_of_medians(numerator: F64, denominator: F64, *, resamples: int = 1000,
     return Estimate(figure(numerator, denominator), *limits)
 
 
+def resamplings(images: int, *, resamples: int = 1000, seed: int = 0) -> Iterator[F64]:
+    """How often each image is drawn in each resampling with replacement, float64 (some, images), part by part."""
+    draws = np.random.RandomState(seed)
+    step = max(1, (1 << 22) // images)  # at a time, so that they take some 32 MB
+    for start in range(0, resamples, step):
+        chosen = draws.randint(0, images, (min(step, resamples - start), images))
+        yield np.array([np.bincount(row, minlength=images) for row in chosen], np.float64)
+
+
 def ratios_of_means(above: F64, below: F64, *, resamples: int = 1000, seed: int = 0) -> list[Estimate | None]:
     """Ratio of the means of two figures of the same images, by column, with a paired bootstrap interval of 95 %.
 
@@ -409,14 +418,8 @@ def ratios_of_means(above: F64, below: F64, *, resamples: int = 1000, seed: int 
         None for a column whose mean below is zero, in the images or in a draw.
     """
     images, columns = below.shape
-    draws = np.random.RandomState(seed)
-    tops, bottoms = (np.empty((resamples, columns)) for _ in range(2))
-    step = max(1, (1 << 22) // images)  # draws at a time, so that their counts take some 32 MB
-    for start in range(0, resamples, step):
-        rows = slice(start, min(start + step, resamples))
-        chosen = draws.randint(0, images, (rows.stop - rows.start, images))
-        counts = np.array([np.bincount(row, minlength=images) for row in chosen], np.float64)
-        tops[rows], bottoms[rows] = counts @ above, counts @ below
+    sums = [(counts @ above, counts @ below) for counts in resamplings(images, resamples=resamples, seed=seed)]
+    tops, bottoms = (np.concatenate(parts) for parts in zip(*sums, strict=True))
     found: list[Estimate | None] = []
     for column in range(columns):
         if not (below[:, column].any() and bottoms[:, column].all()):

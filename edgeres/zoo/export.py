@@ -75,7 +75,11 @@ def export(module: torch.nn.Module, spec: ModelSpec, outputs: Outputs = "scores"
     except Exception as error:  # the user's own forward runs here and may raise anything
         raise ModelError(f"torch cannot export this module ({str(error).strip()[:160]})", where=spec.name) from error
     canonical = normalize(onnx.load_from_string(traced), where=spec.name, outputs=outputs)
-    worst = float(np.abs(expected.numpy().reshape(len(images), -1) - _logits(canonical.model, images)).max())
+    worst = float(
+        np.abs(
+            expected.numpy().reshape(len(images), -1) - _logits(canonical.model, images).reshape(len(images), -1)
+        ).max()
+    )
     share = worst / max(float(expected.abs().max()), 1e-12)
     if not share <= PARITY_LIMIT:
         raise ModelError(f"ONNX and torch differ by {share:.1e} of the largest logit", where=spec.name)
