@@ -1,4 +1,4 @@
-# make demo: set up .venv and take resnet18 to a verified INT8 bundle.
+# make demo: set up .venv and take resnet20 to a verified INT8 bundle.
 # make quick: tests that need no model and no process, in less than a minute.
 # make attack: fuzzes every reader and kills every writer for SECONDS (1800); prints what was tried and what broke.
 # make test: lint, types, all tests: what CI runs, after .ci/system has installed what they need of the system.
@@ -11,7 +11,7 @@ SECONDS := 1800
 .PHONY: demo quick site attack test lint types unit audit clean
 
 demo: $(VENV)/.installed
-	$(BIN)/edgeres build --model resnet18 --int8
+	$(BIN)/edgeres build --model resnet20 --int8
 
 quick: $(VENV)/.installed-dev
 	$(BIN)/pytest --quick -n 2

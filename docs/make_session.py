@@ -54,8 +54,10 @@ def record(command: list[str], path: Path) -> int:
         text, left = _decoded(left + block)
         at = round(time.time() - started, 1)
         screen.feed(text, at)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    head = {"command": shlex.join(command), "timestamp": int(started), "exit_code": code, "seconds": at}
+    _, status, used = os.wait4(child, 0)
+    code, processor = os.waitstatus_to_exitcode(status), round(used.ru_utime + used.ru_stime, 1)
+    head: dict[str, Any] = {"command": shlex.join(command), "timestamp": int(started), "exit_code": code}
+    head |= {"seconds": at, "processor_seconds": processor}
     rows = [{"since": since, "parts": _parts(row)} for row, since in zip(screen.rows, screen.since, strict=True)]
     while rows and not rows[-1]["parts"]:
         rows.pop()
@@ -123,6 +125,9 @@ class Screen:
                 self.rows.append([])
                 self.since.append(at)
         elif character >= " ":
+            if self.column == COLUMNS:
+                self.column = 0
+                self._put("\n", at)
             row = self.rows[self.row]
             row.extend([(" ", "")] * (self.column + 1 - len(row)))
             new = (character, self._css())
@@ -168,7 +173,7 @@ def draw(text: str) -> str:
     prompt = f"$ {found['command']}"
     rows = [{"since": 0.0, "parts": [(0, prompt, "font-weight:bold")]}, *found["rows"]]
     day = time.strftime("%Y-%m-%d", time.gmtime(found["timestamp"]))
-    title = f"Recorded on {day}; it took {found['seconds']:.0f} s."
+    title = f"Recorded {day}: {found['seconds']:.0f} s, {found['processor_seconds']:.0f} s of processor time."
     width, height = round(2 * _PAD_PX + COLUMNS * _COLUMN_PX), 2 * _PAD_PX + _ROW_PX * (len(rows) + 2)
     body = [_row(row, row["since"] * SECONDS / max(found["seconds"], 1.0), i) for i, row in enumerate(rows)]
     return (
