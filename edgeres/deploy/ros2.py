@@ -67,7 +67,10 @@ install_scripts=$base/lib/{name}
 [build_scripts]
 executable = /usr/bin/env python3
 """
-_LAUNCH = '''"""Starts the classifier: ros2 launch {name} classifier.launch.py bundle:=/path/of/the/bundle"""
+_LAUNCH = '''"""Start the classifier.
+
+ros2 launch {name} classifier.launch.py bundle:=/path/of/the/bundle
+"""
 
 import os
 
@@ -87,8 +90,8 @@ def generate_launch_description():
     parameters = os.path.join(get_package_share_directory(NAME), "config", "classifier.yaml")
     return LaunchDescription(
         [
-            DeclareLaunchArgument("bundle", default_value=BUNDLE, description="directory of the bundle"),
-            DeclareLaunchArgument("params_file", default_value=parameters, description="parameters of the node"),
+            DeclareLaunchArgument("bundle", default_value=BUNDLE, description="a directory"),
+            DeclareLaunchArgument("params_file", default_value=parameters, description="YAML"),
             Node(
                 package=NAME,
                 executable="classifier",
