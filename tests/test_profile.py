@@ -282,6 +282,23 @@ def test_whatever_a_file_holds_is_read_or_refused(content: object, layers: objec
             json.dumps(chrome_trace(profile, ""), allow_nan=False)
 
 
+def test_runs_that_other_programs_disturbed_are_said() -> None:
+    """In each of three runs another layer takes 10 ms: the medians are 1 ms, and every run takes 13 ms."""
+    runs = [[10.0 if layer == run else 1.0 for layer in range(3)] for run in range(3)]
+    quiet, noisy = (
+        Profile(
+            "test", tuple(Run(tuple(Slice(f"l{i}", ms) for i, ms in enumerate(one)), sum(one) + 1.0) for one in many)
+        )
+        for many in ([[1.0, 1.0, 1.0]] * 3, runs)
+    )
+    assert quiet.to_dict()["notes"] == []
+    told = noisy.to_dict()
+    assert (told["layers_ms"], told["run_ms"], told["outside_ms"]) == (3.0, 13.0, 1.0)
+    assert told["notes"] == [
+        "the medians of the parts add up to 4.000 ms, and a run takes 13.000 ms: other programs disturbed the runs"
+    ]
+
+
 # --- what is shown ---------------------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,7 @@ _TYPES = (
     ("int64", "int64"),
     ("bool", "bool"),
 )
+_DISTURBED = 1.25
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Profile:
             "without_profiler_ms": self.without_ms,
             "kinds": _sums(rows, "kind", layers_ms),
             "precisions": _sums(rows, "precision", layers_ms),
-            "notes": list(self.notes),
+            "notes": [*self.notes, *_disturbed(run_ms, layers_ms, rest_ms)],
         }
 
 
@@ -139,6 +140,14 @@ def type_in(words: object) -> str | None:
     """
     text = str(words).lower()
     return next((name for pattern, name in _TYPES if re.search(pattern, text)), None)
+
+
+def _disturbed(run_ms: float | None, layers_ms: float, rest_ms: float | None) -> list[str]:
+    """A note where a run takes much longer than the medians of its parts: each run had another part disturbed."""
+    if run_ms is None or rest_ms is None or run_ms <= _DISTURBED * (layers_ms + rest_ms):
+        return []
+    what = f"the medians of the parts add up to {layers_ms + rest_ms:.3f} ms, and a run takes {run_ms:.3f} ms"
+    return [f"{what}: other programs disturbed the runs"]
 
 
 def _rows(runs: Sequence[Run], facts: Mapping[str, Facts]) -> list[Json]:
