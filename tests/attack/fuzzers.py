@@ -259,6 +259,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="kinds that contain this word")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--bombs", choices=("with", "no", "only"), default="with", help="inputs that ask for much")
+    parser.add_argument("--json", type=Path, help="a file for the figures, written after every round")
     asked = parser.parse_args(arguments)
     harness.preload(torch=not asked.quick)
     folder = Path(tempfile.mkdtemp(prefix="attack-"))
@@ -273,11 +275,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for kind in kinds:
                 if time.monotonic() > until:
                     break
-                if turn % fuzzer.readers[kind].rounds == 0:
+                if turn % fuzzer.readers[kind].rounds == 0 and asked.bombs != "only":
                     fuzzer.mutant(kind)
+                if asked.bombs == "no":
+                    continue
                 if name := next(iter(list(bombs.BOMBS.get(kind, ()))[turn:]), None):
                     fuzzer.bomb(kind, name)
-            fuzzer.line() if not asked.only else None
+            fuzzer.line() if not asked.only and asked.bombs != "only" else None
+            if asked.json:
+                asked.json.write_text(fuzzer.tally.to_json())
+            if asked.bombs == "only" and turn > max(map(len, bombs.BOMBS.values())):
+                break
         lines = [line for broken in fuzzer.tally.broken.values() for line in broken]
         sys.stdout.write("\n".join([fuzzer.tally.table(), *lines, ""]))
         return 1 if fuzzer.tally.broken else 0

@@ -6,6 +6,7 @@ on stderr; nothing that a terminal would obey; no more than MEMORY and SECONDS.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import resource
@@ -152,6 +153,12 @@ class Tally:
         if ran.broken:
             self.broken.setdefault(kind, []).append(f"{what}: {ran.broken}")
         return not ran.broken
+
+    def to_json(self) -> str:
+        """All figures by kind; seconds and bytes."""
+        names = ("tried", "refused", "slowest", "largest")
+        kinds = {kind: {name: getattr(self, name).get(kind, 0) for name in names} for kind in sorted(self.tried)}
+        return json.dumps({"kinds": kinds, "broken": self.broken}, indent=1)
 
     def table(self) -> str:
         """A Markdown table."""

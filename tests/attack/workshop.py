@@ -199,7 +199,7 @@ def _of_checkpoints() -> dict[str, Reader]:
     export = ("export", "--model", "resnet20", "-o", "o.onnx", "--weights")
     contents = {"checkpoint": checkpoint(), "checkpoint, old form": checkpoint(old=True), "safetensors": safetensors()}
     return {
-        name: Reader(file, contents[name], (*export, file), torch=True, form="ends")
+        name: Reader(file, contents[name], (*export, file), torch=True, rounds=4, form="ends")
         for name, file in (("checkpoint", "w.pt"), ("checkpoint, old form", "w.th"), ("safetensors", "w.safetensors"))
     }
 
