@@ -170,6 +170,9 @@ def _of_builds(folder: Path) -> dict[str, Reader]:
     quantize = ("quantize", "net.onnx", "--calibration-file", "c.json", "--target", "cpu", "-o", "q.onnx")
     return {
         "report.json": Reader("r.json", texts["report.json"], ("compare", "r.json", "r.json"), True),
+        "report.json, drawn": Reader(
+            "r.json", texts["report.json"], ("history", "r.json", "b.edgeres", "--plot", "h.html"), True
+        ),
         "baseline.json": Reader(
             "k.json", (folder / "baseline.json").read_bytes(), (*check, "--baseline", "k.json"), True
         ),
