@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import platform
 import re
@@ -163,26 +164,46 @@ class Bundle:
         """
         return self.file(bytes_file(name) if self.has(bytes_file(name)) else name)
 
+    def content(self, name: str) -> bytes | None:
+        """The bytes of a file, of which the hash was checked: nobody changes them between the check and their use.
+
+        Returns:
+            None: it is a graph that takes weights from other files.
+
+        Raises:
+            BundleError: as :meth:`file`.
+        """
+        with self._opened(name) as stream:
+            content = stream.read()
+        return None if self._compared(name, io.BytesIO(content)) else content
+
     def _checked(self, name: str) -> frozenset[str]:
         """Check a file's hash; returns the files that it takes weights from."""
-        expected = self.manifest.files.get(name)
-        if expected is None:
+        with self._opened(name) as stream:
+            return self._compared(name, stream)
+
+    def _compared(self, name: str, stream: IO[bytes]) -> frozenset[str]:
+        found, others = _digest(stream, name)
+        if found != self.manifest.files[name]:
+            raise BundleError(f"{name} was changed after it was written", where=self.path, hint="build it again")
+        return others
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[IO[bytes]]:
+        if name not in self.manifest.files:
             raise BundleError(f"has no {name}", where=self.path)
         try:
             with open_below(self.path, name) as stream:
                 if is_lfs_pointer(stream.read(64)):
                     raise BundleError(f"{name} is {LFS_POINTER}", where=self.path, hint=PULL)
                 stream.seek(0)
-                found, others = _digest(stream, name)
+                yield stream
         except FileNotFoundError:
             hint = "copy the whole directory, or build it again"
             raise BundleError(f"{name} is missing", where=self.path, hint=hint) from None
         except OSError as error:
             hint = "copy what it points to in its place" if error.errno == errno.ELOOP else "build it again"
             raise BundleError(f"{name} {error.strerror}", where=self.path, hint=hint) from None
-        if found != expected:
-            raise BundleError(f"{name} was changed after it was written", where=self.path, hint="build it again")
-        return others
 
     def check(self) -> None:
         """Check every file.

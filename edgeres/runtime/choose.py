@@ -75,12 +75,18 @@ def _open(bundle: Bundle, name: Choice, threads: int, gpu: int, permit: Permit) 
     if name == "ort-tensorrt" or name == "ort-rtx":
         return _open_with_provider(bundle, "tensorrt" if name == "ort-tensorrt" else "rtx", threads, gpu)
     if name == "cuda":  # it has no INT8 kernels: codes would cost both time and accuracy
-        return OrtRunner(graph_file(bundle, FP32), device="cuda", gpu=gpu)
+        return OrtRunner(_graph(bundle, FP32, permit), device="cuda", gpu=gpu)
     forms = forms_in(bundle.has)
     if not forms:
         raise BundleError("holds no INT8 graph", where=bundle.path, hint="build it again")
     form = best_on_cpu(forms)
-    return OrtRunner(graph_file(bundle, form.file), threads=threads, integer=form.integer)
+    return OrtRunner(_graph(bundle, form.file, permit), threads=threads, integer=form.integer)
+
+
+def _graph(bundle: Bundle, name: str, permit: Permit) -> Path | bytes:
+    """A graph; where a signature is asked for, the very bytes that were checked."""
+    content = bundle.content(name) if permit.signed is not None and bundle.has(name) else None
+    return content or graph_file(bundle, name)
 
 
 def _open_with_provider(bundle: Bundle, runtime: Flavour, threads: int, gpu: int) -> Backend:

@@ -102,7 +102,7 @@ class Predictor(Generic[Answer]):
         def open_in(bundle: Bundle) -> tuple[ModelSpec, Seen | None, _Networks]:
             check_task(bundle, self.task)
             permit = permit_for(bundle, trust)
-            seen = PIXELS_KIND.read(bundle.file(PIXELS)) if health and bundle.has(PIXELS) else None
+            seen = _seen(bundle) if health and bundle.has(PIXELS) else None
             runner, notes = open_backend(bundle, backend, threads, gpu, permit)
             try:
                 by_frame, more = open_frames(bundle, runner, gpu, permit)
@@ -336,6 +336,10 @@ class _Networks:
     def close(self) -> None:
         for runner in (self.prepared, *self.by_frame.values()):
             runner.close()
+
+
+def _seen(bundle: Bundle) -> Seen:
+    return PIXELS_KIND.decode(bundle.content(PIXELS) or b"", bundle.path / PIXELS)
 
 
 class _InputBuffer(threading.local):

@@ -61,12 +61,16 @@ class EngineFile:
     host_code: bool = False
 
     def read(self) -> bytes:
+        """The engine, held against its digest again: it was checked before, and the file may be another one now."""
         if isinstance(self.content, bytes):
             return self.content
         try:
-            return read_file(self.content)
+            data = read_file(self.content)
         except OSError as error:
             raise EngineError(error.strerror or str(error), where=self.content) from error
+        if self.sha256 is not None and hashlib.sha256(data).hexdigest() != self.sha256:
+            raise EngineError("was changed after it was written", where=self.where, hint=_BUILD_AGAIN)
+        return data
 
     @property
     def where(self) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from edgeres.documents import digest
 from edgeres.errors import BundleError, EngineError, EnvironmentError_, InputError
 from edgeres.records import EngineRecord, Portability
 from edgeres.runtime import ANYONE, Classifier
+from edgeres.runtime.engine import EngineFile
 from edgeres.signing import check_all, sign, verify_signature
 
 pytestmark = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="there is no ssh-keygen")
@@ -163,6 +165,32 @@ def test_engines_that_were_added_later(path: Path, key: Path, tmp_path: Path, mo
             Classifier(path, backend="tensorrt", trust=trust)
         with Classifier(path, backend="tensorrt", trust=ANYONE):
             assert gpu.code_was_run == 2
+
+
+def test_a_graph_that_is_swapped_after_the_check_does_not_run(
+    path: Path, key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Classifier(path, trust=public(key)) as classify:
+        signed = classify(IMAGE).logits
+
+    check, swapped = Bundle.content, classifier(seed=1)
+
+    def checked(bundle: Bundle, name: str) -> bytes | None:
+        found = check(bundle, name)
+        (path / name).write_bytes(swapped)
+        return found
+
+    monkeypatch.setattr(Bundle, "content", checked)
+    with Classifier(path, trust=public(key)) as classify:
+        assert (path / "model.int8.cpu.onnx").read_bytes() == swapped
+        assert np.array_equal(classify(IMAGE).logits, signed)
+
+
+def test_an_engine_that_is_swapped_after_the_check_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.engine").write_bytes(b"swapped")
+    file = EngineFile(tmp_path / "a.engine", record=ENGINE, sha256=hashlib.sha256(b"checked").hexdigest())
+    with pytest.raises(EngineError, match="was changed after it was written"):
+        file.read()
 
 
 def test_keys_that_cannot_be_used(path: Path, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
