@@ -177,6 +177,8 @@ def reading(
             raise EnvironmentError_(NO_MEMORY, where=where, hint="give this process more of it") from failed
         number = failed.errno if isinstance(failed, OSError) else None
         reason = getattr(failed, "strerror", None) or short(failed)
+        if isinstance(failed, LookupError):  # its words are the key alone
+            reason = f"{type(failed).__name__} {reason}"
         if (other := getattr(failed, "filename", None)) is not None and str(other) != str(where):
             reason = f"{other}: {reason}"
         if number in _MACHINE:

@@ -159,3 +159,14 @@ def test_what_is_needed_is_found_through_others(monkeypatch: pytest.MonkeyPatch)
     assert (found["a-b-c"].license, found["a-b-c"].is_spdx) == ("MIT", False)
     assert (found["d"].license, found["d"].is_spdx) == ("BSD-3-Clause AND MIT", True)
     assert {part["purl"] for part in own_sbom()["components"]} >= {"pkg:pypi/d@3%2Bcpu", "pkg:pypi/a-b-c@2"}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"hashes": 5}, {"licenses": [{"license": "MIT"}]}, {"name": None}, {"hashes": ["x"]}]
+)
+def test_a_bill_whose_components_have_other_types_is_refused(wrong: dict[str, Any], tmp_path: Path) -> None:
+    bill = own_sbom()
+    bill["components"][1] |= wrong
+    path = write_bundle(tmp_path / "x.edgeres", files={SBOM: json.dumps(bill).encode()})
+    with pytest.raises(BundleError, match=r"components\[1\] must be one of CycloneDX"):
+        bundle_sbom(Bundle(path))

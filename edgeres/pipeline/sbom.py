@@ -19,7 +19,7 @@ from edgeres._version import __version__
 from edgeres.bundle import ENGINES, REPORT, REPORT_PAGE, SBOM, Bundle
 from edgeres.device.environment import recorded_time
 from edgeres.device.packages import Package, installed
-from edgeres.documents import OPTIONAL, DocumentKind, Json, digest, named
+from edgeres.documents import OPTIONAL, DocumentKind, Json, digest, named, require
 from edgeres.errors import BundleError
 from edgeres.files import json_bytes, read_file, sha256, write_file
 from edgeres.records import EngineRecord, Manifest
@@ -43,6 +43,21 @@ class BillOfMaterials:
     metadata: Mapping[str, Any]
     components: tuple[Mapping[str, Any], ...]
     dependencies: tuple[Mapping[str, Any], ...] = field(default=(), metadata=OPTIONAL)
+
+    def __post_init__(self) -> None:
+        for index, part in enumerate(self.components):
+            require(_is_component(part), f"components[{index}] must be one of CycloneDX: name, type, hashes, licenses")
+
+
+def _is_component(part: Mapping[str, Any]) -> bool:
+    """Whether what is shown of a component has the types of CycloneDX's schema."""
+    hashes, licenses = part.get("hashes", []), part.get("licenses", [])
+    lists = isinstance(hashes, list | tuple) and isinstance(licenses, list | tuple)
+    if not lists or not all(isinstance(one, Mapping) for one in (*hashes, *licenses)):
+        return False
+    texts = [part.get("name"), part.get("type"), part.get("version", ""), *(one.get("content") for one in hashes)]
+    stated = [one.get("license", {}) for one in licenses]
+    return all(isinstance(text, str) for text in texts) and all(isinstance(one, Mapping) for one in stated)
 
 
 _KIND = DocumentKind(BillOfMaterials, f"a {SBOM}", "build the bundle again", error=BundleError)

@@ -11,6 +11,7 @@ from pathlib import Path
 from onnx import ModelProto, helper, numpy_helper
 
 from edgeres.bundle import FP32, reappeared, steady
+from edgeres.errors import ModelError, reading
 from edgeres.graph.forms import GRAPH_FILES
 from edgeres.graph.graph import Graph, input_at, opset_of
 from edgeres.graph.lint import lint
@@ -60,6 +61,11 @@ def inspect(path: Path) -> list[Inspected]:
 
 
 def _inspect(path: Path) -> Inspected:
+    with reading(path, "cannot be inspected", error=ModelError, hint="onnx.checker tells more"):
+        return _inspected(path)
+
+
+def _inspected(path: Path) -> Inspected:
     model = load_onnx(path)
     notes = next((entry.value for entry in model.metadata_props if entry.key == PLAN_KEY), None)
     plan = PLAN_NOTES.decode(notes.encode(), f"{path}, {PLAN_KEY}") if notes else PlanNotes()

@@ -23,6 +23,7 @@ from edgeres.graph.lint import lint
 from edgeres.graph.normalize import load_onnx, normalize_foreign
 from edgeres.graph.sizes import _Sum
 from edgeres.graph.skeleton import Damaged, Skeleton
+from edgeres.quantize.inspect import inspect
 from edgeres.runtime.ort import OrtRunner
 
 # Bombs that arithmetic does not refuse: they are tried with limits, or ("") are harmless after all.
@@ -192,3 +193,14 @@ def test_a_type_of_values_that_onnx_does_not_know_is_refused(where: str) -> None
         normalize_foreign(model, where="a.onnx")
     told = [one.hint for one in lint(model) if one.rule == "type"]
     assert told == ([] if where == "output" else ["TensorRT has no type 999, which is unknown; export in float32"])
+
+
+def test_a_graph_that_cannot_be_inspected_is_named(tmp_path: Path) -> None:
+    model = onnx.load_from_string(workshop.network())
+    scale = onnx.numpy_helper.from_array(np.float32(1), "scale")
+    scale.data_type = 77
+    model.graph.initializer.append(scale)
+    model.graph.node.append(onnx.helper.make_node("QuantizeLinear", [model.graph.output[0].name, "scale"], ["codes"]))
+    (tmp_path / "a.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match=r"a\.onnx: cannot be inspected \(KeyError 77\)"):
+        inspect(tmp_path / "a.onnx")
