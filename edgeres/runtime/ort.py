@@ -60,6 +60,8 @@ class OrtRunner:
         self._session: Any = _session(ort, model, _options(ort, self._setup), self._setup)
         self.inputs = tuple(_spec(tensor) for tensor in self._session.get_inputs())
         self.outputs = tuple(_spec(tensor) for tensor in self._session.get_outputs())
+        if not self.inputs or not self.outputs:
+            raise ModelError(f"has {len(self.inputs)} inputs and {len(self.outputs)} outputs", where=where)
         self.input_name, self.output_name = self.inputs[0].name, self.outputs[0].name
         fixed = self.inputs[0].shape[0] if self.inputs[0].shape else None
         self.max_batch: int | None = engines.max_batch if engines and fixed is None else fixed

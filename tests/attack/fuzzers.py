@@ -196,7 +196,7 @@ class Fuzzer:
         self.mutants = {kind: attempts(reader, seed) for kind, reader in self.readers.items()}
         self.turns = count()
 
-    def attempt(self, kind: str, content: bytes, *, seconds: int = harness.SECONDS) -> harness.Ran:
+    def attempt(self, kind: str, content: bytes, *, seconds: int = harness.CLOCK) -> harness.Ran:
         """Give an input to its reader."""
         reader = self.readers[kind]
         with tempfile.TemporaryDirectory(prefix="attack-") as name:

@@ -1,7 +1,8 @@
 """Runs commands of edgeres in forked processes with limits, and says whether what they did is within the rules.
 
 The rules: exit code 0 to 3; no traceback; an error is one line "edgeres: ..." of at most 500 characters, the last one
-on stderr; nothing that a terminal would obey; no more than MEMORY and SECONDS.
+on stderr; nothing that a terminal would obey; no more than MEMORY, SECONDS of processor time, and CLOCK seconds by the
+clock, which is longer since other processes may have the processor.
 """
 
 from __future__ import annotations
@@ -19,18 +20,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-MEMORY, SECONDS = 2_000_000_000, 60
+MEMORY, SECONDS, CLOCK = 2_000_000_000, 60, 240
 _OBEYED = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]|\xe2\x80[\xa8-\xae\x8e\x8f]|\xe2\x81[\xa6-\xa9]")
 
 
 @dataclass(frozen=True)
 class Ran:
-    """What a command did; ``peak`` bytes of the command's own process or of the largest of its children."""
+    """What a command did.
+
+    Attributes:
+        seconds: of processor time, its children's too.
+        clock: seconds from start to end.
+        peak: bytes of the command's own process or of the largest of its children.
+    """
 
     code: int
     out: bytes
     err: bytes
     seconds: float
+    clock: float
     peak: int
 
     @property
@@ -40,7 +48,7 @@ class Ran:
         if self.peak > MEMORY:
             return f"memory: {self.peak / 1e9:.1f} GB"
         if self.seconds > SECONDS or self.code == -signal.SIGALRM:
-            return f"time: {self.seconds:.0f} s"
+            return f"time: {self.seconds:.0f} s of processor, {self.clock:.0f} s by the clock"
         if self.code < 0:
             return f"ended by signal {-self.code}"
         if b"Traceback" in self.err or self.code not in (0, 1, 2, 3):
@@ -79,12 +87,12 @@ def preload(*, torch: bool = False) -> None:
         assert package and checkpoint
 
 
-def run(arguments: Sequence[object], cwd: Path, *, seconds: int = SECONDS) -> Ran:
+def run(arguments: Sequence[object], cwd: Path, *, seconds: int = CLOCK) -> Ran:
     """One command in a forked process."""
     return call(lambda: _main([str(argument) for argument in arguments]), cwd, seconds=seconds)
 
 
-def call(function: Callable[[], object], cwd: Path, *, seconds: int = SECONDS) -> Ran:
+def call(function: Callable[[], object], cwd: Path, *, seconds: int = CLOCK) -> Ran:
     """A function in a forked process; it ends by SystemExit, or with code 0."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         sys.stdout.flush()
@@ -94,10 +102,10 @@ def call(function: Callable[[], object], cwd: Path, *, seconds: int = SECONDS) -
         if child == 0:
             _in_child(function, cwd, (out.fileno(), err.fileno()), seconds)
         _, status, used = os.wait4(child, 0)
-        took = time.monotonic() - started
+        took, clock = used.ru_utime + used.ru_stime, time.monotonic() - started
         out.seek(0)
         err.seek(0)
-        return Ran(os.waitstatus_to_exitcode(status), out.read(), err.read(), took, used.ru_maxrss * 1024)
+        return Ran(os.waitstatus_to_exitcode(status), out.read(), err.read(), took, clock, used.ru_maxrss * 1024)
 
 
 def _in_child(function: Callable[[], object], cwd: Path, outputs: tuple[int, int], seconds: int) -> None:

@@ -176,7 +176,7 @@ class Kills:
             told = Path(scratch) / "steps"
             ran = harness.call(lambda: _counted(self.command, here, None, told), here)
             assert ran.code in (0, 1), ran.err.decode()
-            self.steps, self.seconds = int(told.read_text()), ran.seconds
+            self.steps, self.seconds = int(told.read_text()), ran.clock
 
     def _copy(self, scratch: Path) -> Path:
         shutil.copytree(self.prepared, scratch / "here", symlinks=True)

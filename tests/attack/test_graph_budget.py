@@ -204,3 +204,14 @@ def test_a_graph_that_cannot_be_inspected_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(ModelError, match=r"a\.onnx: cannot be inspected \(KeyError 77\)"):
         inspect(tmp_path / "a.onnx")
+
+
+@pytest.mark.parametrize("name", ["input", "output"])
+def test_a_graph_without_inputs_or_outputs_does_not_run(name: str) -> None:
+    model = onnx.load_from_string(workshop.network())
+    value = onnx.numpy_helper.from_array(np.zeros((1, 3, 32, 32), np.float32), model.graph.input[0].name)
+    if name == "input":
+        model.graph.initializer.append(value)
+    del getattr(model.graph, name)[:]
+    with pytest.raises(ModelError, match=rf"\b0 {name}s"):
+        OrtRunner(model.SerializeToString())
