@@ -169,7 +169,7 @@ def _calibrating(images: int, ranges: RangeChoice, held: int = 0) -> str:
     """What the calibration's stage shows."""
     if ranges.recorded is not None:
         return "taking recorded ranges"
-    parts = f": {images - held:,} to calibrate, {held:,} held back to judge refinements" if held else ""
+    parts = f": {images - held:,} to calibrate, {held:,} held back" if held else ""
     return f"calibrating {images:,} images{parts}"
 
 
@@ -181,7 +181,7 @@ def _refining(choice: RefineChoice, calibration_seconds: float) -> str:
         return "refining with --effort best, some minutes"
     minutes = calibration_seconds * _REFINE_PASSES / 60
     about = f"up to {math.ceil(minutes)} min" if minutes > 1 else "up to a minute"
-    return f"refining with --effort {choice.effort}, {about}; --effort fast leaves it out"
+    return f"refining, --effort {choice.effort}: {about}; fast leaves it out"
 
 
 def _running(quantized: Quantized, images: F32) -> Quantized:

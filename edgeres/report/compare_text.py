@@ -53,7 +53,7 @@ def _lost(found: Json, row: Json, path: str) -> str:
         words += f"; {percent(row['same_answers'])} same answers, {interval(row['same_answers_ci95'])}"
     if row.get("sqnr_loss_db") is not None:
         low, high = row["sqnr_loss_db_ci95"]
-        words += f"; logit SQNR {-row['sqnr_loss_db']:+.1f} dB, {interval([-high, -low])}"
+        words += f"; logit SQNR {0.0 - row['sqnr_loss_db']:+.1f} dB, {interval([0.0 - high, 0.0 - low])}"
     return words
 
 
