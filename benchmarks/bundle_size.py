@@ -1,7 +1,8 @@
 """Size of a bundle with and without what a device tries: ``python benchmarks/bundle_size.py [--model NAME]``.
 
 Builds the network for each set of targets, and compares the bundle with its own size without the further forms, the
-FP16 graph and the probe images. Nothing is timed; ``--effort fast`` gives the same files in size as any other.
+FP16 graph, the graphs of bytes and the probe images. Nothing is timed; ``--effort fast`` gives the same files in size
+as any other.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from edgeres import build
-from edgeres.bundle import PROBES, Bundle
+from edgeres.bundle import PROBES, Bundle, is_of_bytes
 from edgeres.runtime.probes import read_probes
 
 TARGETS = (("cpu", "rtx", "jetson-orin-nano"), ("jetson-orin-nano",))
@@ -33,7 +34,8 @@ def row(model: str, targets: tuple[str, ...], folder: Path) -> str:
     sizes = {name: (bundle.path / name).stat().st_size for name in bundle.manifest.files}
     default = set(bundle.manifest.default_form.values())
     further = [form.file for form in bundle.forms if form.name not in default]
-    added = sum(sizes[name] for name in (*further, PROBES))
+    of_bytes = [name for name in sizes if is_of_bytes(Path(name))]
+    added = sum(sizes[name] for name in (*further, *of_bytes, PROBES))
     total = sum(sizes.values())
     fp16 = next(sizes[form.file] for form in bundle.forms if form.precision == "fp16")
     cells = (

@@ -303,11 +303,11 @@ def _weights(size: int, out: int) -> Any:
 
 
 def engines(say: Say) -> None:
-    """``benchmarks/gpu.py``, if a vendor's library is here."""
+    """``benchmarks/gpu.py``, if a vendor's library runs engines here."""
     from edgeres.device.libraries import MODULES, available
 
     here = {flavour: available(flavour) for flavour in MODULES}
-    if not any(library.can_build for library in here.values()):
+    if not any(library.can_run for library in here.values()):
         say("engines", {"skipped": "; ".join(f"{name}: {library.reason}" for name, library in here.items())})
         return
     import gpu
