@@ -41,7 +41,7 @@ def refuse_output(path: Path) -> None:
 
     A file in the place of ``/dev/null`` or ``/dev/stdout`` breaks the machine.
     """
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, NotADirectoryError):
         refuse_special(path)
     if path.parent.resolve() == Path("/dev"):
         raise OSError(errno.EINVAL, "is a name of the system, not a file", str(path))
