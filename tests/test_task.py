@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import runpy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from PIL import Image
 
 import edgeres
 from edgeres.cli import cli
+from edgeres.data.choose import DataChoice
 from edgeres.data.masks import with_masks
 from edgeres.data.preprocess import normalize as normalized
 from edgeres.data.sources import open_source
@@ -34,7 +36,8 @@ from edgeres.judge.gates import Limits, judge_gates
 from edgeres.pipeline.deploy import deploy
 from edgeres.pipeline.tasks import task_notes
 from edgeres.pipeline.verify import accept_baseline
-from edgeres.records import Fit, Preprocess
+from edgeres.progress import SILENT
+from edgeres.records import Fit, ModelSpec, Preprocess
 from edgeres.report.html import render_html
 from edgeres.report.junit import render_junit
 from edgeres.report.markdown import render_markdown
@@ -50,6 +53,7 @@ from edgeres.task.regression import Answered, Regressor, Values
 from edgeres.verify.statistics import ratios_of_means
 
 pytestmark = pytest.mark.xdist_group("task")  # its bundle is built once
+EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "train_tasks.py"
 PX, VALUES, IMAGES = 16, 3, 40
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
@@ -585,6 +589,25 @@ def test_masks_are_found_beside_images_and_refused_in_one_line(tmp_path: Path) -
     truth = segmentation.Truth(found, contract)
     with pytest.raises(SourceError, match="holds class 1, and the network has 1, 0 to 0"):
         truth(0, (8, 8), 1)
+
+
+@pytest.mark.parametrize(("kind", "values"), [("road", 2), ("patterns", 48), ("boxes", 4)])
+def test_the_example_writes_a_network_with_its_images_and_truth(kind: str, values: int, tmp_path: Path) -> None:
+    command = runpy.run_path(str(EXAMPLE))["write"](kind, tmp_path / "out", 16, 1)
+    words = command.split()
+    task = TASKS[words[words.index("--task") + 1]]
+    canonical = normalize(onnx.load(tmp_path / "out" / "model.onnx"), outputs=task.outputs)
+    assert canonical.num_classes == values
+    spec = task.describe(ModelSpec("example", canonical.preprocess, canonical_names(values)), ["answer"])
+    table = words[words.index("--validation-labels") + 1] if "--validation-labels" in words else None
+    choice = DataChoice(validation=str(tmp_path / "out" / "val"), validation_labels=table)
+    source, reasons = task.validate(choice, replace(spec, weights="example"), SILENT)
+    assert len(source) == 4
+    assert bool(reasons) == (kind == "patterns")  # four images of forty patterns: none is shown twice
+
+
+def canonical_names(count: int) -> tuple[str, ...]:
+    return tuple(f"class {index}" for index in range(count))
 
 
 def test_a_new_task_is_one_record(shop: Shop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
