@@ -35,7 +35,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_links_lead_to_pages_of_the_site_and_links_to_code_become_words(tmp_path: Path) -> None:
     make_site().assemble(tmp_path)
     start = (tmp_path / "index.md").read_text(encoding="utf-8")
-    assert "(security.md)" in start and "(docs/" not in start and "(contributing.md)" in start
+    assert "(security.md)" in start and "](docs/" not in start and "(contributing.md)" in start
     assert "(../changelog.md)" not in (tmp_path / "api.md").read_text(encoding="utf-8")
     assert "](../jetson.md" in (tmp_path / "howto/checkpoint-to-jetson.md").read_text(encoding="utf-8")
     code = [page for page in tmp_path.rglob("*.md") if re.search(r"\]\([^)]*\.(py|cpp|sh)\)", page.read_text("utf-8"))]
