@@ -37,6 +37,8 @@ COMMANDS = {
     "predict": ("predict", "Classify images with a bundle."),
     "try": ("try_page", "Show FP32 beside INT8 on your photographs, on a local page."),
     "deploy": ("deploy", "Write a bundle for Triton, DeepStream, trtexec or ROS 2."),
+    "push": ("push", "Write a bundle into a registry of containers."),
+    "pull": ("pull", "Take a bundle from a registry of containers."),
     "sign": ("sign", "Sign a bundle with an SSH key."),
     "verify-signature": ("verify_signature", "Check that a trusted key signed a bundle."),
     "sbom": ("sbom", "List what a bundle, or edgeres here, is made of, as CycloneDX."),

@@ -1,0 +1,1 @@
+"""Bundles in registries of containers: pushed as they are, and pulled with every byte checked."""
