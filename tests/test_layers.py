@@ -45,7 +45,7 @@ FLOORS = (
     ("judge",),
     ("task",),
     ("report",),
-    ("bench", "deploy", "live", "profiling"),
+    ("bench", "deploy", "hub", "live", "profiling"),
     ("pipeline",),
     ("doctor", "remote"),
     ("edgeres", "cli"),
