@@ -18,7 +18,10 @@ from edgeres.bundle import FP16, FP32, Bundle, bytes_file, new_bundle, seal
 from edgeres.data.preprocess import geometry, normalize
 from edgeres.deploy.network import network_of
 from edgeres.deploy.programs import deepstream, triton
+from edgeres.device.libraries import available
+from edgeres.engine.builder import BuildRequest, build_engine
 from edgeres.engine.engines import EngineChoice
+from edgeres.engine.kernels import read_program
 from edgeres.errors import BundleError, InputError
 from edgeres.files import write_file
 from edgeres.graph.frame import with_bytes
@@ -135,6 +138,17 @@ def test_no_engine_is_built_from_a_graph_of_bytes_that_is_not_the_bundles(
     with pytest.raises(BundleError, match="was changed" if listed else "does not list"):
         add_engines(path, "tensorrt", EngineChoice(), tune=TuneChoice(tune=False))
     assert not Bundle(path).manifest.engines
+
+
+def test_rtx_builds_a_graph_of_bytes_that_moves_less(tmp_path: Path) -> None:
+    if not available("rtx").can_build:
+        pytest.skip(available("rtx").reason)
+    (tmp_path / FP32).write_bytes(classifier())
+    (tmp_path / bytes_file(FP32)).write_bytes(OF_BYTES)
+    request = BuildRequest("fp32", max_batch=1)
+    floats, of_bytes = (build_engine(tmp_path / name, request, "rtx") for name in (FP32, bytes_file(FP32)))
+    assert (floats.takes_bytes, of_bytes.takes_bytes) == (False, True)
+    assert read_program(of_bytes.data).moved_bytes < read_program(floats.data).moved_bytes
 
 
 def test_verification_and_bench_feed_bytes(gpu: Gpu, tmp_path: Path) -> None:
