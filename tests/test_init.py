@@ -55,3 +55,12 @@ def test_a_file_that_is_not_toml_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"pyproject.toml: .*; correct it"):
         CliRunner().invoke(command, [str(tmp_path)], catch_exceptions=False)
     assert [path.name for path in tmp_path.iterdir()] == ["pyproject.toml"]
+
+
+@pytest.mark.parametrize("text", ["tool = {other = {}}\n", "tool = 1\n", "[[tool]]\nx = 1\n"])
+def test_a_file_that_takes_no_table_of_ours_is_left_alone(tmp_path: Path, text: str) -> None:
+    (tmp_path / "pyproject.toml").write_text(text)
+    with pytest.raises(UsageError, match=r"\[tool\.edgeres\] cannot stand behind what is there"):
+        CliRunner().invoke(command, [str(tmp_path)], catch_exceptions=False)
+    assert (tmp_path / "pyproject.toml").read_text() == text
+    assert [path.name for path in tmp_path.iterdir()] == ["pyproject.toml"]

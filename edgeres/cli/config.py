@@ -165,6 +165,15 @@ def has_table(path: Path) -> bool:
     return _table(path) is not None
 
 
+def holds_table(text: str) -> bool:
+    """Whether a text is TOML with a ``[tool.edgeres]`` that would be read."""
+    try:
+        tool = tomllib.loads(text).get("tool")
+    except ValueError:
+        return False
+    return isinstance(tool, dict) and isinstance(tool.get("edgeres"), dict)
+
+
 def _value(name: str, value: Any, path: Path) -> Any:
     if (name in LIMITS or name in brought_gates()) and value is False:
         return None

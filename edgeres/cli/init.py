@@ -50,7 +50,7 @@ def command(directory: Path, as_json: bool) -> None:
     edgeres init
     edgeres init robot
     """
-    from edgeres.cli.config import has_table
+    from edgeres.cli.config import has_table, holds_table
     from edgeres.errors import UsageError
     from edgeres.files import write_file
 
@@ -59,7 +59,11 @@ def command(directory: Path, as_json: bool) -> None:
         raise UsageError("has a [tool.edgeres]", where=path, hint="edit it; edgeres verify --help lists the limits")
     before = path.read_bytes().decode() if path.exists() else ""
     gap = "" if not before else "\n" if before.endswith("\n") else "\n\n"
-    write_file(path, f"{before}{gap}{SECTION}".encode())
+    text = f"{before}{gap}{SECTION}"
+    if not holds_table(text):
+        what = f"{SECTION.splitlines()[0]} cannot stand behind what is there"
+        raise UsageError(what, where=path, hint="write [tool] and [[tool]] as tables, not as tool = {...}")
+    write_file(path, text.encode())
     made = [path]
     for folder in (directory / name for name in FOLDERS):
         if not folder.exists():
