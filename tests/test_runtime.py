@@ -7,6 +7,7 @@ from array import array
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnxruntime as ort
@@ -302,3 +303,16 @@ def test_the_benchmark_measures_each_thing(path: Path, monkeypatch: pytest.Monke
     assert result["1280x720 by the bundle"]["crop_px"] == [SIDE, SIDE]
     assert result["1280x720 by ImageNet's usual"]["resize_px"] == 256
     assert result["steady memory"]["inferences"] == 80 and result["steady memory"]["wrong"] == 0
+
+
+def test_a_large_batch_takes_the_memory_of_a_part_of_it() -> None:
+    """On the CPU all layers of all images would be in memory, and ONNX Runtime keeps what it has taken."""
+    inputs = np.random.default_rng(0).normal(size=(300, 3, SIDE, SIDE)).astype(np.float32)
+    with OrtRunner(classifier(), threads=1) as runner:
+        session = mock.Mock(wraps=runner._session)
+        runner._session = session
+        found = runner.infer({runner.input_name: inputs})[runner.output_name]
+        sizes = [len(call.args[1][runner.input_name]) for call in session.run.call_args_list]
+        assert sum(sizes) == 300 and max(sizes) <= 128
+        alone = np.concatenate([runner.infer({runner.input_name: one[None]})[runner.output_name] for one in inputs])
+    np.testing.assert_allclose(found, alone, rtol=1e-5, atol=1e-6)

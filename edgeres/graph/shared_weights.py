@@ -34,7 +34,8 @@ def cast_weights(model: ModelProto, single: ModelProto) -> ModelProto:
 
     rounded = {}
     for tensor in single.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT and prod(tensor.dims) * 2 >= LEAST_BYTES:
+        # Biases stay: some parsers take them as stored constants alone.
+        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1 and prod(tensor.dims) * 2 >= LEAST_BYTES:
             with np.errstate(over="ignore"):
                 half = numpy_helper.to_array(tensor).astype(np.float16)
             rounded[tuple(tensor.dims), half.tobytes()] = tensor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -14,10 +15,13 @@ from edgeres.device.cpu import usable_cores
 from edgeres.device.targets import RUNTIME_TITLES
 from edgeres.errors import EngineError, ModelError, UsageError, reading
 from edgeres.graph.trial import NUMPY_NAMES, read_graph
+from edgeres.runtime.leaving import kept_whole
 from edgeres.runtime.ort_engines import EngineProvider, add_rtx, tensorrt_providers
 from edgeres.runtime.runner import Feed, TensorSpec, any_batch, check_feed, closed, parts
 
 OrtDevice = Literal["cpu", "cuda"] | EngineProvider
+# Of one inference on the CPU: memory of all layers grows with the images, and ONNX Runtime keeps what it has taken.
+_MOST_IMAGES = 128
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -66,6 +70,8 @@ class OrtRunner:
         fixed = self.inputs[0].shape[0] if self.inputs[0].shape else None
         self.max_batch: int | None = engines.max_batch if engines and fixed is None else fixed
         self._smallest = fixed or 1
+        free = all(tensor.shape and tensor.shape[0] is None for tensor in (*self.inputs, *self.outputs))
+        self._most = self.max_batch or (_MOST_IMAGES if device == "cpu" and free else None)
         self._output_names = [output.name for output in self.outputs]
         self._checked = any_batch(self.inputs)
 
@@ -73,11 +79,12 @@ class OrtRunner:
         session = self._session
         if session is None:
             raise closed(self.name)
-        if self.max_batch is None or len(self.inputs) != 1:
-            check_feed(feed, self.inputs)
-            return self._named(session.run(None, feed))
-        cut = list(parts(check_feed(feed, self._checked), self._smallest, self.max_batch))
-        runs = [session.run(None, {self.input_name: feed[self.input_name][part]}) for part in cut]
+        one = len(self.inputs) == 1
+        images = check_feed(feed, self._checked if one else self.inputs)
+        if self._most is None or not one or (self.max_batch is None and images <= self._most):
+            return self._named(kept_whole(lambda: session.run(None, feed)))
+        cut = (feed[self.input_name][part] for part in parts(images, self._smallest, self._most))
+        runs = [kept_whole(partial(session.run, None, {self.input_name: part})) for part in cut]
         return self._named(runs[0] if len(runs) == 1 else map(np.concatenate, zip(*runs, strict=True)))
 
     def trace(self, feed: Feed, runs: int) -> bytes:
