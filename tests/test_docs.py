@@ -118,3 +118,11 @@ def test_classes_and_tables_that_a_page_names_exist(page: str) -> None:
     sources += (REPOSITORY / "tests" / "conftest.py").read_text(encoding="utf-8")
     assert {name for name in named if not re.search(rf"^(class )?{name}\b", sources, re.M)} == set()
     assert len(named) > 5
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "api.md"], ids=lambda page: page.name)
+def test_lines_of_pages_are_short_enough_to_be_read_as_text(page: Path) -> None:
+    """120 columns, apart from tables, code, and one piece of code or link that is longer."""
+    text = re.sub(r"(?ms)^ *```.*?^ *```", "", page.read_text(encoding="utf-8"))
+    lines = [line for line in text.splitlines() if len(line) > 120 and not line.lstrip().startswith(("|", "#", "!["))]
+    assert not [line for line in lines if len(re.findall(r"(?:`[^`]*`|\[[^]]*\]\([^)]*\)|\S)+", line)) > 1]
