@@ -15,8 +15,9 @@ import sys
 import threading
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -293,8 +294,14 @@ def test_a_port_in_use_gets_one_line(bundle: Path, server: TryServer) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_it_cleanly(bundle: Path, number: signal.Signals) -> None:
-    command = [sys.executable, "-m", "edgeres", "try", str(bundle), "--port", "0", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # A program that was started in the background inherits that Ctrl-C is ignored.
+    code = "import signal; signal.signal(2, signal.default_int_handler); from edgeres.cli import main; main()"
+    command = [sys.executable, "-c", code, "try", str(bundle), "--port", "0", "--json"]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
+        ExitStack() as stack,
+    ):
+        stack.callback(process.kill)
         assert process.stdout is not None and process.stderr is not None
         lines = iter(process.stdout.readline, "")
         told = ""
@@ -354,7 +361,7 @@ def test_the_page_in_a_browser(server: TryServer, tmp_path: Path) -> None:
         # the refusal of notes.png is what the browser notes, and nothing else
         assert [one for one in tab.complaints if "422" not in one] == []
         count = server.images
-        with HTTPServer(("127.0.0.1", 0), Elsewhere) as other:
+        with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as other:  # browsers connect ahead and say nothing
             thread = threading.Thread(target=other.serve_forever, args=(0.02,))
             thread.start()
             tab.open(f"http://127.0.0.1:{other.server_port}/")
