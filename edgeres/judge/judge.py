@@ -41,7 +41,8 @@ def judge(asked: Asked, made: Made, measured: Measured, part: TaskPart | None = 
     Args:
         part: what the network's task adds; None: that of scores of classes.
     """
-    part = part or part_of_scores(asked.gates, labels="accuracy" not in measured.reasons)
+    labels, baseline = "accuracy" not in measured.reasons, asked.baseline is not None
+    part = part or part_of_scores(asked.gates, baseline=baseline, labels=labels)
     facts: Json = json.loads(json.dumps(made.facts))  # tuples become lists, as in a baseline
     making = made.making
     sections = {

@@ -33,13 +33,14 @@ class TaskPart:
     section: Section | None = None
 
 
-def part_of_scores(gates: GateChoice, *, labels: bool) -> TaskPart:
+def part_of_scores(gates: GateChoice, *, baseline: bool, labels: bool) -> TaskPart:
     """The part of a network that scores classes.
 
     Args:
+        baseline: whether there is one to compare with.
         labels: whether the validation images have labels.
     """
-    return TaskPart(METRICS, gates.limits.gates(baseline=gates.baseline is not None, labels=labels), CHECKS)
+    return TaskPart(METRICS, gates.limits.gates(baseline=baseline, labels=labels), CHECKS)
 
 
 def common_metrics() -> dict[str, Metric]:
