@@ -698,3 +698,17 @@ def test_help_of_every_command_fits_a_terminal(edge: Any, monkeypatch: pytest.Mo
         assert (done.code, done.err) == (0, "")
         lines = done.out.splitlines()
         assert [line for line in lines if len(line) > 80 and not line.strip().startswith(tuple(examples))] == []
+
+
+def test_a_package_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+    """torch raises RuntimeError where memory is short, and others what they like."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise RuntimeError('Unable to make a type')\n")
+    command = [sys.executable, "-m", "edgeres", "export", "--model", "resnet20", "-o", str(tmp_path / "m.onnx")]
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": path})
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1].startswith(
+        "edgeres: torch cannot be loaded (RuntimeError: Unable to make a type); python -c 'import torch' has to work"
+    )
+    assert "Traceback" not in done.stderr

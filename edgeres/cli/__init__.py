@@ -141,10 +141,26 @@ def main() -> None:
         _say(_one_line(error))
         code = error.exit_code if isinstance(error, EdgeresError) else EdgeresError.exit_code
     except Exception as error:  # all else is a fault of ours; Python's own exit code, 1, would say that a gate failed
-        traceback.print_exc()
-        _say(f"this is a fault of edgeres ({type(error).__name__}); please report it with the lines above")
-        code = FAULT
+        package = _not_loaded(error)
+        if package is None or debug:
+            traceback.print_exc()
+        if package is None:
+            _say(f"this is a fault of edgeres ({type(error).__name__}); please report it with the lines above")
+            code = FAULT
+        else:
+            hint = f"python -c 'import {package}' has to work: more memory, or install it again"
+            _say(f"{package} cannot be loaded ({type(error).__name__}: {error}); {hint}")
+            code = EdgeresError.exit_code
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _not_loaded(error: Exception) -> str | None:
+    """The package of others that raised an error while it was imported, as for want of memory; None: there is none."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if frame.f_code.co_name == "<module>" and package not in ("edgeres", "__main__"):
+            return package
+    return None
 
 
 def _one_line(error: EdgeresError | OSError | MemoryError | RecursionError) -> str:
