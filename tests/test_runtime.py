@@ -15,6 +15,7 @@ import pytest
 from bundles import CLASSES, SIDE, classifier, spec, write_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 from PIL import Image
 
 import edgeres
@@ -316,3 +317,16 @@ def test_a_large_batch_takes_the_memory_of_a_part_of_it() -> None:
         assert sum(sizes) == 300 and max(sizes) <= 128
         alone = np.concatenate([runner.infer({runner.input_name: one[None]})[runner.output_name] for one in inputs])
     np.testing.assert_allclose(found, alone, rtol=1e-5, atol=1e-6)
+
+
+def test_a_graph_that_fails_when_it_runs_is_an_error_of_the_model() -> None:
+    """It loads, because its sizes are not known before there is an image."""
+    given = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["n", 3, SIDE, SIDE])
+    scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", 6])
+    wrong = helper.make_tensor("shape", TensorProto.INT64, [2], [-1, 7])
+    nodes = [helper.make_node("Reshape", ["pixels", "shape"], ["r"]), helper.make_node("Identity", ["r"], ["scores"])]
+    graph = helper.make_graph(nodes, "wrong", [given], [scores], [wrong])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    with OrtRunner(model) as runner, pytest.raises(ModelError, match="ONNX Runtime cannot run this graph") as told:
+        runner.infer({"pixels": np.zeros((1, 3, SIDE, SIDE), np.float32)})
+    assert "\n" not in str(told.value)

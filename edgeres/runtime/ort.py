@@ -82,10 +82,19 @@ class OrtRunner:
         one = len(self.inputs) == 1
         images = check_feed(feed, self._checked if one else self.inputs)
         if self._most is None or not one or (self.max_batch is None and images <= self._most):
-            return self._named(kept_whole(lambda: session.run(None, feed)))
+            return self._named(self._run(session, feed))
         cut = (feed[self.input_name][part] for part in parts(images, self._smallest, self._most))
-        runs = [kept_whole(partial(session.run, None, {self.input_name: part})) for part in cut]
+        runs = [self._run(session, {self.input_name: part}) for part in cut]
         return self._named(runs[0] if len(runs) == 1 else map(np.concatenate, zip(*runs, strict=True)))
+
+    def _run(self, session: Any, feed: Feed) -> list[Any]:
+        """All outputs; what ONNX Runtime raises, as of sizes that fit no operator, names the graph."""
+        try:
+            found: list[Any] = kept_whole(partial(session.run, None, feed))
+        except Exception:
+            with reading(self._file, "ONNX Runtime cannot run this graph", error=ModelError):
+                raise
+        return found
 
     def trace(self, feed: Feed, runs: int) -> bytes:
         """What ONNX Runtime's profiler writes of so many inferences, as JSON; they run in a session of their own.
@@ -104,7 +113,7 @@ class OrtRunner:
             options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "trace")
             session = _session(ort, self._file, options, self._setup)
             for _ in range(runs):
-                session.run(None, feed)
+                self._run(session, feed)
             return Path(session.end_profiling()).read_bytes()
 
     def _named(self, arrays: Iterable[Any]) -> Feed:
