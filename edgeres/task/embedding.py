@@ -22,7 +22,6 @@ from edgeres.verify.answers import REFERENCE, Mask
 if TYPE_CHECKING:
     from edgeres.data.base import Source
     from edgeres.data.choose import DataChoice
-    from edgeres.data.loader import Batch
     from edgeres.judge.asked import Asked
     from edgeres.judge.checks import Finding
     from edgeres.judge.document import Json, Section
@@ -101,22 +100,6 @@ class Embedder(Predictor[Embedding]):
         lengths = np.linalg.norm(rows.astype(np.float64), axis=1)
         unit = (rows / np.maximum(lengths, SMALL)[:, None]).astype(np.float32)
         return [Embedding(row, float(length)) for row, length in zip(unit, lengths, strict=True)]
-
-
-class Vectors:
-    """The embeddings of all images, as one candidate gives them."""
-
-    def __init__(self) -> None:
-        self._parts: list[F32] = []
-
-    def add(self, batch: Batch, reference: Feed, own: Feed) -> None:
-        (rows,) = own.values()
-        self._parts.append(rows)
-
-    @property
-    def rows(self) -> F32:
-        """float32 (N, D)."""
-        return np.concatenate(self._parts)
 
 
 @dataclass(frozen=True)
@@ -230,9 +213,9 @@ def _validate(choice: DataChoice, spec: ModelSpec, progress: Progress) -> tuple[
 def _measure(
     candidates: Candidates, spec: ModelSpec, images: Validation, progress: Progress, plan: MeasurePlan
 ) -> TaskMeasured:
-    from edgeres.task.measure import measure_columns
+    from edgeres.task.measure import Rows, measure_columns
 
-    measured = measure_columns(candidates, spec, images, Vectors, progress, plan)
+    measured = measure_columns(candidates, spec, images, Rows, progress, plan)
     source, columns = images.loader.source, measured.answers
     raw = {name: column.rows for name, column in columns.by_name.items()}
     lengths = {name: np.linalg.norm(rows.astype(np.float64), axis=1) for name, rows in raw.items()}

@@ -21,7 +21,7 @@ from edgeres.data.record import DataRecord
 from edgeres.device.environment import environment, recorded_time
 from edgeres.errors import ModelError, SourceError, UsageError
 from edgeres.progress import Progress
-from edgeres.records import I64, ModelSpec
+from edgeres.records import F32, I64, ModelSpec
 from edgeres.runtime.prepared import fed
 from edgeres.runtime.runner import Feed, Runner
 from edgeres.task.record import TaskMeasured
@@ -36,6 +36,22 @@ class Reducer(Protocol):
 
     def add(self, batch: Batch, reference: Feed, own: Feed) -> None:
         """Reduce the outputs of one batch, beside those of the reference on it; both by the outputs' names."""
+
+
+class Rows:
+    """The one output of all images, a row each, as one candidate gives them."""
+
+    def __init__(self) -> None:
+        self._parts: list[F32] = []
+
+    def add(self, batch: Batch, reference: Feed, own: Feed) -> None:
+        (rows,) = own.values()
+        self._parts.append(rows)
+
+    @property
+    def rows(self) -> F32:
+        """float32 (N, K)."""
+        return np.concatenate(self._parts)
 
 
 @dataclass(frozen=True)

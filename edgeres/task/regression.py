@@ -25,7 +25,6 @@ from edgeres.verify.answers import REFERENCE
 if TYPE_CHECKING:
     from edgeres.data.base import Source
     from edgeres.data.choose import DataChoice
-    from edgeres.data.loader import Batch
     from edgeres.judge.asked import Asked
     from edgeres.judge.checks import Finding
     from edgeres.judge.document import Json, Section
@@ -103,22 +102,6 @@ class Regressor(Predictor[Values]):
         """The values of each image."""
         rows = outputs[runner.output_name].astype(np.float32, copy=False)
         return [Values(row, self.labels) for row in rows]
-
-
-class Rows:
-    """The values of all images, as one candidate gives them."""
-
-    def __init__(self) -> None:
-        self._parts: list[F32] = []
-
-    def add(self, batch: Batch, reference: Feed, own: Feed) -> None:
-        (rows,) = own.values()
-        self._parts.append(rows)
-
-    @property
-    def rows(self) -> F32:
-        """float32 (N, K)."""
-        return np.concatenate(self._parts)
 
 
 @dataclass(frozen=True)
@@ -211,7 +194,7 @@ def _measure(
     candidates: Candidates, spec: ModelSpec, images: Validation, progress: Progress, plan: MeasurePlan
 ) -> TaskMeasured:
     from edgeres.data.values import Valued
-    from edgeres.task.measure import measure_columns
+    from edgeres.task.measure import Rows, measure_columns
 
     measured = measure_columns(candidates, spec, images, Rows, progress, plan)
     source, columns = images.loader.source, measured.answers
